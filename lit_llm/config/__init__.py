@@ -1,0 +1,35 @@
+"""Configuration: dataclasses that import neither torch nor lightning."""
+
+from lit_llm.config.corpus import CorpusConfig, PrepareConfig, TokenizerTrainingConfig
+from lit_llm.config.data import DataConfig
+from lit_llm.config.errors import UserError
+from lit_llm.config.generation import GenerateConfig, SamplingConfig
+from lit_llm.config.model import ModelConfig, RopeScaling
+from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
+from lit_llm.config.plain import from_plain, to_plain
+from lit_llm.config.presets import PRESETS, preset, preset_fields
+from lit_llm.config.run import PretrainConfig, RunConfig, SampleConfig
+from lit_llm.config.trainer import TrainerConfig
+
+__all__ = [
+    "PRESETS",
+    "CorpusConfig",
+    "DataConfig",
+    "GenerateConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PrepareConfig",
+    "PretrainConfig",
+    "RopeScaling",
+    "RunConfig",
+    "SampleConfig",
+    "SamplingConfig",
+    "ScheduleConfig",
+    "TokenizerTrainingConfig",
+    "TrainerConfig",
+    "UserError",
+    "from_plain",
+    "preset",
+    "preset_fields",
+    "to_plain",
+]

@@ -1,0 +1,87 @@
+"""Where text comes from, and how a tokenizer and shards are made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lit_llm.config.errors import UserError
+
+
+@dataclass
+class CorpusConfig:
+    """A source of documents and its split into train, validation and test."""
+
+    path: str = "stdlib"
+    """"stdlib" (the Python standard library's own source on this machine), a .txt, .jsonl or .parquet file, a folder, a
+    glob, or hf:NAME[:CONFIG] for a Hugging Face dataset (streamed)."""
+    text_field: str = "text"
+    """Field of a .jsonl, .parquet or Hugging Face row that holds the text."""
+    hf_split: str = "train"
+    """Split of a Hugging Face dataset to read."""
+    split: Literal["hash", "tail"] = "hash"
+    """"hash" gives whole documents to a split by a stable hash; "tail" cuts the text in order, its last characters
+    being validation (then test)."""
+    validation_fraction: float = 0.05
+    """Share of the documents (hash) or characters (tail) kept for validation."""
+    test_fraction: float = 0.0
+    """Share kept for test."""
+
+    def __post_init__(self) -> None:
+        for name in ("validation_fraction", "test_fraction"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"corpus.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.validation_fraction + self.test_fraction >= 1.0:
+            raise UserError("corpus.validation_fraction and corpus.test_fraction leave nothing to train on")
+
+
+@dataclass
+class TokenizerTrainingConfig:
+    """Train a tokenizer on a corpus and save it as a folder."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    """The text; only its train split is read."""
+    kind: Literal["bpe", "character"] = "bpe"
+    """Byte-level byte-pair encoding, or one token per character."""
+    vocab_size: int = 32000
+    """Tokens in all, special tokens included (bpe only; 32,000 and 50,257 are usual)."""
+    byte_fallback: bool = True
+    """character: spell characters that the corpus lacks as UTF-8 bytes; without it they are an error."""
+    max_bytes: int | None = None
+    """Read at most this many bytes of text; null reads all."""
+    output: str = "checkpoints/tokenizer"
+    """Folder that the tokenizer is written to."""
+    overwrite: bool = False
+    """Replace a tokenizer that is already there."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "bpe" and self.vocab_size < 260:
+            raise UserError(
+                f"vocab_size is {self.vocab_size}; byte-level BPE needs at least 260 (256 bytes, 4 specials)"
+            )
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise UserError(f"max_bytes is {self.max_bytes}; it must be at least 1, or null")
+
+
+@dataclass
+class PrepareConfig:
+    """Encode a corpus into shards."""
+
+    corpus: CorpusConfig = field(default_factory=CorpusConfig)
+    """The text."""
+    tokenizer: str = "checkpoints/tokenizer"
+    """Folder of the tokenizer."""
+    output: str = "checkpoints/shards"
+    """Folder that gets train/, validation/ and test/ shards. A run that was interrupted goes on where it stopped."""
+    shard_tokens: int = 50_000_000
+    """Tokens after which a shard is closed; what an interruption can lose."""
+    num_workers: int | None = None
+    """Encoding processes or threads; null uses every core."""
+    overwrite: bool = False
+    """Replace shards that are already there."""
+
+    def __post_init__(self) -> None:
+        if self.shard_tokens < 1:
+            raise UserError(f"shard_tokens is {self.shard_tokens}; it must be at least 1")
+        if self.num_workers is not None and self.num_workers < 1:
+            raise UserError(f"num_workers is {self.num_workers}; it must be at least 1, or null")

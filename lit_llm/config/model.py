@@ -1,0 +1,198 @@
+"""What a decoder is made of. Every supported architecture is a set of values of `ModelConfig`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_llm.config.errors import UserError
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu"]
+GATED_ACTIVATIONS = ("swiglu", "geglu")
+
+
+@dataclass
+class RopeScaling:
+    """How rotary frequencies are stretched so that a model reads further than it was trained."""
+
+    type: Literal["linear", "llama3", "yarn"] = "linear"
+    """Stretch every frequency ("linear"), only the slow ones ("llama3"), or by ramp with a temperature ("yarn")."""
+    factor: float = 1.0
+    """How many times longer the context becomes."""
+    original_max_position_embeddings: int | None = None
+    """Context in tokens that the weights were trained at; needed by "llama3" and "yarn"."""
+    low_freq_factor: float = 1.0
+    """llama3: wavelengths above original / this are divided by the whole factor."""
+    high_freq_factor: float = 4.0
+    """llama3: wavelengths below original / this are left alone."""
+    beta_fast: float = 32.0
+    """yarn: dimensions that turn more often than this over the original context are left alone."""
+    beta_slow: float = 1.0
+    """yarn: dimensions that turn less often than this over the original context are divided by the whole factor."""
+    attention_factor: float | None = None
+    """yarn: what cosines and sines are multiplied by; null means 0.1 ln(factor) + 1."""
+
+    def __post_init__(self) -> None:
+        if self.factor < 1.0:
+            raise UserError(f"model.rope_scaling.factor is {self.factor}; it must be at least 1")
+        if self.type in ("llama3", "yarn") and not self.original_max_position_embeddings:
+            raise UserError(f"rope scaling {self.type!r} needs model.rope_scaling.original_max_position_embeddings")
+        if self.type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise UserError("model.rope_scaling.high_freq_factor must be above low_freq_factor")
+
+
+@dataclass
+class ModelConfig:
+    """A decoder-only transformer, as data."""
+
+    vocab_size: int | None = None
+    """Rows of the embedding that have a token; null takes it from the tokenizer."""
+    pad_vocab_to_multiple_of: int = 1
+    """Round the embedding up to this many rows (64 or 128 suits GPUs); the extra rows are never predicted."""
+    max_position_embeddings: int = 1024
+    """Longest sequence in tokens."""
+    hidden_size: int = 768
+    """Width of the residual stream."""
+    num_layers: int = 12
+    """Blocks."""
+    num_heads: int = 12
+    """Query heads."""
+    num_key_value_heads: int | None = None
+    """Key and value heads: null for one per query head, fewer for grouped-query, 1 for multi-query attention."""
+    head_dim: int | None = None
+    """Width of a head; null means hidden_size / num_heads."""
+    intermediate_size: int | None = None
+    """Width inside the feed-forward; null means 4 x hidden_size, or 8/3 of it (rounded up to 32) where gated."""
+    activation: Activation = "gelu_tanh"
+    """Feed-forward: plain (relu, gelu, gelu_tanh, silu, relu2) or gated (swiglu, geglu)."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Kind of normalisation."""
+    norm_eps: float = 1e-5
+    """Added to the variance in a norm."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """Norm before each sublayer (GPT-2 and after) or after each residual sum (the 2017 block)."""
+    norm_weight: bool = True
+    """Whether norms have a learned scale."""
+    norm_bias: bool = True
+    """Whether LayerNorm has a learned shift (RMSNorm has none)."""
+    position: Literal["learned", "sinusoidal", "rope", "none"] = "learned"
+    """How a token knows where it stands."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    rope_scaling: RopeScaling | None = None
+    """Rotary frequencies stretched for long contexts."""
+    qkv_bias: bool = True
+    """Bias on the query, key and value projections."""
+    attention_output_bias: bool = True
+    """Bias on the attention output projection."""
+    mlp_bias: bool = True
+    """Bias in the feed-forward."""
+    qk_norm: bool = False
+    """RMSNorm over each head of q and k before the rotary turn (Qwen3)."""
+    sliding_window: int | None = None
+    """Each token sees itself and the sliding_window - 1 tokens before it; null sees all."""
+    attention_softcap: float | None = None
+    """Attention scores become cap * tanh(scores / cap); leaves the fused kernels (Gemma 2)."""
+    logits_softcap: float | None = None
+    """Logits become cap * tanh(logits / cap)."""
+    tie_word_embeddings: bool = True
+    """The head shares the embedding's weights."""
+    scale_embeddings: bool = False
+    """Multiply token embeddings by sqrt(hidden_size) (the 2017 model)."""
+    embedding_norm: bool = False
+    """Norm right after the embedding."""
+    x0_shortcut: bool = False
+    """Each block reads a learned mix of the stream and of the embedding output (modded-nanogpt)."""
+    value_embeddings: bool = False
+    """Every second block, the last included, adds a gated embedding of the token itself to its values (nanochat)."""
+    token_smear: bool = False
+    """A learned gate adds the previous token's embedding to each token's (modded-nanogpt)."""
+    dropout: float = 0.0
+    """Dropout on embeddings, attention weights and both residual branches, while training."""
+    init_std: float = 0.02
+    """Standard deviation of initial weights; residual projections get init_std / sqrt(2 num_layers)."""
+    zero_init_projections: bool = False
+    """Start the residual projections at zero, so that every block begins as the identity."""
+
+    def __post_init__(self) -> None:
+        self._check_positive()
+        self._check_attention()
+        self._check_rope()
+        if self.norm == "rmsnorm":
+            self.norm_bias = False
+        if self.norm_bias and not self.norm_weight:
+            raise UserError("model.norm_bias needs model.norm_weight; set norm_bias to false")
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and below 1")
+
+    def _check_positive(self) -> None:
+        for name in ("hidden_size", "num_layers", "num_heads", "max_position_embeddings", "pad_vocab_to_multiple_of"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("vocab_size", "num_key_value_heads", "head_dim", "intermediate_size", "sliding_window"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model.{name} is {value}; it must be at least 1, or null")
+        for name in ("attention_softcap", "logits_softcap"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"model.{name} is {value}; it must be above 0, or null")
+        for name in ("norm_eps", "init_std", "rope_theta"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"model.{name} is {getattr(self, name)}; it must be above 0")
+
+    def _check_attention(self) -> None:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
+            raise UserError(
+                f"model.hidden_size {self.hidden_size} does not divide by model.num_heads {self.num_heads}; "
+                "change one of them or set model.head_dim"
+            )
+        if self.num_heads % self.kv_heads:
+            raise UserError(
+                f"model.num_heads {self.num_heads} does not divide by "
+                f"model.num_key_value_heads {self.num_key_value_heads}"
+            )
+
+    def _check_rope(self) -> None:
+        if self.position == "rope" and self.width_per_head % 2:
+            raise UserError(f"rotary positions need an even head width, not {self.width_per_head}")
+        if self.rope_scaling is not None and self.position != "rope":
+            raise UserError("model.rope_scaling has no effect without model.position rope")
+        if self.position == "sinusoidal" and self.hidden_size % 2:
+            raise UserError(f"sinusoidal positions need an even model.hidden_size, not {self.hidden_size}")
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key and value heads, resolved."""
+        return self.num_key_value_heads or self.num_heads
+
+    @property
+    def width_per_head(self) -> int:
+        """Width of one head, resolved."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def gated(self) -> bool:
+        """Whether the feed-forward has a gate."""
+        return self.activation in GATED_ACTIVATIONS
+
+    @property
+    def feedforward_size(self) -> int:
+        """Width inside the feed-forward, resolved."""
+        if self.intermediate_size is not None:
+            return self.intermediate_size
+        if self.gated:
+            return -(-8 * self.hidden_size // (3 * 32)) * 32
+        return 4 * self.hidden_size
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding.
+
+        Raises:
+            UserError: `vocab_size` has not been set, by hand or from a tokenizer.
+        """
+        if self.vocab_size is None:
+            raise UserError("model.vocab_size is not set and no tokenizer was given to take it from")
+        multiple = self.pad_vocab_to_multiple_of
+        return -(-self.vocab_size // multiple) * multiple

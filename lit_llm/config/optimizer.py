@@ -1,0 +1,72 @@
+"""The optimizer and the learning-rate schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_llm.config.errors import UserError
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW for everything, or Muon for the hidden matrices and AdamW for the rest."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """"muon" orthogonalises the update of each hidden matrix and leaves embeddings, head, norms and biases to AdamW."""
+    learning_rate: float = 3e-4
+    """Peak rate of AdamW."""
+    beta1: float = 0.9
+    """AdamW: decay of the mean of the gradient."""
+    beta2: float = 0.95
+    """AdamW: decay of the mean of its square."""
+    eps: float = 1e-8
+    """AdamW: added to the denominator."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; norms, biases, scalars and embeddings have none."""
+    fused: bool | None = None
+    """AdamW in one fused kernel; null: wherever torch has one (CPU and CUDA)."""
+    muon_learning_rate: float = 0.02
+    """Peak rate of Muon, before the shape factor sqrt(max(1, rows / columns))."""
+    muon_momentum: float = 0.95
+    """Muon: momentum after warm-up."""
+    muon_momentum_start: float = 0.85
+    """Muon: momentum at the first step."""
+    muon_momentum_warmup_steps: int = 300
+    """Muon: steps over which the momentum rises; 0 for none."""
+    muon_ns_steps: int = 5
+    """Muon: Newton-Schulz iterations."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "eps", "muon_learning_rate"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be above 0")
+        for name in ("beta1", "beta2", "muon_momentum", "muon_momentum_start"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise UserError(f"optimizer.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay is {self.weight_decay}; it must be at least 0")
+        if self.muon_momentum_warmup_steps < 0 or self.muon_ns_steps < 1:
+            raise UserError("optimizer.muon_momentum_warmup_steps must be at least 0 and muon_ns_steps at least 1")
+
+
+@dataclass
+class ScheduleConfig:
+    """The learning rate over the run, as a share of its peak."""
+
+    name: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    """After warm-up: half a cosine, flat and then straight down (warm-up-stable-decay), straight down, or flat."""
+    warmup_steps: int = 100
+    """Optimizer steps from 0 to the peak."""
+    decay_fraction: float = 0.2
+    """wsd: share of max_steps in which the rate falls."""
+    min_ratio: float = 0.1
+    """Share of the peak at the last step."""
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise UserError(f"schedule.warmup_steps is {self.warmup_steps}; it must be at least 0")
+        if not 0.0 < self.decay_fraction <= 1.0:
+            raise UserError(f"schedule.decay_fraction is {self.decay_fraction}; it must be above 0 and at most 1")
+        if not 0.0 <= self.min_ratio <= 1.0:
+            raise UserError(f"schedule.min_ratio is {self.min_ratio}; it must be from 0 to 1")

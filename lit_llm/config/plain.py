@@ -1,0 +1,38 @@
+"""Dataclasses to plain dicts and back, for files and checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from lit_llm.config.errors import UserError
+
+T = TypeVar("T")
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A dataclass as nested dicts, lists, numbers and strings, fit for YAML, JSON and a checkpoint."""
+    return dataclasses.asdict(config)
+
+
+def from_plain(kind: type[T], values: dict[str, Any]) -> T:
+    """The dataclass `kind` from a plain dict.
+
+    Raises:
+        UserError: the dict has a key that `kind` has not.
+    """
+    hints = get_type_hints(kind)
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise UserError(f"{kind.__name__} has no option {', '.join(unknown)}")
+    return kind(**{name: _convert(hints[name], value) for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any) -> Any:
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            return from_plain(option, value)
+    return value

@@ -1,0 +1,200 @@
+"""Architectures by name. Figures from each model's published config.json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_llm.config.errors import UserError
+from lit_llm.config.model import ModelConfig
+
+_LLAMA: dict[str, Any] = {
+    "norm": "rmsnorm",
+    "norm_bias": False,
+    "norm_eps": 1e-5,
+    "position": "rope",
+    "activation": "swiglu",
+    "qkv_bias": False,
+    "attention_output_bias": False,
+    "mlp_bias": False,
+    "tie_word_embeddings": False,
+}
+_LLAMA32_SCALING = {
+    "type": "llama3",
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_QWEN = {**_LLAMA, "norm_eps": 1e-6, "rope_theta": 1e6, "vocab_size": 151936}
+_MODERN: dict[str, Any] = {
+    **_LLAMA,
+    "activation": "relu2",
+    "norm_weight": False,
+    "qk_norm": True,
+    "logits_softcap": 15.0,
+    "embedding_norm": True,
+    "zero_init_projections": True,
+    "x0_shortcut": True,
+    "value_embeddings": True,
+    "token_smear": True,
+}
+
+
+def _gpt2(hidden_size: int, num_layers: int, num_heads: int) -> dict[str, Any]:
+    return {
+        "vocab_size": 50257,
+        "hidden_size": hidden_size,
+        "num_layers": num_layers,
+        "num_heads": num_heads,
+        "dropout": 0.1,
+    }
+
+
+def _shape(base: dict[str, Any], width: int, layers: int, heads: int, **more: Any) -> dict[str, Any]:
+    return {**base, "hidden_size": width, "num_layers": layers, "num_heads": heads, **more}
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "transformer-2017": {
+        "norm_placement": "post",
+        "position": "sinusoidal",
+        "scale_embeddings": True,
+        "activation": "relu",
+        "hidden_size": 512,
+        "num_layers": 6,
+        "num_heads": 8,
+        "max_position_embeddings": 512,
+        "dropout": 0.1,
+    },
+    "gpt2": _gpt2(768, 12, 12),
+    "gpt2-medium": _gpt2(1024, 24, 16),
+    "gpt2-large": _gpt2(1280, 36, 20),
+    "gpt2-xl": _gpt2(1600, 48, 25),
+    "llama2-7b": _shape(_LLAMA, 4096, 32, 32, intermediate_size=11008, vocab_size=32000, max_position_embeddings=4096),
+    "llama3-8b": _shape(
+        _LLAMA,
+        4096,
+        32,
+        32,
+        num_key_value_heads=8,
+        intermediate_size=14336,
+        vocab_size=128256,
+        rope_theta=500000.0,
+        max_position_embeddings=8192,
+    ),
+    "llama3.2-1b": _shape(
+        _LLAMA,
+        2048,
+        16,
+        32,
+        num_key_value_heads=8,
+        intermediate_size=8192,
+        vocab_size=128256,
+        rope_theta=500000.0,
+        rope_scaling=_LLAMA32_SCALING,
+        max_position_embeddings=131072,
+        tie_word_embeddings=True,
+    ),
+    "llama3.2-3b": _shape(
+        _LLAMA,
+        3072,
+        28,
+        24,
+        num_key_value_heads=8,
+        intermediate_size=8192,
+        vocab_size=128256,
+        rope_theta=500000.0,
+        rope_scaling=_LLAMA32_SCALING,
+        max_position_embeddings=131072,
+        tie_word_embeddings=True,
+    ),
+    "mistral-7b": _shape(
+        _LLAMA,
+        4096,
+        32,
+        32,
+        num_key_value_heads=8,
+        intermediate_size=14336,
+        vocab_size=32000,
+        sliding_window=4096,
+        max_position_embeddings=32768,
+    ),
+    "smollm2-135m": _shape(
+        _LLAMA,
+        576,
+        30,
+        9,
+        num_key_value_heads=3,
+        intermediate_size=1536,
+        vocab_size=49152,
+        rope_theta=100000.0,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+    "qwen2.5-0.5b": _shape(
+        _QWEN,
+        896,
+        24,
+        14,
+        num_key_value_heads=2,
+        intermediate_size=4864,
+        qkv_bias=True,
+        max_position_embeddings=32768,
+        tie_word_embeddings=True,
+    ),
+    "qwen2.5-1.5b": _shape(
+        _QWEN,
+        1536,
+        28,
+        12,
+        num_key_value_heads=2,
+        intermediate_size=8960,
+        qkv_bias=True,
+        max_position_embeddings=131072,
+        tie_word_embeddings=True,
+    ),
+    "qwen3-0.6b": _shape(
+        _QWEN,
+        1024,
+        28,
+        16,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=3072,
+        qk_norm=True,
+        max_position_embeddings=40960,
+        tie_word_embeddings=True,
+    ),
+    "modern-1m": _shape(_MODERN, 128, 4, 4, max_position_embeddings=256),
+    "modern-10m": _shape(_MODERN, 320, 8, 5, max_position_embeddings=512),
+    "modern-30m": _shape(_MODERN, 512, 10, 8, max_position_embeddings=1024),
+    "modern-124m": _shape(_MODERN, 768, 12, 12, max_position_embeddings=2048),
+    "llama-10m": _shape(_LLAMA, 320, 6, 5, max_position_embeddings=1024, tie_word_embeddings=True),
+    "llama-50m": _shape(_LLAMA, 512, 12, 8, max_position_embeddings=1024, tie_word_embeddings=True),
+}
+
+
+def preset_fields(name: str) -> dict[str, Any]:
+    """The fields that the preset `name` sets.
+
+    Raises:
+        UserError: there is no such preset; the message names the nearest ones.
+    """
+    if name not in PRESETS:
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, PRESETS, n=3, cutoff=0.4) or list(PRESETS)
+        raise UserError(f"there is no model preset {name!r}; try {', '.join(near)}")
+    return dict(PRESETS[name])
+
+
+def preset(name: str, **overrides: Any) -> ModelConfig:
+    """The architecture `name`, with any field replaced.
+
+    Args:
+        name: a key of `PRESETS`.
+        **overrides: fields of `ModelConfig`.
+    """
+    from lit_llm.config.plain import from_plain
+
+    return from_plain(ModelConfig, {**preset_fields(name), **overrides})

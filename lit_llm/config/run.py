@@ -1,0 +1,93 @@
+"""What a whole run is configured by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lit_llm.config.data import DataConfig
+from lit_llm.config.errors import UserError
+from lit_llm.config.generation import SamplingConfig
+from lit_llm.config.model import ModelConfig
+from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
+from lit_llm.config.trainer import TrainerConfig
+
+
+@dataclass
+class SampleConfig:
+    """Texts written at each validation, for TensorBoard and the report."""
+
+    prompts: list[str] = field(default_factory=lambda: ["", "", ""])
+    """Texts to go on from; an empty one starts at the end-of-text token. An empty list writes no samples."""
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=100))
+    """How tokens are chosen."""
+
+
+@dataclass
+class RunConfig:
+    """What every training stage has in common."""
+
+    run_name: str = "run"
+    """Folder of the run inside output_root."""
+    output_root: str = "checkpoints"
+    """Folder that runs land in."""
+    seed: int = 1337
+    """Seed of the weights, the order of the data and dropout."""
+    ckpt_path: str | None = None
+    """Resume: "last" for the newest whole checkpoint of this run, or a path to one."""
+    overwrite: bool = False
+    """Delete what an earlier run of this name left, and start again."""
+    init_from: str | None = None
+    """Model folder whose weights the run starts from; its shape replaces the model options."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The decoder."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The data."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimizer."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The learning rate over time."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """The Lightning Trainer."""
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    """Texts written along the way."""
+
+    def __post_init__(self) -> None:
+        if not self.run_name or Path(self.run_name).is_absolute() or ".." in Path(self.run_name).parts:
+            raise UserError(f"run_name is {self.run_name!r}; it must name a folder inside output_root")
+        if self.ckpt_path is not None and self.overwrite:
+            raise UserError("ckpt_path resumes a run and overwrite deletes it; give one of the two")
+        if self.schedule.warmup_steps > self.trainer.max_steps:
+            raise UserError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} is more than "
+                f"trainer.max_steps {self.trainer.max_steps}"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output_root) / self.run_name
+
+
+@dataclass
+class PretrainConfig(RunConfig):
+    """Train a decoder on shards to predict the next token."""
+
+    run_name: str = "pretrain"
+    """Folder of the run inside output_root."""
+    loss_chunk_tokens: int | None = 2048
+    """Tokens whose logits exist at a time in the loss; null holds them all at once."""
+    z_loss: float = 0.0
+    """Weight of the squared log-partition term that keeps logits small (PaLM uses 1e-4)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
+            raise UserError(f"loss_chunk_tokens is {self.loss_chunk_tokens}; it must be at least 1, or null")
+        if self.z_loss < 0:
+            raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
+        if self.data.sequence_length > self.model.max_position_embeddings and self.init_from is None:
+            raise UserError(
+                f"data.sequence_length {self.data.sequence_length} is more than model.max_position_embeddings "
+                f"{self.model.max_position_embeddings}"
+            )
