@@ -1,0 +1,105 @@
+"""How fast the loader reads shards, and that reading all of them does not grow the process.
+
+    python experiments/benchmarks/data_loading.py            # 2 GB in a temporary folder, about a minute
+    python experiments/benchmarks/data_loading.py --quick    # 20 MB
+
+Without workers it reads one whole epoch, every window in shuffled order, and watches RssAnon + RssFile; with workers it
+reads --batches batches. The shards have just been written, so they come from the page cache: this measures the code,
+not the disk. The last line of the output is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from lit_llm.config import DataConfig
+from lit_llm.data.datamodule import TokenDataModule
+from lit_llm.data.shards import Manifest, ShardWriter
+
+VOCAB_SIZE = 50_304
+SHARD_TOKENS = 100_000_000
+
+
+def write_corpus(folder: Path, num_tokens: int) -> None:
+    """Shards of uniformly random uint16 tokens."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    block = rng.integers(0, VOCAB_SIZE, 1_000_000, dtype=np.uint16)
+    infos = []
+    while num_tokens:
+        writer = ShardWriter(folder / f"shard_{len(infos):05d}.npy", "uint16")
+        size = min(num_tokens, SHARD_TOKENS)
+        for start in range(0, size, len(block)):
+            writer.append(np.roll(block, int(rng.integers(len(block))))[: size - start], documents=1, num_bytes=0)
+        infos.append(writer.close())
+        num_tokens -= size
+    Manifest("synthetic", VOCAB_SIZE, "uint16", eot_id=0, pad_id=None, shards=infos).save(folder)
+
+
+def resident_mib() -> float:
+    """Anonymous and file-backed resident memory of this process, in MiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssFile:"))) / 1024
+
+
+def measure(path: Path, options: argparse.Namespace, num_workers: int) -> tuple[float, float]:
+    """Tokens per second of the loader, and the most that resident memory grew, in MiB."""
+    config = DataConfig(
+        [str(path)], sequence_length=options.sequence_length, batch_size=options.batch_size, num_workers=num_workers
+    )
+    data = TokenDataModule(config, None, seed=0)
+    whole_epoch = -(-data.train_dataset.order.num_windows[0] // options.batch_size)
+    num_batches = options.batches if num_workers else whole_epoch
+    batches = iter(data.make_train_loader(data.train_sampler(0, 1, num_batches + 1)))
+    next(batches)  # starts the workers, maps the first shards
+    before, peak = resident_mib(), 0.0
+    started = time.perf_counter()
+    for number, batch in enumerate(batches):
+        assert batch["tokens"].shape == (options.batch_size, options.sequence_length)
+        if number % 64 == 0:
+            peak = max(peak, resident_mib() - before)
+    seconds = time.perf_counter() - started
+    return num_batches * options.batch_size * options.sequence_length / seconds, max(peak, resident_mib() - before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="20 MB of tokens instead of 2 GB")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="loader processes to try")
+    parser.add_argument("--batches", type=int, default=1000, help="batches to read with workers")
+    parser.add_argument("--batch-size", type=int, default=16, help="windows in a batch")
+    parser.add_argument("--sequence-length", type=int, default=1024, help="tokens in a window")
+    parser.add_argument("--folder", type=Path, default=None, help="where the temporary folder is made")
+    options = parser.parse_args()
+
+    num_tokens = 10_000_000 if options.quick else 1_000_000_000
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        write_corpus(Path(folder) / "train", num_tokens)
+        rows = {workers: measure(Path(folder), options, workers) for workers in options.workers}
+
+    table = Table("workers", "million tokens/s", "resident growth, MiB", title=f"{num_tokens * 2 / 1e9:g} GB of shards")
+    for workers, (speed, growth) in rows.items():
+        table.add_row(str(workers), f"{speed / 1e6:.1f}", f"{growth:.0f}")
+    Console().print(table)
+    report = {
+        "tokens_per_second": {str(workers): round(speed) for workers, (speed, _) in rows.items()},
+        "resident_growth_mib": round(max(growth for _, growth in rows.values()), 1),
+        "corpus_gib": round(num_tokens * 2 / 2**30, 3),
+        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()

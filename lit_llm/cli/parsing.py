@@ -1,0 +1,138 @@
+"""The one place that knows jsonargparse."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import re
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from lit_llm.config import PRESETS, ModelConfig, UserError, preset_fields
+
+T = TypeVar("T")
+
+
+def main(kind: type[T], run: Callable[[T], None], arguments: Sequence[str] | None = None) -> None:
+    """Read a configuration of `kind` from YAML and the command line and call `run` with it.
+
+    What a user can put right ends as one line on stderr and exit status 1 (2 for the command line itself); Ctrl-C
+    ends with status 130. Anything else is a bug, and shows its traceback.
+
+    Args:
+        kind: a dataclass of `lit_llm.config`.
+        run: does the work.
+        arguments: the command line; None takes it from the process.
+    """
+    try:
+        config = parse(kind, arguments)
+    except UserError as error:
+        _fail(str(error), 2)
+    try:
+        run(config)
+    except UserError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}", 1)
+
+
+def _fail(message: str, status: int) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(status)
+
+
+def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
+    """A configuration of `kind` from a command line.
+
+    Later words win: defaults, then the model preset, then `--config` files, then single options.
+
+    Raises:
+        UserError: an unknown key (with the nearest valid one), a wrong type, an impossible combination, or a
+            configuration file that is missing or broken.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(kind)
+    keys = option_keys(kind)
+    try:
+        # read once for the preset alone, so that --help and --print_config show what it sets
+        name = parser.parse_args([word for word in words if not _only_shows(word)]).get("model.preset")
+        if name is not None:
+            parser.set_defaults({f"model.{field}": value for field, value in preset_fields(name).items()})
+        values = parser.parse_args(words)
+        values.pop("model.preset", None)
+        values.pop("config", None)
+        return kind(**vars(parser.instantiate(values)))
+    except UserError:
+        raise
+    except (argparse.ArgumentError, ValueError, TypeError) as error:
+        raise UserError(_explain(str(error), keys)) from error
+
+
+def _parser(kind: type[Any]) -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    description = (kind.__doc__ or "").strip().partition("\n")[0]
+    parser = ArgumentParser(description=description, exit_on_error=False)
+    parser.add_argument("--config", action="config", help="YAML file of options; those on the command line win.")
+    parser.add_class_arguments(kind, fail_untyped=True)
+    if any(field.type in (ModelConfig, "ModelConfig") for field in dataclasses.fields(kind)):
+        help_text = f"Start from a known architecture; other model options override it: {', '.join(PRESETS)}."
+        parser.add_argument("--model.preset", type=str, default=None, help=help_text)
+    return parser
+
+
+def _only_shows(word: str) -> bool:
+    return word in ("-h", "--help") or word.startswith("--print_config")
+
+
+def option_keys(kind: type[Any], prefix: str = "") -> list[str]:
+    """Every option of a dataclass and of those inside it, dotted."""
+    keys = ["config"] if not prefix else []
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name = prefix + field.name
+        keys.append(name)
+        hint = hints[field.name]
+        options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+        for option in options:
+            if dataclasses.is_dataclass(option):
+                keys += option_keys(option, name + ".")  # type: ignore[arg-type]
+            if option is ModelConfig:
+                keys.append(name + ".preset")
+    return keys
+
+
+def _explain(message: str, keys: list[str]) -> str:
+    """One line from a parser's complaint, with the nearest valid key where one was mistyped."""
+    line = " ".join(message.split())
+    unknown = re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)", line)
+    if unknown:
+        return _unknown_key(unknown.group(1), keys)
+    grouped = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
+    if grouped:
+        return _unknown_key(f"{grouped.group(1)}.{grouped.group(2)}", keys)
+    nested = re.search(r"(?:Key|Option|option) ['\"]([\w.]+)['\"] (?:is not|does not)", line)
+    if nested:
+        return _unknown_key(nested.group(1), keys)
+    wrong = re.search(r'Parser key "([\w.]+)": (.*)', line)
+    if wrong:
+        expected = re.search(r"Expected an? (.+?)\. Got value: (.*)", wrong.group(2))
+        if expected:
+            kind = re.sub(r"<class '([\w.]+)'>|typing\.", lambda match: match.group(1) or "", expected.group(1))
+            return f"{wrong.group(1)} is {expected.group(2)}; it must be {kind}"
+        return f"{wrong.group(1)}: {wrong.group(2)}"
+    return line
+
+
+def _unknown_key(key: str, keys: list[str]) -> str:
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
+    same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
+    return f"there is no option {key}; the nearest is {(same_name or near)[0]}"

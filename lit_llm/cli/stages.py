@@ -1,0 +1,123 @@
+"""What each script does, from its configuration. Heavy libraries are imported only once the options are right."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_llm.config import (
+    GenerateConfig,
+    PrepareConfig,
+    PretrainConfig,
+    TokenizerTrainingConfig,
+    UserError,
+)
+
+if TYPE_CHECKING:
+    from lit_llm.training.run import RunResult
+
+
+def train_tokenizer(config: TokenizerTrainingConfig) -> None:
+    """Train a tokenizer and say where it is."""
+    from lit_llm.data.train_tokenizer import train_tokenizer as train
+
+    tokenizer = train(config)
+    print(f"tokenizer of {tokenizer.vocab_size:,} tokens in {config.output}")
+
+
+def prepare_data(config: PrepareConfig) -> None:
+    """Encode a corpus into shards and say what is in them."""
+    from lit_llm.data.prepare import prepare
+
+    for split, manifest in prepare(config).items():
+        print(
+            f"{split}: {manifest.tokens:,} tokens of {manifest.documents:,} documents "
+            f"({manifest.bytes / max(manifest.tokens, 1):.2f} bytes per token) in {Path(config.output) / split}"
+        )
+
+
+def pretrain(config: PretrainConfig) -> RunResult:
+    """Pretrain a decoder and say where everything is."""
+    import torch
+
+    from lit_llm.data.datamodule import TokenDataModule
+    from lit_llm.evaluation.report import write_report
+    from lit_llm.interop import load_weights, read_model_config
+    from lit_llm.modules import PretrainingModule
+    from lit_llm.tokenizer import Tokenizer
+    from lit_llm.training.run import fit, open_run_folder
+
+    if not config.data.paths:
+        raise UserError("data.paths is empty; give it a folder written by experiments/prepare_data.py")
+    tokenizer = Tokenizer.load(Path(config.data.paths[0]) / "tokenizer")
+    if config.init_from is not None:
+        config.model = read_model_config(Path(config.init_from))
+    fit_vocabulary(config, tokenizer)
+    data = TokenDataModule(config.data, tokenizer, config.seed)
+    module = PretrainingModule(config, torch.tensor(tokenizer.byte_lengths()))
+    if config.init_from is not None:
+        module.model.load_state_dict(load_weights(Path(config.init_from), config.model))
+    open_run_folder(config)
+    result = fit(config, module, data, tokenizer)
+    write_report(config, result)
+    print_result(result)
+    return result
+
+
+def fit_vocabulary(config: PretrainConfig, tokenizer: object) -> None:
+    """Give the model the tokenizer's vocabulary.
+
+    Raises:
+        UserError: `model.vocab_size` was set, and is too small for the tokenizer.
+    """
+    size = tokenizer.vocab_size  # type: ignore[attr-defined]
+    if config.model.vocab_size is None:
+        config.model.vocab_size = size
+    elif config.model.vocab_size < size:
+        raise UserError(
+            f"model.vocab_size {config.model.vocab_size} is smaller than the tokenizer's {size}; leave it out"
+        )
+
+
+def print_result(result: RunResult) -> None:
+    """Where a finished run left what."""
+    for name in ("val/loss", "val/bits_per_byte"):
+        if name in result.metrics:
+            print(f"{name} {result.metrics[name]:.4f}")
+    print(f"model folder  {result.model_folder}")
+    print(f"curves        tensorboard --logdir {result.folder}")
+    print(f"report        {result.folder / 'report.md'}")
+
+
+def generate(config: GenerateConfig) -> None:
+    """Write text to the terminal as it is drawn."""
+    from dataclasses import replace
+
+    import torch
+
+    from lit_llm.generation import generate as write
+    from lit_llm.interop import load_model_folder
+
+    folder = Path(config.model)
+    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
+        folder = folder / "model"
+    on_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available())
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError("accelerator is cuda, but torch finds no CUDA device here; use cpu or auto")
+    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    model, tokenizer = load_model_folder(folder, device="cuda" if on_gpu else "cpu", dtype=dtype)
+    for prompt in config.prompts or [""]:
+        ids = tokenizer.encode(prompt)
+        begin = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+        for sample in range(config.num_samples):
+            decoder = tokenizer.stream_decoder()
+
+            def show(row: int, token: int, decoder=decoder) -> None:
+                sys.stdout.write(decoder.push(token))
+                sys.stdout.flush()
+
+            sys.stdout.write(prompt)
+            sampling = replace(config.sampling, seed=config.sampling.seed + sample)
+            write(model, [begin + ids], sampling, eos_id=tokenizer.eot_id, on_token=show)
+            sys.stdout.write(decoder.flush() + "\n\n")

@@ -1,0 +1,395 @@
+"""Shards: token arrays on disk as plain .npy files beside a manifest, opened by memory map.
+
+A folder holds one split: shard_00000.npy, shard_00001.npy, ... (1-D; uint16 where the vocabulary fits, else uint32) and
+manifest.json. `numpy.load` reads a shard and `sha256sum` checks one; no other tool is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from lit_llm.config import UserError, from_plain, to_plain
+
+if TYPE_CHECKING:
+    from lit_llm.tokenizer import Tokenizer
+
+FORMAT_VERSION = 1
+_HEADER_BYTES = 128  # numpy pads the header of any 1-D array to this, so that it can be written last, in place
+_MAX_OPEN = 512  # maps held open at once, below the usual limit of 1024 open files
+_FAULT_BYTES = 1 << 19  # what one fault was seen to map at most (Linux 6.18, ext4): the page cache holds large folios
+_RELEASE_BYTES = 1 << 26  # mapped memory after which the pages are given back
+
+
+@dataclass
+class ShardInfo:
+    """What the manifest says of one shard."""
+
+    file: str
+    """Name inside the folder."""
+    tokens: int
+    """Length of the array."""
+    documents: int
+    """Documents that end in this shard."""
+    bytes: int
+    """UTF-8 bytes of the text that the tokens spell."""
+    sha256: str
+    """Digest of the whole file."""
+
+
+@dataclass
+class Manifest:
+    """What a folder of shards holds and which tokenizer wrote it."""
+
+    tokenizer_digest: str
+    """`Tokenizer.digest` of the tokenizer that encoded the text."""
+    vocab_size: int
+    """Every token is below this."""
+    dtype: str
+    """"uint16" or "uint32"."""
+    eot_id: int
+    """The end-of-text token that closes every document."""
+    pad_id: int | None
+    """The padding token, which no shard contains; None where the tokenizer has none."""
+    special_ids: dict[str, int] = field(default_factory=dict)
+    """Every special token and its id."""
+    corpus: dict[str, Any] = field(default_factory=dict)
+    """Options of the corpus the text came from."""
+    shards: list[ShardInfo] = field(default_factory=list)
+    """The shards, in order."""
+    format_version: int = FORMAT_VERSION
+    """Version of this format."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all shards."""
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def documents(self) -> int:
+        """Documents in all shards."""
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of source text in all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def digest(self) -> str:
+        """One short digest of the content of every shard."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()[:16]
+
+    def save(self, folder: Path | str) -> None:
+        """Writes folder/manifest.json so that a reader sees the old file or the new one, never a part.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        write_json(Path(folder) / "manifest.json", to_plain(self))
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Manifest:
+        """Reads folder/manifest.json.
+
+        Raises:
+            UserError: the folder or the file is missing, damaged, or of another format version.
+        """
+        folder = Path(folder)
+        path = folder / "manifest.json"
+        if not folder.is_dir():
+            raise UserError(
+                f"there are no shards at {folder}; run experiments/prepare_data.py --output {folder.parent}"
+            )
+        if not path.is_file():
+            raise UserError(f"{folder} has no manifest.json; run experiments/prepare_data.py --output {folder.parent}")
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            version = values["format_version"]
+            if version != FORMAT_VERSION:
+                raise UserError(
+                    f"{path} has format version {version} and this code reads {FORMAT_VERSION}; prepare the data again"
+                )
+            values["shards"] = [from_plain(ShardInfo, shard) for shard in values["shards"]]
+            if values["dtype"] not in ("uint16", "uint32"):
+                raise UserError(f"{path} has dtype {values['dtype']!r}; it must be uint16 or uint32")
+            return from_plain(cls, values)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is damaged ({error}); prepare the data again with --overwrite true") from error
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The smallest unsigned type that holds every id below `vocab_size`."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all: a temporary file beside it, fsync, rename.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file in hexadecimal, as sha256sum prints it."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class ShardWriter:
+    """Writes one shard, token by token, in bounded memory. The file gets its name only when it is complete.
+
+    Args:
+        path: the .npy file to make; its folder exists.
+        dtype: "uint16" or "uint32".
+
+    Raises:
+        UserError: the file cannot be written, as on a full disk; nothing of this shard is left behind and finished
+            shards are untouched. Any method may raise it.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.path = path
+        self.dtype = np.dtype(dtype)
+        self.tokens = self.documents = self.bytes = 0
+        self._temporary = path.with_name(path.name + ".tmp")
+        with self._cleaning_up():
+            self._file: IO[bytes] = self._temporary.open("wb")
+            self._file.write(bytes(_HEADER_BYTES))
+
+    def append(self, tokens: np.ndarray, documents: int, num_bytes: int) -> None:
+        """Adds tokens.
+
+        Args:
+            tokens: 1-D integer array.
+            documents: how many documents end in it.
+            num_bytes: UTF-8 bytes of the text that it spells.
+        """
+        with self._cleaning_up():
+            self._file.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
+        self.tokens += len(tokens)
+        self.documents += documents
+        self.bytes += num_bytes
+
+    def close(self) -> ShardInfo:
+        """Completes the file, gives it its name and returns its line of the manifest."""
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": self.dtype.str, "fortran_order": False, "shape": (self.tokens,)}
+        )
+        if header.tell() != _HEADER_BYTES:
+            raise RuntimeError(f"numpy wrote a header of {header.tell()} bytes, not {_HEADER_BYTES}")
+        with self._cleaning_up():
+            self._file.seek(0)
+            self._file.write(header.getvalue())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            sha256 = file_sha256(self._temporary)
+            self._temporary.replace(self.path)
+        return ShardInfo(self.path.name, self.tokens, self.documents, self.bytes, sha256)
+
+    def discard(self) -> None:
+        """Drops what was written."""
+        if hasattr(self, "_file"):
+            with suppress(OSError):  # closing writes what is buffered, which fails again on a full disk
+                self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _cleaning_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; finished shards are intact, and the same command goes on "
+                "from them"
+            ) from error
+
+
+class ShardedTokens:
+    """The tokens of one split as one long array that is never read whole.
+
+    Args:
+        folder: a folder with manifest.json and its shards.
+
+    Raises:
+        UserError: the folder or a file is missing, or a shard is not of the size and type that the manifest says.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        self._ends = np.cumsum([shard.tokens for shard in self.manifest.shards], dtype=np.int64).tolist()
+        self._starts = [0, *self._ends[:-1]]
+        for shard in self.manifest.shards:
+            self._check_size(shard)
+        self._arrays: dict[int, np.ndarray] = {}
+        self._maps: list[mmap.mmap] = []
+        self._touched = 0
+
+    def __len__(self) -> int:
+        """Tokens in the split."""
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def files(self) -> list[Path]:
+        """The shard files, in order."""
+        return [self.folder / shard.file for shard in self.manifest.shards]
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [start, start + length), across shards where need be, in the type of the shards.
+
+        Raises:
+            IndexError: the range is not inside the split.
+        """
+        if start < 0 or length < 0 or start + length > len(self):
+            raise IndexError(f"tokens {start} to {start + length} of {len(self)} in {self.folder}")
+        out = np.empty(length, dtype=self.manifest.dtype)
+        self._read_into(start, out)
+        return out
+
+    def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Several ranges of one length.
+
+        Args:
+            starts: first token of each, [n].
+            length: tokens in each.
+
+        Returns:
+            int64 [n, length].
+
+        Raises:
+            IndexError: a range is not inside the split.
+        """
+        starts = np.asarray(starts, dtype=np.int64)
+        if len(starts) and (starts.min() < 0 or starts.max() + length > len(self)):
+            raise IndexError(f"a window of {length} tokens reaches past the {len(self)} tokens of {self.folder}")
+        out = np.empty((len(starts), length), dtype=np.int64)
+        for row, start in zip(out, starts.tolist(), strict=True):
+            self._read_into(start, row)
+        return out
+
+    def verify(self, on_bytes: Any = None) -> None:
+        """Checks the sha256 of every shard.
+
+        Args:
+            on_bytes: called with the size of each file once it is checked.
+
+        Raises:
+            UserError: a shard differs from the manifest; the message names it.
+        """
+        for shard in self.manifest.shards:
+            path = self.folder / shard.file
+            if file_sha256(path) != shard.sha256:
+                raise UserError(
+                    f"{path} does not match the sha256 in its manifest, so it is damaged or was changed; copy it again "
+                    "or prepare the data again with --overwrite true"
+                )
+            if on_bytes is not None:
+                on_bytes(path.stat().st_size)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError unless `tokenizer` is the one that the shards were encoded with."""
+        if tokenizer.digest != self.manifest.tokenizer_digest:
+            raise UserError(
+                f"{self.folder} was encoded with another tokenizer (digest {self.manifest.tokenizer_digest[:12]}) than "
+                f"the one given (digest {tokenizer.digest[:12]}); use {self.folder.parent / 'tokenizer'} or prepare "
+                "the data again"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A map cannot be pickled; a loader worker opens its own.
+        return {**self.__dict__, "_arrays": {}, "_maps": [], "_touched": 0}
+
+    def _read_into(self, start: int, out: np.ndarray) -> None:
+        done, shard = 0, bisect_right(self._ends, start)
+        while done < len(out):
+            offset = start + done - self._starts[shard]
+            piece = self._array(shard)[offset : offset + len(out) - done]
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+            shard += 1
+        self._touched += out.size * np.dtype(self.manifest.dtype).itemsize + _FAULT_BYTES
+        if self._touched >= _RELEASE_BYTES:
+            self._release()
+
+    def _array(self, index: int) -> np.ndarray:
+        """Shard `index`, mapped when first asked for."""
+        if index not in self._arrays:
+            if len(self._arrays) >= _MAX_OPEN:
+                self._arrays, self._maps = {}, []
+            shard = self.manifest.shards[index]
+            if not shard.tokens:  # an empty file region cannot be mapped
+                return np.empty(0, dtype=self.manifest.dtype)
+            mapped = np.memmap(
+                self.folder / shard.file, self.manifest.dtype, mode="r", offset=_HEADER_BYTES, shape=(shard.tokens,)
+            )
+            self._maps.append(mapped._mmap)
+            self._arrays[index] = mapped.view(np.ndarray)  # slices of a plain view cost less than slices of a memmap
+        return self._arrays[index]
+
+    def _release(self) -> None:
+        """Gives the mapped pages back: they stay in the page cache but no longer count as this process's memory."""
+        self._touched = 0
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _check_size(self, shard: ShardInfo) -> None:
+        path = self.folder / shard.file
+        if not path.is_file():
+            raise UserError(f"{path} is missing; copy it again or prepare the data again with --overwrite true")
+        expected = _HEADER_BYTES + shard.tokens * np.dtype(self.manifest.dtype).itemsize
+        size = path.stat().st_size
+        if size != expected:
+            raise UserError(
+                f"{path} has {size} bytes and its manifest says {expected}, so it is truncated or not the same shard; "
+                "copy it again or prepare the data again with --overwrite true"
+            )
+
+
+@contextmanager
+def byte_progress(description: str, total: int | None) -> Iterator[Any]:
+    """A progress bar on stderr that counts bytes; shows nothing where stderr is not a terminal.
+
+    Args:
+        description: what is going on.
+        total: bytes at the end, or None where that is not known.
+
+    Yields:
+        A function to call with the bytes done since the last call.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda num_bytes: progress.advance(task, num_bytes)

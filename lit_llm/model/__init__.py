@@ -1,0 +1,6 @@
+"""The decoder. Pure torch; of ours it imports the configuration alone."""
+
+from lit_llm.model.attention import KVCache
+from lit_llm.model.decoder import Decoder
+
+__all__ = ["Decoder", "KVCache"]

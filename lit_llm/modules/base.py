@@ -1,0 +1,186 @@
+"""What every training stage shares: optimizer, schedule, clipping, token-weighted losses, curves."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_llm.config import ModelConfig, RunConfig, UserError, from_plain, to_plain
+from lit_llm.model import Decoder
+from lit_llm.modules.metrics import TokenStatistics
+from lit_llm.optimization import build_optimizer, build_schedule
+
+CONFIG_KEY = "lit_llm_config"
+
+
+class LanguageModule(L.LightningModule):
+    """A decoder and how it is optimised. A stage says what its loss is: a sum over tokens, and their number.
+
+    The gradient of an optimizer step is that of the summed loss divided by the number of supervised tokens in the
+    *whole* step, over all ranks and accumulated micro-batches, whichever way they are spread: `training_step` divides
+    by a constant, and the exact quotient is restored once the step's tokens have been counted.
+
+    Args:
+        config: the run; `config.model.vocab_size` must be set.
+        token_bytes: UTF-8 bytes that each token id stands for [vocab_size], for bits per byte; None leaves it out.
+
+    Source: the averaging of ragged micro-batches is Lightning issue 20350.
+    """
+
+    def __init__(self, config: RunConfig, token_bytes: Tensor | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config.model, seed=config.seed)
+        if config.trainer.precision == "bf16-true":
+            self.model.to(torch.bfloat16)
+        self.register_buffer("token_bytes", token_bytes, persistent=False)
+        self.validation_statistics = TokenStatistics()
+        self._step_loss = 0.0
+        self._step_tokens = 0.0
+
+    @abstractmethod
+    def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
+        """The stage's objective on one micro-batch.
+
+        Args:
+            batch: what the data module yields.
+            training: whether terms that only regularise training belong in it.
+
+        Returns:
+            Loss summed over supervised tokens, and the number of those tokens.
+        """
+
+    @property
+    def nominal_tokens(self) -> int:
+        """Tokens in a full micro-batch of one rank: the constant that keeps the summed loss in range."""
+        data = self.config.data
+        return data.sequence_length * (data.batch_size // self.accumulation // self.trainer.world_size)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches in an optimizer step."""
+        return int(self.trainer.accumulate_grad_batches)
+
+    def configure_model(self) -> None:
+        """Compile block by block, which renames no parameter."""
+        if self.config.trainer.compile:
+            for block in self.model.blocks:
+                block.compile()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimizer, and its schedule by optimizer step."""
+        optimizer = build_optimizer(self.model, self.config.optimizer)
+        schedule = build_schedule(optimizer, self.config.schedule, self.config.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One micro-batch."""
+        loss_sum, tokens = self.token_loss(batch, training=True)
+        self._step_loss = self._step_loss + loss_sum.detach().double()
+        self._step_tokens = self._step_tokens + tokens
+        return loss_sum / self.nominal_tokens
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Turn the gradient into the mean over the step's tokens, refuse one that is not finite, clip, and log.
+
+        Raises:
+            UserError: the gradient or the loss is not finite; weights and optimizer are still those of the step before.
+        """
+        loss_sum, tokens = self._count_step()
+        scale = self.accumulation * self.trainer.world_size * self.nominal_tokens / tokens if tokens else 0.0
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in parameters]
+        norm = torch.nn.utils.get_total_norm(gradients) * scale
+        value = float(norm)
+        loss = loss_sum / tokens if tokens else 0.0
+        step = self.trainer.global_step + 1
+        if not math.isfinite(value) or not math.isfinite(loss):
+            raise UserError(
+                f"the loss ({loss}) or the gradient (norm {value}) of step {step} is not finite; stopped before the "
+                "update, and checkpoints are intact: lower optimizer.learning_rate or look at the data, then resume"
+            )
+        limit = self.config.trainer.gradient_clip_val
+        coefficient = scale * min(1.0, limit / (value + 1e-6)) if limit is not None else scale
+        if coefficient != 1.0:
+            torch._foreach_mul_(gradients, coefficient)
+        if step % self.config.trainer.log_every_n_steps == 0:
+            rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
+            self.record({"train/loss": loss, "train/gradient_norm": value, **rates}, step)
+
+    def _count_step(self) -> tuple[float, float]:
+        """Summed loss and supervised tokens of the optimizer step over all ranks; starts the next count."""
+        sums = torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in (self._step_loss, self._step_tokens)])
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        self._step_loss = self._step_tokens = 0.0
+        loss_sum, tokens = sums.tolist()
+        return loss_sum, tokens
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add one batch to the sums of the split."""
+        self._add_statistics(batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add one batch to the sums of the split."""
+        self._add_statistics(batch)
+
+    def _add_statistics(self, batch: dict[str, Tensor]) -> None:
+        loss_sum, tokens = self.token_loss(batch, training=False)
+        targets = batch["targets"]
+        num_bytes = torch.zeros((), device=self.device)
+        if self.token_bytes is not None:
+            num_bytes = self.token_bytes[targets.clamp(min=0)].masked_fill(targets < 0, 0).sum()
+        self.validation_statistics.update(loss_sum, tokens, num_bytes)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/loss` (nats per token), `val/perplexity` and `val/bits_per_byte`."""
+        self._record_statistics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/loss`, `test/perplexity` and `test/bits_per_byte`."""
+        self._record_statistics("test")
+
+    def _record_statistics(self, split: str) -> None:
+        values = self.validation_statistics.compute()
+        self.validation_statistics.reset()
+        self.record({f"{split}/{name}": float(value) for name, value in values.items()}, self.trainer.global_step)
+
+    def record(self, values: dict[str, float], step: int) -> None:
+        """Write curves now, at the number of finished optimizer steps.
+
+        `self.log` alone would write a step's values after the checkpoint of that step was saved, so a run killed
+        between the two would come back without them. It still gets them, for callbacks that read
+        `trainer.callback_metrics`.
+        """
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values, step=step)
+        self.log_dict(values, logger=False, batch_size=1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the configuration with the weights, as a plain dict."""
+        checkpoint[CONFIG_KEY] = to_plain(self.config)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model.
+
+        Raises:
+            UserError: the checkpoint was made with other model options; the message names them.
+        """
+        saved = from_plain(ModelConfig, checkpoint.get(CONFIG_KEY, {}).get("model", {}))
+        wanted, found = to_plain(self.config.model), to_plain(saved)
+        # dropout may be changed midway: it has no weights
+        changed = [name for name in wanted if wanted[name] != found[name] and name != "dropout"]
+        if changed:
+            pairs = ", ".join(f"{name} {found[name]} (this run: {wanted[name]})" for name in changed)
+            raise UserError(f"the checkpoint is of another model: it has {pairs}")

@@ -1,0 +1,54 @@
+"""Learning-rate schedules: pure functions of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_llm.config import ScheduleConfig, UserError
+
+
+def learning_rate_factor(step: int, config: ScheduleConfig, max_steps: int) -> float:
+    """The learning rate of optimizer step `step` (the first is 0) as a share of its peak.
+
+    Warm-up is linear: step i has (i + 1) / warmup_steps, so the first step is not lost at rate 0 and step
+    warmup_steps - 1 has the peak. From there:
+
+    - "cosine": half a cosine from the peak to min_ratio, which step max_steps - 1 has exactly.
+    - "linear": straight from the peak to min_ratio at step max_steps - 1.
+    - "wsd": the peak until round(decay_fraction * max_steps) steps before the last, then straight to min_ratio at
+      step max_steps - 1 (warm-up-stable-decay, https://arxiv.org/abs/2404.06395).
+    - "constant": the peak, for ever.
+
+    The first three stay at min_ratio from step max_steps on. A run no longer than its warm-up only warms up.
+    """
+    if config.name != "constant" and step >= max_steps:
+        return config.min_ratio
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.name == "constant":
+        return 1.0
+    last = max_steps - 1
+    start = max(config.warmup_steps - 1, 0)  # the last step at the peak
+    if config.name == "wsd":
+        start = max(start, last - round(config.decay_fraction * max_steps))
+    # start == last: a single step in which to decay, and the last step has min_ratio.
+    progress = max(0.0, (step - start) / (last - start)) if last > start else float(step >= last)
+    remaining = 0.5 * (1.0 + math.cos(math.pi * progress)) if config.name == "cosine" else 1.0 - progress
+    return config.min_ratio + (1.0 - config.min_ratio) * remaining
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, max_steps: int) -> LambdaLR:
+    """`learning_rate_factor` on every group's peak rate; step it once per optimizer step.
+
+    Its state holds numbers only: the function is not saved with it.
+
+    Raises:
+        UserError: max_steps is below 1.
+    """
+    if max_steps < 1:
+        raise UserError(f"trainer.max_steps is {max_steps}; it must be at least 1")
+    # A plain function: LambdaLR would put the attributes of a callable object into its state.
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, config, max_steps))

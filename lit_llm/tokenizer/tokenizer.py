@@ -1,0 +1,343 @@
+"""The tokenizer that every stage uses."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from lit_llm.config import UserError
+from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
+from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
+"""End of a document, padding (never an end of text), and the start and end of a chat turn."""
+
+
+class Tokenizer:
+    """A byte-level BPE or character tokenizer.
+
+    Args:
+        tokenizer: What does the work. Its truncation and padding are switched off.
+        config: The content of a tokenizer_config.json, kept and written again by `save`; None makes one.
+
+    Raises:
+        UserError: the tokenizer is of another kind (WordPiece, Unigram, SentencePiece).
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, config: dict[str, Any] | None = None) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self._state: dict[str, Any] = json.loads(tokenizer.to_str())
+        self.kind: Literal["bpe", "character"] = _kind(self._state)
+        added = self._state["added_tokens"]
+        self._added = {token["id"]: token["content"] for token in added}
+        self.special_ids: dict[str, int] = {token["content"]: token["id"] for token in added if token["special"]}
+        self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._config = config
+        # A chat model names its end-of-turn token as eos: the end of a document is looked for by name first.
+        self.eot_id: int | None = self._first_special("<|endoftext|>", "<|end_of_text|>", self._configured("eos_token"))
+        self.pad_id: int | None = self._first_special("<|pad|>", self._configured("pad_token"))
+        self.im_start_id: int | None = self.special_ids.get("<|im_start|>")
+        self.im_end_id: int | None = self.special_ids.get("<|im_end|>")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickling what it wraps would forget that special-token strings are ordinary text.
+        return _restore, (self._tokenizer.to_str(), self._config)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hexadecimal) of what determines ids: vocabulary, merges, splitting, normalisation, added tokens."""
+        # Options that are off are left out: releases of tokenizers differ in whether they write them.
+        model = {key: value for key, value in self._state["model"].items() if value or key in ("vocab", "merges")}
+        added = [[token["id"], token["content"], token["special"]] for token in self._state["added_tokens"]]
+        parts = [model, self._state["normalizer"], self._state["pre_tokenizer"], sorted(added)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """The ids of `text`, with no beginning- or end-of-text added.
+
+        Args:
+            text: Any valid Unicode.
+            allow_special: Read the strings of special tokens in `text` as those tokens; otherwise they are text like
+                any other, so that a document cannot forge a token.
+
+        Raises:
+            UserError: the text has a lone surrogate, or a character that a character vocabulary without byte fallback
+                lacks.
+        """
+        if self.kind == "character":
+            return self._encode_characters(text, allow_special)
+        require_unicode(text)
+        tokenizer = self._special_tokenizer if allow_special else self._tokenizer
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_bulk(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
+        """The ids of each text, as `encode` gives them without special tokens, on every core.
+
+        Args:
+            texts: Any number of texts of any length.
+            num_threads: At most so many threads; None uses every core. (The slower library, which takes over where
+                the faster does not give the same ids, has its own pool: RAYON_NUM_THREADS.)
+
+        Returns:
+            One array per text, uint16 where the vocabulary fits, else uint32.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        if self.kind == "character":
+            return [self._character_encoder.encode(text) for text in texts]
+        return self._byte_pair_encoder.encode(texts, num_threads)
+
+    def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
+        """The text of `ids`; each invalid UTF-8 sequence becomes U+FFFD.
+
+        Ids that no token has (a model's vocabulary may be padded) stand for nothing.
+        """
+        return self._spell(ids, skip_special).decode("utf-8", errors="replace")
+
+    def stream_decoder(self, skip_special: bool = False) -> StreamDecoder:
+        """Turns ids into text one at a time; the pieces joined are what `decode` gives."""
+        return StreamDecoder(self, skip_special)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The UTF-8 bytes that one id stands for; for a special token, its name's; for an id without token, none."""
+        return self._bytes_of_ids.get(int(token_id), b"")
+
+    def byte_lengths(self) -> np.ndarray:
+        """How many bytes of source text each id stands for: int64 [vocab_size], 0 for special tokens.
+
+        The lengths of a text's ids sum to the length of its UTF-8, so they turn a loss per token into bits per byte.
+        (Where a foreign tokenizer normalises its input, as Qwen's NFC does, to the length of the normalised text.)
+        """
+        return self._byte_lengths
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, a folder that `AutoTokenizer.from_pretrained` loads.
+
+        Each file is replaced at once: a reader finds the old or the new one, never half of it.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = self._default_config() if self._config is None else self._config
+        _replace(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        _replace(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read a folder that `save` or Hugging Face wrote (byte-level BPE as GPT-2's, Llama 3's, Qwen's).
+
+        Raises:
+            UserError: the folder or its tokenizer.json is missing, broken, or of another kind.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such tokenizer folder; train one first, or correct the path")
+        path = folder / "tokenizer.json"
+        tokenizer = _parse(_read(path), path)
+        config_path = folder / "tokenizer_config.json"
+        config = None
+        if config_path.is_file():
+            try:
+                config = json.loads(_read(config_path))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{config_path}: broken JSON at line {error.lineno}; write the folder again") from None
+            if not isinstance(config, dict):
+                raise UserError(f"{config_path}: not a JSON object; write the folder again")
+        try:
+            return cls(tokenizer, config)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_gpt2_files(cls, vocab_path: str | Path, merges_path: str | Path, add_special: bool = False) -> Tokenizer:
+        """GPT-2's own tokenizer from its vocab.json and merges.txt.
+
+        Args:
+            vocab_path: Token to id.
+            merges_path: One merge per line.
+            add_special: Add the special tokens that GPT-2 has not, after its 50,257 ids.
+
+        Raises:
+            UserError: a file is missing or broken.
+        """
+        for path in (vocab_path, merges_path):
+            _read(Path(path))
+        try:
+            model = models.BPE.from_file(str(vocab_path), str(merges_path))
+        except Exception as error:  # the only type that tokenizers raises
+            raise UserError(f"{vocab_path}, {merges_path}: not a BPE vocabulary and its merges ({error})") from None
+        return cls(byte_level(model, SPECIAL_TOKENS if add_special else SPECIAL_TOKENS[:1]))
+
+    @cached_property
+    def _special_tokenizer(self) -> tokenizers.Tokenizer:
+        # A copy, as the switch belongs to the tokenizer and other threads may be encoding ordinary text.
+        tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.encode_special_tokens = False
+        return tokenizer
+
+    @cached_property
+    def _character_encoder(self) -> CharacterEncoder:
+        model = self._state["model"]
+        return CharacterEncoder(model["vocab"], model["byte_fallback"], id_dtype(self.vocab_size))
+
+    @cached_property
+    def _byte_pair_encoder(self) -> BytePairEncoder:
+        return BytePairEncoder(self._tokenizer, self._state, id_dtype(self.vocab_size))
+
+    @cached_property
+    def _bytes_of_ids(self) -> dict[int, bytes]:
+        if self.kind == "bpe":
+            table = {
+                index: byte_level_bytes(token)
+                for token, index in self._state["model"]["vocab"].items()
+                if index not in self._added
+            }
+        else:
+            table = {
+                index: bytes([FALLBACK_TOKENS[token]]) if token in FALLBACK_TOKENS else token.encode()
+                for token, index in self._state["model"]["vocab"].items()
+            }
+        table.update({index: content.encode() for index, content in self._added.items()})
+        return table
+
+    @cached_property
+    def _byte_lengths(self) -> np.ndarray:
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for index, spelling in self._bytes_of_ids.items():
+            lengths[index] = len(spelling)
+        lengths[list(self.special_ids.values())] = 0
+        lengths.flags.writeable = False
+        return lengths
+
+    @cached_property
+    def _special_set(self) -> frozenset[int]:
+        return frozenset(self.special_ids.values())
+
+    def _spell(self, ids: Iterable[int], skip_special: bool) -> bytes:
+        table, skipped = self._bytes_of_ids, self._special_set if skip_special else ()
+        return b"".join(table.get(index, b"") for index in map(int, ids) if index not in skipped)
+
+    def _encode_characters(self, text: str, allow_special: bool) -> list[int]:
+        if not allow_special or not self.special_ids:
+            return self._character_encoder.encode(text).tolist()
+        # Longest first: where one special token begins another, tokenizers takes the longer.
+        names = sorted(self.special_ids, key=len, reverse=True)
+        ids: list[int] = []
+        for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
+            if part in self.special_ids:
+                ids.append(self.special_ids[part])
+            else:
+                ids.extend(self._character_encoder.encode(part).tolist())
+        return ids
+
+    def _configured(self, name: str) -> str | None:
+        value = (self._config or {}).get(name)
+        return value.get("content") if isinstance(value, dict) else value
+
+    def _first_special(self, *names: str | None) -> int | None:
+        return next((self.special_ids[name] for name in names if name in self.special_ids), None)
+
+    def _default_config(self) -> dict[str, Any]:
+        names = {index: name for name, index in self.special_ids.items()}
+        main = {"eos_token": names.get(self.eot_id), "pad_token": names.get(self.pad_id)}
+        return {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+            "add_bos_token": False,
+            "add_eos_token": False,
+            "bos_token": None,
+            **main,
+            "additional_special_tokens": [name for name in self.special_ids if name not in main.values()],
+        }
+
+
+class StreamDecoder:
+    """Ids to text as they come, a character at a time when its last byte is there.
+
+    Args:
+        tokenizer: Whose ids they are.
+        skip_special: Leave special tokens out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, skip_special: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special = skip_special
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token_id: int) -> str:
+        """The text that `token_id` completes; may be empty."""
+        return self._decoder.decode(self._tokenizer._spell((token_id,), self._skip_special))
+
+    def flush(self) -> str:
+        """What is left at the end: U+FFFD where the last character is incomplete, else nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+def byte_level(model: models.BPE, special_tokens: Sequence[str]) -> tokenizers.Tokenizer:
+    """A byte-level tokenizer with GPT-2's split and no prefix space, its special tokens after the model's ids."""
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special_tokens))
+    return tokenizer
+
+
+def _restore(text: str, config: dict[str, Any] | None) -> Tokenizer:
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), config)
+
+
+def _kind(state: dict[str, Any]) -> Literal["bpe", "character"]:
+    model, split, decoder = state["model"], state["pre_tokenizer"] or {}, state["decoder"] or {}
+    if model["type"] == "BPE":
+        if "ByteLevel" in {step["type"] for step in (decoder, *decoder.get("decoders", ()))}:
+            return "bpe"
+        spelled = all(len(token) == 1 or token in FALLBACK_TOKENS for token in model["vocab"])
+        complete = not model["byte_fallback"] or all(token in model["vocab"] for token in FALLBACK_TOKENS)
+        if spelled and complete and not model["merges"] and not split and state["normalizer"] is None:
+            return "character"
+    raise UserError(f"a {model['type']} tokenizer that is neither byte-level BPE nor one token per character")
+
+
+def _read(path: Path) -> str:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _parse(text: str, path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the only type that tokenizers raises
+        raise UserError(f"{path}: not a tokenizer ({' '.join(str(error).split())}); write the folder again") from None
+
+
+def _replace(path: Path, text: str) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

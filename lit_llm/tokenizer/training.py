@@ -1,0 +1,125 @@
+"""Tokenizers made from text."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import tokenizers
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from lit_llm.config import UserError
+from lit_llm.tokenizer.alphabet import fallback_token
+from lit_llm.tokenizer.bulk import require_unicode
+from lit_llm.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer, byte_level
+
+
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, show_progress: bool = True, total_bytes: int | None = None
+) -> Tokenizer:
+    """Byte-level byte-pair encoding (Sennrich et al. 2016) with GPT-2's split into words.
+
+    The 256 bytes come first, then the merges in the order they were found, then the special tokens: as in GPT-2, a
+    token's id is its rank, and the ids of text do not depend on how many special tokens there are. A pair must occur
+    twice to be merged. The same texts give the same tokenizer, on any number of cores.
+
+    Args:
+        texts: Read once; special-token strings in them are text like any other.
+        vocab_size: Tokens in all.
+        show_progress: A progress bar on stderr where that is a terminal.
+        total_bytes: How much text there is about to be, for the progress bar.
+
+    Raises:
+        UserError: there is no text, not enough of it for `vocab_size`, or `vocab_size` is below 260.
+    """
+    smallest = 256 + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise UserError(f"vocab_size is {vocab_size}; byte-level BPE needs at least {smallest} (256 bytes, 4 specials)")
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw = byte_level(models.BPE(), ())
+    with _reading(texts, show_progress, total_bytes, "finding merges") as counted:
+        raw.train_from_iterator(counted, trainer)
+        counted.require_text()
+    size = raw.get_vocab_size() + len(SPECIAL_TOKENS)
+    if size < vocab_size:
+        raise UserError(f"the corpus supports only {size} tokens; set vocab_size to {size} or less")
+    raw.add_special_tokens(list(SPECIAL_TOKENS))
+    return Tokenizer(raw)
+
+
+def train_character(
+    texts: Iterable[str], byte_fallback: bool = True, show_progress: bool = True, total_bytes: int | None = None
+) -> Tokenizer:
+    """One token per character: the characters of `texts` in order of code point, as nanoGPT numbers them, then the 256
+    bytes (with `byte_fallback`), then the special tokens.
+
+    Args:
+        texts: Read once.
+        byte_fallback: Spell characters that `texts` lack as UTF-8 bytes; without it they are an error when encoding.
+        show_progress: A progress bar on stderr where that is a terminal.
+        total_bytes: How much text there is about to be, for the progress bar.
+
+    Raises:
+        UserError: there is no text.
+    """
+    characters: set[str] = set()
+    with _reading(texts, show_progress, total_bytes, "collecting characters") as counted:
+        for text in counted:
+            characters.update(text)
+        counted.require_text()
+    tokens = sorted(characters)
+    if byte_fallback:
+        tokens += [fallback_token(byte) for byte in range(256)]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    raw = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=byte_fallback))
+    fuse = decoders.Fuse()
+    raw.decoder = decoders.Sequence([decoders.ByteFallback(), fuse]) if byte_fallback else fuse
+    raw.add_special_tokens(list(SPECIAL_TOKENS))
+    return Tokenizer(raw)
+
+
+class _CountedTexts:
+    """Texts that move a progress bar as they are read."""
+
+    def __init__(self, texts: Iterable[str], progress: Progress, total_bytes: int | None, then: str) -> None:
+        self._texts, self._progress, self._then = texts, progress, then
+        self._task = progress.add_task("reading text", total=total_bytes)
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            require_unicode(text)
+            size = len(text.encode())
+            self.bytes += size
+            self._progress.advance(self._task, size)
+            yield text
+        self._progress.update(self._task, description=self._then, total=None)
+
+    def require_text(self) -> None:
+        if not self.bytes:
+            raise UserError("the corpus has no text to train a tokenizer on; check its path and its split")
+
+
+@contextmanager
+def _reading(texts: Iterable[str], show: bool, total_bytes: int | None, then: str) -> Iterator[_CountedTexts]:
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+    )
+    visible = show and sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not visible) as progress:
+        counted = _CountedTexts(texts, progress, total_bytes, then)
+        yield counted
+    if show:
+        print(f"tokenizer trained on {counted.bytes:,} bytes of text", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""How a module is trained: the Lightning Trainer, callbacks, checkpoints and exact resume."""

@@ -1,0 +1,65 @@
+"""Stopping on purpose: Ctrl-C, SIGTERM and preemption end a run at a step boundary, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+
+from lit_llm.training.checkpoint import CheckpointPolicy
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class GracefulStop(L.Callback):
+    """The first signal asks for a checkpoint at the end of the step that is running; a second one stops at once.
+
+    Lightning's own handler saves wherever the signal falls, also inside an accumulation window, and its collective
+    deadlocks under data parallelism; here all ranks agree at the boundary.
+
+    Args:
+        policy: writes the checkpoint and ends the run.
+    """
+
+    def __init__(self, policy: CheckpointPolicy) -> None:
+        self.policy = policy
+        self._received = False
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take over the signals, in the main thread alone: Python allows it nowhere else."""
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received:
+            raise KeyboardInterrupt
+        self._received = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """At a step boundary, agree over the ranks whether to stop."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        stop = self._received
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            self.policy.stop_after_save = True
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

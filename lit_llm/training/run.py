@@ -1,0 +1,213 @@
+"""From a module and its data to a run folder: config.yaml, tensorboard/, checkpoints/, model/."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_llm.config import RunConfig, TrainerConfig, UserError, to_plain
+from lit_llm.data.datamodule import TokenDataModule
+from lit_llm.interop import save_model_folder
+from lit_llm.planning import training_flops_per_token
+from lit_llm.tokenizer import Tokenizer
+from lit_llm.training.checkpoint import AtomicCheckpointIO, CheckpointPolicy, saved_checkpoints, step_of
+from lit_llm.training.interrupt import GracefulStop
+from lit_llm.training.progress import TrainingProgress
+from lit_llm.training.resume import ExactResume
+from lit_llm.training.samples import TextSamples
+from lit_llm.training.throughput import Throughput
+
+
+@dataclass
+class RunResult:
+    """What a finished run leaves."""
+
+    folder: Path
+    """The run folder."""
+    model_folder: Path
+    """The model folder inside it."""
+    metrics: dict[str, float]
+    """The last value of each curve."""
+    samples: list[str]
+    """Texts written at the last validation."""
+    tokens_per_second: float
+    """Speed at the end."""
+
+
+def fit(
+    config: RunConfig,
+    module: L.LightningModule,
+    data: TokenDataModule,
+    tokenizer: Tokenizer,
+    callbacks: Sequence[L.Callback] = (),
+) -> RunResult:
+    """Train `module` as `config` says, from the start or from a checkpoint, and write its model folder.
+
+    Args:
+        config: the run, with `config.folder` prepared by `open_run_folder`.
+        module: a stage's LightningModule with the decoder in `module.model`.
+        data: gives the batches.
+        tokenizer: goes into the model folder, and writes the samples.
+        callbacks: more of them, run before the checkpoint is written.
+
+    Raises:
+        UserError: bad input, a loss that is not finite, a full disk, or a request to stop.
+    """
+    resume_from = checkpoint_to_resume(config)
+    world_size = number_of_processes(config.trainer)
+    accumulation = data.accumulate_grad_batches(world_size)
+    tokens_per_step = config.data.batch_size * config.data.sequence_length
+    policy = CheckpointPolicy(config.folder / "checkpoints", config.trainer)
+    speed = Throughput(
+        tokens_per_step,
+        training_flops_per_token(config.model, config.data.sequence_length),
+        config.trainer.log_every_n_steps,
+    )
+    samples = TextSamples(config.samples, tokenizer)
+    with _quiet():
+        trainer = build_trainer(
+            config.trainer,
+            folder=config.folder,
+            accumulation=accumulation,
+            first_step=0 if resume_from is None else step_of(Path(resume_from)),
+            callbacks=[
+                ExactResume(config.seed, config.data.batch_size // accumulation),
+                speed,
+                samples,
+                *([TrainingProgress()] if config.trainer.enable_progress_bar else []),
+                *callbacks,
+                GracefulStop(policy),
+                policy,
+            ],
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+    model_folder = config.folder / "model"
+    if trainer.is_global_zero:
+        save_model_folder(model_folder, module.model.config, module.model.state_dict(), tokenizer)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens_per_second)
+
+
+def build_trainer(
+    config: TrainerConfig,
+    *,
+    folder: Path,
+    accumulation: int,
+    first_step: int | None,
+    callbacks: list[L.Callback],
+) -> L.Trainer:
+    """The Lightning Trainer of a run. Counts in `config` are optimizer steps; Lightning counts micro-batches."""
+    every = config.val_every_n_steps or config.max_steps
+    # curves of steps after the checkpoint are taken back: the resumed run writes them again
+    purge_step = None if first_step is None else first_step + 1
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices if config.devices != "auto" or config.accelerator != "cpu" else 1,
+        num_nodes=config.num_nodes,
+        strategy=_strategy(config),
+        precision=config.precision,
+        max_steps=config.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=accumulation,
+        val_check_interval=every * accumulation,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        log_every_n_steps=config.log_every_n_steps,
+        deterministic=config.deterministic,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge_step),
+        plugins=[AtomicCheckpointIO()],
+        callbacks=callbacks,
+    )
+
+
+def number_of_processes(config: TrainerConfig) -> int:
+    """Ranks that a run has."""
+    devices = config.devices
+    if devices == "auto":
+        on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+        devices = torch.cuda.device_count() if on_gpu else 1
+    return int(devices) * config.num_nodes
+
+
+def _strategy(config: TrainerConfig) -> Strategy | str:
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator is gpu, but torch finds no CUDA device here; use cpu or auto")
+    if number_of_processes(config) > 1 or config.strategy == "ddp":
+        return DDPStrategy()
+    return "auto"
+
+
+def open_run_folder(config: RunConfig) -> None:
+    """Make the run folder and write its config.yaml; refuse to mix two runs.
+
+    Raises:
+        UserError: the folder already holds a run and neither `ckpt_path` nor `overwrite` says what to do with it.
+    """
+    if rank_zero_only.rank not in (None, 0):
+        return  # the first process has done it before it started the others
+    folder = config.folder
+    if config.overwrite and folder.exists():
+        for name in ("checkpoints", "tensorboard", "model"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("config.yaml", "report.md"):
+            (folder / name).unlink(missing_ok=True)
+    elif (folder / "config.yaml").exists() and config.ckpt_path is None:
+        steps = list(saved_checkpoints(folder / "checkpoints"))
+        state = "a finished run" if (folder / "model").exists() else "a half-finished run"
+        where = f"at step {steps[-1]}" if steps else "without a checkpoint"
+        raise UserError(
+            f"{folder} already holds {state} {where}: --ckpt_path last goes on with it, "
+            "--overwrite true starts again, --run_name NAME starts another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = to_plain(replace(config, ckpt_path=None, overwrite=False))
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+
+def checkpoint_to_resume(config: RunConfig) -> str | None:
+    """Path that `ckpt_path` means, or None for a start from step 0.
+
+    "last" in a folder without a checkpoint starts from the beginning: a run killed before its first save had nothing
+    to lose.
+
+    Raises:
+        UserError: the file does not exist.
+    """
+    if config.ckpt_path is None:
+        return None
+    if config.ckpt_path == "last":
+        saved = list(saved_checkpoints(config.folder / "checkpoints").values())
+        return str(saved[-1]) if saved else None
+    if not Path(config.ckpt_path).is_file():
+        raise UserError(f"there is no checkpoint {config.ckpt_path}; --ckpt_path last takes the newest of the run")
+    return config.ckpt_path
+
+
+class _quiet(warnings.catch_warnings):
+    """Silence what Lightning says at every start, and warnings about what this package does on purpose."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        for pattern in (
+            ".*does not have many workers.*",  # memory-mapped shards are fastest without
+            ".*your dataloader is not resumable.*",  # the data module resumes, not the loader
+            ".*number of training batches.*",
+            ".*Checkpoint directory.*exists and is not empty.*",
+            ".*LeafSpec.*",  # between Lightning and torch
+        ):
+            warnings.filterwarnings("ignore", message=pattern)

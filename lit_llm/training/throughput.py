@@ -1,0 +1,106 @@
+"""How fast a run is, and where its time goes."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+# Dense bf16 matrix peak in FLOP/s, from the vendors' datasheets (sparse figures are twice these).
+PEAK_FLOPS = {
+    "NVIDIA B200": 2250e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA A10G": 70e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "Tesla V100": 125e12,
+    "Tesla T4": 65e12,
+}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 peak of a CUDA device, or None for a device that is not in the table."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    # the longest matching name: "NVIDIA H100 PCIe" before "NVIDIA H100"
+    matching = [known for known in PEAK_FLOPS if name.startswith(known)]
+    return PEAK_FLOPS[max(matching, key=len)] if matching else None
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far, in GiB: the device's on CUDA, the process's on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Throughput(L.Callback):
+    """Logs tokens seen, tokens per second, the share of time spent waiting for data, MFU and peak memory.
+
+    Time spent validating does not count. MFU is left out on a device whose peak is unknown.
+
+    Args:
+        tokens_per_step: tokens of an optimizer step, over all ranks.
+        flops_per_token: forward and backward, counted.
+        every_n_steps: optimizer steps between two points.
+    """
+
+    def __init__(self, tokens_per_step: int, flops_per_token: float, every_n_steps: int) -> None:
+        self.tokens_per_step = tokens_per_step
+        self.flops_per_token = flops_per_token
+        self.every_n_steps = every_n_steps
+        self.tokens_per_second = 0.0
+
+    def _restart(self, trainer: L.Trainer) -> None:
+        self._since = time.perf_counter()
+        self._step = trainer.global_step
+        self._waited = trainer.train_dataloader.wait_seconds
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Start the clock at the first batch, not before: building loaders is not training."""
+        if not hasattr(self, "_since"):
+            self._restart(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Stop the clock."""
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with the clock."""
+        if hasattr(self, "_since"):
+            self._since += time.perf_counter() - self._paused
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log at every `every_n_steps`-th step."""
+        step = trainer.global_step
+        if step % self.every_n_steps or step == self._step:
+            return
+        seconds = time.perf_counter() - self._since
+        self.tokens_per_second = (step - self._step) * self.tokens_per_step / seconds
+        values = {
+            "throughput/tokens": float(step * self.tokens_per_step),
+            "throughput/tokens_per_second": self.tokens_per_second,
+            "throughput/data_wait_share": (trainer.train_dataloader.wait_seconds - self._waited) / seconds,
+            "throughput/peak_memory_gib": peak_memory_gib(pl_module.device),
+        }
+        peak = peak_flops(pl_module.device)
+        if peak is not None:
+            values["throughput/mfu"] = self.tokens_per_second * self.flops_per_token / (peak * trainer.world_size)
+        pl_module.record(values, step)
+        self._restart(trainer)

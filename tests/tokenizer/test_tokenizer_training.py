@@ -1,0 +1,97 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_llm.config import CorpusConfig, TokenizerTrainingConfig, UserError
+from lit_llm.data.train_tokenizer import train_tokenizer
+from lit_llm.tokenizer import Tokenizer, train_bpe, train_character
+
+
+def test_merges_are_by_frequency_and_never_across_words():
+    tokenizer = train_bpe(["low low low low lower lower newest newest newest"], 266, show_progress=False)
+    # " low" occurs 5 times after a space (the first word has none), so l+o, lo+w, space+low come first.
+    learned = [tokenizer.token_bytes(index) for index in range(256, 262)]
+    assert learned[0] == b"lo" and b" low" in learned
+    assert not any(b" " in token[1:] for token in learned)
+
+
+def test_special_strings_in_the_corpus_are_text():
+    tokenizer = train_bpe(["<|endoftext|>" * 50], 270, show_progress=False)
+    assert tokenizer.special_ids == {"<|endoftext|>": 266, "<|pad|>": 267, "<|im_start|>": 268, "<|im_end|>": 269}
+
+
+def test_too_small_a_corpus_names_the_size_it_supports():
+    text = "aaab aaab xyz xyz"
+    with pytest.raises(UserError, match=r"supports only (26[0-9]) tokens; set vocab_size to") as error:
+        train_bpe([text], 1000, show_progress=False)
+    size = int(str(error.value).split()[4])
+    assert train_bpe([text], size, show_progress=False).vocab_size == size
+
+
+@pytest.mark.parametrize("train", [lambda texts: train_bpe(texts, 300), train_character])
+@pytest.mark.parametrize("texts", [[], ["", ""]])
+def test_no_text(train, texts):
+    with pytest.raises(UserError, match="no text"):
+        train(texts)
+
+
+def test_bpe_below_260():
+    with pytest.raises(UserError, match="at least 260"):
+        train_bpe(["abc"], 259)
+
+
+def test_same_tokenizer_on_any_number_of_cores():
+    script = (
+        "import sys\nfrom lit_llm.tokenizer import train_bpe\nfrom pathlib import Path\n"
+        "texts = [Path(p).read_text() for p in sys.argv[1:]]\nprint(train_bpe(texts, 1500, False).digest)"
+    )
+    files = [subprocess.__file__, os.__file__, pytest.__file__]
+    root = Path(__file__).parents[2]
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script, *files],
+            env={**os.environ, "RAYON_NUM_THREADS": cores, "PYTHONHASHSEED": cores, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for cores in ("1", "2", "3")
+    }
+    assert len(digests) == 1 and len(digests.pop()) == 65
+
+
+class TestTrainTokenizer:
+    @pytest.fixture
+    def config(self, tmp_path) -> TokenizerTrainingConfig:
+        source = tmp_path / "text.txt"
+        source.write_text("a" * 90 + "b" * 10)
+        corpus = CorpusConfig(path=str(source), split="tail", validation_fraction=0.1)
+        return TokenizerTrainingConfig(corpus=corpus, kind="character", output=str(tmp_path / "out"))
+
+    def test_reads_the_train_split_alone(self, config):
+        tokenizer = train_tokenizer(config)
+        assert tokenizer.vocab_size == 1 + 256 + 4
+        assert Tokenizer.load(config.output).digest == tokenizer.digest
+
+    def test_refuses_to_replace(self, config):
+        train_tokenizer(config)
+        with pytest.raises(UserError, match="overwrite"):
+            train_tokenizer(config)
+        config.overwrite, config.byte_fallback = True, False
+        assert train_tokenizer(config).vocab_size == Tokenizer.load(config.output).vocab_size == 5
+
+    def test_max_bytes_ends_with_a_whole_character(self, config):
+        Path(config.corpus.path).write_text("aé日本" * 3, encoding="utf-8")
+        config.corpus.validation_fraction, config.byte_fallback = 0.0, False
+        for limit, known in ((1, "a"), (2, "a"), (3, "aé"), (5, "aé"), (6, "aé日"), (None, "aé日本")):
+            config.max_bytes, config.overwrite = limit, True
+            assert train_tokenizer(config).decode(range(len(known))) == known
+            assert Tokenizer.load(config.output).vocab_size == len(known) + 4
+
+    def test_bpe(self, config):
+        config.kind, config.vocab_size = "bpe", 262
+        tokenizer = train_tokenizer(config)
+        assert [tokenizer.token_bytes(index) for index in (256, 257)] == [b"aa", b"aaaa"]
