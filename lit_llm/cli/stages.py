@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from lit_llm.config import (
 )
 
 if TYPE_CHECKING:
+    from lightning import Callback
+
     from lit_llm.training.run import RunResult
 
 
@@ -37,8 +40,13 @@ def prepare_data(config: PrepareConfig) -> None:
         )
 
 
-def pretrain(config: PretrainConfig) -> RunResult:
-    """Pretrain a decoder and say where everything is."""
+def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
+    """Pretrain a decoder and say where everything is.
+
+    Args:
+        config: the run.
+        callbacks: Lightning callbacks to run besides the package's own.
+    """
     import torch
 
     from lit_llm.data.datamodule import TokenDataModule
@@ -59,7 +67,7 @@ def pretrain(config: PretrainConfig) -> RunResult:
     if config.init_from is not None:
         module.model.load_state_dict(load_weights(Path(config.init_from), config.model))
     open_run_folder(config)
-    result = fit(config, module, data, tokenizer)
+    result = fit(config, module, data, tokenizer, callbacks)
     write_report(config, result)
     print_result(result)
     return result

@@ -8,6 +8,7 @@ from lit_llm.config.model import ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.plain import from_plain, to_plain
 from lit_llm.config.presets import PRESETS, preset, preset_fields
+from lit_llm.config.quickstart import QuickstartConfig
 from lit_llm.config.run import PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.trainer import TrainerConfig
 
@@ -20,6 +21,7 @@ __all__ = [
     "OptimizerConfig",
     "PrepareConfig",
     "PretrainConfig",
+    "QuickstartConfig",
     "RopeScaling",
     "RunConfig",
     "SampleConfig",

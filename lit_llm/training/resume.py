@@ -20,7 +20,7 @@ def random_state() -> dict[str, Any]:
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
         "python": random.getstate(),
-        "torch_version": torch.__version__,
+        "torch_version": str(torch.__version__),
     }
 
 
@@ -66,7 +66,7 @@ class ExactResume(L.Callback):
         if states is None or len(states) != trainer.world_size:
             return
         state = states[trainer.global_rank]
-        if state["torch_version"] == torch.__version__:
+        if state["torch_version"] == str(torch.__version__):
             restore_random_state(state)
 
     def on_train_batch_end(

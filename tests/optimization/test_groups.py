@@ -50,6 +50,18 @@ def test_muon_groups(tied):
     }
 
 
+def test_muon_leaves_other_module_lists_and_embeddings_alone():
+    model = Model()
+    model.extra_heads = nn.ModuleList([nn.Linear(16, 16, bias=False)])
+    tied = nn.Linear(16, 24, bias=False)
+    tied.weight = model.decoder.blocks[0].value_embedding.weight
+    model.decoder.blocks[0].value_head = tied
+    groups = names_by_group(model, OptimizerConfig(name="muon"))
+    assert groups["muon"] == HIDDEN
+    assert groups["adamw_decay"] == GATES | HEAD | {"extra_heads.0.weight"}
+    assert groups["adamw_no_decay"] == NO_DECAY
+
+
 def test_frozen_parameters_are_left_out():
     model = Model()
     model.decoder.blocks.requires_grad_(False)

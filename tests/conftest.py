@@ -1,0 +1,132 @@
+"""A tiny corpus, tokenizer and run that the tests share."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_llm.config import (
+    CorpusConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrepareConfig,
+    PretrainConfig,
+    SampleConfig,
+    SamplingConfig,
+    ScheduleConfig,
+    TokenizerTrainingConfig,
+    TrainerConfig,
+    from_plain,
+    preset,
+)
+from lit_llm.data.prepare import prepare
+from lit_llm.data.train_tokenizer import train_tokenizer
+from lit_llm.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real texts, where there is one."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real texts are not at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some thirty files of the standard library."""
+    folder = tmp_path_factory.mktemp("corpus")
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for package in ("json", "email", "http"):
+        for path in sorted((library / package).glob("*.py")):
+            if path.stat().st_size < 20_000:
+                shutil.copy(path, folder / f"{package}_{path.name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Path:
+    """Shards of the tiny corpus, with a BPE of 400 tokens beside them."""
+    folder = tmp_path_factory.mktemp("shards")
+    corpus = CorpusConfig(path=str(corpus_folder), validation_fraction=0.15)
+    train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=400, output=str(folder / "tok")))
+    prepare(PrepareConfig(corpus, tokenizer=str(folder / "tok"), output=str(folder / "shards")))
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def tokenizer(shards: Path) -> Tokenizer:
+    """The tokenizer of the tiny corpus."""
+    return Tokenizer.load(shards / "tokenizer")
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def tiny_model(name: str = "llama-10m", **fields: Any) -> ModelConfig:
+    """An architecture at width 32 and two layers."""
+    size: dict[str, Any] = {
+        "vocab_size": 400,
+        "hidden_size": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_key_value_heads": None,
+        "head_dim": None,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+    }
+    return preset(name, **{**size, **fields})
+
+
+MakeRun = Callable[..., PretrainConfig]
+
+
+@pytest.fixture
+def make_run(shards: Path, tmp_path: Path) -> MakeRun:
+    """Builds a pretraining run of a tiny model; keywords like `model`, `data`, `trainer` replace single fields."""
+
+    def make(name: str = "run", architecture: str = "llama-10m", **groups: Any) -> PretrainConfig:
+        def group(kind: type, key: str, **defaults: Any) -> Any:
+            return from_plain(kind, {**defaults, **groups.pop(key, {})})
+
+        config = {
+            "model": tiny_model(architecture, **groups.pop("model", {})),
+            "data": group(
+                DataConfig, "data", paths=[str(shards)], sequence_length=32, batch_size=4, validation_windows=8
+            ),
+            "optimizer": group(OptimizerConfig, "optimizer", learning_rate=3e-3, muon_momentum_warmup_steps=4),
+            "schedule": group(ScheduleConfig, "schedule", warmup_steps=2),
+            "trainer": group(
+                TrainerConfig,
+                "trainer",
+                accelerator="cpu",
+                devices=1,
+                max_steps=6,
+                val_every_n_steps=3,
+                save_every_n_steps=2,
+                log_every_n_steps=1,
+                enable_progress_bar=False,
+            ),
+            "samples": SampleConfig(prompts=["def "], sampling=SamplingConfig(max_new_tokens=4)),
+        }
+        return PretrainConfig(run_name=name, output_root=str(tmp_path), **config, **groups)
+
+    return make
