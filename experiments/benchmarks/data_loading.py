@@ -11,16 +11,12 @@ not the disk. The last line of the output is JSON.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
+from reporting import print_report
 
 from lit_llm.config import DataConfig
 from lit_llm.data.datamodule import TokenDataModule
@@ -87,18 +83,16 @@ def main() -> None:
         write_corpus(Path(folder) / "train", num_tokens)
         rows = {workers: measure(Path(folder), options, workers) for workers in options.workers}
 
-    table = Table("workers", "million tokens/s", "resident growth, MiB", title=f"{num_tokens * 2 / 1e9:g} GB of shards")
-    for workers, (speed, growth) in rows.items():
-        table.add_row(str(workers), f"{speed / 1e6:.1f}", f"{growth:.0f}")
-    Console().print(table)
-    report = {
-        "tokens_per_second": {str(workers): round(speed) for workers, (speed, _) in rows.items()},
-        "resident_growth_mib": round(max(growth for _, growth in rows.values()), 1),
-        "corpus_gib": round(num_tokens * 2 / 2**30, 3),
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
-        "threads": torch.get_num_threads(),
-    }
-    print(json.dumps(report))
+    print_report(
+        f"{num_tokens * 2 / 1e9:g} GB of shards",
+        ["workers", "million tokens/s", "resident growth, MiB"],
+        [[str(workers), f"{speed / 1e6:.1f}", f"{growth:.0f}"] for workers, (speed, growth) in rows.items()],
+        {
+            "tokens_per_second": {str(workers): round(speed) for workers, (speed, _) in rows.items()},
+            "resident_growth_mib": round(max(growth for _, growth in rows.values()), 1),
+            "corpus_gib": round(num_tokens * 2 / 2**30, 3),
+        },
+    )
 
 
 if __name__ == "__main__":

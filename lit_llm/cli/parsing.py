@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import re
 import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from lit_llm.config import PRESETS, ModelConfig, UserError, preset_fields
 
@@ -70,17 +71,27 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
         values = parser.parse_args(words)
         values.pop("model.preset", None)
         values.pop("config", None)
+        _check_groups(kind, values)
         return kind(**vars(parser.instantiate(values)))
     except UserError:
         raise
     except (argparse.ArgumentError, ValueError, TypeError) as error:
-        raise UserError(_explain(str(error), keys)) from error
+        raise UserError(_explain(str(error), keys, words)) from error
+
+
+def _check_groups(kind: type[Any], values: Namespace, prefix: str = "") -> None:
+    for name, inside in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(inside):
+            if not isinstance(values[name], Namespace):
+                raise UserError(f"{prefix}{name} is {values[name]}; it must be a group of options")
+            _check_groups(inside, values[name], f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
 def _parser(kind: type[Any]) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     description = (kind.__doc__ or "").strip().partition("\n")[0]
-    parser = ArgumentParser(description=description, exit_on_error=False)
+    # an abbreviation would be taken for whatever option happens to begin like it
+    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; those on the command line win.")
     parser.add_class_arguments(kind, fail_untyped=True)
     if any(field.type in (ModelConfig, "ModelConfig") for field in dataclasses.fields(kind)):
@@ -110,7 +121,7 @@ def option_keys(kind: type[Any], prefix: str = "") -> list[str]:
     return keys
 
 
-def _explain(message: str, keys: list[str]) -> str:
+def _explain(message: str, keys: list[str], words: list[str]) -> str:
     """One line from a parser's complaint, with the nearest valid key where one was mistyped."""
     line = " ".join(message.split())
     unknown = re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)", line)
@@ -119,17 +130,50 @@ def _explain(message: str, keys: list[str]) -> str:
     grouped = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", line)
     if grouped:
         return _unknown_key(f"{grouped.group(1)}.{grouped.group(2)}", keys)
+    inside = re.search(r"Parser key \"([\w.]+)\": .*Option '([\w.]+)' is not accepted", line)
+    if inside:
+        return _unknown_key(f"{inside.group(1)}.{inside.group(2)}", keys)
     nested = re.search(r"(?:Key|Option|option) ['\"]([\w.]+)['\"] (?:is not|does not)", line)
     if nested:
         return _unknown_key(nested.group(1), keys)
-    wrong = re.search(r'Parser key "([\w.]+)": (.*)', line)
-    if wrong:
-        expected = re.search(r"Expected an? (.+?)\. Got value: (.*)", wrong.group(2))
-        if expected:
-            kind = re.sub(r"<class '([\w.]+)'>|typing\.", lambda match: match.group(1) or "", expected.group(1))
-            return f"{wrong.group(1)} is {expected.group(2)}; it must be {kind}"
-        return f"{wrong.group(1)}: {wrong.group(2)}"
+    if "Parser key" in line:
+        return _wrong_value(line)
+    about_file = re.search(r"(?:Unexpected config: ?|Problems parsing config: )(.*)", line)
+    if about_file:
+        files = [after for word, after in itertools.pairwise(words) if word == "--config"]
+        files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+        found = about_file.group(1) or "it is empty"
+        return f"{', '.join(files)}: not a YAML file of options ({found})"
     return line
+
+
+def _wrong_value(line: str) -> str:
+    """What an option's value is and must be; `line` names the option, and those inside it, as Parser key."""
+    key = ".".join(re.findall(r"Parser key \"([\w.]+)\":", line))
+    given = re.search(r"Got value: (.*?)(?= - Expected| Given value type|$)", line)
+    wanted = re.findall(r"Expected an? (.*?)(?=\. Got| - | Given|$)", line)
+    if given is not None:
+        wanted = wanted[:1]
+    else:
+        given = re.search(r"Given value: (.*)", line)
+        wanted = ["group of options"] * ("valid subclass" in line) + wanted
+    if given is None or not wanted:
+        return f"{key}: {line.partition(': ')[2]}"
+    return f"{key} is {given.group(1)}; it must be {' or '.join(map(_type_in_words, wanted))}"
+
+
+def _type_in_words(name: str) -> str:
+    choices = re.search(r"Literal\[(.*)\]", name)
+    if choices:
+        return choices.group(1).replace("'", "").replace(", ", " or ")
+    name = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", name)
+    return {
+        "NoneType": "null",
+        "str": "text",
+        "int": "a whole number",
+        "float": "a number",
+        "bool": "true or false",
+    }.get(name, "a " + name)
 
 
 def _unknown_key(key: str, keys: list[str]) -> str:

@@ -81,7 +81,13 @@ def _prepare(config: QuickstartConfig) -> None:
 
 
 def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
-    """The pretraining run of a quickstart with `steps` optimizer steps."""
+    """The pretraining run of a quickstart with `steps` optimizer steps, in bfloat16 where the machine is fast at it."""
+    import torch
+
+    from lit_llm.model.arithmetic import multiplies_bfloat16
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision: Any = "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
     prompts = ["def ", "import ", "class "] if config.corpus == "stdlib" else ["", "", ""]
     model = preset("modern-10m", hidden_size=256, num_layers=6, num_heads=4, max_position_embeddings=SEQUENCE_LENGTH)
     return PretrainConfig(
@@ -95,7 +101,7 @@ def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
         schedule=ScheduleConfig(name="wsd", warmup_steps=min(50, steps // 10), decay_fraction=0.5, min_ratio=0.0),
         trainer=TrainerConfig(
             devices=1,
-            precision="bf16-mixed",
+            precision=precision,
             max_steps=steps,
             val_every_n_steps=max(1, math.ceil(steps / 4)),
             save_every_n_steps=max(1, math.ceil(steps / 10)),
@@ -125,7 +131,7 @@ def _affordable_steps(run: PretrainConfig, seconds: float) -> int:
     times = []
     for _ in range(_TIMED_STEPS):
         began = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16, enabled=run.trainer.precision == "bf16-mixed"):
             model(tokens, head=loss).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -63,6 +63,7 @@ def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunR
         config.model = read_model_config(Path(config.init_from))
     fit_vocabulary(config, tokenizer)
     data = TokenDataModule(config.data, tokenizer, config.seed)
+    data.setup("fit")  # what is wrong with the shards is said before there is a run folder
     module = PretrainingModule(config, torch.tensor(tokenizer.byte_lengths()))
     if config.init_from is not None:
         module.model.load_state_dict(load_weights(Path(config.init_from), config.model))

@@ -22,7 +22,7 @@ def generate(
 ) -> list[list[int]]:
     """Continue each prompt.
 
-    Rows of different lengths are padded on the left and do not affect one another. Text that outgrows the model's
+    Rows of different lengths are padded on the left and do not affect one another. A row that outgrows the model's
     context goes on from the newest half of the context, read again.
 
     Args:
@@ -76,7 +76,8 @@ def _generate(
         # rows that have ended are fed along with the others: a batch keeps its shape
         texts = [[*text, token] for text, token in zip(texts, chosen, strict=True)]
         if cache.length == limit:
-            texts = [text[-(limit // 2) :] for text in texts]
+            # a row drops its older half when it is full itself, not when its neighbour is
+            texts = [text[-(limit // 2) :] if len(text) > limit else text for text in texts]
             cache, logits = _read(model, texts, limit)
         else:
             logits = model(torch.tensor(chosen, device=logits.device).unsqueeze(1), cache=cache)[:, -1]

@@ -61,14 +61,19 @@ def read_model_config(folder: Path) -> ModelConfig:
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bytes that are not UTF-8, too
         raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object")
     kind = values.pop("model_type", None)
     if kind != MODEL_TYPE:
         raise UserError(f"{path} has model_type {kind!r}; only {MODEL_TYPE!r} can be read")
     values.pop("dtype", None)
-    return from_plain(ModelConfig, values)
+    try:
+        return from_plain(ModelConfig, values)
+    except (UserError, TypeError) as error:  # TypeError: a number written as text
+        raise UserError(f"{path}: {error}") from error
 
 
 def load_model_folder(

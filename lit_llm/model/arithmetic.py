@@ -20,6 +20,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype
 
 
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32: true on GPUs and on processors made for it."""
+    if device.type != "cpu":
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:
     """A block in which operations keep the dtype of their inputs."""
     if _autocast_is_on(device_type):

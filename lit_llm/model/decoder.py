@@ -37,13 +37,9 @@ class Block(nn.Module):
         self.feedforward_norm = make_norm(config)
         self.feedforward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
-        # shares of the stream and of the embedding output that the block reads
-        self.shortcut = nn.Parameter(torch.tensor([1.0, 0.0])) if config.x0_shortcut else None
 
-    def forward(self, x: Tensor, x0: Tensor, context: AttentionContext) -> Tensor:
-        """Args: x: stream [b, t, hidden]; x0: embedding output, the same shape. Returns: the stream."""
-        if self.shortcut is not None:
-            x = self.shortcut[0] * x + self.shortcut[1] * x0
+    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
+        """Args: x: stream [b, t, hidden]. Returns: the stream."""
         if self.pre_norm:
             x = x + self.dropout(self.attention(_narrow(self.attention_norm(x)), context))
             return x + self.dropout(self.feedforward(_narrow(self.feedforward_norm(x))))
@@ -104,6 +100,9 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.smear = TokenSmear(config) if config.token_smear else None
+        # shares of the stream and of the embedding output that each block reads [layers]
+        self.stream_share = nn.Parameter(torch.ones(config.num_layers)) if config.x0_shortcut else None
+        self.shortcut_share = nn.Parameter(torch.zeros(config.num_layers)) if config.x0_shortcut else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         # the 2017 block ends in a norm of its own
         self.final_norm = make_norm(config) if config.norm_placement == "pre" else None
@@ -147,8 +146,10 @@ class Decoder(nn.Module):
         rotary = self.rotary(positions, compute_dtype(x)) if self.rotary is not None else None
         context = AttentionContext(tokens, mask, is_causal, rotary, cache)
         x0 = x
-        for block in self.blocks:
-            x = block(x, x0, context)
+        for layer, block in enumerate(self.blocks):
+            if self.stream_share is not None and self.shortcut_share is not None:
+                x = self.stream_share[layer] * x + self.shortcut_share[layer] * x0
+            x = block(x, context)
         if cache is not None:
             cache.advance(t)
         if self.final_norm is not None:

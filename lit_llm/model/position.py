@@ -171,4 +171,8 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         cos: [t, d/2] or [b, 1, t, d/2].
         sin: the same.
     """
+    if torch.compiler.is_compiling():
+        # the compiler fuses the plain formula, and cannot follow writes into slices
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return _Rotate.apply(x, cos, sin)

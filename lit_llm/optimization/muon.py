@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_llm.model.arithmetic import multiplies_bfloat16
+
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iterates bring every singular value near 1 in few steps (Jordan's post)."""
 NS_EPS = 1e-7
@@ -154,19 +156,15 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype | None = None
         [k, rows, columns], of that dtype.
     """
     a, b, c = NS_COEFFICIENTS
-    x = matrices.to(_arithmetic_dtype(matrices.device) if dtype is None else dtype)
+    if dtype is None:
+        dtype = torch.bfloat16 if multiplies_bfloat16(matrices.device) else torch.float32
+    x = matrices.to(dtype)
     # The Frobenius norm bounds the spectral norm, which must be at most 1 for the iteration to converge.
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=NS_EPS)
     for _ in range(steps):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
-
-
-def _arithmetic_dtype(device: torch.device) -> torch.dtype:
-    if device.type == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return torch.float32
-    return torch.bfloat16
 
 
 def _stacks(matrices: list[Tensor], max_elements: int = MAX_STACK_ELEMENTS) -> Iterator[tuple[list[int], Tensor]]:

@@ -62,9 +62,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not Path(path).is_file():
             raise UserError(f"there is no checkpoint {path}")
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:
-            raise UserError(f"{path} is not a whole checkpoint ({str(error).splitlines()[0][:120]})") from error
+            reason = str(error).partition("\n")[0][:120] or type(error).__name__
+            raise UserError(f"{path} is not a whole checkpoint ({reason})") from error
+        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
+            raise UserError(f"{path} is not a checkpoint of a run; give one that a run of this package wrote")
+        return checkpoint
 
 
 def step_of(path: Path) -> int | None:

@@ -82,6 +82,7 @@ def fit(
             accumulation=accumulation,
             first_step=0 if resume_from is None else step_of(Path(resume_from)),
             callbacks=[
+                SaveConfig(config),
                 ExactResume(config.seed, config.data.batch_size // accumulation),
                 speed,
                 samples,
@@ -91,12 +92,35 @@ def fit(
                 policy,
             ],
         )
-        trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+        try:
+            trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+        except SystemExit as stopped:
+            if isinstance(stopped.__context__, KeyboardInterrupt):  # which Lightning turns into an exit status of 1
+                raise KeyboardInterrupt from stopped
+            raise
     model_folder = config.folder / "model"
     if trainer.is_global_zero:
         save_model_folder(model_folder, module.model.config, module.model.state_dict(), tokenizer)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens_per_second)
+
+
+class SaveConfig(L.Callback):
+    """Writes config.yaml once training starts: a resume that is refused leaves the earlier one alone.
+
+    Args:
+        config: the run.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what is needed to repeat the run."""
+        if trainer.is_global_zero:
+            plain = to_plain(replace(self.config, ckpt_path=None, overwrite=False))
+            text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+            (self.config.folder / "config.yaml").write_text(text, encoding="utf-8")
 
 
 def build_trainer(
@@ -152,7 +176,7 @@ def _strategy(config: TrainerConfig) -> Strategy | str:
 
 
 def open_run_folder(config: RunConfig) -> None:
-    """Make the run folder and write its config.yaml; refuse to mix two runs.
+    """Make the run folder; refuse to mix two runs.
 
     Raises:
         UserError: the folder already holds a run and neither `ckpt_path` nor `overwrite` says what to do with it.
@@ -174,8 +198,6 @@ def open_run_folder(config: RunConfig) -> None:
             "--overwrite true starts again, --run_name NAME starts another"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    plain = to_plain(replace(config, ckpt_path=None, overwrite=False))
-    (folder / "config.yaml").write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
 
 
 def checkpoint_to_resume(config: RunConfig) -> str | None:

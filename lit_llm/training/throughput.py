@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
@@ -33,8 +34,8 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    # the longest matching name: "NVIDIA H100 PCIe" before "NVIDIA H100"
-    matching = [known for known in PEAK_FLOPS if name.startswith(known)]
+    # the longest matching name: "NVIDIA H100 PCIe" before "NVIDIA H100"; whole words, as an L40 is not an L4
+    matching = [known for known in PEAK_FLOPS if re.match(rf"{known}\b", name)]
     return PEAK_FLOPS[max(matching, key=len)] if matching else None
 
 

@@ -1,0 +1,248 @@
+"""Training speed and memory of the `llama` block beside transformers' Llama of the same shape, in one run.
+
+    python experiments/benchmarks/throughput.py            # some 10 minutes on two cores
+    python experiments/benchmarks/throughput.py --quick    # tiny shapes, to see that it runs
+
+Each side takes whole training steps (forward, loss, backward, clipping, fused AdamW) on the same random tokens, in
+turns, so that a busy machine slows both; the figure is the median step. Memory is the peak above what the process held
+before the model was built, in a process of its own. bf16 is autocast on float32 weights on both sides. The last line of the output
+is JSON: `ratio` (ours / transformers, tokens per second) and `memory_ratio` by size and precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from reporting import print_report
+
+from lit_llm.config import OptimizerConfig, preset
+from lit_llm.model import Decoder
+from lit_llm.objectives import linear_cross_entropy
+from lit_llm.optimization import build_optimizer
+from lit_llm.planning import count_parameters, training_flops_per_token
+
+SHAPES = {
+    "10m": {"name": "llama-10m", "vocab_size": 8192},
+    "50m": {"name": "llama-50m", "vocab_size": 16384},
+    "tiny": {"name": "llama-10m", "vocab_size": 512, "hidden_size": 64, "num_layers": 2, "num_heads": 2},
+}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+
+
+def our_step(shape: str, tokens: torch.Tensor, dtype: torch.dtype | None, compile_blocks: bool) -> Callable[[], None]:
+    """A training step of this package's decoder."""
+    config = preset(**SHAPES[shape])
+    model = Decoder(config).to(tokens.device)
+    if compile_blocks:
+        for block in model.blocks:
+            block.compile()
+    optimizer = build_optimizer(model, OptimizerConfig())
+    inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
+
+    def loss() -> torch.Tensor:
+        total = model(
+            inputs,
+            head=lambda hidden, head: linear_cross_entropy(
+                hidden.flatten(0, 1), head.weight, targets, chunk_tokens=1024
+            ),
+        )
+        return total / targets.numel()
+
+    return _step(loss, model, optimizer, tokens.device.type, dtype)
+
+
+def their_step(shape: str, tokens: torch.Tensor, dtype: torch.dtype | None, compile_model: bool) -> Callable[[], None]:
+    """A training step of transformers' Llama with the same sizes, its loss and its default (SDPA) attention."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = preset(**SHAPES[shape])
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.feedforward_size,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.kv_heads,
+            max_position_embeddings=config.max_position_embeddings,
+            tie_word_embeddings=config.tie_word_embeddings,
+            use_cache=False,
+        )
+    ).to(tokens.device)
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(config)
+    forward: Any = torch.compile(model) if compile_model else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    # transformers shifts the labels itself
+    return _step(
+        lambda: forward(tokens[:, :-1], labels=tokens[:, :-1]).loss, model, optimizer, tokens.device.type, dtype
+    )
+
+
+def _step(
+    loss: Callable[[], torch.Tensor],
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: str,
+    dtype: torch.dtype | None,
+) -> Callable[[], None]:
+    def step() -> None:
+        with torch.autocast(device, dtype or torch.bfloat16, enabled=dtype is not None):
+            value = loss()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return step
+
+
+SIDES = {"ours": our_step, "transformers": their_step}
+
+
+def batch(options: argparse.Namespace, shape: str) -> torch.Tensor:
+    """The same random tokens for both sides, [rows, length + 1]."""
+    generator = torch.Generator().manual_seed(0)
+    size = (options.rows, options.length + 1)
+    return torch.randint(0, SHAPES[shape]["vocab_size"], size, generator=generator).to(options.device)
+
+
+def measure_speed(options: argparse.Namespace, shape: str, precision: str) -> dict[str, float]:
+    """Tokens per second of each side, steps taken in turns."""
+    tokens = batch(options, shape)
+    steps = {side: make(shape, tokens, PRECISIONS[precision], options.compile) for side, make in SIDES.items()}
+    times: dict[str, list[float]] = {side: [] for side in steps}
+    for number in range(options.steps + 2):
+        for side, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if number >= 2:
+                times[side].append(time.perf_counter() - began)
+    return {side: options.rows * options.length / statistics.median(values) for side, values in times.items()}
+
+
+def measure_memory(options: argparse.Namespace, shape: str, precision: str, side: str) -> float:
+    """Peak MiB of model, gradients, optimizer and three steps, in a fresh process."""
+    arguments = ["--rows", str(options.rows), "--length", str(options.length), "--device", options.device]
+    command = [sys.executable, __file__, "--memory-of", side, "--shapes", shape, "--precisions", precision, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def peak_of_steps(options: argparse.Namespace) -> float:
+    """Peak MiB while taking three steps: the device's on CUDA, the resident set sampled every 2 ms on CPU."""
+    shape, precision, side = options.shapes[0], options.precisions[0], options.memory_of
+    tokens = batch(options, shape)
+    if side == "transformers":
+        import transformers.models.llama.modeling_llama  # noqa: F401  (its code is not memory of the step)
+    before = _resident_mib()
+    step = SIDES[side](shape, tokens, PRECISIONS[precision], False)
+    if options.device == "cuda":
+        for _ in range(3):
+            step()
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak, done = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, _resident_mib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for _ in range(3):
+        step()
+    done.set()
+    watcher.join()
+    return peak - before
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096 / 2**20
+
+
+def matmul_ceiling(device: str, dtype: torch.dtype) -> float:
+    """GFLOP/s of a large matrix product."""
+    n = 8192 if device == "cuda" else 1536
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(6):
+        began = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return 2 * n**3 / min(times) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["10m", "50m"], help="model sizes")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="arithmetic")
+    parser.add_argument("--rows", type=int, default=8, help="rows in a step")
+    parser.add_argument("--length", type=int, default=256, help="tokens in a row")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each side")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="compile our blocks and their model")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes and two steps")
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(peak_of_steps(options))
+        return
+    if options.quick:
+        options.shapes, options.rows, options.length, options.steps = ["tiny"], 2, 32, 2
+    torch.set_num_threads(options.threads)
+
+    rows, ratio, memory_ratio, speeds, share = [], {}, {}, {}, {}
+    ceilings = {name: matmul_ceiling(options.device, dtype or torch.float32) for name, dtype in PRECISIONS.items()}
+    for shape in options.shapes:
+        flops = training_flops_per_token(preset(**SHAPES[shape]), options.length)
+        for precision in options.precisions:
+            key = f"{shape}/{precision}"
+            speed = measure_speed(options, shape, precision)
+            memory = {side: measure_memory(options, shape, precision, side) for side in SIDES}
+            ratio[key] = round(speed["ours"] / speed["transformers"], 3)
+            memory_ratio[key] = round(memory["ours"] / memory["transformers"], 3)
+            share[key] = round(speed["ours"] * flops / 1e9 / ceilings[precision], 3)
+            speeds[key] = {side: round(value) for side, value in speed.items()}
+            rows.append(
+                [
+                    shape,
+                    precision,
+                    *(f"{speed[side]:,.0f}" for side in SIDES),
+                    f"{ratio[key]:.2f}",
+                    *(f"{memory[side]:,.0f}" for side in SIDES),
+                    f"{memory_ratio[key]:.2f}",
+                    f"{share[key]:.0%}",
+                ]
+            )
+    print_report(
+        f"training steps of {options.rows} x {options.length} tokens on {options.device}",
+        ["model", "precision", "ours tok/s", "theirs", "ratio", "ours MiB", "theirs", "ratio", "of matmul ceiling"],
+        rows,
+        {
+            "ratio": ratio,
+            "memory_ratio": memory_ratio,
+            "tokens_per_second": speeds,
+            "share_of_matmul_ceiling": share,
+            "matmul_gflops": {name: round(value) for name, value in ceilings.items()},
+            "compiled": options.compile,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The command line: what is read, what is shown, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+from conftest import ROOT, MakeRun
+
+import lit_llm.config
+from lit_llm.cli import main, parse
+from lit_llm.cli.stages import pretrain
+from lit_llm.config import (
+    GenerateConfig,
+    PrepareConfig,
+    PretrainConfig,
+    QuickstartConfig,
+    TokenizerTrainingConfig,
+    UserError,
+    preset,
+    to_plain,
+)
+
+SCRIPTS = {
+    "pretrain": PretrainConfig,
+    "generate": GenerateConfig,
+    "prepare_data": PrepareConfig,
+    "train_tokenizer": TokenizerTrainingConfig,
+    "quickstart": QuickstartConfig,
+}
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: str, kind: type = PretrainConfig) -> tuple[int, str]:
+    """Exit status and stderr of a script that must not come to its work."""
+    with pytest.raises(SystemExit) as stopped:
+        main(kind, lambda config: pytest.fail("it ran"), arguments)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return int(stopped.value.code), printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.num_layrs", "3"], "no option model.num_layrs; the nearest is model.num_layers"),
+        # argparse would take the beginning of a name for the name
+        (["--model.num_layer", "3"], "no option model.num_layer; the nearest is model.num_layers"),
+        (["--learning_rate", "1"], "no option learning_rate; the nearest is optimizer.learning_rate"),
+        (["--model.rope_scaling.fctor", "2"], "model.rope_scaling.fctor; the nearest is model.rope_scaling.factor"),
+        (["--model.preset", "gtp2"], "no model preset 'gtp2'; try gpt2"),
+        (["--model.num_layers", "three"], "model.num_layers is three; it must be a whole number"),
+        (["--samples.sampling.top_k", "x"], "samples.sampling.top_k is x; it must be a whole number or null"),
+        (["--trainer.precision", "16"], "trainer.precision is 16; it must be 32-true or bf16-mixed or bf16-true"),
+        (["--trainer.compile", "maybe"], "trainer.compile is maybe; it must be true or false"),
+        (["--model.rope_scaling.factor", "x"], "model.rope_scaling.factor is x; it must be a number"),
+        (["--data.micro_batch_size", "3"], "data.batch_size 8 does not divide by data.micro_batch_size 3"),
+        (["--schedule.warmup_steps", "2000"], "schedule.warmup_steps 2000 is more than trainer.max_steps 1000"),
+        (["--data.sequence_length", "2048"], "is more than model.max_position_embeddings 1024"),
+        (["--ckpt_path", "last", "--overwrite", "true"], "give one of the two"),
+        (["--model.num_heads", "7"], "hidden_size 768 does not divide by model.num_heads 7"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["--trainer.max_steps"], "--trainer.max_steps: expected one argument"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = failure(capsys, *arguments)
+    assert status == 2
+    assert text.startswith("error: ") and text.count("\n") == 1
+    assert message in text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("modle: {num_layers: 2}\n", "no option modle.num_layers; the nearest is model.num_layers"),
+        ("sed: 3\n", "no option sed; the nearest is seed"),
+        ("model: {num_layrs: 2}\n", "no option model.num_layrs; the nearest is model.num_layers"),
+        ("samples: {sampling: {topk: 2}}\n", "samples.sampling.topk; the nearest is samples.sampling.top_k"),
+        ("model: {rope_scaling: {fctor: 2}}\n", "model.rope_scaling.fctor; the nearest is model.rope_scaling.factor"),
+        ("model: {preset: gtp2}\n", "no model preset 'gtp2'"),
+        ("model: {hidden_size: 1.5}\n", "model.hidden_size is 1.5; it must be a whole number"),
+        ("trainer: {max_steps: 0}\n", "trainer.max_steps is 0; it must be at least 1"),
+        ("data: {paths: one}\n", "data.paths is one; it must be a list"),
+        ("model: [1, 2]\n", "model is [1, 2]; it must be a group of options"),
+        ("samples: {sampling: 3}\n", "samples.sampling is 3; it must be a group of options"),
+        ("model: {rope_scaling: 3}\n", "model.rope_scaling is 3; it must be a group of options or null"),
+        ("trainer: {max_steps: [1,\n", "recipe.yaml: not a YAML file of options"),
+        ("", "recipe.yaml: not a YAML file of options (it is empty)"),
+        ("42\n", "recipe.yaml: not a YAML file of options (42)"),
+    ],
+)
+def test_a_wrong_file_is_one_line_and_status_2(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(content)
+    status, text = failure(capsys, "--config", str(recipe))
+    assert status == 2
+    assert text.startswith("error: ") and text.count("\n") == 1
+    assert message in text
+
+
+def test_later_words_win(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {num_layers: 7, num_heads: 8}\ntrainer: {max_steps: 500}\n")
+    # default 12, preset gpt2-medium 24, file 7, command line 3; whichever way round they are given
+    arguments = ["--model.num_layers", "3", "--config", str(recipe), "--model.preset", "gpt2-medium"]
+    assert parse(PretrainConfig, []).model.num_layers == 12
+    assert parse(PretrainConfig, arguments[4:]).model.num_layers == 24
+    assert parse(PretrainConfig, arguments[2:]).model.num_layers == 7
+    config = parse(PretrainConfig, [*arguments[2:], *arguments[:2]])
+    assert (config.model.num_layers, config.model.num_heads, config.model.hidden_size) == (3, 8, 1024)
+    assert config.trainer.max_steps == 500
+
+
+def test_a_preset_inside_a_file(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {preset: llama3.2-1b, num_layers: 2}\n")
+    assert parse(PretrainConfig, ["--config", str(recipe)]).model == preset("llama3.2-1b", num_layers=2)
+
+
+def test_print_config_parses_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model.preset", "llama3.2-1b", "--trainer.max_steps", "3000", "--data.paths", "[a, b]"]
+    with pytest.raises(SystemExit) as stopped:
+        parse(PretrainConfig, [*arguments, "--print_config"])
+    assert stopped.value.code in (0, None)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(capsys.readouterr().out)
+    assert parse(PretrainConfig, ["--config", str(recipe)]) == parse(PretrainConfig, arguments)
+
+
+@pytest.mark.parametrize("architecture", ["modern-1m", "llama3.2-1b"])
+def test_the_config_of_a_run_repeats_it(architecture: str, make_run: MakeRun) -> None:
+    """A run's config.yaml, given back as --config, is the run: what it resolved (the vocabulary) included."""
+    run = make_run("saved", architecture, model={"vocab_size": None}, trainer={"max_steps": 2})
+    pretrain(run)
+    again = parse(PretrainConfig, ["--config", str(run.folder / "config.yaml")])
+    assert again == run and again.model.vocab_size == 400
+
+
+def test_every_kind_of_configuration_survives_yaml(tmp_path: Path) -> None:
+    for kind in SCRIPTS.values():
+        recipe = tmp_path / f"{kind.__name__}.yaml"
+        recipe.write_text(yaml.safe_dump(to_plain(kind())))
+        assert parse(kind, ["--config", str(recipe)]) == kind()
+
+
+def groups(kind: Any, prefix: str = "") -> list[tuple[Any, str]]:
+    """A dataclass and those inside it, with what goes before their options."""
+    found = [(kind, prefix)]
+    for name, hint in get_type_hints(kind).items():
+        for option in get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,):
+            if dataclasses.is_dataclass(option):
+                found += groups(option, f"{prefix}{name}.")
+    return found
+
+
+def field_docstrings(kind: Any) -> dict[str, str]:
+    """The string after each field of a class and its bases."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__[:-1]):
+        body = ast.parse(inspect.getsource(base)).body[0].body  # type: ignore[attr-defined]
+        for statement, after in itertools.pairwise(body):
+            if isinstance(statement, ast.AnnAssign) and isinstance(after, ast.Expr):
+                texts[statement.target.id] = ast.literal_eval(after.value)  # type: ignore[union-attr]
+    return texts
+
+
+def help_of(kind: type, option: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        parse(kind, [option])
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("kind", SCRIPTS.values(), ids=SCRIPTS.keys())
+def test_help_says_what_every_option_is(
+    kind: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "10000")
+    shown = help_of(kind, "--help", capsys)
+    for group, prefix in groups(kind):
+        optional = prefix == "model.rope_scaling."  # may be null, so its options have a help of their own
+        text = help_of(kind, "--model.rope_scaling.help", capsys) if optional else shown
+        documented = field_docstrings(group)
+        for field in dataclasses.fields(group):
+            sentence = " ".join(documented[field.name].rstrip(".").split())  # a heading has no full stop
+            assert len(sentence) > 5 and sentence in text, f"{prefix}{field.name}"
+            if not dataclasses.is_dataclass(get_type_hints(group)[field.name]):
+                assert f"--{prefix}{field.name} " in text
+
+
+def test_every_dataclass_is_an_option_of_some_script() -> None:
+    """So the test above reads all of them; RunConfig is what stages have in common."""
+    reached = {group for kind in SCRIPTS.values() for group, _ in groups(kind)} | {lit_llm.config.RunConfig}
+    exported = (getattr(lit_llm.config, name) for name in lit_llm.config.__all__)
+    assert {kind for kind in exported if dataclasses.is_dataclass(kind)} == reached
+
+
+def test_an_expected_error_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: PretrainConfig) -> None:
+        raise UserError("the disk\n  is full")
+
+    with pytest.raises(SystemExit) as stopped:
+        main(PretrainConfig, run, [])
+    assert stopped.value.code == 1
+    assert capsys.readouterr() == ("", "error: the disk is full\n")
+
+
+def test_an_operating_system_error_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(PretrainConfig, lambda config: print((tmp_path / "gone").read_text()), [])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err == f"error: {tmp_path / 'gone'}: No such file or directory\n"
+
+
+def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: PretrainConfig) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        main(PretrainConfig, run, [])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError("one"), ValueError("two"), OSError("no file name")])
+def test_a_bug_is_not_swallowed(bug: Exception) -> None:
+    def run(config: PretrainConfig) -> None:
+        raise bug
+
+    with pytest.raises(type(bug), match=str(bug)):
+        main(PretrainConfig, run, [])
+
+
+def test_the_scripts_here_are_all_the_scripts() -> None:
+    assert {path.stem for path in (ROOT / "experiments").glob("*.py")} == set(SCRIPTS)
+
+
+def test_help_imports_neither_torch_nor_lightning() -> None:
+    """In one process, one script after another: what one imports would be found after the next as well."""
+    code = (
+        "import runpy, sys\n"
+        "for path in sys.argv[1:]:\n"
+        "    sys.argv = [path, '--help']\n"
+        "    try:\n"
+        "        runpy.run_path(path, run_name='__main__')\n"
+        "    except SystemExit as end:\n"
+        "        assert end.code in (0, None), end.code\n"
+        "    heavy = {'torch', 'lightning', 'transformers', 'datasets', 'tokenizers'} & set(sys.modules)\n"
+        "    assert not heavy, (path, heavy)\n"
+        "    print('SHOWN', path)\n"
+    )
+    paths = [str(ROOT / "experiments" / f"{name}.py") for name in SCRIPTS]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("SHOWN") == len(SCRIPTS) and done.stdout.count("usage: ") == len(SCRIPTS)
+    assert done.stderr == ""

@@ -1,0 +1,165 @@
+"""Attention against plain references, and the masks that it can do without."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import tiny_model
+from random_decoder import largest_difference, random_decoder, random_tokens
+from torch import Tensor
+
+from lit_llm.config import ModelConfig
+from lit_llm.model import KVCache
+from lit_llm.model.attention import Attention, AttentionContext, attention_mask, fused_attention, softcapped_attention
+
+CPU = torch.device("cpu")
+TOLERANCE = 1e-5
+
+
+def random_heads(n_h: int, n_kv: int, t: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    q = 2 * torch.randn(2, n_h, t, d, generator=generator)
+    k, v = 2 * torch.randn(2, 2, n_kv, t, d, generator=generator)
+    return q, k, v
+
+
+def by_hand(q: Tensor, k: Tensor, v: Tensor, window: int, softcap: float | None) -> Tensor:
+    """One row, head and query at a time, in float64."""
+    out = torch.zeros_like(q, dtype=torch.float64)
+    b, n_h, t, d = q.shape
+    for row in range(b):
+        for head in range(n_h):
+            shared = head * k.size(1) // n_h  # consecutive query heads share a key and value head
+            for i in range(t):
+                seen = range(max(0, i - window + 1), i + 1)
+                scores = torch.stack([q[row, head, i].double() @ k[row, shared, j].double() / d**0.5 for j in seen])
+                if softcap is not None:
+                    scores = softcap * torch.tanh(scores / softcap)
+                out[row, head, i] = sum(
+                    w * v[row, shared, j].double() for w, j in zip(scores.softmax(0), seen, strict=True)
+                )
+    return out
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("n_h", "n_kv"), [(4, 4), (6, 2), (3, 1)])
+def test_both_kernels_against_plain_loops(n_h: int, n_kv: int, window: int | None, softcap: float | None) -> None:
+    q, k, v = random_heads(n_h, n_kv, 7, 8)
+    mask, is_causal = attention_mask(7, window=window, document_ids=None, cache=None, device=CPU)
+    context = AttentionContext(torch.zeros(2, 7), mask, is_causal, None, None)
+    if softcap is None:
+        out = fused_attention(q, k, v, context, 0.0)
+    else:
+        out = softcapped_attention(q, k, v, context, softcap, 0.0)
+    assert largest_difference(out, by_hand(q, k, v, window or 7, softcap)) < TOLERANCE
+
+
+def test_a_huge_soft_cap_changes_nothing_and_a_small_one_does() -> None:
+    plain = random_decoder(tiny_model("llama-10m"))
+    tokens = random_tokens(plain.config, 2, 16)
+
+    def with_cap(cap: float) -> Tensor:
+        model = random_decoder(tiny_model("llama-10m", attention_softcap=cap))
+        return model(tokens)
+
+    assert largest_difference(with_cap(1e4), plain(tokens)) < 1e-4
+    assert largest_difference(with_cap(0.1), plain(tokens)) > 0.1
+
+
+def test_the_logits_soft_cap_bounds_logits_by_its_formula() -> None:
+    plain = random_decoder(tiny_model("llama-10m"))
+    capped = random_decoder(tiny_model("llama-10m", logits_softcap=1.5))
+    tokens = random_tokens(plain.config, 2, 16)
+    logits = plain(tokens)
+    assert logits.abs().max() > 3.0
+    assert largest_difference(capped(tokens), 1.5 * torch.tanh(logits / 1.5)) < TOLERANCE
+
+
+def test_grouped_queries_are_multi_head_attention_with_repeated_keys_and_values() -> None:
+    grouped = random_decoder(tiny_model("llama-10m", num_key_value_heads=2))
+    full = random_decoder(tiny_model("llama-10m"))
+    weights = grouped.state_dict()
+    for name in weights:
+        if name.endswith(("k_proj.weight", "v_proj.weight")):
+            heads = weights[name].view(2, 8, 32)  # [n_kv, d, hidden]
+            weights[name] = heads.repeat_interleave(2, dim=0).reshape(32, 32)
+    full.load_state_dict(weights)
+    tokens = random_tokens(grouped.config, 2, 16)
+    assert largest_difference(grouped(tokens), full(tokens)) < TOLERANCE
+
+
+def test_value_embeddings_and_qk_norm_by_hand() -> None:
+    """One token: attention gives back its value, whatever q and k are."""
+    config = tiny_model("modern-1m", value_embeddings=True)
+    attention = random_decoder(config).blocks[1].attention
+    token = torch.tensor([[7]])
+    x = torch.randn(1, 1, 32, generator=torch.Generator().manual_seed(0))
+    out = attention(x, AttentionContext(token, None, True, None, None))
+    gate = 2 * torch.sigmoid(attention.value_gate.weight @ x[0, 0, :32])  # [n_kv]
+    value = attention.v_proj.weight @ x[0, 0] + (gate[:, None] * attention.value_embedding.weight[7].view(4, 8)).ravel()
+    assert largest_difference(out[0, 0], attention.o_proj.weight @ value) < TOLERANCE
+
+
+@pytest.mark.parametrize(("num_layers", "expected"), [(1, [True]), (3, [True, False, True]), (2, [False, True])])
+def test_every_second_layer_has_value_embeddings_and_the_last_one_does(num_layers: int, expected: list[bool]) -> None:
+    config = tiny_model("modern-1m", num_layers=num_layers)
+    layers = [Attention(config, layer) for layer in range(num_layers)]
+    assert [layer.value_embedding is not None for layer in layers] == expected
+
+
+def mask_of(length: int, window: int | None = None, cache: KVCache | None = None) -> tuple[Tensor | None, bool]:
+    return attention_mask(length, window=window, document_ids=None, cache=cache, device=CPU)
+
+
+def cache_of(config: ModelConfig, length: int, starts: list[int] | None = None) -> KVCache:
+    cache = KVCache(config, 2, 32, starts=None if starts is None else torch.tensor(starts))
+    cache.advance(length)
+    return cache
+
+
+def test_no_mask_is_built_where_the_kernel_needs_none() -> None:
+    config = tiny_model("llama-10m")
+    assert mask_of(16) == (None, True)
+    assert mask_of(16, window=16) == (None, True)
+    assert mask_of(16, cache=cache_of(config, 0)) == (None, True)
+    assert mask_of(1, cache=cache_of(config, 9)) == (None, False)
+    assert mask_of(1, window=10, cache=cache_of(config, 9)) == (None, False)
+
+
+def test_a_mask_is_built_where_it_is_needed() -> None:
+    config = tiny_model("llama-10m")
+    for mask, is_causal in (
+        mask_of(16, window=15),
+        mask_of(2, cache=cache_of(config, 9)),
+        mask_of(1, window=9, cache=cache_of(config, 9)),
+        mask_of(1, cache=cache_of(config, 9, starts=[2, 0])),
+        attention_mask(4, window=None, document_ids=torch.zeros(1, 4), cache=None, device=CPU),
+    ):
+        assert mask is not None
+        assert not is_causal
+
+
+def test_masks_entry_by_entry() -> None:
+    config = tiny_model("llama-10m")
+    window = mask_of(4, window=2)[0]
+    assert window.int().tolist() == [[[[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]]]
+    documents = attention_mask(4, window=None, document_ids=torch.tensor([[0, 0, 1, 1]]), cache=None, device=CPU)[0]
+    assert documents.int().tolist() == [[[[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]]]
+    # two tokens read, two more come; row 0 starts with three tokens of padding, of which one is new
+    padded = mask_of(2, cache=cache_of(config, 2, starts=[3, 0]))[0]
+    assert padded.int().tolist() == [[[[0, 0, 1, 0], [0, 0, 0, 1]]], [[[1, 1, 1, 0], [1, 1, 1, 1]]]]
+
+
+def test_attention_dropout_works_in_training_alone() -> None:
+    for softcap in (None, 5.0):
+        attention = random_decoder(tiny_model("gpt2", dropout=0.5, attention_softcap=softcap)).blocks[0].attention
+        x = torch.randn(2, 8, 32)
+        context = AttentionContext(torch.zeros(2, 8), None, True, None, None)
+        assert torch.equal(attention(x, context), attention(x, context))
+        attention.train()
+        assert not torch.equal(attention(x, context), attention(x, context))
+        attention.config = replace(attention.config, dropout=0.0)
+        assert torch.equal(attention(x, context), attention.eval()(x, context))

@@ -1,0 +1,41 @@
+"""What a run leaves on the disk, for the tests of this room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_llm.config import RunConfig
+from lit_llm.training.checkpoint import saved_checkpoints
+
+
+def all_curves(config: RunConfig) -> dict[str, list[tuple[int, float]]]:
+    """Every logged value as (step, value), as TensorBoard shows it."""
+    events = EventAccumulator(str(config.folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def checkpoints(config: RunConfig) -> dict[int, Path]:
+    """The run's checkpoints by step."""
+    return saved_checkpoints(config.folder / "checkpoints")
+
+
+def last_state(config: RunConfig) -> dict[str, Any]:
+    """The newest checkpoint."""
+    return torch.load(list(checkpoints(config).values())[-1], weights_only=True)
+
+
+def assert_equal_weights(one: RunConfig, other: RunConfig) -> None:
+    """Bit-identical weights and optimizer states at the end of two runs."""
+    first, second = last_state(one), last_state(other)
+    assert first["global_step"] == second["global_step"]
+    for name, tensor in first["state_dict"].items():
+        assert torch.equal(tensor, second["state_dict"][name]), name
+    states = [state["optimizer_states"][0]["state"] for state in (first, second)]
+    for number, moments in states[0].items():
+        for name, value in moments.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][number][name])), (number, name)
