@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import sysconfig
@@ -71,6 +72,17 @@ def shards(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Pat
 def tokenizer(shards: Path) -> Tokenizer:
     """The tokenizer of the tiny corpus."""
     return Tokenizer.load(shards / "tokenizer")
+
+
+@pytest.fixture(scope="session")
+def short_documents(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
+    """Shards of documents shorter than a window, with the tokenizer of the tiny corpus; every split has some."""
+    folder = tmp_path_factory.mktemp("short")
+    rows = (json.dumps({"text": f"{number}" + " é" * (number % 5)}) for number in range(1200))
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    corpus = CorpusConfig(path=str(folder / "rows.jsonl"), validation_fraction=0.1, test_fraction=0.1)
+    prepare(PrepareConfig(corpus, tokenizer=str(shards / "tokenizer"), output=str(folder / "shards")))
+    return folder / "shards"
 
 
 @pytest.fixture

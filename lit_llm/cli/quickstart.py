@@ -114,25 +114,22 @@ def _affordable_steps(run: PretrainConfig, seconds: float) -> int:
     """Optimizer steps that fit in `seconds`, from the time of a few steps of the very model on this machine."""
     import torch
 
-    from lit_llm.model import Decoder
-    from lit_llm.objectives import linear_cross_entropy
+    from lit_llm.modules import PretrainingModule
     from lit_llm.optimization import build_optimizer
     from lit_llm.tokenizer import Tokenizer
 
     vocab_size = Tokenizer.load(Path(run.data.paths[0]) / "tokenizer").vocab_size
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = Decoder(replace(run.model, vocab_size=vocab_size)).to(device)
-    optimizer = build_optimizer(model, run.optimizer)
+    module = PretrainingModule(replace(run, model=replace(run.model, vocab_size=vocab_size))).to(device)
+    optimizer = build_optimizer(module.model, run.optimizer)
     tokens = torch.randint(vocab_size, (run.data.batch_size, run.data.sequence_length), device=device)
-
-    def loss(hidden: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
-        return linear_cross_entropy(hidden.flatten(0, 1), head.weight, tokens.flatten(), chunk_tokens=2048)
-
+    batch = {"tokens": tokens, "targets": tokens}
     times = []
     for _ in range(_TIMED_STEPS):
         began = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled=run.trainer.precision == "bf16-mixed"):
-            model(tokens, head=loss).backward()
+            loss, count = module.token_loss(batch, training=True)
+        (loss / count).backward()
         optimizer.step()
         optimizer.zero_grad()
         if device == "cuda":

@@ -19,9 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_resume import assert_identical, curves, final_state
 
 from lit_llm.cli.stages import pretrain
-from lit_llm.config import CorpusConfig, PrepareConfig, PretrainConfig, SampleConfig, SamplingConfig, UserError
+from lit_llm.config import PretrainConfig, SampleConfig, SamplingConfig, UserError
 from lit_llm.data.datamodule import TokenDataModule
-from lit_llm.data.prepare import prepare
 from lit_llm.modules import PretrainingModule
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint import saved_checkpoints
@@ -74,17 +73,6 @@ def steps(points: list[tuple[int, float]]) -> list[int]:
 
 def values(points: list[tuple[int, float]]) -> list[float]:
     return [value for _, value in points]
-
-
-@pytest.fixture(scope="module")
-def short_documents(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
-    """Shards of documents shorter than a window, with the tokenizer of the tiny corpus."""
-    folder = tmp_path_factory.mktemp("short")
-    rows = (json.dumps({"text": f"x{number} = {number * 37 % 101}\n"}) for number in range(1200))
-    (folder / "rows.jsonl").write_text("\n".join(rows))
-    corpus = CorpusConfig(path=str(folder / "rows.jsonl"), validation_fraction=0.1)
-    prepare(PrepareConfig(corpus, tokenizer=str(shards / "tokenizer"), output=str(folder / "shards")))
-    return folder / "shards"
 
 
 def first_batch_loss(config: PretrainConfig, z_loss: float = 0.0) -> float:
