@@ -83,13 +83,13 @@ def plain(config: PretrainConfig) -> PretrainConfig:
         run_name="plain",
         model=model,
         optimizer=OptimizerConfig(learning_rate=1e-3, beta2=0.99, weight_decay=0.1),
-        schedule=ScheduleConfig(name="cosine", warmup_steps=min(100, config.trainer.max_steps), min_ratio=0.1),
+        schedule=ScheduleConfig(name="cosine", warmup_steps=100, min_ratio=0.1),
     )
 
 
 def measure(config: PretrainConfig, name: str, seed: int, steps: int) -> dict[str, Any]:
     """Train once; loss on the whole split at the end, and CPU seconds of training."""
-    schedule = replace(config.schedule, warmup_steps=min(config.schedule.warmup_steps, steps))
+    schedule = replace(config.schedule, warmup_steps=min(config.schedule.warmup_steps, steps // 10))
     trainer = replace(config.trainer, max_steps=steps, val_every_n_steps=None, save_every_n_steps=None)
     config = replace(config, run_name=name, seed=seed, schedule=schedule, trainer=trainer, samples=SampleConfig([]))
     clock = TrainingClock()
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=default, help="the 1.1 MB tinyshakespeare.txt")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the recipe")
     parser.add_argument("--steps", type=int, default=2000, help="steps of the full runs")
-    parser.add_argument("--short-steps", type=int, default=500, help="steps of the short run")
+    parser.add_argument("--short-steps", type=int, default=300, help="steps of the short run")
     parser.add_argument("--threads", type=int, default=1, help="threads of every run")
     parser.add_argument("--quick", action="store_true", help="4 steps, one seed")
     options = parser.parse_args()

@@ -5,8 +5,8 @@
 
 Each side takes whole training steps (forward, loss, backward, clipping, fused AdamW) on the same random tokens, in
 turns, so that a busy machine slows both; the figure is the median step. Memory is the peak above what the process held
-before the model was built, in a process of its own. bf16 is autocast on float32 weights on both sides. The last line of the output
-is JSON: `ratio` (ours / transformers, tokens per second) and `memory_ratio` by size and precision.
+before the model was built, in a process of its own. bf16 is autocast on float32 weights on both sides. The last line of
+the output is JSON: `ratio` (ours / transformers, tokens per second) and `memory_ratio` by size and precision.
 """
 
 from __future__ import annotations

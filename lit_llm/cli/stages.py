@@ -61,6 +61,7 @@ def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunR
     tokenizer = Tokenizer.load(Path(config.data.paths[0]) / "tokenizer")
     if config.init_from is not None:
         config.model = read_model_config(Path(config.init_from))
+        config.check_length()
     fit_vocabulary(config, tokenizer)
     data = TokenDataModule(config.data, tokenizer, config.seed)
     data.setup("fit")  # what is wrong with the shards is said before there is a run folder

@@ -86,7 +86,16 @@ class PretrainConfig(RunConfig):
             raise UserError(f"loss_chunk_tokens is {self.loss_chunk_tokens}; it must be at least 1, or null")
         if self.z_loss < 0:
             raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
-        if self.data.sequence_length > self.model.max_position_embeddings and self.init_from is None:
+        if self.init_from is None:
+            self.check_length()
+
+    def check_length(self) -> None:
+        """Refuse windows that the model cannot hold; called again where `init_from` brings the model.
+
+        Raises:
+            UserError: the windows are longer than the model's context.
+        """
+        if self.data.sequence_length > self.model.max_position_embeddings:
             raise UserError(
                 f"data.sequence_length {self.data.sequence_length} is more than model.max_position_embeddings "
                 f"{self.model.max_position_embeddings}"

@@ -54,6 +54,8 @@ def fit(
 ) -> RunResult:
     """Train `module` as `config` says, from the start or from a checkpoint, and write its model folder.
 
+    Where the shards have a test split, the finished model is evaluated on it once.
+
     Args:
         config: the run, with `config.folder` prepared by `open_run_folder`.
         module: a stage's LightningModule with the decoder in `module.model`.
@@ -94,6 +96,10 @@ def fit(
         )
         try:
             trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+            metrics = dict(trainer.callback_metrics)
+            if data.splits["test"]:
+                trainer.test(module, datamodule=data, verbose=False)
+                metrics.update(trainer.callback_metrics)
         except SystemExit as stopped:
             if isinstance(stopped.__context__, KeyboardInterrupt):  # which Lightning turns into an exit status of 1
                 raise KeyboardInterrupt from stopped
@@ -101,8 +107,8 @@ def fit(
     model_folder = config.folder / "model"
     if trainer.is_global_zero:
         save_model_folder(model_folder, module.model.config, module.model.state_dict(), tokenizer)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens_per_second)
+    values = {name: float(value) for name, value in metrics.items()}
+    return RunResult(config.folder, model_folder, values, samples.texts, speed.tokens_per_second)
 
 
 class SaveConfig(L.Callback):
