@@ -1,0 +1,51 @@
+"""Each benchmark runs at its smoke size and ends in a line of JSON with the promised keys."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+
+def last_line(name: str, *arguments: str) -> dict[str, Any]:
+    """The figures that a benchmark prints."""
+    script = ROOT / "experiments" / "benchmarks" / f"{name}.py"
+    command = [sys.executable, str(script), "--quick", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_reported(figures: dict[str, Any], *keys: str) -> None:
+    assert {*keys, "versions", "processor", "threads"} <= figures.keys()
+
+
+def test_data_loading() -> None:
+    figures = last_line("data_loading")
+    assert_reported(figures, "tokens_per_second", "resident_growth_mib", "corpus_gib")
+    assert all(speed > 0 for speed in figures["tokens_per_second"].values())
+    assert figures["corpus_gib"] == pytest.approx(0.019, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_throughput() -> None:
+    pytest.importorskip("transformers")
+    figures = last_line("throughput")
+    assert_reported(figures, "ratio", "memory_ratio")
+    for key in ("tiny/fp32", "tiny/bf16"):
+        speeds = figures["tokens_per_second"][key]
+        assert figures["ratio"][key] == pytest.approx(speeds["ours"] / speeds["transformers"], rel=0.02)
+        assert figures["memory_ratio"][key] > 0
+
+
+@pytest.mark.slow
+def test_shakespeare_cpu(shared_data: Path) -> None:
+    figures = last_line("shakespeare_cpu", "--text", str(shared_data / "tinyshakespeare.txt"))
+    assert_reported(figures, "val_loss_mean", "val_loss_seeds", "cpu_seconds", "cpu_share_to_1.898")
+    assert 3.0 < figures["val_loss_mean"] < 4.5  # four steps from ln 69 = 4.23
+    assert figures["cpu_share_to_1.898"] is None
