@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from lit_llm.training.run import RunResult
 
 SEQUENCE_LENGTH = 256
-BATCH_SIZE = 16
+BATCH_SIZE = 8
 _TIMED_STEPS = 6
 # share of the time budget for training steps; the rest goes to data, validation, samples and start-up
 _TRAINING_SHARE = 0.8
@@ -89,7 +89,8 @@ def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision: Any = "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
     prompts = ["def ", "import ", "class "] if config.corpus == "stdlib" else ["", "", ""]
-    model = preset("modern-10m", hidden_size=256, num_layers=6, num_heads=4, max_position_embeddings=SEQUENCE_LENGTH)
+    # what a few CPU minutes can fill: more weights would see too little text, fewer would hold too little of it
+    model = preset("modern-1m", hidden_size=192, num_heads=3, max_position_embeddings=SEQUENCE_LENGTH, init_std=0.1)
     return PretrainConfig(
         run_name=config.run_name,
         output_root=config.output_root,
@@ -97,13 +98,19 @@ def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
         ckpt_path=config.ckpt_path,
         model=model,
         data=DataConfig(paths=[str(config.folder / "shards")], sequence_length=SEQUENCE_LENGTH, batch_size=BATCH_SIZE),
-        optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, muon_learning_rate=0.02, weight_decay=0.0),
-        schedule=ScheduleConfig(name="wsd", warmup_steps=min(50, steps // 10), decay_fraction=0.5, min_ratio=0.0),
+        optimizer=OptimizerConfig(
+            name="muon",
+            learning_rate=4e-3,
+            muon_learning_rate=0.02,
+            muon_momentum_warmup_steps=min(300, steps // 4),
+            weight_decay=0.0,
+        ),
+        schedule=ScheduleConfig(name="wsd", warmup_steps=min(50, steps // 10), decay_fraction=0.9, min_ratio=0.0),
         trainer=TrainerConfig(
             devices=1,
             precision=precision,
             max_steps=steps,
-            val_every_n_steps=max(1, math.ceil(steps / 4)),
+            val_every_n_steps=max(1, math.ceil(steps / 2)),
             save_every_n_steps=max(1, math.ceil(steps / 10)),
         ),
         samples=SampleConfig(prompts=prompts, sampling=SamplingConfig(max_new_tokens=120, temperature=0.7)),

@@ -94,21 +94,28 @@ def fit(
                 policy,
             ],
         )
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=resume_from)
-            metrics = dict(trainer.callback_metrics)
-            if data.splits["test"]:
-                trainer.test(module, datamodule=data, verbose=False)
-                metrics.update(trainer.callback_metrics)
-        except SystemExit as stopped:
-            if isinstance(stopped.__context__, KeyboardInterrupt):  # which Lightning turns into an exit status of 1
-                raise KeyboardInterrupt from stopped
-            raise
+        metrics = _train_and_test(trainer, module, data, resume_from)
     model_folder = config.folder / "model"
     if trainer.is_global_zero:
         save_model_folder(model_folder, module.model.config, module.model.state_dict(), tokenizer)
-    values = {name: float(value) for name, value in metrics.items()}
-    return RunResult(config.folder, model_folder, values, samples.texts, speed.tokens_per_second)
+    return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens_per_second)
+
+
+def _train_and_test(
+    trainer: L.Trainer, module: L.LightningModule, data: TokenDataModule, resume_from: str | None
+) -> dict[str, float]:
+    """Run the Trainer; returns the last value of each curve."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+        metrics = dict(trainer.callback_metrics)
+        if data.splits["test"]:
+            trainer.test(module, datamodule=data, verbose=False)
+            metrics.update(trainer.callback_metrics)
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):  # which Lightning turns into an exit status of 1
+            raise KeyboardInterrupt from stopped
+        raise
+    return {name: float(value) for name, value in metrics.items()}
 
 
 class SaveConfig(L.Callback):
