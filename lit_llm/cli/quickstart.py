@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 SEQUENCE_LENGTH = 256
 BATCH_SIZE = 8
+PYTHON_PROMPTS = ("import os\n\ndef read(path):\n", "class Parser:\n    def ", "def main():\n")
 _TIMED_STEPS = 6
 # share of the time budget for training steps; the rest goes to data, validation, samples and start-up
 _TRAINING_SHARE = 0.8
@@ -88,7 +89,7 @@ def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision: Any = "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
-    prompts = ["def ", "import ", "class "] if config.corpus == "stdlib" else ["", "", ""]
+    prompts = list(PYTHON_PROMPTS) if config.corpus == "stdlib" else ["", "", ""]
     # what a few CPU minutes can fill: more weights would see too little text, fewer would hold too little of it
     model = preset("modern-1m", hidden_size=192, num_heads=3, max_position_embeddings=SEQUENCE_LENGTH, init_std=0.1)
     return PretrainConfig(

@@ -13,8 +13,8 @@ class CorpusConfig:
     """A source of documents and its split into train, validation and test."""
 
     path: str = "stdlib"
-    """"stdlib" (the Python standard library's own source on this machine), a .txt, .jsonl or .parquet file, a folder, a
-    glob, or hf:NAME[:CONFIG] for a Hugging Face dataset (streamed)."""
+    """"stdlib" (the Python standard library's source on this machine, without tests and generated tables), a .txt,
+    .jsonl or .parquet file, a folder, a glob, or hf:NAME[:CONFIG] for a Hugging Face dataset (streamed)."""
     text_field: str = "text"
     """Field of a .jsonl, .parquet or Hugging Face row that holds the text."""
     hf_split: str = "train"

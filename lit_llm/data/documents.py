@@ -25,7 +25,11 @@ PIECE_BYTES = 16 * 2**20
 _BINARY_PROBE = 8192
 _PARQUET_ROWS = 1024
 _CUT_WINDOW = 2**20
-_STDLIB_EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"})
+# Installed packages, tests, and the generated tables of encodings and pydoc_data: they are no code that people write,
+# and so repetitive that a small model learns them first and writes little else.
+_STDLIB_EXCLUDED = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
+)
 _ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
 
 
