@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,6 +30,28 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class _SiluProduct(torch.autograd.Function):
+    """`silu(gate) * up`, keeping only its two inputs: autograd would keep `silu(gate)` as well."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        gate, up = ctx.saved_tensors
+        grad_up = F.silu(gate).mul_(gradient)
+        return torch.ops.aten.silu_backward(gradient * up, gate), grad_up
+
+
+def silu_product(gate: Tensor, up: Tensor) -> Tensor:
+    """SwiGLU's product `silu(gate) * up`; the compiler fuses the plain formula by itself."""
+    if torch.compiler.is_compiling():
+        return F.silu(gate) * up
+    return _SiluProduct.apply(gate, up)
+
+
 class FeedForward(nn.Module):
     """`down(act(up x))`, or `down(act(gate x) * up x)` where gated.
 
@@ -48,4 +71,7 @@ class FeedForward(nn.Module):
         inner: Tensor = self.up_proj(x)  # [b, t, inner]
         if self.gate_proj is None:
             return self.down_proj(self.activation(inner))
-        return self.down_proj(self.activation(self.gate_proj(x)) * inner)
+        gate = self.gate_proj(x)
+        if self.activation is F.silu:
+            return self.down_proj(silu_product(gate, inner))
+        return self.down_proj(self.activation(gate) * inner)
