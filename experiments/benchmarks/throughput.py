@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from reporting import print_report
 
-from lit_llm.config import OptimizerConfig, preset
+from lit_llm.config import OptimizerConfig, PretrainConfig, preset
 from lit_llm.model import Decoder
 from lit_llm.objectives import linear_cross_entropy
 from lit_llm.optimization import build_optimizer
@@ -52,7 +52,7 @@ def our_step(shape: str, tokens: torch.Tensor, dtype: torch.dtype | None, compil
         total = model(
             inputs,
             head=lambda hidden, head: linear_cross_entropy(
-                hidden.flatten(0, 1), head.weight, targets, chunk_tokens=1024
+                hidden.flatten(0, 1), head.weight, targets, chunk_tokens=PretrainConfig().loss_chunk_tokens
             ),
         )
         return total / targets.numel()

@@ -75,7 +75,7 @@ class PretrainConfig(RunConfig):
 
     run_name: str = "pretrain"
     """Folder of the run inside output_root."""
-    loss_chunk_tokens: int | None = 2048
+    loss_chunk_tokens: int | None = 512
     """Tokens whose logits exist at a time in the loss; null holds them all at once."""
     z_loss: float = 0.0
     """Weight of the squared log-partition term that keeps logits small (PaLM uses 1e-4)."""

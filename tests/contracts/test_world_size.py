@@ -89,9 +89,10 @@ def test_two_ranks_are_one_process(
     pretrain(alone)
     launch(together, free_port)
     assert_same(together, alone)
-    # rank 0 alone writes, once
+    # rank 0 alone writes
     assert (together.folder / "model" / "model.safetensors").is_file()
-    assert len(list((together.folder / "tensorboard").glob("events*"))) == 1
+    writers = {path.name.split(".")[-2] for path in (together.folder / "tensorboard").glob("events*")}
+    assert len(writers) == 1  # process ids; the test split has a file of its own
 
     resumed = make_run(
         "resumed",
