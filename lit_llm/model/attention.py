@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig
 from lit_llm.model.arithmetic import without_autocast
+from lit_llm.model.normalization import make_norm
 from lit_llm.model.position import apply_rotary
 
 # The gates of value embeddings and of the token smear read this many of a token's dimensions.
@@ -139,8 +140,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(config.num_heads * d, width, bias=config.attention_output_bias)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(d, eps=config.norm_eps, elementwise_affine=config.norm_weight)
-            self.k_norm = nn.RMSNorm(d, eps=config.norm_eps, elementwise_affine=config.norm_weight)
+            self.q_norm = make_norm(config, d)
+            self.k_norm = make_norm(config, d)
         self.value_embedding = self.value_gate = None
         # every second layer, counted so that the last one has it
         if config.value_embeddings and layer % 2 == (config.num_layers - 1) % 2:

@@ -14,16 +14,8 @@ from lit_llm.model.arithmetic import compute_dtype
 from lit_llm.model.attention import GATE_WIDTH, Attention, AttentionContext, KVCache, attention_mask
 from lit_llm.model.feedforward import FeedForward
 from lit_llm.model.initialization import initialize_weights
+from lit_llm.model.normalization import make_norm
 from lit_llm.model.position import RotaryTables, SinusoidalTable
-
-
-def make_norm(config: ModelConfig) -> nn.Module:
-    """The configured norm over the residual stream."""
-    if config.norm == "rmsnorm":
-        return nn.RMSNorm(config.hidden_size, eps=config.norm_eps, elementwise_affine=config.norm_weight)
-    return nn.LayerNorm(
-        config.hidden_size, eps=config.norm_eps, elementwise_affine=config.norm_weight, bias=config.norm_bias
-    )
 
 
 class Block(nn.Module):
