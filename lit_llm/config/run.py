@@ -37,6 +37,8 @@ class RunConfig:
     """Resume: "last" for the newest whole checkpoint of this run, or a path to one."""
     overwrite: bool = False
     """Delete what an earlier run of this name left, and start again."""
+    replay: str | None = None
+    """Do not train: compute the step that a replay file (replay/step_*.json of a run) names again, and report."""
     init_from: str | None = None
     """Model folder whose weights the run starts from; its shape replaces the model options."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -20,8 +20,21 @@ class TrainerConfig:
     """Devices on each machine; "auto" takes every GPU, or one CPU process."""
     num_nodes: int = 1
     """Machines."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """One device, or data-parallel replicas; "auto" chooses by the number of devices."""
+    strategy: Literal["auto", "ddp", "fsdp", "fsdp1", "deepspeed"] = "auto"
+    """"auto": one device, or ddp for several. "ddp": replicas. "fsdp": weights, gradients and optimizer sharded over
+    the data-parallel ranks (FSDP2), with tensor parallelism as an option; runs on CPU too. "fsdp1" and "deepspeed"
+    (extra `deepspeed`) need CUDA."""
+    tensor_parallel_size: int = 1
+    """Ranks that share each attention and feed-forward product (strategy fsdp); the others are data-parallel."""
+    deepspeed_stage: Literal[1, 2, 3] = 2
+    """ZeRO stage: shards the optimizer (1), gradients too (2), weights too (3)."""
+    offload: bool = False
+    """Keep the shards and the optimizer in host memory between uses (strategies fsdp and deepspeed, on CUDA)."""
+    activation_checkpointing: Literal["none", "full", "every_n", "selective"] = "none"
+    """What a block keeps for its gradient: everything; its input alone, the rest being computed again ("full", or
+    "every_n" in each n-th block only); or its input and the results of its matrix products ("selective")."""
+    checkpoint_every_n_blocks: int = 2
+    """n of activation_checkpointing "every_n"."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     """float32; bfloat16 arithmetic on float32 weights; or all bfloat16, optimizer too (small updates are lost)."""
     gradient_clip_val: float | None = 1.0
@@ -30,12 +43,30 @@ class TrainerConfig:
     """Validate after every so many steps and at the last one; null: only at the last one."""
     save_every_n_steps: int | None = 250
     """Write a checkpoint after every so many steps and at the last one; null: only at the last one."""
+    save_every_n_minutes: float | None = None
+    """Write a checkpoint, too, at the first step that ends so many minutes after the one before."""
+    sharded_checkpoints: bool = False
+    """Each rank writes its own shard into a folder (strategy fsdp); else one file holds everything. Either can be
+    resumed at another number of ranks."""
+    async_checkpoints: bool = False
+    """Copy the state and write it while training goes on; costs the memory of one copy."""
     keep_last_checkpoints: int = 2
     """Newest checkpoints kept, besides the best."""
     keep_best_checkpoint: bool = True
     """Keep the checkpoint of the lowest val/loss among those saved where validation ran."""
     log_every_n_steps: int = 10
     """Write the training curves after every so many steps."""
+    spike_action: Literal["off", "log", "skip"] = "log"
+    """What to do about a step whose loss or gradient norm lies far above the recent ones: nothing; write its score
+    as a curve and say so; or leave out its update, too."""
+    spike_window: int = 128
+    """Steps whose losses and norms a new one is compared with."""
+    spike_sigmas: float = 6.0
+    """Standard deviations above their mean that make a spike."""
+    profile_steps: int = 0
+    """Trace so many steps after the first few of the run with the torch profiler, for TensorBoard and Chrome."""
+    timeout_minutes: float = 30.0
+    """How long a rank waits for the others before the run fails instead of hanging."""
     compile: bool = False
     """torch.compile each block (pays on CUDA; a few per cent on CPU)."""
     deterministic: bool = False
@@ -44,7 +75,14 @@ class TrainerConfig:
     """Show a progress bar, or a line now and then where the output is not a terminal."""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "num_nodes", "keep_last_checkpoints", "log_every_n_steps"):
+        for name in (
+            "max_steps",
+            "num_nodes",
+            "keep_last_checkpoints",
+            "log_every_n_steps",
+            "tensor_parallel_size",
+            "checkpoint_every_n_blocks",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("val_every_n_steps", "save_every_n_steps"):
@@ -53,5 +91,30 @@ class TrainerConfig:
                 raise UserError(f"trainer.{name} is {value}; it must be at least 1, or null")
         if self.gradient_clip_val is not None and self.gradient_clip_val <= 0:
             raise UserError(f"trainer.gradient_clip_val is {self.gradient_clip_val}; null turns clipping off")
+        if self.profile_steps < 0:
+            raise UserError(f"trainer.profile_steps is {self.profile_steps}; 0 turns profiling off")
+        if self.spike_window < 2:
+            raise UserError(f"trainer.spike_window is {self.spike_window}; it must be at least 2")
+        for name in ("timeout_minutes", "spike_sigmas", "save_every_n_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"trainer.{name} is {value}; it must be above 0")
+        self._check_strategy()
         if isinstance(self.devices, int) and self.devices < 1:
             raise UserError(f"trainer.devices is {self.devices}; it must be at least 1")
+
+    def _check_strategy(self) -> None:
+        """Refuse options that the strategy would ignore."""
+        if self.tensor_parallel_size > 1 and self.strategy != "fsdp":
+            raise UserError("trainer.tensor_parallel_size above 1 needs trainer.strategy fsdp")
+        if self.sharded_checkpoints and self.strategy != "fsdp":
+            raise UserError("trainer.sharded_checkpoints needs trainer.strategy fsdp")
+        if self.offload and self.strategy not in ("fsdp", "deepspeed"):
+            raise UserError("trainer.offload needs trainer.strategy fsdp or deepspeed")
+        if self.strategy == "fsdp1" and self.gradient_clip_val is not None:
+            raise UserError(
+                "trainer.strategy fsdp1 cannot clip by the norm of the whole gradient; use fsdp, or set "
+                "trainer.gradient_clip_val to null"
+            )
+        if self.checkpoint_every_n_blocks != 2 and self.activation_checkpointing != "every_n":
+            raise UserError("trainer.checkpoint_every_n_blocks needs trainer.activation_checkpointing every_n")
