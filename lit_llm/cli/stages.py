@@ -51,7 +51,7 @@ def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunR
 
     from lit_llm.data.datamodule import TokenDataModule
     from lit_llm.evaluation.report import write_report
-    from lit_llm.interop import load_weights, read_model_config
+    from lit_llm.interop import read_model_config
     from lit_llm.modules import PretrainingModule
     from lit_llm.tokenizer import Tokenizer
     from lit_llm.training.run import fit, open_run_folder
@@ -66,8 +66,6 @@ def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunR
     data = TokenDataModule(config.data, tokenizer, config.seed)
     data.setup("fit")  # what is wrong with the shards is said before there is a run folder
     module = PretrainingModule(config, torch.tensor(tokenizer.byte_lengths()))
-    if config.init_from is not None:
-        module.model.load_state_dict(load_weights(Path(config.init_from), config.model))
     open_run_folder(config)
     result = fit(config, module, data, tokenizer, callbacks)
     write_report(config, result)

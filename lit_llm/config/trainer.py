@@ -111,10 +111,5 @@ class TrainerConfig:
             raise UserError("trainer.sharded_checkpoints needs trainer.strategy fsdp")
         if self.offload and self.strategy not in ("fsdp", "deepspeed"):
             raise UserError("trainer.offload needs trainer.strategy fsdp or deepspeed")
-        if self.strategy == "fsdp1" and self.gradient_clip_val is not None:
-            raise UserError(
-                "trainer.strategy fsdp1 cannot clip by the norm of the whole gradient; use fsdp, or set "
-                "trainer.gradient_clip_val to null"
-            )
         if self.checkpoint_every_n_blocks != 2 and self.activation_checkpointing != "every_n":
             raise UserError("trainer.checkpoint_every_n_blocks needs trainer.activation_checkpointing every_n")

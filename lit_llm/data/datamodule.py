@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from lit_llm.config import DataConfig, UserError
-from lit_llm.data.loader import ConsumedBatchSampler, TimedDataLoader, micro_batch_shape
+from lit_llm.data.loader import ConsumedBatchSampler, TimedDataLoader, data_parallel_rank, micro_batch_shape
 from lit_llm.data.shards import ShardedTokens, byte_progress
 from lit_llm.data.windows import EvaluationWindows, WindowDataset
 
@@ -85,7 +85,7 @@ class TokenDataModule(LightningDataModule):
         # alone ends the run, and a checkpoint of the last step can go on under a larger max_steps.
         fetched_before = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         num_steps = trainer.max_steps - trainer.global_step
-        sampler = self.train_sampler(trainer.global_rank, trainer.world_size, num_steps)
+        sampler = self.train_sampler(*data_parallel_rank(trainer), num_steps)
         self.train_loader = self.make_train_loader(sampler, reported_length=fetched_before + len(sampler) + 1)
         return self.train_loader
 
@@ -93,11 +93,11 @@ class TokenDataModule(LightningDataModule):
         """This rank's windows of the validation split; an empty list where no path has one."""
         if not self.splits["validation"]:
             return []
-        return self.make_evaluation_loader("validation", self.trainer.global_rank, self.trainer.world_size)
+        return self.make_evaluation_loader("validation", *data_parallel_rank(self.trainer))
 
     def test_dataloader(self) -> TimedDataLoader:
         """This rank's windows of the test split."""
-        return self.make_evaluation_loader("test", self.trainer.global_rank, self.trainer.world_size)
+        return self.make_evaluation_loader("test", *data_parallel_rank(self.trainer))
 
     def state_dict(self) -> dict[str, Any]:
         """The samples consumed, and what their order depends on."""

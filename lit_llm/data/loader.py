@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import lightning as L
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -87,6 +88,15 @@ class ConsumedBatchSampler(Sampler[list[int]]):
         for index in range(len(self)):
             first = self.samples_consumed + index * stride
             yield list(range(first + self.rank, first + stride, self.world_size))
+
+
+def data_parallel_rank(trainer: L.Trainer) -> tuple[int, int]:
+    """Which share of each batch this process reads, and into how many shares batches are cut.
+
+    Ranks that are tensor-parallel to each other read the same share.
+    """
+    shares = getattr(trainer.strategy, "distributed_sampler_kwargs", {"rank": 0, "num_replicas": 1})
+    return shares["rank"], shares["num_replicas"]
 
 
 class TimedDataLoader(DataLoader):

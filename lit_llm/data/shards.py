@@ -296,6 +296,17 @@ class ShardedTokens:
             self._read_into(start, row)
         return out
 
+    def locate(self, position: int) -> tuple[Path, int]:
+        """The shard that holds token `position`, and the token's place in it.
+
+        Raises:
+            IndexError: there is no such token.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"token {position} of {len(self)} in {self.folder}")
+        shard = bisect_right(self._ends, position)
+        return self.files[shard], position - self._starts[shard]
+
     def verify(self, on_bytes: Any = None) -> None:
         """Checks the sha256 of every shard.
 

@@ -8,6 +8,7 @@ Notation used for tensor shapes: b windows in a batch, T sequence length.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -104,6 +105,13 @@ class WindowDataset(Dataset):
             grid = self.grids[source]
             starts[chosen] = grid.start(windows[chosen], mix(self.seed, source, epoch, 1) % grid.num_phases)
         return sources, starts
+
+    def locate(self, sample_ids: Sequence[int]) -> list[tuple[Path, int]]:
+        """The shard in which each sample begins, and the place of its first token there."""
+        sources, starts = self.starts(np.asarray(sample_ids, dtype=np.int64))
+        return [
+            self.sources[source].locate(start) for source, start in zip(sources.tolist(), starts.tolist(), strict=True)
+        ]
 
     def __getitem__(self, sample_id: int) -> Batch:
         """One sample, without the batch dimension."""

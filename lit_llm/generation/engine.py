@@ -9,9 +9,9 @@ import torch
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation.samplers import choose
 from lit_llm.model import Decoder, KVCache
+from lit_llm.model.parallel import is_sharded
 
 
-@torch.inference_mode()
 def generate(
     model: Decoder,
     prompts: Sequence[Sequence[int]],
@@ -46,8 +46,11 @@ def generate(
             raise UserError(f"a prompt of {len(prompt)} tokens leaves no room in the context of {limit} tokens")
     was_training = model.training
     model.eval()
+    # sharded weights are gathered into memory that training uses again, which must not be made in inference mode
+    guard = torch.no_grad() if is_sharded(model) else torch.inference_mode()
     try:
-        return _generate(model, [list(prompt) for prompt in prompts], sampling, eos_id, on_token)
+        with guard:
+            return _generate(model, [list(prompt) for prompt in prompts], sampling, eos_id, on_token)
     finally:
         model.train(was_training)
 
@@ -94,6 +97,7 @@ def _read(model: Decoder, texts: list[list[int]], max_length: int) -> tuple[KVCa
         model.config,
         len(texts),
         max_length,
+        tensor_parallel_size=model.tensor_parallel_size,
         starts=starts if bool(starts.any()) else None,
         device=weight.device,
         dtype=weight.dtype,

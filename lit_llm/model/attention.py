@@ -30,6 +30,7 @@ class KVCache:
         config: the decoder's configuration.
         batch_size: rows, b.
         max_length: most tokens that a row may reach.
+        tensor_parallel_size: ranks that share the heads; each keeps its own.
         starts: number of padding tokens at the left of each row [b], or None for none.
         device: where the memory lies.
         dtype: what keys and values are kept in.
@@ -41,11 +42,13 @@ class KVCache:
         batch_size: int,
         max_length: int,
         *,
+        tensor_parallel_size: int = 1,
         starts: Tensor | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (config.num_layers, batch_size, config.kv_heads, max_length, config.width_per_head)
+        kv_heads = config.kv_heads // tensor_parallel_size
+        shape = (config.num_layers, batch_size, kv_heads, max_length, config.width_per_head)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.starts = starts
@@ -153,9 +156,10 @@ class Attention(nn.Module):
         config = self.config
         b, t, _ = x.shape
         d = config.width_per_head
-        q = self.q_proj(x).view(b, t, config.num_heads, d)  # [b, t, n_h, d]
-        k = self.k_proj(x).view(b, t, config.kv_heads, d)  # [b, t, n_kv, d]
-        v = self.v_proj(x).view(b, t, config.kv_heads, d)
+        # under tensor parallelism a rank has its share of the heads
+        q = self.q_proj(x).view(b, t, -1, d)  # [b, t, n_h, d]
+        k = self.k_proj(x).view(b, t, -1, d)  # [b, t, n_kv, d]
+        v = self.v_proj(x).view(b, t, -1, d)
         if self.value_embedding is not None and self.value_gate is not None:
             gate = 2.0 * torch.sigmoid(self.value_gate(x[..., : self.value_gate.in_features]))  # [b, t, n_kv]
             v = v + (gate.unsqueeze(-1) * self.value_embedding(context.tokens).view_as(v)).to(v.dtype)
@@ -171,7 +175,7 @@ class Attention(nn.Module):
             out = softcapped_attention(q, k, v, context, config.attention_softcap, dropout)
         else:
             out = fused_attention(q, k, v, context, dropout)
-        return self.o_proj(out.transpose(1, 2).reshape(b, t, config.num_heads * d))
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float) -> Tensor:

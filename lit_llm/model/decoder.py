@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_llm.config import ModelConfig, UserError
 from lit_llm.model.arithmetic import compute_dtype
 from lit_llm.model.attention import GATE_WIDTH, Attention, AttentionContext, KVCache, attention_mask
+from lit_llm.model.checkpointing import run_checkpointed
 from lit_llm.model.feedforward import FeedForward
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.normalization import make_norm
@@ -29,9 +30,13 @@ class Block(nn.Module):
         self.feedforward_norm = make_norm(config)
         self.feedforward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
+        self.checkpointing = "none"  # or "full" or "selective"; see `run_checkpointed`
 
     def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
         """Args: x: stream [b, t, hidden]. Returns: the stream."""
+        return run_checkpointed(self.checkpointing, self._compute, x, context)
+
+    def _compute(self, x: Tensor, context: AttentionContext) -> Tensor:
         if self.pre_norm:
             x = x + self.dropout(self.attention(_narrow(self.attention_norm(x)), context))
             return x + self.dropout(self.feedforward(_narrow(self.feedforward_norm(x))))
@@ -79,6 +84,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.tensor_parallel_size = 1  # ranks that share the heads; see `arrange`
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embedding: nn.Embedding | None = None
         self.sinusoids: SinusoidalTable | None = None
@@ -99,9 +105,13 @@ class Decoder(nn.Module):
         # the 2017 block ends in a norm of its own
         self.final_norm = make_norm(config) if config.norm_placement == "pre" else None
         self.head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.head.weight = self.embedding.weight
+        self.tie()
         initialize_weights(self, config, seed)
+
+    def tie(self) -> None:
+        """Make the head's weight the embedding's, where configured; again after memory has been given to both."""
+        if self.config.tie_word_embeddings:
+            self.head.weight = self.embedding.weight
 
     def forward(
         self,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lit_llm.config import ModelConfig
+from lit_llm.model.parallel import shard_like
 
 # Projections that write into the residual stream, 2 in each block.
 RESIDUAL_PROJECTIONS = ("o_proj", "down_proj")
 # Gates that start half open, whatever they read.
 GATES = ("value_gate", "gate")
+# Learned numbers that are no matrices: the token smear starts off, a block reads the stream and not its shortcut.
+CONSTANTS = {"strength": 0.0, "stream_share": 1.0, "shortcut_share": 0.0}
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
@@ -25,30 +28,40 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 def initialize_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """Normal weights of `config.init_std`, residual projections scaled down by depth, zero biases, unit norms.
 
-    Numbers are drawn on the CPU and copied, so every device gets the same ones. Parameters on the meta device are
+    Numbers are drawn on the CPU, one whole parameter at a time, and each rank keeps its part: every device, strategy
+    and world size gets the same ones, and no more than one parameter is ever whole. Parameters on the meta device are
     left for a later call.
 
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
     for module_name, module in model.named_modules():
-        kind = module_name.rpartition(".")[2]
-        if not isinstance(module, nn.Linear | nn.Embedding):
-            continue
-        if module.weight.is_meta or (module_name == "head" and config.tie_word_embeddings):
-            continue
-        bias = getattr(module, "bias", None)
-        if bias is not None:
-            bias.zero_()
-        std = config.init_std
-        if kind in RESIDUAL_PROJECTIONS:
-            std = 0.0 if config.zero_init_projections else std / (2 * config.num_layers) ** 0.5
-        if kind in GATES:
-            std = 0.0
-        _fill_normal(module.weight, std, named_generator(seed, f"{module_name}.weight"))
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta or (module_name == "head" and config.tie_word_embeddings):
+                continue
+            full = torch.empty(parameter.shape, dtype=torch.float32)
+            value = _constant(module, name)
+            if value is None:
+                std = _standard_deviation(module_name.rpartition(".")[2], config)
+                value = 0.0 if std == 0.0 else None
+            if value is None:
+                full.normal_(0.0, std, generator=named_generator(seed, f"{module_name}.{name}"))
+            else:
+                full.fill_(value)
+            parameter.copy_(shard_like(full.to(parameter.dtype), parameter))
 
 
-def _fill_normal(weight: Tensor, std: float, generator: torch.Generator) -> None:
-    if std == 0.0:
-        weight.zero_()
-        return
-    weight.copy_(torch.empty(weight.shape, dtype=torch.float32).normal_(0.0, std, generator=generator))
+def _constant(module: nn.Module, name: str) -> float | None:
+    """What every element of a parameter starts as, or None where it is drawn."""
+    if name == "bias":
+        return 0.0
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        return 1.0
+    return CONSTANTS.get(name)
+
+
+def _standard_deviation(kind: str, config: ModelConfig) -> float:
+    if kind in GATES:
+        return 0.0
+    if kind in RESIDUAL_PROJECTIONS:
+        return 0.0 if config.zero_init_projections else config.init_std / (2 * config.num_layers) ** 0.5
+    return config.init_std

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_llm.config import ModelConfig, RunConfig, UserError, from_plain, to_plain
+from lit_llm.data.loader import data_parallel_rank
+from lit_llm.interop import load_weights
 from lit_llm.model import Decoder
+from lit_llm.model.initialization import initialize_weights
+from lit_llm.model.parallel import arrange, local_part, shard_like
 from lit_llm.modules.metrics import TokenStatistics
-from lit_llm.optimization import build_optimizer, build_schedule
+from lit_llm.optimization import build_optimizer, build_schedule, gradient_norm
 
 CONFIG_KEY = "lit_llm_config"
 
@@ -36,13 +44,19 @@ class LanguageModule(L.LightningModule):
     def __init__(self, config: RunConfig, token_bytes: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config.model, seed=config.seed)
+        # what is to be sharded gets its memory in `configure_model`, one shard on each rank
+        sharded = config.trainer.strategy == "fsdp"
+        with torch.device("meta") if sharded else nullcontext():
+            self.model = Decoder(config.model, seed=config.seed)
         if config.trainer.precision == "bf16-true":
             self.model.to(torch.bfloat16)
+        self._arranged = False
+        if not sharded:
+            self._load_weights()
         self.register_buffer("token_bytes", token_bytes, persistent=False)
         self.validation_statistics = TokenStatistics()
-        self._step_loss = 0.0
-        self._step_tokens = 0.0
+        self.step_guard: Any = None  # asked before each update: a `lit_llm.training.guards.StepGuard`
+        self._parts: list[tuple[Tensor, Tensor]] = []  # loss sum and tokens of each micro-batch of the step
 
     @abstractmethod
     def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
@@ -60,7 +74,12 @@ class LanguageModule(L.LightningModule):
     def nominal_tokens(self) -> int:
         """Tokens in a full micro-batch of one rank: the constant that keeps the summed loss in range."""
         data = self.config.data
-        return data.sequence_length * (data.batch_size // self.accumulation // self.trainer.world_size)
+        return data.sequence_length * (data.batch_size // self.accumulation // self.data_parallel_size)
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Shares that a micro-batch is cut into."""
+        return data_parallel_rank(self.trainer)[1]
 
     @property
     def accumulation(self) -> int:
@@ -68,10 +87,25 @@ class LanguageModule(L.LightningModule):
         return int(self.trainer.accumulate_grad_batches)
 
     def configure_model(self) -> None:
-        """Compile block by block, which renames no parameter."""
-        if self.config.trainer.compile:
-            for block in self.model.blocks:
-                block.compile()
+        """Lay the decoder out over the strategy's devices, and give shards their memory and first values."""
+        if self._arranged:  # Lightning calls this for a test that follows the training, too
+            return
+        self._arranged = True
+        arrange(self.model, self.config.trainer, self.device_mesh)
+        if self.device_mesh is not None:
+            self.model.to_empty(device="cpu" if self.config.trainer.offload else self.trainer.strategy.root_device)
+            self.model.tie()
+            initialize_weights(self.model, self.config.model, self.config.seed)
+            self._load_weights()
+
+    @torch.no_grad()
+    def _load_weights(self) -> None:
+        """Start from the model folder `config.init_from`, if one is given."""
+        if self.config.init_from is None:
+            return
+        weights = load_weights(Path(self.config.init_from), self.config.model)
+        for name, parameter in self.model.state_dict().items():
+            parameter.copy_(shard_like(weights[name].to(parameter.dtype), parameter))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and its schedule by optimizer step."""
@@ -82,8 +116,7 @@ class LanguageModule(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One micro-batch."""
         loss_sum, tokens = self.token_loss(batch, training=True)
-        self._step_loss = self._step_loss + loss_sum.detach().double()
-        self._step_tokens = self._step_tokens + tokens
+        self._parts.append((loss_sum.detach(), tokens))
         return loss_sum / self.nominal_tokens
 
     def configure_gradient_clipping(
@@ -97,33 +130,44 @@ class LanguageModule(L.LightningModule):
         Raises:
             UserError: the gradient or the loss is not finite; weights and optimizer are still those of the step before.
         """
-        loss_sum, tokens = self._count_step()
-        scale = self.accumulation * self.trainer.world_size * self.nominal_tokens / tokens if tokens else 0.0
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        gradients = [p.grad for p in parameters]
-        norm = torch.nn.utils.get_total_norm(gradients) * scale
-        value = float(norm)
+        parts, self._parts = self._parts, []
+        loss_sum, tokens = self._count(parts)
+        scale = self.accumulation * self.data_parallel_size * self.nominal_tokens / tokens if tokens else 0.0
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        parts_of = dist.group.WORLD if isinstance(self.trainer.strategy, FSDPStrategy) else None
+        value = float(gradient_norm(gradients, parts_of)) * scale
         loss = loss_sum / tokens if tokens else 0.0
         step = self.trainer.global_step + 1
-        if not math.isfinite(value) or not math.isfinite(loss):
-            raise UserError(
-                f"the loss ({loss}) or the gradient (norm {value}) of step {step} is not finite; stopped before the "
-                "update, and checkpoints are intact: lower optimizer.learning_rate or look at the data, then resume"
-            )
+        if self._leaves_out(step, loss, value, parts):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None  # which an optimizer passes over
+            gradients = []
         limit = self.config.trainer.gradient_clip_val
         coefficient = scale * min(1.0, limit / (value + 1e-6)) if limit is not None else scale
-        if coefficient != 1.0:
-            torch._foreach_mul_(gradients, coefficient)
+        if gradients and coefficient != 1.0:
+            torch._foreach_mul_([local_part(gradient) for gradient in gradients], coefficient)
         if step % self.config.trainer.log_every_n_steps == 0:
             rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
             self.record({"train/loss": loss, "train/gradient_norm": value, **rates}, step)
 
-    def _count_step(self) -> tuple[float, float]:
-        """Summed loss and supervised tokens of the optimizer step over all ranks; starts the next count."""
-        sums = torch.stack([torch.as_tensor(x, dtype=torch.float64) for x in (self._step_loss, self._step_tokens)])
+    def _leaves_out(self, step: int, loss: float, norm: float, parts: list[tuple[Tensor, Tensor]]) -> bool:
+        """Whether the update of the step is to be left out; refuses numbers that are not finite."""
+        if math.isfinite(norm) and math.isfinite(loss):
+            return self.step_guard is not None and self.step_guard.leaves_out(step, loss, norm, parts)
+        advice = "" if self.step_guard is None else f"; {self.step_guard.refuse(step, loss, norm, parts)}"
+        raise UserError(
+            f"the loss ({loss}) or the gradient (norm {norm}) of step {step} is not finite; stopped before the update, "
+            f"and checkpoints are intact: lower optimizer.learning_rate or look at the data, then resume{advice}"
+        )
+
+    def _count(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+        """Summed loss and supervised tokens of an optimizer step, over all its micro-batches and ranks."""
+        sums = torch.stack([sum(number.double() for number in numbers) for numbers in zip(*parts, strict=True)])
         if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        self._step_loss = self._step_tokens = 0.0
+            # tensor-parallel ranks have all counted the same tokens
+            copies = self.trainer.world_size // self.data_parallel_size
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum") / copies
         loss_sum, tokens = sums.tolist()
         return loss_sum, tokens
 

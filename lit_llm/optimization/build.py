@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lit_llm.config import OptimizerConfig, UserError
+from lit_llm.optimization.adamw import LocalAdamW
 from lit_llm.optimization.groups import parameter_groups
 from lit_llm.optimization.muon import MuonAdamW
 
@@ -14,7 +15,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """`torch.optim.AdamW` or `MuonAdamW` over the groups of `parameter_groups`, at the peak learning rates.
+    """`LocalAdamW` or `MuonAdamW` over the groups of `parameter_groups`, at the peak learning rates.
 
     Build it when the parameters are on the device that trains them.
 
@@ -25,7 +26,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     fused = _fused(groups, config.fused)
     betas = (config.beta1, config.beta2)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=fused)
+        return LocalAdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=fused)
     return MuonAdamW(
         groups,
         betas=betas,

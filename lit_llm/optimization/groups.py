@@ -27,7 +27,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         dicts with "params", "name", "kind" ("adamw" or "muon"), "lr" and "weight_decay".
 
     Raises:
-        UserError: nothing is trainable; or config.name is "muon" and there is no hidden matrix, or it is sharded.
+        UserError: nothing is trainable; or config.name is "muon" and there is no hidden matrix.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     hidden = _hidden_matrices(model) - embeddings if config.name == "muon" else set()
@@ -45,8 +45,11 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
 
     if not any(members.values()):
         raise UserError("the model has no trainable parameter; unfreeze some before building the optimizer")
-    if config.name == "muon":
-        _check_muon(members["muon"])
+    if config.name == "muon" and not members["muon"]:
+        raise UserError(
+            "optimizer.name is muon, but the model has no trainable hidden matrix of at least "
+            f"{SMALLEST_MUON_SIDE} x {SMALLEST_MUON_SIDE}; use optimizer.name adamw"
+        )
     settings = {
         "muon": {"kind": "muon", "lr": config.muon_learning_rate, "weight_decay": config.weight_decay},
         "adamw_decay": {"kind": "adamw", "lr": config.learning_rate, "weight_decay": config.weight_decay},
@@ -64,18 +67,3 @@ def _hidden_matrices(model: nn.Module) -> set[int]:
         for module in blocks.modules()
         if isinstance(module, nn.Linear) and min(module.weight.shape) >= SMALLEST_MUON_SIDE
     }
-
-
-def _check_muon(matrices: list[nn.Parameter]) -> None:
-    from torch.distributed.tensor import DTensor  # here, because it takes a while to import and AdamW needs it not
-
-    if not matrices:
-        raise UserError(
-            "optimizer.name is muon, but the model has no trainable hidden matrix of at least "
-            f"{SMALLEST_MUON_SIDE} x {SMALLEST_MUON_SIDE}; use optimizer.name adamw"
-        )
-    if any(isinstance(matrix, DTensor) for matrix in matrices):
-        raise UserError(
-            "optimizer.name is muon, which needs whole matrices, but the strategy shards them; "
-            "use optimizer.name adamw, or a strategy that does not shard parameters"
-        )

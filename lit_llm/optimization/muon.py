@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from lit_llm.model.arithmetic import multiplies_bfloat16
+from lit_llm.model.parallel import local_part, shard_like, whole_like
+from lit_llm.optimization.adamw import LocalAdamW
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iterates bring every singular value near 1 in few steps (Jordan's post)."""
@@ -25,12 +27,13 @@ MAX_STACK_ELEMENTS = 64 * 2**20
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Steps groups of kind "muon" with Muon and groups of kind "adamw" with `torch.optim.AdamW`.
+    """Steps groups of kind "muon" with Muon and groups of kind "adamw" with AdamW.
 
     A Muon step, for a matrix W [rows, columns] with gradient G, momentum buffer B and momentum m:
     B <- lerp(B, G, 1 - m);  U <- orthogonalise(lerp(G, B, m));  W <- (1 - lr * weight_decay) * W
     - lr * sqrt(max(1, rows / columns)) * U. The momentum rises linearly from `momentum_start` at the first step to
     `momentum` at step `momentum_warmup_steps`; the group counts its steps in "step", so a resumed run goes on exactly.
+    Sharded matrices are gathered a batch at a time, and every rank orthogonalises all of them and keeps its part.
 
     Args:
         groups: dicts with "params", "kind" ("muon" or "adamw"), "lr" and "weight_decay", as `parameter_groups` makes.
@@ -93,7 +96,7 @@ class MuonAdamW(torch.optim.Optimizer):
     def _link_adamw(self) -> None:
         """An inner AdamW that works on the very group dicts and state of this optimizer."""
         groups = [group for group in self.param_groups if group["kind"] == "adamw"]
-        self._adamw = torch.optim.AdamW(groups) if groups else None
+        self._adamw = LocalAdamW(groups) if groups else None
         if self._adamw is not None:
             self._adamw.state = self.state
 
@@ -115,25 +118,26 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum = momentum_at(
             group["step"], group["momentum_start"], group["momentum"], group["momentum_warmup_steps"]
         )
-        group["step"] += 1
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not params:
-            return
-        grads = [parameter.grad for parameter in params]
+            return  # a step that is left out does not count
+        group["step"] += 1
         for parameter in params:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
-        buffers = [self.state[parameter]["momentum_buffer"] for parameter in params]
+        grads = [local_part(parameter.grad) for parameter in params]
+        buffers = [local_part(self.state[parameter]["momentum_buffer"]) for parameter in params]
+        weights = [local_part(parameter) for parameter in params]
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         directions = torch._foreach_lerp(grads, buffers, momentum)
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for indices, stack in _stacks(directions):
-            updates = orthogonalize(stack, group["ns_steps"])
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        for indices in _batches(params):
+            wholes = [whole_like(directions[index], params[index]) for index in indices]
+            updates = orthogonalize(torch.stack([_wide(whole) for whole in wholes]), group["ns_steps"])
             for index, update in zip(indices, updates.unbind(), strict=True):
-                parameter = params[index]
-                rows, columns = parameter.shape
-                update = update.mT if rows > columns else update
-                parameter.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+                rows, columns = params[index].shape
+                update = local_part(shard_like(update.mT if rows > columns else update, params[index]))
+                weights[index].add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
 
 
 def momentum_at(step: int, start: float, end: float, warmup_steps: int) -> float:
@@ -167,14 +171,17 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype | None = None
     return x
 
 
-def _stacks(matrices: list[Tensor], max_elements: int = MAX_STACK_ELEMENTS) -> Iterator[tuple[list[int], Tensor]]:
-    """Matrices of one shape, tall ones transposed, stacked [k, rows, columns] with their indices; memory-bounded."""
+def _wide(matrix: Tensor) -> Tensor:
+    """[rows, columns] with rows <= columns."""
+    return matrix.mT if matrix.size(0) > matrix.size(1) else matrix
+
+
+def _batches(matrices: list[Tensor], max_elements: int = MAX_STACK_ELEMENTS) -> Iterator[list[int]]:
+    """Indices of matrices to orthogonalise at once: of one shape, up to transposition, and bounded in memory."""
     by_shape: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for index, matrix in enumerate(matrices):
         by_shape[(*sorted(matrix.shape), matrix.dtype, matrix.device)].append(index)
     for (rows, columns, *_), indices in by_shape.items():
         size = max(1, max_elements // (rows * columns))
         for start in range(0, len(indices), size):
-            chosen = indices[start : start + size]
-            wide = [matrices[i].mT if matrices[i].size(0) > matrices[i].size(1) else matrices[i] for i in chosen]
-            yield chosen, torch.stack(wide)
+            yield indices[start : start + size]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lit_llm.config import UserError
+from lit_llm.data.loader import data_parallel_rank
 
 
 def random_state() -> dict[str, Any]:
@@ -52,8 +53,8 @@ class ExactResume(L.Callback):
         self._restored: list[dict[str, Any]] | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Seed this rank."""
-        seed = self.seed + trainer.global_rank
+        """Seed this rank; tensor-parallel ranks compute the same stream, so they drop the same parts of it."""
+        seed = self.seed + data_parallel_rank(trainer)[0]
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)

@@ -10,10 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import lightning as L
-import torch
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lit_llm.config import RunConfig, TrainerConfig, UserError, to_plain
@@ -22,10 +20,12 @@ from lit_llm.interop import save_model_folder
 from lit_llm.planning import training_flops_per_token
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint import AtomicCheckpointIO, CheckpointPolicy, saved_checkpoints, step_of
+from lit_llm.training.guards import StepGuard
 from lit_llm.training.interrupt import GracefulStop
 from lit_llm.training.progress import TrainingProgress
 from lit_llm.training.resume import ExactResume
 from lit_llm.training.samples import TextSamples
+from lit_llm.training.strategies import build_strategy, data_parallel_processes, trainer_precision
 from lit_llm.training.throughput import Throughput
 
 
@@ -67,8 +67,7 @@ def fit(
         UserError: bad input, a loss that is not finite, a full disk, or a request to stop.
     """
     resume_from = checkpoint_to_resume(config)
-    world_size = number_of_processes(config.trainer)
-    accumulation = data.accumulate_grad_batches(world_size)
+    accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
     tokens_per_step = config.data.batch_size * config.data.sequence_length
     policy = CheckpointPolicy(config.folder / "checkpoints", config.trainer)
     speed = Throughput(
@@ -88,6 +87,7 @@ def fit(
                 ExactResume(config.seed, config.data.batch_size // accumulation),
                 speed,
                 samples,
+                StepGuard(config),
                 *([TrainingProgress()] if config.trainer.enable_progress_bar else []),
                 *callbacks,
                 GracefulStop(policy),
@@ -152,8 +152,12 @@ def build_trainer(
         accelerator=config.accelerator,
         devices=config.devices if config.devices != "auto" or config.accelerator != "cpu" else 1,
         num_nodes=config.num_nodes,
-        strategy=_strategy(config),
-        precision=config.precision,
+        strategy=build_strategy(config),
+        precision=trainer_precision(config),
+        # DeepSpeed's engine clips by itself and reads this; for the other strategies the module clips
+        gradient_clip_val=config.gradient_clip_val if config.strategy == "deepspeed" else None,
+        # sharded weights are gathered into memory that training uses again, which must not be made in inference mode
+        inference_mode=config.strategy not in ("fsdp", "fsdp1", "deepspeed"),
         max_steps=config.max_steps,
         max_epochs=-1,
         accumulate_grad_batches=accumulation,
@@ -169,23 +173,6 @@ def build_trainer(
         plugins=[AtomicCheckpointIO()],
         callbacks=callbacks,
     )
-
-
-def number_of_processes(config: TrainerConfig) -> int:
-    """Ranks that a run has."""
-    devices = config.devices
-    if devices == "auto":
-        on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-        devices = torch.cuda.device_count() if on_gpu else 1
-    return int(devices) * config.num_nodes
-
-
-def _strategy(config: TrainerConfig) -> Strategy | str:
-    if config.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator is gpu, but torch finds no CUDA device here; use cpu or auto")
-    if number_of_processes(config) > 1 or config.strategy == "ddp":
-        return DDPStrategy()
-    return "auto"
 
 
 def open_run_folder(config: RunConfig) -> None:

@@ -8,6 +8,7 @@ import lightning as L
 
 from lit_llm.config import SampleConfig
 from lit_llm.generation import generate
+from lit_llm.model.parallel import is_sharded
 from lit_llm.tokenizer import Tokenizer
 
 
@@ -28,7 +29,8 @@ class TextSamples(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write one text for each prompt."""
-        if not self.config.prompts or not trainer.is_global_zero:
+        # with sharded weights every rank has to take part; elsewhere one does it for all
+        if not self.config.prompts or not (trainer.is_global_zero or is_sharded(pl_module.model)):
             return
         end = self.tokenizer.eot_id
         prompts = [[end, *self.tokenizer.encode(text)] for text in self.config.prompts]

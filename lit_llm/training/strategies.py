@@ -1,0 +1,87 @@
+"""The Lightning strategy of a run, from its configuration."""
+
+from __future__ import annotations
+
+import importlib.util
+from datetime import timedelta
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import ModelParallelStrategy as ShardedStrategy
+
+from lit_llm.config import TrainerConfig, UserError
+from lit_llm.model.decoder import Block
+
+
+def number_of_processes(config: TrainerConfig) -> int:
+    """Ranks that a run has."""
+    devices = config.devices
+    if devices == "auto":
+        on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+        devices = torch.cuda.device_count() if on_gpu else 1
+    return int(devices) * config.num_nodes
+
+
+def data_parallel_processes(config: TrainerConfig) -> int:
+    """Shares that each batch is cut into.
+
+    Raises:
+        UserError: the ranks cannot be divided into groups of `tensor_parallel_size`.
+    """
+    processes = number_of_processes(config)
+    if processes % config.tensor_parallel_size:
+        raise UserError(
+            f"trainer.tensor_parallel_size {config.tensor_parallel_size} does not divide the number of processes "
+            f"({processes} = trainer.devices x trainer.num_nodes)"
+        )
+    return processes // config.tensor_parallel_size
+
+
+def build_strategy(config: TrainerConfig) -> Strategy | str:
+    """The Lightning strategy that `config` asks for.
+
+    Raises:
+        UserError: it needs a device or a package that is not here; the message names what to use instead.
+    """
+    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError("trainer.accelerator is gpu, but torch finds no CUDA device here; use cpu or auto")
+    if config.strategy in ("fsdp1", "deepspeed") and not on_gpu:
+        raise UserError(f"trainer.strategy {config.strategy} needs CUDA; use fsdp, which runs on the CPU, too")
+    if config.offload and not on_gpu:
+        raise UserError("trainer.offload moves memory from a GPU to its host; without a GPU set it to false")
+    timeout = timedelta(minutes=config.timeout_minutes)
+    if config.strategy == "fsdp":
+        return ShardedStrategy(
+            data_parallel_size=data_parallel_processes(config),
+            tensor_parallel_size=config.tensor_parallel_size,
+            save_distributed_checkpoint=config.sharded_checkpoints,
+            timeout=timeout,
+        )
+    if config.strategy == "fsdp1":
+        return FSDPStrategy(auto_wrap_policy={Block}, use_orig_params=True, state_dict_type="full", timeout=timeout)
+    if config.strategy == "deepspeed":
+        return _deepspeed(config, timeout)
+    if number_of_processes(config) > 1 or config.strategy == "ddp":
+        return DDPStrategy(timeout=timeout)
+    return "auto"
+
+
+def _deepspeed(config: TrainerConfig, timeout: timedelta) -> Strategy:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError("trainer.strategy deepspeed needs the package: pip install -e '.[deepspeed]'; or use fsdp")
+    from lightning.pytorch.strategies import DeepSpeedStrategy
+
+    return DeepSpeedStrategy(
+        stage=config.deepspeed_stage,
+        offload_optimizer=config.offload,
+        offload_parameters=config.offload and config.deepspeed_stage == 3,
+        timeout=timeout,
+    )
+
+
+def trainer_precision(config: TrainerConfig) -> str:
+    """Lightning's name of the precision; under fsdp the sharding itself casts, so Lightning must not."""
+    if config.strategy == "fsdp" and config.precision == "bf16-mixed":
+        return "32-true"
+    return config.precision
