@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from lit_llm.cli.stages import pretrain
+from lit_llm.config import PretrainConfig
 
 
 def _enter(rank: int, function: Callable[..., None], world_size: int, folder: Path, arguments: tuple[Any, ...]) -> None:
@@ -30,6 +35,40 @@ def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *arg
     multiprocessing.start_processes(
         _enter, (function, world_size, folder, arguments), nprocs=world_size, start_method="fork"
     )
+
+
+def _train(rank: int, config: PretrainConfig, world_size: int, port: int, callbacks: tuple[L.Callback, ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        TORCHELASTIC_RUN_ID="test",
+    )
+    pretrain(config, callbacks)
+    dist.destroy_process_group()
+
+
+def train_on_ranks(
+    config: PretrainConfig, world_size: int, port: int, *callbacks: L.Callback, timeout: float = 200.0
+) -> None:
+    """`pretrain(config)` in `world_size` processes, started as torchrun would; each gets a copy of the callbacks.
+
+    Raises:
+        AssertionError: the ranks wait for each other for ever.
+        ProcessRaisedException: one of them failed.
+    """
+    context = multiprocessing.start_processes(
+        _train, (config, world_size, port, callbacks), nprocs=world_size, start_method="fork", join=False
+    )
+    deadline = time.monotonic() + timeout
+    while not context.join(timeout=1.0):
+        if time.monotonic() > deadline:
+            for process in context.processes:
+                process.kill()
+            raise AssertionError(f"{world_size} ranks did not finish in {timeout} s")
 
 
 def mesh_of(data_parallel: int, tensor_parallel: int) -> DeviceMesh:

@@ -35,9 +35,9 @@ def test_data_loading() -> None:
 @pytest.mark.slow
 def test_throughput() -> None:
     pytest.importorskip("transformers")
-    figures = last_line("throughput")
-    assert_reported(figures, "ratio", "memory_ratio")
-    for key in ("tiny/fp32", "tiny/bf16"):
+    figures = last_line("throughput", "--modes", "eager", "eager+full")
+    assert_reported(figures, "ratio", "memory_ratio", "share_of_matmul_ceiling")
+    for key in ("tiny/fp32/32/eager", "tiny/bf16/32/eager", "tiny/fp32/32/eager+full"):
         speeds = figures["tokens_per_second"][key]
         assert figures["ratio"][key] == pytest.approx(speeds["ours"] / speeds["transformers"], rel=0.02)
         assert figures["memory_ratio"][key] > 0
@@ -49,3 +49,13 @@ def test_shakespeare_cpu(shared_data: Path) -> None:
     assert_reported(figures, "val_loss_mean", "val_loss_seeds", "cpu_seconds", "cpu_share_to_1.898")
     assert 3.0 < figures["val_loss_mean"] < 4.5  # four steps from ln 69 = 4.23
     assert figures["cpu_share_to_1.898"] is None
+
+
+@pytest.mark.slow
+def test_strategies() -> None:
+    figures = last_line("strategies")
+    assert_reported(figures, "strategies")
+    for name in ("one device", "ddp", "fsdp"):
+        row = figures["strategies"][name]
+        assert row["steps_per_second"] > 0
+        assert row["max_loss_difference"] < 1e-4

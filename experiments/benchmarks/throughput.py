@@ -2,11 +2,16 @@
 
     python experiments/benchmarks/throughput.py            # some 10 minutes on two cores
     python experiments/benchmarks/throughput.py --quick    # tiny shapes, to see that it runs
+    python experiments/benchmarks/throughput.py --device cuda --shapes 124m 350m 1b --lengths 1024 4096 --rows 8 \
+        --precisions bf16 --modes eager eager+full compiled compiled+full    # on a GPU
 
 Each side takes whole training steps (forward, loss, backward, clipping, fused AdamW) on the same random tokens, in
 turns, so that a busy machine slows both; the figure is the median step. Memory is the peak above what the process held
-before the model was built, in a process of its own. bf16 is autocast on float32 weights on both sides. The last line of
-the output is JSON: `ratio` (ours / transformers, tokens per second) and `memory_ratio` by size and precision.
+before the model was built, in a process of its own. bf16 is autocast on float32 weights on both sides. A mode says
+whether both sides are compiled (ours block by block) and which activations are kept (transformers knows "full" alone).
+The last line of the output is JSON: `ratio` (ours / transformers, tokens per second), `memory_ratio`, and each side's
+`share_of_matmul_ceiling` (counted model FLOPs over those of a large product measured in the same run: MFU), by
+model/precision/length/mode.
 """
 
 from __future__ import annotations
@@ -18,14 +23,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from reporting import print_report
 
-from lit_llm.config import OptimizerConfig, PretrainConfig, preset
+from lit_llm.config import ModelConfig, OptimizerConfig, PretrainConfig, TrainerConfig, preset
 from lit_llm.model import Decoder
+from lit_llm.model.parallel import arrange
 from lit_llm.objectives import linear_cross_entropy
 from lit_llm.optimization import build_optimizer
 from lit_llm.planning import count_parameters, training_flops_per_token
@@ -33,18 +40,25 @@ from lit_llm.planning import count_parameters, training_flops_per_token
 SHAPES = {
     "10m": {"name": "llama-10m", "vocab_size": 8192},
     "50m": {"name": "llama-50m", "vocab_size": 16384},
+    "124m": {"name": "llama-10m", "vocab_size": 50304, "hidden_size": 768, "num_layers": 12, "num_heads": 12},
+    "350m": {"name": "llama-10m", "vocab_size": 50304, "hidden_size": 1024, "num_layers": 24, "num_heads": 16},
+    "1b": {"name": "llama3.2-1b"},
     "tiny": {"name": "llama-10m", "vocab_size": 512, "hidden_size": 64, "num_layers": 2, "num_heads": 2},
 }
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+MODES = ("eager", "eager+full", "eager+selective", "compiled", "compiled+full", "compiled+selective")
 
 
-def our_step(shape: str, tokens: torch.Tensor, dtype: torch.dtype | None, compile_blocks: bool) -> Callable[[], None]:
+def shape_of(name: str, length: int) -> ModelConfig:
+    """The architecture, with room for rows of `length`."""
+    return preset(**SHAPES[name], max_position_embeddings=max(length, 1024))
+
+
+def our_step(config: ModelConfig, tokens: torch.Tensor, dtype: torch.dtype | None, mode: str) -> Callable[[], None]:
     """A training step of this package's decoder."""
-    config = preset(**SHAPES[shape])
     model = Decoder(config).to(tokens.device)
-    if compile_blocks:
-        for block in model.blocks:
-            block.compile()
+    compiled, _, kept = mode.partition("+")
+    arrange(model, TrainerConfig(compile=compiled == "compiled", activation_checkpointing=kept or "none"), None)
     optimizer = build_optimizer(model, OptimizerConfig())
     inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
 
@@ -60,11 +74,10 @@ def our_step(shape: str, tokens: torch.Tensor, dtype: torch.dtype | None, compil
     return _step(loss, model, optimizer, tokens.device.type, dtype)
 
 
-def their_step(shape: str, tokens: torch.Tensor, dtype: torch.dtype | None, compile_model: bool) -> Callable[[], None]:
+def their_step(config: ModelConfig, tokens: torch.Tensor, dtype: torch.dtype | None, mode: str) -> Callable[[], None]:
     """A training step of transformers' Llama with the same sizes, its loss and its default (SDPA) attention."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = preset(**SHAPES[shape])
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab_size,
@@ -79,7 +92,11 @@ def their_step(shape: str, tokens: torch.Tensor, dtype: torch.dtype | None, comp
         )
     ).to(tokens.device)
     assert sum(p.numel() for p in model.parameters()) == count_parameters(config)
-    forward: Any = torch.compile(model) if compile_model else model
+    compiled, _, kept = mode.partition("+")
+    if kept:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.train()
+    forward: Any = torch.compile(model) if compiled == "compiled" else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     # transformers shifts the labels itself
     return _step(
@@ -110,17 +127,31 @@ def _step(
 SIDES = {"ours": our_step, "transformers": their_step}
 
 
-def batch(options: argparse.Namespace, shape: str) -> torch.Tensor:
+class Case(NamedTuple):
+    """One row of the table."""
+
+    shape: str
+    precision: str
+    length: int
+    mode: str
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    """Every combination that was asked for."""
+    return [Case(*case) for case in product(options.shapes, options.precisions, options.lengths, options.modes)]
+
+
+def batch(options: argparse.Namespace, config: ModelConfig, length: int) -> torch.Tensor:
     """The same random tokens for both sides, [rows, length + 1]."""
     generator = torch.Generator().manual_seed(0)
-    size = (options.rows, options.length + 1)
-    return torch.randint(0, SHAPES[shape]["vocab_size"], size, generator=generator).to(options.device)
+    return torch.randint(0, config.vocab_size, (options.rows, length + 1), generator=generator).to(options.device)
 
 
-def measure_speed(options: argparse.Namespace, shape: str, precision: str) -> dict[str, float]:
+def measure_speed(options: argparse.Namespace, case: Case) -> dict[str, float]:
     """Tokens per second of each side, steps taken in turns."""
-    tokens = batch(options, shape)
-    steps = {side: make(shape, tokens, PRECISIONS[precision], options.compile) for side, make in SIDES.items()}
+    config = shape_of(case.shape, case.length)
+    tokens = batch(options, config, case.length)
+    steps = {side: make(config, tokens, PRECISIONS[case.precision], case.mode) for side, make in SIDES.items()}
     times: dict[str, list[float]] = {side: [] for side in steps}
     for number in range(options.steps + 2):
         for side, step in steps.items():
@@ -128,25 +159,36 @@ def measure_speed(options: argparse.Namespace, shape: str, precision: str) -> di
             step()
             if number >= 2:
                 times[side].append(time.perf_counter() - began)
-    return {side: options.rows * options.length / statistics.median(values) for side, values in times.items()}
+    return {side: options.rows * case.length / statistics.median(values) for side, values in times.items()}
 
 
-def measure_memory(options: argparse.Namespace, shape: str, precision: str, side: str) -> float:
+def measure_memory(options: argparse.Namespace, case: Case, side: str) -> float:
     """Peak MiB of model, gradients, optimizer and three steps, in a fresh process."""
-    arguments = ["--rows", str(options.rows), "--length", str(options.length), "--device", options.device]
-    command = [sys.executable, __file__, "--memory-of", side, "--shapes", shape, "--precisions", precision, *arguments]
+    fields = {
+        "--memory-of": side,
+        "--shapes": case.shape,
+        "--precisions": case.precision,
+        "--lengths": str(case.length),
+        "--modes": case.mode,
+        "--rows": str(options.rows),
+        "--device": options.device,
+    }
+    command = [sys.executable, __file__, *(part for field in fields.items() for part in field)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.strip().splitlines()[-1])
 
 
 def peak_of_steps(options: argparse.Namespace) -> float:
     """Peak MiB while taking three steps: the device's on CUDA, the resident set sampled every 2 ms on CPU."""
-    shape, precision, side = options.shapes[0], options.precisions[0], options.memory_of
-    tokens = batch(options, shape)
+    case, side = cases(options)[0], options.memory_of
+    config = shape_of(case.shape, case.length)
+    tokens = batch(options, config, case.length)
+    import torch._dynamo  # code is not memory of the step: optimizers import this, and transformers' models do
+
     if side == "transformers":
-        import transformers.models.llama.modeling_llama  # noqa: F401  (its code is not memory of the step)
+        import transformers.models.llama.modeling_llama  # noqa: F401
     before = _resident_mib()
-    step = SIDES[side](shape, tokens, PRECISIONS[precision], False)
+    step = SIDES[side](config, tokens, PRECISIONS[case.precision], case.mode)
     if options.device == "cuda":
         for _ in range(3):
             step()
@@ -191,11 +233,11 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["10m", "50m"], help="model sizes")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="arithmetic")
     parser.add_argument("--rows", type=int, default=8, help="rows in a step")
-    parser.add_argument("--length", type=int, default=256, help="tokens in a row")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256], help="tokens in a row")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager"], help="compilation and checkpointing")
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each side")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--compile", action="store_true", help="compile our blocks and their model")
     parser.add_argument("--quick", action="store_true", help="tiny shapes and two steps")
     parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -203,43 +245,44 @@ def main() -> None:
         print(peak_of_steps(options))
         return
     if options.quick:
-        options.shapes, options.rows, options.length, options.steps = ["tiny"], 2, 32, 2
+        options.shapes, options.rows, options.lengths, options.steps = ["tiny"], 2, [32], 2
     torch.set_num_threads(options.threads)
 
-    rows, ratio, memory_ratio, speeds, share = [], {}, {}, {}, {}
-    ceilings = {name: matmul_ceiling(options.device, dtype or torch.float32) for name, dtype in PRECISIONS.items()}
-    for shape in options.shapes:
-        flops = training_flops_per_token(preset(**SHAPES[shape]), options.length)
-        for precision in options.precisions:
-            key = f"{shape}/{precision}"
-            speed = measure_speed(options, shape, precision)
-            memory = {side: measure_memory(options, shape, precision, side) for side in SIDES}
-            ratio[key] = round(speed["ours"] / speed["transformers"], 3)
-            memory_ratio[key] = round(memory["ours"] / memory["transformers"], 3)
-            share[key] = round(speed["ours"] * flops / 1e9 / ceilings[precision], 3)
-            speeds[key] = {side: round(value) for side, value in speed.items()}
-            rows.append(
-                [
-                    shape,
-                    precision,
-                    *(f"{speed[side]:,.0f}" for side in SIDES),
-                    f"{ratio[key]:.2f}",
-                    *(f"{memory[side]:,.0f}" for side in SIDES),
-                    f"{memory_ratio[key]:.2f}",
-                    f"{share[key]:.0%}",
-                ]
-            )
+    rows: list[list[str]] = []
+    figures: dict[str, dict[str, Any]] = {"ratio": {}, "memory_ratio": {}, "tokens_per_second": {}, "peak_mib": {}}
+    share: dict[str, dict[str, float]] = {}
+    ceilings = {name: matmul_ceiling(options.device, PRECISIONS[name] or torch.float32) for name in options.precisions}
+    for case in cases(options):
+        key = "/".join(map(str, case))
+        flops = training_flops_per_token(shape_of(case.shape, case.length), case.length)
+        speed = measure_speed(options, case)
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+        memory = {side: measure_memory(options, case, side) for side in SIDES}
+        figures["ratio"][key] = round(speed["ours"] / speed["transformers"], 3)
+        figures["memory_ratio"][key] = round(memory["ours"] / memory["transformers"], 3)
+        figures["tokens_per_second"][key] = {side: round(value) for side, value in speed.items()}
+        figures["peak_mib"][key] = {side: round(value) for side, value in memory.items()}
+        share[key] = {side: round(speed[side] * flops / 1e9 / ceilings[case.precision], 3) for side in SIDES}
+        rows.append(
+            [
+                key,
+                *(f"{speed[side]:,.0f}" for side in SIDES),
+                f"{figures['ratio'][key]:.2f}",
+                *(f"{memory[side]:,.0f}" for side in SIDES),
+                f"{figures['memory_ratio'][key]:.2f}",
+                *(f"{share[key][side]:.0%}" for side in SIDES),
+            ]
+        )
     print_report(
-        f"training steps of {options.rows} x {options.length} tokens on {options.device}",
-        ["model", "precision", "ours tok/s", "theirs", "ratio", "ours MiB", "theirs", "ratio", "of matmul ceiling"],
+        f"training steps of {options.rows} rows on {options.device}",
+        ["case", "tok/s", "theirs", "ratio", "MiB", "theirs", "ratio", "of matmul ceiling", "theirs"],
         rows,
         {
-            "ratio": ratio,
-            "memory_ratio": memory_ratio,
-            "tokens_per_second": speeds,
+            **figures,
             "share_of_matmul_ceiling": share,
             "matmul_gflops": {name: round(value) for name, value in ceilings.items()},
-            "compiled": options.compile,
+            "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         },
     )
 

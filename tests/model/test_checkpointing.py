@@ -105,5 +105,5 @@ def test_with_compiled_blocks(choice: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_interval_without_its_choice_is_refused() -> None:
-    with pytest.raises(UserError, match="needs trainer.activation_checkpointing every_n"):
+    with pytest.raises(UserError, match=r"needs trainer\.activation_checkpointing every_n"):
         TrainerConfig(checkpoint_every_n_blocks=3)
