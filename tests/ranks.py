@@ -51,18 +51,25 @@ def _train(rank: int, config: PretrainConfig, world_size: int, port: int, callba
     dist.destroy_process_group()
 
 
+def start_training(
+    config: PretrainConfig, world_size: int, port: int, *callbacks: L.Callback
+) -> multiprocessing.ProcessContext:
+    """`pretrain(config)` in `world_size` processes, started as torchrun would; each gets a copy of the callbacks."""
+    return multiprocessing.start_processes(
+        _train, (config, world_size, port, callbacks), nprocs=world_size, start_method="fork", join=False
+    )
+
+
 def train_on_ranks(
     config: PretrainConfig, world_size: int, port: int, *callbacks: L.Callback, timeout: float = 200.0
 ) -> None:
-    """`pretrain(config)` in `world_size` processes, started as torchrun would; each gets a copy of the callbacks.
+    """Wait for `start_training`.
 
     Raises:
         AssertionError: the ranks wait for each other for ever.
         ProcessRaisedException: one of them failed.
     """
-    context = multiprocessing.start_processes(
-        _train, (config, world_size, port, callbacks), nprocs=world_size, start_method="fork", join=False
-    )
+    context = start_training(config, world_size, port, *callbacks)
     deadline = time.monotonic() + timeout
     while not context.join(timeout=1.0):
         if time.monotonic() > deadline:

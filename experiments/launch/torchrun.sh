@@ -10,8 +10,11 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python="${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}"
 ranks="${RANKS:-2}" nodes="${NODES:-1}"
+# Workers started again would otherwise find the addresses of the dead ones in the store that they share with torchrun,
+# and wait for them (measured with gloo on torch 2.13).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "$python" -m torch.distributed.run \
     --nnodes "$nodes" --nproc-per-node "$ranks" --max-restarts "${RESTARTS:-3}" \
     --rdzv-backend c10d --rdzv-endpoint "${RENDEZVOUS:-localhost:0}" \
-    "${SCRIPT:-experiments/pretrain.py}" --ckpt_path last \
-    --trainer.devices "$ranks" --trainer.num_nodes "$nodes" "$@"
+    "${SCRIPT:-experiments/pretrain.py}" "$@" \
+    --ckpt_path last --trainer.devices "$ranks" --trainer.num_nodes "$nodes"

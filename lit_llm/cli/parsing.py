@@ -22,8 +22,8 @@ T = TypeVar("T")
 def main(kind: type[T], run: Callable[[T], None], arguments: Sequence[str] | None = None) -> None:
     """Read a configuration of `kind` from YAML and the command line and call `run` with it.
 
-    What a user can put right ends as one line on stderr and exit status 1 (2 for the command line itself); Ctrl-C
-    ends with status 130. Anything else is a bug, and shows its traceback.
+    What a user can put right ends as one line on stderr and exit status 1 (2 for the command line itself, 75 for a
+    run that was preempted); Ctrl-C ends with status 130. Anything else is a bug, and shows its traceback.
 
     Args:
         kind: a dataclass of `lit_llm.config`.
@@ -37,7 +37,7 @@ def main(kind: type[T], run: Callable[[T], None], arguments: Sequence[str] | Non
     try:
         run(config)
     except UserError as error:
-        _fail(str(error), 1)
+        _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except OSError as error:

@@ -18,6 +18,9 @@ from lit_llm.config import (
 if TYPE_CHECKING:
     from lightning import Callback
 
+    from lit_llm.data.datamodule import TokenDataModule
+    from lit_llm.modules import PretrainingModule
+    from lit_llm.tokenizer import Tokenizer
     from lit_llm.training.run import RunResult
 
 
@@ -40,21 +43,43 @@ def prepare_data(config: PrepareConfig) -> None:
         )
 
 
-def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult:
-    """Pretrain a decoder and say where everything is.
+def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult | None:
+    """Pretrain a decoder and say where everything is; or, with `config.replay`, look into one recorded step.
 
     Args:
         config: the run.
         callbacks: Lightning callbacks to run besides the package's own.
     """
+    from lit_llm.evaluation.report import write_report
+    from lit_llm.training.run import fit
+    from lit_llm.training.run_folder import open_run_folder
+
+    if config.replay is not None:
+        from lit_llm.training.replay import recorded_run, replay_step
+
+        record, config = recorded_run(config)
+        replay_step(record, config, *build_pretraining(config))
+        return None
+    module, data, tokenizer = build_pretraining(config)
+    open_run_folder(config)
+    result = fit(config, module, data, tokenizer, callbacks)
+    write_report(config, result)
+    print_result(result)
+    return result
+
+
+def build_pretraining(config: PretrainConfig) -> tuple[PretrainingModule, TokenDataModule, Tokenizer]:
+    """The module, data and tokenizer of a pretraining run; fills in what `config.model` takes from them.
+
+    Raises:
+        UserError: something is wrong with the shards, the tokenizer or the model folder.
+    """
     import torch
 
     from lit_llm.data.datamodule import TokenDataModule
-    from lit_llm.evaluation.report import write_report
     from lit_llm.interop import read_model_config
     from lit_llm.modules import PretrainingModule
     from lit_llm.tokenizer import Tokenizer
-    from lit_llm.training.run import fit, open_run_folder
 
     if not config.data.paths:
         raise UserError("data.paths is empty; give it a folder written by experiments/prepare_data.py")
@@ -65,12 +90,7 @@ def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunR
     fit_vocabulary(config, tokenizer)
     data = TokenDataModule(config.data, tokenizer, config.seed)
     data.setup("fit")  # what is wrong with the shards is said before there is a run folder
-    module = PretrainingModule(config, torch.tensor(tokenizer.byte_lengths()))
-    open_run_folder(config)
-    result = fit(config, module, data, tokenizer, callbacks)
-    write_report(config, result)
-    print_result(result)
-    return result
+    return PretrainingModule(config, torch.tensor(tokenizer.byte_lengths())), data, tokenizer
 
 
 def fit_vocabulary(config: PretrainConfig, tokenizer: object) -> None:

@@ -2,11 +2,13 @@
 
 from lit_llm.config.corpus import CorpusConfig, PrepareConfig, TokenizerTrainingConfig
 from lit_llm.config.data import DataConfig
-from lit_llm.config.errors import UserError
+from lit_llm.config.errors import NonFiniteStep, UserError
+from lit_llm.config.export import ExportConfig
 from lit_llm.config.generation import GenerateConfig, SamplingConfig
 from lit_llm.config.model import ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.plain import from_plain, to_plain
+from lit_llm.config.plan import PlanConfig
 from lit_llm.config.presets import PRESETS, preset, preset_fields
 from lit_llm.config.quickstart import QuickstartConfig
 from lit_llm.config.run import PretrainConfig, RunConfig, SampleConfig
@@ -16,9 +18,12 @@ __all__ = [
     "PRESETS",
     "CorpusConfig",
     "DataConfig",
+    "ExportConfig",
     "GenerateConfig",
     "ModelConfig",
+    "NonFiniteStep",
     "OptimizerConfig",
+    "PlanConfig",
     "PrepareConfig",
     "PretrainConfig",
     "QuickstartConfig",

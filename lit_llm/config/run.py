@@ -38,7 +38,8 @@ class RunConfig:
     overwrite: bool = False
     """Delete what an earlier run of this name left, and start again."""
     replay: str | None = None
-    """Do not train: compute the step that a replay file (replay/step_*.json of a run) names again, and report."""
+    """Do not train: compute the step that a replay file (replay/step_*.json of a run) names again, and report. Of the
+    other options only ckpt_path, data.paths and trainer.accelerator may differ from the recorded run's."""
     init_from: str | None = None
     """Model folder whose weights the run starts from; its shape replaces the model options."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -59,10 +60,24 @@ class RunConfig:
             raise UserError(f"run_name is {self.run_name!r}; it must name a folder inside output_root")
         if self.ckpt_path is not None and self.overwrite:
             raise UserError("ckpt_path resumes a run and overwrite deletes it; give one of the two")
+        self._check_strategy()
         if self.schedule.warmup_steps > self.trainer.max_steps:
             raise UserError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than "
                 f"trainer.max_steps {self.trainer.max_steps}"
+            )
+
+    def _check_strategy(self) -> None:
+        """Refuse what a strategy cannot do."""
+        strategy = self.trainer.strategy
+        if strategy in ("fsdp1", "deepspeed") and self.optimizer.name == "muon":
+            raise UserError(
+                f"optimizer.name muon needs whole matrices, which strategy {strategy} cannot give; use fsdp or adamw"
+            )
+        whole = strategy == "deepspeed" and self.trainer.deepspeed_stage < 3
+        if strategy in ("fsdp1", "deepspeed") and not whole and self.samples.prompts:
+            raise UserError(
+                f"strategy {strategy} cannot write samples while it trains; set samples.prompts to [], or use fsdp"
             )
 
     @property

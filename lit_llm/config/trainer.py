@@ -111,5 +111,15 @@ class TrainerConfig:
             raise UserError("trainer.sharded_checkpoints needs trainer.strategy fsdp")
         if self.offload and self.strategy not in ("fsdp", "deepspeed"):
             raise UserError("trainer.offload needs trainer.strategy fsdp or deepspeed")
+        if self.spike_action == "skip" and self.strategy == "deepspeed":
+            raise UserError(
+                "trainer.spike_action skip needs the gradient, which deepspeed keeps; use log, or strategy fsdp"
+            )
+        if self.strategy == "deepspeed" and self.async_checkpoints:
+            raise UserError(
+                "trainer.async_checkpoints does not work with deepspeed, which writes its own; use strategy fsdp"
+            )
+        if self.deepspeed_stage != 2 and self.strategy != "deepspeed":
+            raise UserError("trainer.deepspeed_stage needs trainer.strategy deepspeed")
         if self.checkpoint_every_n_blocks != 2 and self.activation_checkpointing != "every_n":
             raise UserError("trainer.checkpoint_every_n_blocks needs trainer.activation_checkpointing every_n")

@@ -29,6 +29,7 @@ FORMAT_VERSION = 1
 _HEADER_BYTES = 128  # numpy pads the header of any 1-D array to this, so that it can be written last, in place
 _MAX_OPEN = 512  # maps held open at once, below the usual limit of 1024 open files
 _FAULT_BYTES = 1 << 19  # what one fault was seen to map at most (Linux 6.18, ext4): the page cache holds large folios
+_COUNT_AT_ONCE = 1 << 24  # tokens
 _RELEASE_BYTES = 1 << 26  # mapped memory after which the pages are given back
 
 
@@ -306,6 +307,12 @@ class ShardedTokens:
             raise IndexError(f"token {position} of {len(self)} in {self.folder}")
         shard = bisect_right(self._ends, position)
         return self.files[shard], position - self._starts[shard]
+
+    def count(self, token: int, start: int, length: int) -> int:
+        """How often `token` stands among tokens [start, start + length)."""
+        steps = range(start, start + length, _COUNT_AT_ONCE)
+        pieces = (self.read(first, min(_COUNT_AT_ONCE, start + length - first)) for first in steps)
+        return sum(int(np.count_nonzero(piece == token)) for piece in pieces)
 
     def verify(self, on_bytes: Any = None) -> None:
         """Checks the sha256 of every shard.

@@ -11,13 +11,13 @@ from typing import Any
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_llm.config import ModelConfig, RunConfig, UserError, from_plain, to_plain
+from lit_llm.config import ModelConfig, NonFiniteStep, RunConfig, UserError, from_plain, to_plain
 from lit_llm.data.loader import data_parallel_rank
-from lit_llm.interop import load_weights
+from lit_llm.interop import iterate_weights
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.parallel import arrange, local_part, shard_like
@@ -103,9 +103,10 @@ class LanguageModule(L.LightningModule):
         """Start from the model folder `config.init_from`, if one is given."""
         if self.config.init_from is None:
             return
-        weights = load_weights(Path(self.config.init_from), self.config.model)
-        for name, parameter in self.model.state_dict().items():
-            parameter.copy_(shard_like(weights[name].to(parameter.dtype), parameter))
+        parameters = self.model.state_dict()
+        # one tensor at a time is whole, and each rank keeps its part of it
+        for name, weight in iterate_weights(Path(self.config.init_from), self.config.model):
+            parameters[name].copy_(shard_like(weight.to(parameters[name].dtype), parameters[name]))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and its schedule by optimizer step."""
@@ -128,7 +129,7 @@ class LanguageModule(L.LightningModule):
         """Turn the gradient into the mean over the step's tokens, refuse one that is not finite, clip, and log.
 
         Raises:
-            UserError: the gradient or the loss is not finite; weights and optimizer are still those of the step before.
+            NonFiniteStep: the gradient or the loss is not finite; weights and optimizer are those of the step before.
         """
         parts, self._parts = self._parts, []
         loss_sum, tokens = self._count(parts)
@@ -149,14 +150,16 @@ class LanguageModule(L.LightningModule):
             torch._foreach_mul_([local_part(gradient) for gradient in gradients], coefficient)
         if step % self.config.trainer.log_every_n_steps == 0:
             rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
-            self.record({"train/loss": loss, "train/gradient_norm": value, **rates}, step)
+            # DeepSpeed's engine keeps the gradients to itself
+            norm = {"train/gradient_norm": value} if not isinstance(self.trainer.strategy, DeepSpeedStrategy) else {}
+            self.record({"train/loss": loss, **norm, **rates}, step)
 
     def _leaves_out(self, step: int, loss: float, norm: float, parts: list[tuple[Tensor, Tensor]]) -> bool:
         """Whether the update of the step is to be left out; refuses numbers that are not finite."""
         if math.isfinite(norm) and math.isfinite(loss):
             return self.step_guard is not None and self.step_guard.leaves_out(step, loss, norm, parts)
         advice = "" if self.step_guard is None else f"; {self.step_guard.refuse(step, loss, norm, parts)}"
-        raise UserError(
+        raise NonFiniteStep(
             f"the loss ({loss}) or the gradient (norm {norm}) of step {step} is not finite; stopped before the update, "
             f"and checkpoints are intact: lower optimizer.learning_rate or look at the data, then resume{advice}"
         )

@@ -30,6 +30,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
         UserError: nothing is trainable; or config.name is "muon" and there is no hidden matrix.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    # by module and not by dimensions: FSDP1 leaves flat pieces of the matrices
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     hidden = _hidden_matrices(model) - embeddings if config.name == "muon" else set()
     members: dict[str, list[nn.Parameter]] = {"muon": [], "adamw_decay": [], "adamw_no_decay": []}
     # `parameters()` gives a shared parameter once, and each goes to one list: no duplicates, nothing missing.
@@ -38,7 +40,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
             continue
         if id(parameter) in hidden:
             members["muon"].append(parameter)
-        elif parameter.ndim >= 2 and id(parameter) not in embeddings:
+        elif (parameter.ndim >= 2 or id(parameter) in linear) and id(parameter) not in embeddings:
             members["adamw_decay"].append(parameter)
         else:
             members["adamw_no_decay"].append(parameter)

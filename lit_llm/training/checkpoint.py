@@ -1,97 +1,45 @@
-"""When checkpoints are written, how, and which one a run goes on from."""
+"""When checkpoints are written, and which are kept."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_llm.config import TrainerConfig, UserError
-
-_NAME = re.compile(r"step_(\d+)\.ckpt")
+from lit_llm.config import NonFiniteStep, TrainerConfig, UserError
+from lit_llm.training.boundary import StepBoundary
+from lit_llm.training.checkpoint_files import checkpoint_name, remove, remove_leftovers, saved_checkpoints
+from lit_llm.training.checkpoint_io import AtomicCheckpointIO
 
 
 class Interrupted(UserError):
     """The run was asked to stop, and has saved its state."""
 
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its final name and renames it when it is whole and on the disk.
+class Preempted(Interrupted):
+    """The machine is about to be taken away (SIGUSR1). The exit status tells a job script to queue the job again."""
 
-    A kill or a full disk leaves the earlier checkpoints as they were. Lightning's own single-file save goes through
-    a temporary folder, which on another filesystem is a copy and can be cut short.
-    """
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Save `checkpoint` to `path`.
-
-        Raises:
-            UserError: the file cannot be written, for instance because the disk is full.
-        """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
-        except (OSError, RuntimeError) as error:
-            # torch reports a failed write of its archive as a RuntimeError
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
-            raise UserError(
-                f"cannot write {target}: {reason}; free some space and resume, earlier checkpoints are intact"
-            ) from error
-
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
-        """Load plain tensors and containers from `path`; nothing in the file is executed.
-
-        Raises:
-            UserError: the file is missing, cut short, or not a checkpoint.
-        """
-        if not Path(path).is_file():
-            raise UserError(f"there is no checkpoint {path}")
-        try:
-            checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
-        except Exception as error:
-            reason = str(error).partition("\n")[0][:120] or type(error).__name__
-            raise UserError(f"{path} is not a whole checkpoint ({reason})") from error
-        if not isinstance(checkpoint, dict) or not {"state_dict", "pytorch-lightning_version"} <= checkpoint.keys():
-            raise UserError(f"{path} is not a checkpoint of a run; give one that a run of this package wrote")
-        return checkpoint
-
-
-def step_of(path: Path) -> int | None:
-    """Optimizer step that a checkpoint's file name tells, or None for a name that is not this package's."""
-    match = _NAME.fullmatch(path.name)
-    return int(match.group(1)) if match else None
-
-
-def saved_checkpoints(folder: Path) -> dict[int, Path]:
-    """Whole checkpoints in `folder`, by optimizer step, oldest first."""
-    found = {step_of(path): path for path in folder.glob("step_*.ckpt")}
-    return {step: found[step] for step in sorted(step for step in found if step is not None)}
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class CheckpointPolicy(Checkpoint):
-    """Saves at optimizer-step boundaries only: every `save_every_n_steps` and at the end.
+    """Saves at optimizer-step boundaries only: every `save_every_n_steps`, every `save_every_n_minutes`, at the end,
+    on request, and before a step that is not finite.
 
     Where validation is due at the same step the checkpoint is written after it, so a resumed run neither repeats nor
-    misses a validation. Keeps the newest few and the one with the lowest `val/loss`.
+    misses a validation. Keeps the newest few and the one with the lowest `val/loss`; an older one goes only when a
+    newer one is on the disk. Needs a Trainer with an `AtomicCheckpointIO`.
 
     Args:
         folder: where checkpoints go, as step_00000100.ckpt.
         config: how often, and how many to keep.
+
+    Attributes:
+        stopping: raised once the next checkpoint is on the disk; None goes on.
     """
 
     def __init__(self, folder: Path, config: TrainerConfig) -> None:
@@ -99,9 +47,20 @@ class CheckpointPolicy(Checkpoint):
         self.config = config
         self.best_loss: float | None = None
         self.best_step: int | None = None
-        self.stop_after_save = False
+        self.stopping: type[Interrupted] | None = None
         self._validation_loss: tuple[int, float] | None = None
         self._last_saved = -1
+        self._last_time = 0.0
+        self._timed_step = -1  # the step at which the minutes were over
+        self._in_flight = False
+        self._boundary: StepBoundary | None = None
+        self._going_back_to: StepBoundary | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock, and clear away what killed runs left."""
+        self._last_time = time.monotonic()
+        if trainer.is_global_zero:
+            remove_leftovers(self.folder)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,10 +69,12 @@ class CheckpointPolicy(Checkpoint):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
+        self._settle(trainer, wait=False)
+        self._look_at_clock(trainer, step)
         if step >= self.config.max_steps:
             trainer.should_stop = True  # makes Lightning validate once more, whatever the interval
-        if self._due(step) and not self._validates(trainer, batch_idx):
-            self._save(trainer)
+        if not self._validates(trainer, batch_idx):
+            self._reach_boundary(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note the loss, and save if a save is due at this step."""
@@ -122,22 +83,59 @@ class CheckpointPolicy(Checkpoint):
         loss = trainer.callback_metrics.get("val/loss")
         if loss is not None:
             self._validation_loss = (trainer.global_step, float(loss))
+        self._reach_boundary(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Wait for the last checkpoint."""
+        self._settle(trainer, wait=True)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Finish the checkpoint that is being written; before a step that is not finite, write one if there is none."""
+        together = trainer.world_size == 1 or isinstance(exception, (NonFiniteStep, Interrupted))
+        if not together:  # the other ranks may be anywhere
+            _io(trainer).join()
+            return
+        try:
+            self._settle(trainer, wait=True)
+            if isinstance(exception, NonFiniteStep) and self._boundary is not None:
+                self._going_back_to = self._boundary
+                self._save(trainer, self._boundary.step)
+        except UserError as error:  # the exception that ends the run must not be lost
+            print(f"error: {error}", file=sys.stderr)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go back to the boundary, where a step that has begun will not be finished."""
+        if self._going_back_to is not None:
+            self._going_back_to.put_into(checkpoint)
+
+    def _look_at_clock(self, trainer: L.Trainer, step: int) -> None:
+        """Whether the minutes are over, by the clock of rank 0."""
+        minutes = self.config.save_every_n_minutes
+        if minutes is not None and trainer.strategy.broadcast(time.monotonic() - self._last_time >= 60 * minutes):
+            self._timed_step = step
+
+    def _reach_boundary(self, trainer: L.Trainer) -> None:
+        self._boundary = StepBoundary.take(trainer, leave_out=self)
         if self._due(trainer.global_step):
-            self._save(trainer)
+            self._save(trainer, trainer.global_step)
+            if self.stopping is not None:
+                raise self.stopping(f"stopped after step {trainer.global_step}; go on from there with --ckpt_path last")
 
     def _due(self, step: int) -> bool:
         every = self.config.save_every_n_steps
-        due = self.stop_after_save or step >= self.config.max_steps or (every is not None and step % every == 0)
-        return due and step != self._last_saved
+        asked = self.stopping is not None or step >= self.config.max_steps or step == self._timed_step
+        return asked or (every is not None and step % every == 0)
 
     def _validates(self, trainer: L.Trainer, batch_idx: int) -> bool:
         if not trainer.enable_validation:
             return False
         return trainer.should_stop or (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
 
-    def _save(self, trainer: L.Trainer) -> None:
-        step = trainer.global_step
-        path = self.folder / f"step_{step:08d}.ckpt"
+    def _save(self, trainer: L.Trainer, step: int) -> None:
+        """Save the present weights as those of `step`, unless that has been done."""
+        self._settle(trainer, wait=True)
+        if step == self._last_saved:
+            return
         if self._validation_loss is not None and self._validation_loss[0] == step:
             loss = self._validation_loss[1]
             if self.best_loss is None or loss < self.best_loss:
@@ -145,19 +143,31 @@ class CheckpointPolicy(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # curves up to here are on the disk before the checkpoint that takes them as done
         self._last_saved = step
-        trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
+        self._last_time = time.monotonic()
+        trainer.save_checkpoint(self.folder / checkpoint_name(step))
+        self._in_flight = True
+        ending = self.stopping is not None or self._going_back_to is not None
+        self._settle(trainer, wait=ending or not self.config.async_checkpoints)
+
+    def _settle(self, trainer: L.Trainer, wait: bool) -> None:
+        """See whether the checkpoint that is being written is on the disk; then older ones may go."""
+        if not self._in_flight:
+            return
+        try:
+            self._in_flight = not _io(trainer).settle(wait)
+        except UserError:
+            self._in_flight = False
+            raise
+        if not self._in_flight and trainer.is_global_zero:
             self._prune()
-        if self.stop_after_save:
-            raise Interrupted(f"stopped after step {step}; go on from there with --ckpt_path last")
 
     def _prune(self) -> None:
-        steps = list(saved_checkpoints(self.folder))
-        keep = set(steps[-self.config.keep_last_checkpoints :])
+        saved = saved_checkpoints(self.folder)
+        keep = set(list(saved)[-self.config.keep_last_checkpoints :])
         if self.config.keep_best_checkpoint and self.best_step is not None:
             keep.add(self.best_step)
-        for step in set(steps) - keep:
-            (self.folder / f"step_{step:08d}.ckpt").unlink(missing_ok=True)
+        for step in set(saved) - keep:
+            remove(saved[step])
 
     def state_dict(self) -> dict[str, Any]:
         """The best loss so far and its step."""
@@ -166,3 +176,9 @@ class CheckpointPolicy(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best loss so far."""
         self.best_loss, self.best_step = state_dict["best_loss"], state_dict["best_step"]
+
+
+def _io(trainer: L.Trainer) -> AtomicCheckpointIO:
+    io = trainer.strategy.checkpoint_io
+    assert isinstance(io, AtomicCheckpointIO), "the Trainer must be given plugins=[AtomicCheckpointIO()]"
+    return io

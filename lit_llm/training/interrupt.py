@@ -9,13 +9,18 @@ from typing import Any
 
 import lightning as L
 
-from lit_llm.training.checkpoint import CheckpointPolicy
+from lit_llm.training.checkpoint import CheckpointPolicy, Interrupted, Preempted
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PREEMPTION = getattr(signal, "SIGUSR1", None)  # which Windows has not
+SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, PREEMPTION) if number is not None)
 
 
 class GracefulStop(L.Callback):
     """The first signal asks for a checkpoint at the end of the step that is running; a second one stops at once.
+
+    After SIGUSR1, which SLURM sends ahead of a preemption or the time limit if the job asks for it
+    (`sbatch --signal=USR1@120`), the process ends with exit status 75: the job script queues itself again. After
+    SIGINT and SIGTERM it is 1.
 
     Lightning's own handler saves wherever the signal falls, also inside an accumulation window, and its collective
     deadlocks under data parallelism; here all ranks agree at the boundary.
@@ -26,7 +31,7 @@ class GracefulStop(L.Callback):
 
     def __init__(self, policy: CheckpointPolicy) -> None:
         self.policy = policy
-        self._received = False
+        self._received: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -35,9 +40,9 @@ class GracefulStop(L.Callback):
             self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received:
+        if self._received is not None:
             raise KeyboardInterrupt
-        self._received = True
+        self._received = number
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -45,11 +50,13 @@ class GracefulStop(L.Callback):
         """At a step boundary, agree over the ranks whether to stop."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        stop = self._received
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
-            self.policy.stop_after_save = True
+        if self._any_rank(trainer, self._received is not None):
+            preempted = self._any_rank(trainer, self._received is not None and self._received == PREEMPTION)
+            self.policy.stopping = Preempted if preempted else Interrupted
+
+    @staticmethod
+    def _any_rank(trainer: L.Trainer, decision: bool) -> bool:
+        return trainer.strategy.reduce_boolean_decision(decision, all=False) if trainer.world_size > 1 else decision
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Give the signals back."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,20 +11,25 @@ from pathlib import Path
 import lightning as L
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_llm.config import RunConfig, TrainerConfig, UserError, to_plain
+from lit_llm.config import RunConfig, TrainerConfig, to_plain
 from lit_llm.data.datamodule import TokenDataModule
 from lit_llm.interop import save_model_folder
 from lit_llm.planning import training_flops_per_token
 from lit_llm.tokenizer import Tokenizer
-from lit_llm.training.checkpoint import AtomicCheckpointIO, CheckpointPolicy, saved_checkpoints, step_of
+from lit_llm.training.checkpoint import CheckpointPolicy
+from lit_llm.training.checkpoint_files import step_of
+from lit_llm.training.checkpoint_io import AtomicCheckpointIO
+from lit_llm.training.failures import readable_failures, set_distributed_defaults
 from lit_llm.training.guards import StepGuard
 from lit_llm.training.interrupt import GracefulStop
+from lit_llm.training.optimizer_state import NamedOptimizerState
+from lit_llm.training.profiling import StepProfiler
 from lit_llm.training.progress import TrainingProgress
 from lit_llm.training.resume import ExactResume
+from lit_llm.training.run_folder import SameStart, checkpoint_to_resume
 from lit_llm.training.samples import TextSamples
-from lit_llm.training.strategies import build_strategy, data_parallel_processes, trainer_precision
+from lit_llm.training.strategies import build_strategy, data_parallel_processes, trainer_precision, whole_weights
 from lit_llm.training.throughput import Throughput
 
 
@@ -66,6 +70,7 @@ def fit(
     Raises:
         UserError: bad input, a loss that is not finite, a full disk, or a request to stop.
     """
+    set_distributed_defaults(config.folder)
     resume_from = checkpoint_to_resume(config)
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
     tokens_per_step = config.data.batch_size * config.data.sequence_length
@@ -83,21 +88,26 @@ def fit(
             accumulation=accumulation,
             first_step=0 if resume_from is None else step_of(Path(resume_from)),
             callbacks=[
+                SameStart(resume_from),
                 SaveConfig(config),
+                NamedOptimizerState(),
                 ExactResume(config.seed, config.data.batch_size // accumulation),
                 speed,
                 samples,
                 StepGuard(config),
+                StepProfiler(config.folder / "profile", config.trainer.profile_steps),
                 *([TrainingProgress()] if config.trainer.enable_progress_bar else []),
                 *callbacks,
                 GracefulStop(policy),
                 policy,
             ],
         )
-        metrics = _train_and_test(trainer, module, data, resume_from)
+        with readable_failures(config):
+            metrics = _train_and_test(trainer, module, data, resume_from)
     model_folder = config.folder / "model"
+    weights = whole_weights(trainer, module)  # every rank takes part
     if trainer.is_global_zero:
-        save_model_folder(model_folder, module.model.config, module.model.state_dict(), tokenizer)
+        save_model_folder(model_folder, module.model.config, weights, tokenizer)
     return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens_per_second)
 
 
@@ -170,53 +180,9 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge_step),
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(background=config.async_checkpoints)],
         callbacks=callbacks,
     )
-
-
-def open_run_folder(config: RunConfig) -> None:
-    """Make the run folder; refuse to mix two runs.
-
-    Raises:
-        UserError: the folder already holds a run and neither `ckpt_path` nor `overwrite` says what to do with it.
-    """
-    if rank_zero_only.rank not in (None, 0):
-        return  # the first process has done it before it started the others
-    folder = config.folder
-    if config.overwrite and folder.exists():
-        for name in ("checkpoints", "tensorboard", "model"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("config.yaml", "report.md"):
-            (folder / name).unlink(missing_ok=True)
-    elif (folder / "config.yaml").exists() and config.ckpt_path is None:
-        steps = list(saved_checkpoints(folder / "checkpoints"))
-        state = "a finished run" if (folder / "model").exists() else "a half-finished run"
-        where = f"at step {steps[-1]}" if steps else "without a checkpoint"
-        raise UserError(
-            f"{folder} already holds {state} {where}: --ckpt_path last goes on with it, "
-            "--overwrite true starts again, --run_name NAME starts another"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def checkpoint_to_resume(config: RunConfig) -> str | None:
-    """Path that `ckpt_path` means, or None for a start from step 0.
-
-    "last" in a folder without a checkpoint starts from the beginning: a run killed before its first save had nothing
-    to lose.
-
-    Raises:
-        UserError: the file does not exist.
-    """
-    if config.ckpt_path is None:
-        return None
-    if config.ckpt_path == "last":
-        saved = list(saved_checkpoints(config.folder / "checkpoints").values())
-        return str(saved[-1]) if saved else None
-    if not Path(config.ckpt_path).is_file():
-        raise UserError(f"there is no checkpoint {config.ckpt_path}; --ckpt_path last takes the newest of the run")
-    return config.ckpt_path
 
 
 class _quiet(warnings.catch_warnings):
@@ -230,6 +196,7 @@ class _quiet(warnings.catch_warnings):
             ".*your dataloader is not resumable.*",  # the data module resumes, not the loader
             ".*number of training batches.*",
             ".*Checkpoint directory.*exists and is not empty.*",
+            ".*sync_dist=True.*",  # what is logged has been reduced over the ranks
             ".*LeafSpec.*",  # between Lightning and torch
         ):
             warnings.filterwarnings("ignore", message=pattern)

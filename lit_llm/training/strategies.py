@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 from datetime import timedelta
 
+import lightning as L
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
-from lightning.pytorch.strategies import ModelParallelStrategy as ShardedStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
+from torch import Tensor
 
 from lit_llm.config import TrainerConfig, UserError
 from lit_llm.model.decoder import Block
+from lit_llm.training.sharded import ShardedStrategy, full_weights
 
 
 def number_of_processes(config: TrainerConfig) -> int:
@@ -70,9 +72,9 @@ def build_strategy(config: TrainerConfig) -> Strategy | str:
 def _deepspeed(config: TrainerConfig, timeout: timedelta) -> Strategy:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("trainer.strategy deepspeed needs the package: pip install -e '.[deepspeed]'; or use fsdp")
-    from lightning.pytorch.strategies import DeepSpeedStrategy
+    from lit_llm.training.deepspeed import AtomicDeepSpeedStrategy
 
-    return DeepSpeedStrategy(
+    return AtomicDeepSpeedStrategy(
         stage=config.deepspeed_stage,
         offload_optimizer=config.offload,
         offload_parameters=config.offload and config.deepspeed_stage == 3,
@@ -85,3 +87,15 @@ def trainer_precision(config: TrainerConfig) -> str:
     if config.strategy == "fsdp" and config.precision == "bf16-mixed":
         return "32-true"
     return config.precision
+
+
+def whole_weights(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tensor]:
+    """The state_dict of `module.model` on rank 0, whatever shards it; every rank must call."""
+    if isinstance(trainer.strategy, FSDPStrategy):
+        state = trainer.strategy.lightning_module_state_dict()
+        return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
+    if isinstance(trainer.strategy, DeepSpeedStrategy):
+        from lit_llm.training.deepspeed import gathered_weights
+
+        return gathered_weights(module.model)
+    return full_weights(module.model)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import resource
 import sys
 import time
@@ -11,32 +10,15 @@ from typing import Any
 import lightning as L
 import torch
 
-# Dense bf16 matrix peak in FLOP/s, from the vendors' datasheets (sparse figures are twice these).
-PEAK_FLOPS = {
-    "NVIDIA B200": 2250e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA A10G": 70e12,
-    "NVIDIA GeForce RTX 4090": 165e12,
-    "NVIDIA GeForce RTX 3090": 71e12,
-    "Tesla V100": 125e12,
-    "Tesla T4": 65e12,
-}
+from lit_llm.planning import PEAK_FLOPS, matching_gpu
 
 
 def peak_flops(device: torch.device) -> float | None:
     """Dense bf16 peak of a CUDA device, or None for a device that is not in the table."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    # the longest matching name: "NVIDIA H100 PCIe" before "NVIDIA H100"; whole words, as an L40 is not an L4
-    matching = [known for known in PEAK_FLOPS if re.match(rf"{known}\b", name)]
-    return PEAK_FLOPS[max(matching, key=len)] if matching else None
+    name = matching_gpu(torch.cuda.get_device_name(device))
+    return PEAK_FLOPS[name] if name is not None else None
 
 
 def peak_memory_gib(device: torch.device) -> float:

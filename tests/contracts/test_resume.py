@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, to_plain
+from lit_llm.training.checkpoint_io import read_checkpoint
 
 # what is measured on the clock differs from run to run
 TIMED = ("throughput/tokens_per_second", "throughput/data_wait_share", "throughput/peak_memory_gib")
@@ -41,8 +42,7 @@ class Crash(L.Callback):
 
 def final_state(config: PretrainConfig) -> dict[str, Any]:
     """The last checkpoint of a run."""
-    path = sorted((config.folder / "checkpoints").glob("step_*.ckpt"))[-1]
-    return torch.load(path, weights_only=True)
+    return read_checkpoint(sorted((config.folder / "checkpoints").glob("step_*.ckpt"))[-1])
 
 
 def curves(config: PretrainConfig) -> dict[str, list[tuple[int, float]]]:

@@ -9,7 +9,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_llm.config import RunConfig
-from lit_llm.training.checkpoint import saved_checkpoints
+from lit_llm.training.checkpoint_files import saved_checkpoints
 
 
 def all_curves(config: RunConfig) -> dict[str, list[tuple[int, float]]]:
@@ -39,3 +39,20 @@ def assert_equal_weights(one: RunConfig, other: RunConfig) -> None:
     for number, moments in states[0].items():
         for name, value in moments.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(states[1][number][name])), (number, name)
+
+
+def assert_identical(one: Any, other: Any, where: str = "") -> None:
+    """Equality of nested containers, to the bit for tensors."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_identical(one[key], other[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for number, (left, right) in enumerate(zip(one, other, strict=True)):
+            assert_identical(left, right, f"{where}/{number}")
+    else:
+        assert one == other, where

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,8 @@ from run_files import all_curves, checkpoints
 
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import UserError
-from lit_llm.training.checkpoint import AtomicCheckpointIO, saved_checkpoints, step_of
-
-
-def test_names() -> None:
-    assert step_of(Path("a/step_00000120.ckpt")) == 120
-    assert step_of(Path(".step_00000120.ckpt.partial")) is None
-    assert step_of(Path("epoch=1.ckpt")) is None
-
-
-def test_only_whole_checkpoints_count_and_in_the_order_of_steps(tmp_path: Path) -> None:
-    for name in ("step_100000000.ckpt", "step_00000020.ckpt", ".step_00000030.ckpt.partial", "step_x.ckpt"):
-        (tmp_path / name).touch()
-    assert list(saved_checkpoints(tmp_path)) == [20, 100000000]
-    assert saved_checkpoints(tmp_path / "missing") == {}
+from lit_llm.training.checkpoint_files import saved_checkpoints
+from lit_llm.training.checkpoint_io import AtomicCheckpointIO
 
 
 class Order(L.Callback):
@@ -79,21 +69,27 @@ def test_the_best_is_remembered_over_a_resume(make_run: MakeRun) -> None:
     assert list(checkpoints(resumed)) == [best, 6]
 
 
-def test_a_write_that_fails_midway_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("background", [False, True])
+def test_a_write_that_fails_midway_leaves_the_old_file(
+    background: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "step_00000001.ckpt"
-    plugin = AtomicCheckpointIO()
+    plugin = AtomicCheckpointIO(background)
     plugin.save_checkpoint({"weight": torch.ones(3)}, path)
+    assert plugin.settle()
 
     def half(checkpoint: Any, file: Any) -> None:
         file.write(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
+    plugin.save_checkpoint({"weight": torch.zeros(3)}, path)
     with pytest.raises(UserError, match="No space left on device; free some space and resume") as error:
-        plugin.save_checkpoint({"weight": torch.zeros(3)}, path)
+        plugin.settle()
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert torch.equal(torch.load(path)["weight"], torch.ones(3))
     assert list(tmp_path.iterdir()) == [path]
+    assert plugin.settle()  # it is said once
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
@@ -105,3 +101,73 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a whole checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "step_00000001.ckpt")
     assert not (tmp_path / "executed").exists()
+
+
+class Gate:
+    """Holds the writing of a checkpoint up until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = threading.Event()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        assert self.opened.wait(60)
+        return (OrderedDict, ())
+
+    def __deepcopy__(self, memo: Any) -> Gate:
+        return self
+
+
+def test_training_may_go_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    path, gate, weight = tmp_path / "step_00000001.ckpt", Gate(), torch.ones(3)
+    plugin = AtomicCheckpointIO(background=True)
+    plugin.save_checkpoint({"gate": gate, "weight": weight, "tied": weight}, path)
+    weight.zero_()
+    assert not plugin.settle(wait=False)
+    assert not path.exists()
+    gate.opened.set()
+    assert plugin.settle()
+    saved = torch.load(path)
+    assert saved["weight"].tolist() == [1, 1, 1]
+    assert saved["weight"].data_ptr() == saved["tied"].data_ptr()
+
+
+class Hold(L.Callback):
+    """Keeps the checkpoint of step 4 from being finished until step 5 has begun."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.gate = Gate()
+        self.gate.opened.set()
+        self.seen: list[int] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"gate": self.gate}
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == 3:
+            trainer.strategy.checkpoint_io.join()  # that of step 2 is on the disk
+            self.gate.opened.clear()
+        if trainer.global_step == 4:
+            self.seen = list(saved_checkpoints(self.folder))
+            self.gate.opened.set()
+
+
+def test_an_older_checkpoint_stays_until_the_newer_is_on_the_disk(make_run: MakeRun) -> None:
+    trainer = {"max_steps": 5, "save_every_n_steps": 2, "val_every_n_steps": None, "keep_last_checkpoints": 1}
+    config = make_run(trainer={**trainer, "async_checkpoints": True, "keep_best_checkpoint": False})
+    hold = Hold(config.folder / "checkpoints")
+    pretrain(config, callbacks=[hold])
+    assert hold.seen == [2]
+    assert list(checkpoints(config)) == [5]
+
+
+def test_saving_by_the_clock(make_run: MakeRun) -> None:
+    trainer = {"max_steps": 3, "save_every_n_steps": None, "val_every_n_steps": None, "keep_last_checkpoints": 9}
+    often = make_run("often", trainer={**trainer, "save_every_n_minutes": 1e-9})
+    seldom = make_run("seldom", trainer={**trainer, "save_every_n_minutes": 1e9})
+    pretrain(often)
+    pretrain(seldom)
+    assert list(checkpoints(often)) == [1, 2, 3]
+    assert list(checkpoints(seldom)) == [3]

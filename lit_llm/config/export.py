@@ -1,0 +1,43 @@
+"""How a checkpoint or a model folder becomes another model folder."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_llm.config.errors import UserError
+
+
+@dataclass
+class ExportConfig:
+    """Turn a checkpoint of a run (in one file or sharded), or a model folder, into a model folder."""
+
+    checkpoint: str = "checkpoints/pretrain"
+    """A checkpoint; a run folder: its newest whole checkpoint; or a model folder, ours or Hugging Face's."""
+    output: str = "checkpoints/exported"
+    """Model folder to write."""
+    tokenizer: str | None = None
+    """Folder of the tokenizer; null: the one of the data that the run was trained on, or of the model folder."""
+    overwrite: bool = False
+    """Replace a model that is already there."""
+    format: Literal["auto", "huggingface", "lit_llm"] = "auto"
+    """What transformers loads (huggingface), our own form (lit_llm), or the first of the two that there is (auto)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights; auto keeps them as they are."""
+    max_shard_size: str = "5GB"
+    """A larger model is written as several files of this size at most, such as 500MB or 2GiB."""
+
+    def __post_init__(self) -> None:
+        if self.max_shard_bytes < 1:
+            raise UserError(f"max_shard_size is {self.max_shard_size!r}; give a size such as 5GB or 500MB")
+
+    @property
+    def max_shard_bytes(self) -> int:
+        """`max_shard_size` as a number, 0 where it is no size."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([kKMGT])(i?))?B?", self.max_shard_size)
+        if match is None:
+            return 0
+        exponent = " KMGT".index((match.group(2) or " ").upper())
+        return math.floor(float(match.group(1)) * (1024 if match.group(3) else 1000) ** exponent)

@@ -1,0 +1,114 @@
+"""What the machine does to a run, said in one line: memory that is not enough, and ranks that are lost."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lit_llm.config import RunConfig, UserError
+from lit_llm.training.strategies import data_parallel_processes, number_of_processes
+
+_NO_MEMORY = re.compile(
+    r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED", re.I
+)
+# gloo raises a plain RuntimeError
+_LOST = re.compile(r"by peer|gloo/transport|Timed out waiting \d+ms|NCCL (error|communicator)|Watchdog caught", re.I)
+
+
+@contextmanager
+def readable_failures(config: RunConfig) -> Iterator[None]:
+    """Turn what runs out of memory, and what loses another rank, into one line that says what to change.
+
+    A NCCL timeout ends the process from another thread and never comes here: it leaves the flight recorder's dump.
+
+    Raises:
+        UserError: instead of the error of torch; anything else passes.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        line = _explain(error, config)
+        if line is None:
+            raise
+        raise UserError(line) from error
+
+
+def _explain(error: Exception, config: RunConfig) -> str | None:
+    text = str(error)
+    on_device = isinstance(error, torch.OutOfMemoryError) or "CU" in text
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or _NO_MEMORY.search(text):
+        asked = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.I)
+        where = "the GPU" if on_device else "this machine"
+        return f"{where} has no memory left{f' for {asked[1]} more' if asked else ''}: {advice_on_memory(config)}"
+    if isinstance(error, dist.DistError) or _LOST.search(text):
+        return _advice_on_lost_ranks(text, config)
+    return None
+
+
+def advice_on_memory(config: RunConfig) -> str:
+    """What to change so that the run needs less memory: what costs least first, and only what is not done yet."""
+    trainer, data = config.trainer, config.data
+    micro_batch = data.micro_batch_size or data.batch_size // data_parallel_processes(trainer)
+    knobs = []
+    if micro_batch > 1:
+        smaller = max(size for size in range(1, micro_batch) if micro_batch % size == 0)
+        knobs.append(f"data.micro_batch_size to {smaller} (from {micro_batch}; the batch and the result stay the same)")
+    if trainer.activation_checkpointing != "full":
+        knobs.append("trainer.activation_checkpointing to full")
+    if getattr(config, "loss_chunk_tokens", 0) is None:
+        knobs.append("loss_chunk_tokens to 512")
+    if number_of_processes(trainer) > 1 and trainer.strategy in ("auto", "ddp"):
+        knobs.append("trainer.strategy to fsdp")
+    if trainer.precision == "32-true":
+        knobs.append("trainer.precision to bf16-mixed")
+    if trainer.strategy in ("fsdp", "deepspeed") and torch.cuda.is_available() and not trainer.offload:
+        knobs.append("trainer.offload to true")
+    if data.sequence_length > 1:
+        knobs.append(f"data.sequence_length below {data.sequence_length}")
+    first, *rest = knobs or ["the model smaller"]
+    return f"set {first}" + (f"; if that is not enough, {', '.join(rest)}" if rest else "")
+
+
+def _advice_on_lost_ranks(text: str, config: RunConfig) -> str:
+    # without the line of gloo's source before it and the general remarks after it
+    reason = re.sub(r"^\[\S+:\d+\] ", "", text.partition("\n")[0]).partition(" This is typically")[0][:160].rstrip(".")
+    rank = dist.get_rank() if dist.is_initialized() else rank_zero_only.rank or 0
+    return (
+        f"rank {rank} lost the other ranks ({reason}): look at what they printed, the first error is the cause; if "
+        f"none failed, one was busy for longer than trainer.timeout_minutes ({config.trainer.timeout_minutes:g}); on "
+        f"CUDA {config.folder / 'flight_recorder'} holds what each was waiting for"
+    )
+
+
+def distributed_defaults(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment that makes NCCL's flight recorder write each rank's last collectives when one times out.
+
+    `python -m torch.distributed.flight_recorder.fr_trace FOLDER/flight_recorder` reads the dumps.
+
+    Args:
+        folder: the run folder.
+        environment: what is set already; it is left alone, under torch's older names too.
+
+    Returns:
+        Variables to add. Source: FlightRecorder.hpp and ProcessGroupNCCL.hpp of torch 2.11 to 2.13.
+    """
+    wanted = {
+        ("TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"): "2000",
+        ("TORCH_NCCL_DUMP_ON_TIMEOUT",): "1",
+        ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"): str(folder.resolve() / "flight_recorder/rank_"),
+    }
+    return {names[0]: value for names, value in wanted.items() if not any(name in environment for name in names)}
+
+
+def set_distributed_defaults(folder: Path) -> None:
+    """Put `distributed_defaults` in place on CUDA; NCCL reads them when the process group is made."""
+    if torch.cuda.is_available():
+        os.environ.update(distributed_defaults(folder, os.environ))
+        (folder / "flight_recorder").mkdir(parents=True, exist_ok=True)

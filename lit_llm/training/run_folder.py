@@ -1,0 +1,105 @@
+"""The folder of a run, and the checkpoint in it that a run goes on from.
+
+Several ranks may run the script at once, before they can talk to each other. So rank 0 alone refuses, deletes and
+makes; nobody touches a checkpoint before the ranks are connected; and while they are not, the others tell by the same
+names in the folder only *whether* there is a checkpoint. Which one it is rank 0 decides, who alone reads it through,
+and the strategy takes rank 0's path on every rank when it loads.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import lightning as L
+
+from lit_llm.config import RunConfig, UserError
+from lit_llm.training.checkpoint_files import damage, newest_whole, saved_checkpoints
+from lit_llm.training.ranks import gather
+
+
+def is_first_process() -> bool:
+    """Whether this is rank 0, by what torchrun, SLURM or Lightning's launcher has put into the environment."""
+    for name in ("RANK", "SLURM_PROCID"):
+        if name in os.environ:
+            return int(os.environ[name]) == 0
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
+
+
+def open_run_folder(config: RunConfig) -> None:
+    """Make the run folder; refuse to mix two runs.
+
+    Raises:
+        UserError: the folder already holds a run and neither `ckpt_path` nor `overwrite` says what to do with it.
+    """
+    if not is_first_process():
+        return
+    folder = config.folder
+    if config.overwrite and folder.exists():
+        for name in ("checkpoints", "tensorboard", "model", "replay", "profile", "flight_recorder"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("config.yaml", "report.md"):
+            (folder / name).unlink(missing_ok=True)
+    elif (folder / "config.yaml").exists() and config.ckpt_path is None:
+        steps = list(saved_checkpoints(folder / "checkpoints"))
+        state = "a finished run" if (folder / "model").exists() else "a half-finished run"
+        where = f"at step {steps[-1]}" if steps else "without a checkpoint"
+        raise UserError(
+            f"{folder} already holds {state} {where}: --ckpt_path last goes on with it, "
+            "--overwrite true starts again, --run_name NAME starts another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def checkpoint_to_resume(config: RunConfig) -> str | None:
+    """Path that `ckpt_path` means, or None for a start from step 0.
+
+    "last" in a folder without a checkpoint starts from the beginning: a run killed before its first save had nothing
+    to lose. A damaged checkpoint is named on stderr and the one before is taken.
+
+    On another rank than the first the path only says that there is one.
+
+    Raises:
+        UserError: there is no such checkpoint, it is damaged, or all of the run's are.
+    """
+    if config.ckpt_path is None:
+        return None
+    if config.ckpt_path == "last":
+        folder = config.folder / "checkpoints"
+        if is_first_process():
+            whole = newest_whole(folder)
+            return None if whole is None else str(whole)
+        saved = list(saved_checkpoints(folder).values())
+        return str(saved[-1]) if saved else None
+    if not Path(config.ckpt_path).exists():
+        raise UserError(f"there is no checkpoint {config.ckpt_path}; --ckpt_path last takes the newest of the run")
+    problem = damage(Path(config.ckpt_path)) if is_first_process() else None
+    if problem is not None:
+        raise UserError(f"{config.ckpt_path} is not a whole checkpoint ({problem}); --ckpt_path last takes one that is")
+    return config.ckpt_path
+
+
+class SameStart(L.Callback):
+    """Stops every rank where some see a checkpoint to go on from and others, on another machine, do not.
+
+    Args:
+        resume_from: what `checkpoint_to_resume` has returned here.
+    """
+
+    def __init__(self, resume_from: str | None) -> None:
+        self.resume_from = resume_from
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """The first moment at which the ranks are connected.
+
+        Raises:
+            UserError: they disagree.
+        """
+        found = gather(self.resume_from is not None)
+        if len(set(found)) > 1:
+            blind = [number for number, one in enumerate(found) if one is not found[0]]
+            raise UserError(
+                f"rank {blind[0]} sees other checkpoints than rank 0; output_root must be on a file system that all "
+                "machines share"
+            )

@@ -1,0 +1,108 @@
+"""Each strategy is built from its options, or refused with the one to use instead."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import MakeRun
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+
+from lit_llm.config import TrainerConfig, UserError
+from lit_llm.training.checkpoint_files import damage
+from lit_llm.training.sharded import ShardedStrategy
+from lit_llm.training.strategies import build_strategy, data_parallel_processes, trainer_precision
+
+
+def cpu(**fields: Any) -> TrainerConfig:
+    return TrainerConfig(accelerator="cpu", **fields)
+
+
+def test_by_number_of_devices() -> None:
+    assert build_strategy(cpu()) == "auto"
+    ddp = build_strategy(cpu(devices=2, timeout_minutes=5.0))
+    assert type(ddp) is DDPStrategy
+    assert ddp._timeout == timedelta(minutes=5)
+    assert type(build_strategy(cpu(strategy="ddp"))) is DDPStrategy
+
+
+def test_fsdp_divides_the_ranks() -> None:
+    config = cpu(strategy="fsdp", devices=4, num_nodes=3, tensor_parallel_size=2, sharded_checkpoints=True)
+    strategy = build_strategy(config)
+    assert type(strategy) is ShardedStrategy
+    assert (strategy._data_parallel_size, strategy._tensor_parallel_size) == (6, 2)
+    assert strategy._save_distributed_checkpoint
+    assert data_parallel_processes(config) == 6
+    with pytest.raises(UserError, match="does not divide the number of processes"):
+        build_strategy(cpu(strategy="fsdp", devices=3, tensor_parallel_size=2))
+
+
+def test_sharding_casts_by_itself() -> None:
+    assert trainer_precision(cpu(strategy="fsdp", precision="bf16-mixed")) == "32-true"
+    assert trainer_precision(cpu(strategy="fsdp", precision="bf16-true")) == "bf16-true"
+    assert trainer_precision(cpu(precision="bf16-mixed")) == "bf16-mixed"
+
+
+@pytest.mark.parametrize("name", ["fsdp1", "deepspeed"])
+def test_without_cuda_another_one_is_named(name: str) -> None:
+    with pytest.raises(UserError, match="needs CUDA; use fsdp"):
+        build_strategy(cpu(strategy=name))
+
+
+def test_offloading_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match=r"trainer\.offload"):
+        build_strategy(cpu(strategy="fsdp", offload=True))
+
+
+def test_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arguments only: no device is touched before a run starts."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    strategy = build_strategy(TrainerConfig(strategy="fsdp1", accelerator="gpu", devices=2))
+    assert type(strategy) is FSDPStrategy
+    assert strategy.kwargs["use_orig_params"]
+    config = TrainerConfig(strategy="deepspeed", accelerator="gpu", devices=2, deepspeed_stage=3, offload=True)
+    deepspeed = pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
+    assert deepspeed
+    zero = build_strategy(config).config["zero_optimization"]
+    assert zero["stage"] == 3
+    assert zero["offload_param"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tensor_parallel_size": 2}, "tensor_parallel_size above 1 needs trainer.strategy fsdp"),
+        ({"sharded_checkpoints": True}, "sharded_checkpoints needs trainer.strategy fsdp"),
+        ({"offload": True, "strategy": "ddp"}, "offload needs trainer.strategy fsdp or deepspeed"),
+        ({"deepspeed_stage": 3}, "deepspeed_stage needs trainer.strategy deepspeed"),
+        ({"strategy": "deepspeed", "spike_action": "skip"}, "spike_action skip needs the gradient"),
+    ],
+)
+def test_options_without_effect_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        TrainerConfig(**fields)
+
+
+def test_what_fsdp1_and_deepspeed_cannot_do(make_run: MakeRun) -> None:
+    with pytest.raises(UserError, match="muon needs whole matrices"):
+        make_run(optimizer={"name": "muon"}, trainer={"strategy": "deepspeed"})
+    with pytest.raises(UserError, match=r"samples\.prompts to \[\]"):
+        make_run(trainer={"strategy": "fsdp1"})
+
+
+def test_a_deepspeed_folder_is_marked_as_whole(tmp_path: Path) -> None:
+    from lit_llm.training.deepspeed import mark_whole
+
+    partial, target = tmp_path / ".step_00000002.ckpt.partial", tmp_path / "step_00000002.ckpt"
+    (partial / "checkpoint").mkdir(parents=True)
+    (partial / "checkpoint" / "zero_pp_rank_0.pt").write_bytes(b"12345")
+    mark_whole(partial, target)
+    assert not partial.exists()
+    assert damage(target) is None
+    assert json.loads((target / "manifest.json").read_text())["files"]["checkpoint/zero_pp_rank_0.pt"]["bytes"] == 5
+    (target / "checkpoint" / "zero_pp_rank_0.pt").write_bytes(b"1234")
+    assert "another size" in damage(target)
