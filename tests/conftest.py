@@ -137,7 +137,7 @@ def make_run(shards: Path, tmp_path: Path) -> MakeRun:
                 log_every_n_steps=1,
                 enable_progress_bar=False,
             ),
-            "samples": SampleConfig(prompts=["def "], sampling=SamplingConfig(max_new_tokens=4)),
+            "samples": groups.pop("samples", SampleConfig(prompts=["def "], sampling=SamplingConfig(max_new_tokens=4))),
         }
         return PretrainConfig(run_name=name, output_root=str(tmp_path), **config, **groups)
 

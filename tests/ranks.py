@@ -19,6 +19,10 @@ from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig
 
 
+# a forked process is there at once, but CUDA cannot be forked
+START_METHOD = "spawn" if torch.cuda.is_available() else "fork"
+
+
 def _enter(rank: int, function: Callable[..., None], world_size: int, folder: Path, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
@@ -33,7 +37,7 @@ def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *arg
     """Call `function(*arguments)` in `world_size` processes; an exception in one of them is raised here."""
     (folder / "store").unlink(missing_ok=True)
     multiprocessing.start_processes(
-        _enter, (function, world_size, folder, arguments), nprocs=world_size, start_method="fork"
+        _enter, (function, world_size, folder, arguments), nprocs=world_size, start_method=START_METHOD
     )
 
 
@@ -56,7 +60,7 @@ def start_training(
 ) -> multiprocessing.ProcessContext:
     """`pretrain(config)` in `world_size` processes, started as torchrun would; each gets a copy of the callbacks."""
     return multiprocessing.start_processes(
-        _train, (config, world_size, port, callbacks), nprocs=world_size, start_method="fork", join=False
+        _train, (config, world_size, port, callbacks), nprocs=world_size, start_method=START_METHOD, join=False
     )
 
 

@@ -251,21 +251,27 @@ def test_a_missing_checkpoint(make_run: MakeRun, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "other"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(damage: str, make_run: MakeRun) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
+    damage: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     straight = make_run("straight")
     pretrain(straight)
     config = make_run("damaged")
     with pytest.raises(ZeroDivisionError):
         pretrain(config, callbacks=[At(5, divide)])
     older, newest = (config.folder / "checkpoints" / f"step_0000000{step}.ckpt" for step in (2, 4))
+    go_on = "last"
     if damage == "other":
         torch.save({"weights": torch.ones(3)}, newest)
+        refused(lambda: pretrain(make_run("damaged", ckpt_path="last")), str(newest))
+        go_on = str(older)
     else:
         whole = newest.read_bytes()
         newest.write_bytes({"truncated": whole[: len(whole) // 2], "text": b"not a checkpoint", "empty": b""}[damage])
-    refused(lambda: pretrain(make_run("damaged", ckpt_path="last")), str(newest))
-    resumed = make_run("damaged", ckpt_path=str(older))
+        refused(lambda: pretrain(make_run("damaged", ckpt_path=str(newest))), str(newest))
+    resumed = make_run("damaged", ckpt_path=go_on)
     pretrain(resumed)
+    assert (f"warning: {newest} is damaged (" in capsys.readouterr().err) == (damage != "other")
     assert_identical(final_state(resumed)["state_dict"], final_state(straight)["state_dict"])
 
 

@@ -1,0 +1,108 @@
+"""The planner from the command line: its tables, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from lit_llm.cli import main
+from lit_llm.cli.plan import plan
+from lit_llm.config import PlanConfig
+from lit_llm.interop import save_model_folder
+from lit_llm.model import Decoder
+from lit_llm.tokenizer import Tokenizer
+
+RECIPE = ROOT / "experiments" / "configs" / "pretrain" / "llama3_1b.yaml"
+SMALL = """
+    --model.preset llama-10m --model.hidden_size 64 --model.num_layers 2 --model.num_heads 4
+    --model.intermediate_size 160 --model.vocab_size 512 --data.sequence_length 32 --data.batch_size 16
+    --data.micro_batch_size 2 --schedule.warmup_steps 1 --trainer.max_steps 1000
+"""
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    main(PlanConfig, plan, list(arguments))
+    return capsys.readouterr().out
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line.startswith("│")]
+
+
+def test_a_recipe_for_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    gpus = ["--gpu", "H100", "--num_gpus", "8", "--price", "2.5", "--mfu", "0.4"]
+    text = planned(capsys, "--config", str(RECIPE), *gpus, "--model.vocab_size", "32000")
+    rows = rows_of(text)
+    assert ["all", "1,038,682,112", ""] in rows
+    memory = [row for row in rows if row[1] in ("none", "selective", "every_n", "full")]
+    assert {row[0] for row in memory} == {"ddp", "fsdp", "deepspeed 1", "deepspeed 2", "deepspeed 3"}
+    assert len(memory) == 5 * 4
+    for row in memory:
+        *parts, total = map(float, row[3:11])
+        assert sum(parts) == pytest.approx(total, abs=0.05)
+    assert re.search(r"cheapest that fits: ddp, checkpointing none, 3\d\.\d of 72\.8 GiB", text)
+    recipe = next(row for row in rows if row[0] == "as the recipe has it")
+    # 20,000 steps of 256 x 4,096 tokens at 7.84e9 operations each, on eight GPUs of 989e12 at 40%
+    assert recipe[1:3] == ["20,000", "20.97 B"]
+    hours = 20_000 * 256 * 4096 * 7.842e9 / (8 * 989e12 * 0.4) / 3600
+    assert float(recipe[4]) == pytest.approx(hours, abs=0.06)
+    assert float(recipe[6]) == pytest.approx(hours * 8 * 2.5, rel=0.001)
+
+
+def test_the_largest_micro_batch_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    text = planned(capsys, *SMALL.split(), "--gpu_memory_gib", "0.005", "--headroom", "0", "--fit", "true")
+    memory = [row for row in rows_of(text) if row[0] == "one device"]
+    most = {row[1]: int(row[-1]) for row in memory}
+    assert 1 <= most["none"] <= most["selective"] <= most["full"] <= 16
+    assert most["none"] < most["full"]
+    assert all((most[row[1]] >= 2) == (row[-3] == "yes") for row in memory)  # the recipe has two
+
+
+def test_what_fits_only_sharded(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*SMALL.split(), "--num_gpus", "8", "--model.num_layers", "8", "--headroom", "0", "--gpu_memory_gib"]
+    sharded = planned(capsys, *arguments, "0.006")
+    assert re.search(r"cheapest that fits: fsdp, .*; ddp holds 0\.0 GiB even at checkpointing (every_n|full)", sharded)
+    nothing = planned(capsys, *arguments, "0.0001")
+    assert re.search(r"nothing fits in 0\.0 GiB.*lower data\.micro_batch_size \(2 here\)", nothing)
+
+
+def test_tensor_parallelism_where_it_is_configured(capsys: pytest.CaptureFixture[str]) -> None:
+    parallel = ["--trainer.strategy", "fsdp", "--trainer.tensor_parallel_size", "2", "--num_gpus", "4"]
+    text = planned(capsys, *SMALL.split(), *parallel)
+    assert len([row for row in rows_of(text) if row[0] == "fsdp x tp 2"]) == 4
+
+
+def test_vocabulary_and_shape_from_files(
+    capsys: pytest.CaptureFixture[str], shards: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    small = [word if word != "512" else "null" for word in SMALL.split()]
+    assert ["embedding", "25,600", "21.3%"] in rows_of(planned(capsys, *small, "--data.paths", f"[{shards}]"))
+    config = PlanConfig().model
+    for name, value in {"vocab_size": 300, "hidden_size": 32, "num_layers": 1, "num_heads": 2}.items():
+        setattr(config, name, value)
+    save_model_folder(tmp_path, config, Decoder(config).state_dict(), tokenizer)
+    text = planned(capsys, "--init_from", str(tmp_path), "--data.sequence_length", "32", "--trainer.max_steps", "100")
+    assert rows_of(text)[0][:2] == ["embedding", "9,600"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--config", str(RECIPE)], r"model.vocab_size is not set .*fineweb.*add --model.vocab_size"),
+        ([*SMALL.split(), "--gpu", "H1000"], r"gpu 'H1000' is not in the table; it knows .*H100, .*T4"),
+        ([*SMALL.split(), "--num_gpus", "0"], "num_gpus is 0"),
+        ([*SMALL.split(), "--num_gpus", "16"], "data.batch_size 16 does not divide by data.micro_batch_size 2 x 16"),
+        ([*SMALL.split(), "--mfu", "40"], "mfu is 40.* at most 1"),
+        ([*SMALL.split(), "--headroom", "1"], "headroom is 1"),
+        ([*SMALL.split(), "--price", "-1"], "price is -1"),
+    ],
+)
+def test_one_line_for_what_is_wrong(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        planned(capsys, *arguments)
+    error = capsys.readouterr().err
+    assert re.search(complaint, error)
+    assert error.count("\n") == 1
