@@ -18,7 +18,6 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig
 
-
 # a forked process is there at once, but CUDA cannot be forked
 START_METHOD = "spawn" if torch.cuda.is_available() else "fork"
 

@@ -137,7 +137,7 @@ def generate(config: GenerateConfig) -> None:
     model, tokenizer = load_model_folder(folder, device="cuda" if on_gpu else "cpu", dtype=dtype)
     for prompt in config.prompts or [""]:
         ids = tokenizer.encode(prompt)
-        begin = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+        begin = [] if tokenizer.begin_id is None else [tokenizer.begin_id]
         for sample in range(config.num_samples):
             decoder = tokenizer.stream_decoder()
 

@@ -86,11 +86,26 @@ class ShardedStrategy(ModelParallelStrategy):
     optimizer of several groups, write over the checkpoint of the same name, and cannot be read by another strategy.
 
     Args:
+        offload: the shards lie in host memory between uses; they have been made there.
         data_parallel_size, tensor_parallel_size, save_distributed_checkpoint, timeout: as in `ModelParallelStrategy`.
             Whether a checkpoint is written in the background is up to the `AtomicCheckpointIO` that the Trainer gets.
     """
 
     checkpoint_io: AtomicCheckpointIO
+
+    def __init__(self, *, offload: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.offload = offload
+
+    def model_to_device(self) -> None:
+        """Move everything to the device but shards that are kept in host memory."""
+        if not self.offload:
+            super().model_to_device()
+            return
+        assert self.model is not None
+        for module in self.model.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.to(self.root_device))
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         """The weights: this rank's DTensors for a sharded checkpoint, else whole ones on rank 0."""

@@ -59,6 +59,7 @@ def build_strategy(config: TrainerConfig) -> Strategy | str:
             tensor_parallel_size=config.tensor_parallel_size,
             save_distributed_checkpoint=config.sharded_checkpoints,
             timeout=timeout,
+            offload=config.offload,
         )
     if config.strategy == "fsdp1":
         return FSDPStrategy(auto_wrap_policy={Block}, use_orig_params=True, state_dict_type="full", timeout=timeout)

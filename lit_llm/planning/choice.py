@@ -1,0 +1,76 @@
+"""Which way of running a recipe fits, and which of those is the cheapest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lit_llm.config import PretrainConfig
+from lit_llm.planning.memory import (
+    CHECKPOINTING,
+    Checkpointing,
+    DeviceMemory,
+    Placement,
+    device_memory,
+    rehearsed,
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One strategy with one checkpointing choice."""
+
+    placement: Placement
+    """The strategy."""
+    checkpointing: Checkpointing
+    """What a block keeps."""
+    memory: DeviceMemory
+    """What a device holds."""
+    recomputation: float
+    """Operations with checkpointing / without it."""
+    fits: bool
+    """Whether that is within the memory of the GPU."""
+
+
+def every_option(config: PretrainConfig, placements: Sequence[Placement], limit: float) -> list[Option]:
+    """Each of `placements` with each checkpointing choice, the cheapest first.
+
+    Args:
+        config: the recipe.
+        placements: from the one that exchanges least to the one that exchanges most.
+        limit: bytes that a device may hold.
+    """
+    options = []
+    for placement in placements:
+        plain = rehearsed(config, placement, "none").flops
+        for checkpointing in CHECKPOINTING:
+            memory = device_memory(config, placement, checkpointing)
+            again = rehearsed(config, placement, checkpointing).flops / plain
+            options.append(Option(placement, checkpointing, memory, again, memory.total <= limit))
+    return options
+
+
+def cheapest(options: Sequence[Option]) -> Option | None:
+    """The first that fits: replicas before sharding, and within each what computes least again.
+
+    DeepSpeed is left out: FSDP2 shards the same and needs no package.
+    """
+    return next((option for option in options if option.fits and option.placement.kind != "deepspeed"), None)
+
+
+def largest_rows(
+    config: PretrainConfig, placement: Placement, checkpointing: Checkpointing, limit: float
+) -> Placement | None:
+    """`placement` with the largest micro-batch that stays within `limit` bytes and that the batch divides into.
+
+    Returns:
+        None where not even one window fits.
+    """
+    share = placement.rows * placement.accumulation
+    fitting = None
+    for rows in (rows for rows in range(1, share + 1) if share % rows == 0):
+        tried = replace(placement, rows=rows, accumulation=share // rows)
+        if device_memory(config, tried, checkpointing).total > limit:
+            break  # memory grows with the rows
+        fitting = tried
+    return fitting

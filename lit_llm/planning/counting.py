@@ -1,0 +1,71 @@
+"""Parameters and floating-point operations, counted rather than estimated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_llm.config import ModelConfig
+from lit_llm.model import Decoder
+
+_PARTS = (
+    # the first word found in a parameter's name says what it belongs to
+    ("position_embedding", "position embedding"),
+    ("value_embedding", "value embeddings"),
+    ("value_gate", "gates and shares"),
+    ("smear", "gates and shares"),
+    ("_share", "gates and shares"),
+    ("norm", "norms"),
+    ("attention", "attention"),
+    ("feedforward", "feed-forward"),
+    ("head", "head"),
+    ("embedding", "embedding"),
+)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Number of trainable parameters, tied weights counted once."""
+    return sum(parameters_by_part(config).values())
+
+
+def parameters_by_part(config: ModelConfig) -> dict[str, int]:
+    """Number of trainable parameters of each part that the model has.
+
+    A head tied to the embedding counts as "embedding".
+    """
+    with torch.device("meta"):
+        model = Decoder(config)
+    counts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        part = next(part for word, part in _PARTS if word in name)
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return counts
+
+
+def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """Floating-point operations of one forward and backward pass, for each token of a window.
+
+    Counted on the meta device from the operations that the decoder runs, so it holds for every architecture. Causal
+    attention is counted whole, as model-FLOPs utilisation is usually quoted (PaLM, appendix B).
+
+    Args:
+        config: the decoder's configuration.
+        sequence_length: tokens in a window.
+    """
+    # blocks repeat with a period of at most two (value embeddings), so a deep model follows from two shallow ones
+    shallow = 2 + config.num_layers % 2
+    if config.num_layers <= shallow + 2:
+        return _count(config, sequence_length) / sequence_length
+    few, more = (_count(replace(config, num_layers=layers), sequence_length) for layers in (shallow, shallow + 2))
+    return (few + (config.num_layers - shallow) // 2 * (more - few)) / sequence_length
+
+
+def _count(config: ModelConfig, sequence_length: int) -> int:
+    with torch.device("meta"):
+        model = Decoder(config)
+        tokens = torch.zeros(1, sequence_length, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            model(tokens).float().sum().backward()
+    return counter.get_total_flops()

@@ -1,0 +1,282 @@
+"""Memory of each device, for every strategy and every choice of what a block keeps.
+
+What a training step holds at each moment comes from a rehearsal of it. What a strategy shards, copies and gathers is
+reckoned from the strategies' sources: replicas (DDP keeps a second copy of the gradients in its buckets), FSDP2 as
+`lit_llm.model.parallel` sets it up, and ZeRO (Rajbhandari et al. 2020, with the bucket sizes of Lightning's strategy).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import nn
+
+from lit_llm.config import ModelConfig, OptimizerConfig, PretrainConfig, from_plain, to_plain
+from lit_llm.model import Decoder
+from lit_llm.planning.rehearsal import Arithmetic, Moment, Rehearsal, Step, rehearse
+
+Checkpointing = Literal["none", "selective", "every_n", "full"]
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "every_n", "full")
+"""From what keeps most to what keeps least (and computes most again)."""
+
+# As in lit_llm.optimization: the smallest side of a Muon matrix, and the most numbers orthogonalised at once.
+_SMALLEST_MUON_SIDE = 16
+_MUON_STACK = 64 * 2**20
+# Numbers in a reduction bucket and in gathered weights: the defaults of Lightning's DeepSpeedStrategy.
+_DEEPSPEED_BUCKET = 200_000_000
+_DEEPSPEED_LIVE_WEIGHTS = 1_050_000_000
+_BLOCKS_GATHERED = 3  # FSDP2: the block at work, the next one, and the buffer that the next one arrives in
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a run is spread over devices, and what each of them reads."""
+
+    name: str
+    """As it is shown."""
+    kind: Literal["replicas", "fsdp", "deepspeed"]
+    """Replicas are one device, too."""
+    data_parallel: int
+    """Shares that a batch is cut into."""
+    rows: int
+    """Windows in a micro-batch of one device."""
+    accumulation: int
+    """Micro-batches in an optimizer step."""
+    tensor_parallel: int = 1
+    """Ranks that share each product of a block."""
+    stage: int = 0
+    """ZeRO stage of deepspeed."""
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on one device at the moment that it holds most."""
+
+    weights: int
+    """Its own."""
+    gradients: int
+    """Finished ones."""
+    optimizer: int
+    """Its state."""
+    activations: int
+    """Kept by the forward pass, with the bfloat16 copies of weights that autocast makes."""
+    loss: int
+    """A chunk of logits, and the gradients of head and hidden states that the loss computes at once."""
+    temporary: int
+    """Of the backward pass or the optimizer step."""
+    communication: int
+    """Weights gathered from, and buckets sent to, other devices."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of parameters on one tensor-parallel rank."""
+
+    outer: int
+    """Outside the blocks: embeddings, final norm, head."""
+    blocks: int
+    """Inside them."""
+    largest_block: int
+    """In one of them."""
+    muon: int
+    """Of them, those that Muon steps."""
+
+    @property
+    def all(self) -> int:
+        """Every one."""
+        return self.outer + self.blocks
+
+
+def device_memory(
+    config: PretrainConfig,
+    placement: Placement,
+    checkpointing: Checkpointing,
+    device: Literal["accelerator", "cpu"] = "accelerator",
+) -> DeviceMemory:
+    """What one device holds at the peak of an optimizer step that is not the first of the run.
+
+    Memory that libraries take for themselves, fragmentation and validation are not in it. Compiled blocks are counted
+    as eager ones; they keep less.
+
+    Args:
+        config: the recipe; `config.model.vocab_size` must be set.
+        placement: the strategy and the size of a micro-batch.
+        checkpointing: what a block keeps.
+        device: whose kernels are meant.
+    """
+    rehearsal = rehearsed(config, placement, checkpointing, device)
+    plan = {"replicas": _replicas, "fsdp": _fsdp, "deepspeed": _deepspeed}[placement.kind]
+    at = plan(config, placement, _sizes(_as_key(_local(config.model, placement.tensor_parallel))))
+    return max((at(moment) for moment in rehearsal.moments), key=lambda memory: memory.total)
+
+
+def rehearsed(
+    config: PretrainConfig,
+    placement: Placement,
+    checkpointing: Checkpointing,
+    device: Literal["accelerator", "cpu"] = "accelerator",
+) -> Rehearsal:
+    """A micro-batch of `placement`, and the optimizer step after it; remembered."""
+    step = Step(
+        rows=placement.rows,
+        length=config.data.sequence_length,
+        arithmetic=_arithmetic(config, placement),
+        checkpointing=checkpointing,
+        every_n_blocks=config.trainer.checkpoint_every_n_blocks,
+        # sharded gradients are not kept whole between micro-batches
+        accumulated=placement.accumulation > 1 and placement.kind == "replicas",
+        documents=config.data.mask_documents,
+        loss_chunk_tokens=config.loss_chunk_tokens,
+        z_loss=config.z_loss,
+    )
+    return _rehearse(_as_key(_local(config.model, placement.tensor_parallel)), step, device)
+
+
+def _as_key(config: ModelConfig) -> str:
+    """A dataclass that may change is no key of a cache; its text is."""
+    return json.dumps(to_plain(config))
+
+
+@lru_cache(maxsize=1024)
+def _rehearse(model: str, step: Step, device: Literal["accelerator", "cpu"]) -> Rehearsal:
+    return rehearse(from_plain(ModelConfig, json.loads(model)), step, device)
+
+
+def _arithmetic(config: PretrainConfig, placement: Placement) -> Arithmetic:
+    if config.trainer.precision == "32-true":
+        return "float32"
+    # FSDP2 and DeepSpeed hand bfloat16 weights to the model, so there is nothing to cast
+    mixed = config.trainer.precision == "bf16-mixed" and placement.kind == "replicas"
+    return "autocast" if mixed else "bfloat16"
+
+
+def _local(config: ModelConfig, tensor_parallel: int) -> ModelConfig:
+    """The model whose blocks are one tensor-parallel rank's share; embeddings, norms and head stay whole."""
+    if tensor_parallel == 1:
+        return config
+    return replace(
+        config,
+        num_heads=config.num_heads // tensor_parallel,
+        num_key_value_heads=config.kv_heads // tensor_parallel,
+        head_dim=config.width_per_head,
+        intermediate_size=config.feedforward_size // tensor_parallel,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _sizes(model_key: str) -> Sizes:
+    with torch.device("meta"):
+        model = Decoder(from_plain(ModelConfig, json.loads(model_key)))
+    blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
+    muon = sum(
+        module.weight.numel()
+        for module in model.blocks.modules()
+        if isinstance(module, nn.Linear) and min(module.weight.shape) >= _SMALLEST_MUON_SIDE
+    )
+    outer = sum(p.numel() for p in model.parameters()) - sum(blocks)
+    return Sizes(outer, sum(blocks), max(blocks), muon)
+
+
+def _state_numbers(config: OptimizerConfig, sizes: Sizes) -> int:
+    """Numbers in the optimizer's state: two for each parameter, one where Muon steps it."""
+    return 2 * sizes.all - (sizes.muon if config.name == "muon" else 0)
+
+
+def _step_bytes(config: OptimizerConfig, sizes: Sizes, width: int, shares: int) -> int:
+    """Temporary memory of an optimizer step on `1 / shares` of the parameters."""
+    temporary = 0
+    if config.fused is False:
+        temporary += sizes.all * width // shares  # AdamW over lists of tensors makes its denominators all at once
+    if config.name == "muon":
+        # every direction, and a stack that is orthogonalised in bfloat16 with two products under way
+        temporary += sizes.muon * width // shares + min(_MUON_STACK, sizes.muon) * (width + 3 * 2)
+    return temporary
+
+
+def _replicas(config: PretrainConfig, placement: Placement, sizes: Sizes) -> Callable[[Moment], DeviceMemory]:
+    width = 2 if config.trainer.precision == "bf16-true" else 4
+    buckets = sizes.all * width if placement.data_parallel > 1 else 0
+    state = _state_numbers(config.optimizer, sizes) * width
+    step = _step_bytes(config.optimizer, sizes, width, 1)
+
+    def at(moment: Moment) -> DeviceMemory:
+        return DeviceMemory(
+            weights=sizes.all * width,
+            gradients=moment.outer_gradients + moment.block_gradients,
+            optimizer=state,
+            activations=moment.activations,
+            loss=moment.loss,
+            temporary=step if moment.phase == "step" else moment.temporary,
+            communication=buckets,
+        )
+
+    return at
+
+
+def _fsdp(config: PretrainConfig, placement: Placement, sizes: Sizes) -> Callable[[Moment], DeviceMemory]:
+    shares = placement.data_parallel
+    width = 2 if config.trainer.precision == "bf16-true" else 4  # of a shard
+    whole = 4 if config.trainer.precision == "32-true" else 2  # of a gathered weight, and of its gradient
+    on_device = 0 if config.trainer.offload else 1
+    shard = sizes.all * width // shares
+    forward = sizes.outer * whole + _BLOCKS_GATHERED * sizes.largest_block * whole
+    # a block's whole gradient, and the float32 buffers that it and the block before are reduced from
+    backward = forward + sizes.largest_block * (whole + 2 * 4)
+    gathered = {"forward": forward, "loss": forward, "backward": backward, "step": 0}
+
+    def at(moment: Moment) -> DeviceMemory:
+        finished = moment.block_gradients // whole * width // shares
+        shards = shard if placement.accumulation > 1 or moment.phase == "step" else finished
+        # those outside the blocks stay whole until the backward pass is over
+        unreduced = 0 if moment.phase == "step" else moment.outer_gradients
+        step = _step_bytes(config.optimizer, sizes, width, shares) * on_device
+        return DeviceMemory(
+            weights=shard * on_device,
+            gradients=shards * on_device + unreduced,
+            optimizer=_state_numbers(config.optimizer, sizes) * width // shares * on_device,
+            activations=moment.activations,
+            loss=moment.loss,
+            temporary=step if moment.phase == "step" else moment.temporary,
+            communication=gathered[moment.phase],
+        )
+
+    return at
+
+
+def _deepspeed(config: PretrainConfig, placement: Placement, sizes: Sizes) -> Callable[[Moment], DeviceMemory]:
+    shares, stage = placement.data_parallel, placement.stage
+    width = 4 if config.trainer.precision == "32-true" else 2
+    shard = -(-sizes.all // shares)
+    # float32 weights beside the state, and at the step the float32 gradient of the shard
+    state = (sizes.all * 4 + _state_numbers(config.optimizer, sizes) * 4) // shares
+    buckets = 2 * min(_DEEPSPEED_BUCKET, sizes.all) * width if shares > 1 else 0
+    gathered = min(_DEEPSPEED_LIVE_WEIGHTS, sizes.all) * width if stage == 3 else 0
+    weights = (shard if stage == 3 else sizes.all) * width
+    offload_weights = config.trainer.offload and stage == 3
+
+    def at(moment: Moment) -> DeviceMemory:
+        whole = moment.outer_gradients + moment.block_gradients
+        if placement.accumulation > 1:
+            whole = sizes.all * width
+        is_step = moment.phase == "step"
+        return DeviceMemory(
+            weights=0 if offload_weights else weights,
+            gradients=whole if stage == 1 else shard * width,
+            optimizer=0 if config.trainer.offload else state,
+            activations=moment.activations,
+            loss=moment.loss,
+            temporary=moment.temporary if not is_step else 0 if config.trainer.offload else shard * 4,
+            communication=0 if is_step else buckets + gathered,
+        )
+
+    return at
