@@ -11,7 +11,8 @@ from lightning.pytorch import LightningDataModule
 
 from lit_llm.config import DataConfig, UserError
 from lit_llm.data.loader import ConsumedBatchSampler, TimedDataLoader, data_parallel_rank, micro_batch_shape
-from lit_llm.data.shards import ShardedTokens, byte_progress
+from lit_llm.data.progress import byte_progress
+from lit_llm.data.shards import ShardedTokens
 from lit_llm.data.windows import EvaluationWindows, WindowDataset
 
 if TYPE_CHECKING:

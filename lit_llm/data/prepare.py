@@ -19,7 +19,8 @@ import numpy as np
 
 from lit_llm.config import PrepareConfig, UserError, from_plain, to_plain
 from lit_llm.data.corpus import Corpus, CorpusCounts, Document
-from lit_llm.data.shards import Manifest, ShardInfo, ShardWriter, byte_progress, token_dtype, write_json
+from lit_llm.data.progress import byte_progress
+from lit_llm.data.shards import Manifest, ShardInfo, ShardWriter, token_dtype, write_json
 from lit_llm.tokenizer import Tokenizer
 
 _BATCH_CHARACTERS = 8_000_000

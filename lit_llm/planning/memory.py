@@ -1,8 +1,9 @@
 """Memory of each device, for every strategy and every choice of what a block keeps.
 
 What a training step holds at each moment comes from a rehearsal of it. What a strategy shards, copies and gathers is
-reckoned from the strategies' sources: replicas (DDP keeps a second copy of the gradients in its buckets), FSDP2 as
-`lit_llm.model.parallel` sets it up, and ZeRO (Rajbhandari et al. 2020, with the bucket sizes of Lightning's strategy).
+reckoned from the strategies' sources: replicas (DDP keeps its buckets, of which the gradients are views, from step to
+step), FSDP2 as `lit_llm.model.parallel` sets it up, and ZeRO (Rajbhandari et al. 2020, with the bucket sizes of
+Lightning's strategy).
 """
 
 from __future__ import annotations
@@ -212,12 +213,12 @@ def _replicas(config: PretrainConfig, placement: Placement, sizes: Sizes) -> Cal
     def at(moment: Moment) -> DeviceMemory:
         return DeviceMemory(
             weights=sizes.all * width,
-            gradients=moment.outer_gradients + moment.block_gradients,
+            gradients=buckets or moment.outer_gradients + moment.block_gradients,
             optimizer=state,
             activations=moment.activations,
             loss=moment.loss,
             temporary=step if moment.phase == "step" else moment.temporary,
-            communication=buckets,
+            communication=0,
         )
 
     return at

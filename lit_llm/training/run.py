@@ -29,7 +29,13 @@ from lit_llm.training.progress import TrainingProgress
 from lit_llm.training.resume import ExactResume
 from lit_llm.training.run_folder import SameStart, checkpoint_to_resume
 from lit_llm.training.samples import TextSamples
-from lit_llm.training.strategies import build_strategy, data_parallel_processes, trainer_precision, whole_weights
+from lit_llm.training.strategies import (
+    build_strategy,
+    cluster_environment,
+    data_parallel_processes,
+    trainer_precision,
+    whole_weights,
+)
 from lit_llm.training.throughput import Throughput
 
 
@@ -180,7 +186,7 @@ def build_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge_step),
-        plugins=[AtomicCheckpointIO(background=config.async_checkpoints)],
+        plugins=[AtomicCheckpointIO(background=config.async_checkpoints), *cluster_environment()],
         callbacks=callbacks,
     )
 

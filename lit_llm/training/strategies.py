@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import importlib.util
 from datetime import timedelta
+from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
+from torch.optim import Optimizer
 
 from lit_llm.config import TrainerConfig, UserError
 from lit_llm.model.decoder import Block
 from lit_llm.training.sharded import ShardedStrategy, full_weights
+
+
+class NamedFSDPStrategy(FSDPStrategy):
+    """FSDP1 that keys the optimizer's state by parameter name, as every checkpoint here does."""
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """The whole state on rank 0, empty elsewhere; every rank must call."""
+        state = super().optimizer_state(optimizer)
+        if not state:
+            return state
+        return FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
 
 
 def number_of_processes(config: TrainerConfig) -> int:
@@ -62,11 +77,13 @@ def build_strategy(config: TrainerConfig) -> Strategy | str:
             offload=config.offload,
         )
     if config.strategy == "fsdp1":
-        return FSDPStrategy(auto_wrap_policy={Block}, use_orig_params=True, state_dict_type="full", timeout=timeout)
+        return NamedFSDPStrategy(
+            auto_wrap_policy={Block}, use_orig_params=True, state_dict_type="full", timeout=timeout
+        )
     if config.strategy == "deepspeed":
         return _deepspeed(config, timeout)
     if number_of_processes(config) > 1 or config.strategy == "ddp":
-        return DDPStrategy(timeout=timeout)
+        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
     return "auto"
 
 
@@ -81,6 +98,13 @@ def _deepspeed(config: TrainerConfig, timeout: timedelta) -> Strategy:
         offload_parameters=config.offload and config.deepspeed_stage == 3,
         timeout=timeout,
     )
+
+
+def cluster_environment() -> list[ClusterEnvironment]:
+    """Under SLURM, one without Lightning's own requeueing: GracefulStop saves, and the job script requeues."""
+    if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
+        return [SLURMEnvironment(auto_requeue=False)]
+    return []
 
 
 def trainer_precision(config: TrainerConfig) -> str:

@@ -20,7 +20,9 @@ import lit_llm.config
 from lit_llm.cli import main, parse
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import (
+    ExportConfig,
     GenerateConfig,
+    PlanConfig,
     PrepareConfig,
     PretrainConfig,
     QuickstartConfig,
@@ -36,6 +38,8 @@ SCRIPTS = {
     "prepare_data": PrepareConfig,
     "train_tokenizer": TokenizerTrainingConfig,
     "quickstart": QuickstartConfig,
+    "plan": PlanConfig,
+    "export": ExportConfig,
 }
 
 

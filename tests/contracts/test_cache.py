@@ -49,12 +49,23 @@ def config(request: pytest.FixtureRequest) -> ModelConfig:
 
 
 @torch.no_grad()
-def read(model: Decoder, tokens: Tensor, pieces: list[int], starts: Tensor | None = None) -> Tensor:
+def read(model: Decoder, tokens: Tensor, pieces: list[int], **options: Any) -> Tensor:
     """Logits of tokens [b, t] read in pieces through a cache."""
-    cache = KVCache(model.config, len(tokens), sum(pieces), starts=starts)
+    cache = KVCache(model.config, len(tokens), sum(pieces), **options)
     logits = torch.cat([model(piece, cache=cache) for piece in tokens.split(pieces, dim=1)], dim=1)
-    assert cache.length == sum(pieces)
+    assert cache.lengths == [sum(pieces)] * len(tokens)
     return logits
+
+
+@torch.no_grad()
+def read_ragged(model: Decoder, cache: KVCache, rows: range, texts: list[Tensor], padding: int = 0) -> list[Tensor]:
+    """Logits of each of several texts read at once after what their rows hold, padded on the right."""
+    counts = [len(text) for text in texts]
+    tokens = torch.full((len(texts), max(counts)), padding)
+    for row, text in enumerate(texts):
+        tokens[row, : len(text)] = text
+    logits = model(tokens, cache=cache.step(max(counts), rows, counts))
+    return [row[:count] for row, count in zip(logits, counts, strict=True)]
 
 
 @pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES.keys())
@@ -64,47 +75,131 @@ def test_cached_logits_are_those_without_a_cache(config: ModelConfig, pieces: li
     with torch.no_grad():
         expected = model(tokens)
     assert largest_difference(read(model, tokens, pieces), expected) < TOLERANCE
+    assert largest_difference(read(model, tokens, pieces, spare=2), expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("pieces", PIECES.values(), ids=PIECES.keys())
-def test_left_padded_rows_are_those_of_each_text_alone(config: ModelConfig, pieces: list[int]) -> None:
-    """One row is padded beyond the first piece, one beyond the window, one not at all."""
+# how many tokens each of three rows reads in each pass: all the ways that rows can differ, a full ring among them
+RAGGED = [[3, 11, 1], [1, 1, 1], [7, 2, 9], [1, 1, 1], [1, 1, 1], [9, 5, 4], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("spare", [0, 3])
+def test_rows_of_different_lengths_are_each_text_alone(config: ModelConfig, spare: int) -> None:
     model = random_decoder(config)
-    starts = torch.tensor([0, 3, 8, 19])
-    texts = [random_tokens(config, LENGTH - start, seed=start) for start in starts.tolist()]
-    rows = torch.stack([torch.cat([torch.zeros(LENGTH - len(text), dtype=torch.long), text]) for text in texts])
-    logits = read(model, rows, pieces, starts)
-    assert torch.isfinite(logits).all()
-    for row, (start, expected) in enumerate(zip(starts.tolist(), alone(model, texts), strict=True)):
-        assert largest_difference(logits[row, start:], expected) < TOLERANCE
+    texts = [random_tokens(config, sum(counts), seed=row) for row, counts in enumerate(zip(*RAGGED, strict=True))]
+    expected = alone(model, texts)
+    cache = KVCache(config, 5, 32, spare=spare)
+    for counts in RAGGED:
+        starts = cache.lengths[1:4]
+        pieces = [text[a : a + count] for text, a, count in zip(texts, starts, counts, strict=True)]
+        for row, logits in enumerate(read_ragged(model, cache, range(1, 4), pieces, padding=7)):
+            assert largest_difference(logits, expected[row][starts[row] : starts[row] + counts[row]]) < TOLERANCE
+    assert cache.lengths == [0, *map(len, texts), 0]
 
 
 def test_what_the_padding_holds_does_not_matter(config: ModelConfig) -> None:
     model = random_decoder(config)
-    rows = random_tokens(config, 2, LENGTH)
-    starts = torch.tensor([6, 0])
-    other = rows.clone()
-    other[0, :6] = (rows[0, :6] + 1) % 400
-    pieces = PIECES["odd pieces"]
-    one, two = read(model, rows, pieces, starts), read(model, other, pieces, starts)
-    assert torch.equal(one[0, 6:], two[0, 6:])
-    assert torch.equal(one[1], two[1])
+    texts = [random_tokens(config, 4), random_tokens(config, 13, seed=2)]
+
+    def read_with(padding: int) -> Tensor:
+        cache = KVCache(config, 2, 32)
+        read_ragged(model, cache, range(2), texts, padding)
+        return torch.stack([row[0] for row in read_ragged(model, cache, range(2), [texts[1][:1]] * 2)])
+
+    assert torch.equal(read_with(0), read_with(99))
 
 
-def test_a_forgotten_start_is_noticed() -> None:
-    """The comparisons above can fail."""
+def test_a_row_that_another_text_has_left_starts_anew(config: ModelConfig) -> None:
+    model = random_decoder(config)
+    text = random_tokens(config, 9, seed=5)
+    cache = KVCache(config, 2, 32)
+    read_ragged(model, cache, range(2), [random_tokens(config, 20), random_tokens(config, 3)])
+    cache.truncate(0, 0)
+    read_ragged(model, cache, range(2), [text[:2], text[:1]])
+    logits = read_ragged(model, cache, range(2), [text[2:], text[:1]])[0]
+    assert largest_difference(logits, alone(model, [text])[0][2:]) < TOLERANCE
+
+
+def test_rows_can_be_copied_moved_and_gone_on_from(config: ModelConfig) -> None:
+    model = random_decoder(config)
+    texts = [random_tokens(config, 10), random_tokens(config, 6, seed=2)]
+    more = random_tokens(config, 8, seed=3)
+    cache = KVCache(config, 4, 32)
+    read_ragged(model, cache, range(2), texts)
+    assert cache.holds_prefix(0, 10) and cache.holds_prefix(0, 9) and not cache.holds_prefix(0, 11)
+    cache.copy_row(0, 2, 9, last_token=int(texts[0][8]))  # nine of its ten tokens
+    cache.move_row(1, 3)
+    longer = [torch.cat([texts[0][:9], more]), torch.cat([texts[1], more])]
+    expected = alone(model, longer)
+    logits = read_ragged(model, cache, range(2, 4), [more, more])
+    assert largest_difference(logits[0], expected[0][9:]) < TOLERANCE
+    assert largest_difference(logits[1], expected[1][6:]) < TOLERANCE
+    cache.select([3, 0, 3, 2])
+    assert cache.lengths == [14, 10, 14, 17]
+    logits = read_ragged(model, cache, range(4), [more[:3]] * 4)
+    longer = [torch.cat([text, more[:3]]) for text in (longer[1], texts[0], longer[1], longer[0])]
+    for row, (text, whole) in enumerate(zip(longer, alone(model, longer), strict=True)):
+        assert largest_difference(logits[row], whole[len(text) - 3 :]) < TOLERANCE
+
+
+def test_tokens_can_be_taken_back(config: ModelConfig) -> None:
+    model = random_decoder(config)
+    text = random_tokens(config, 20)
+    cache = KVCache(config, 1, 32, spare=4)
+    read_ragged(model, cache, range(1), [text[:10]])
+    read_ragged(model, cache, range(1), [random_tokens(config, 4, seed=9)])
+    cache.truncate(0, 10, int(text[9]))
+    logits = torch.cat([read_ragged(model, cache, range(1), [piece])[0] for piece in text[10:].split([1, 5, 4])])
+    assert largest_difference(logits, alone(model, [text])[0][10:]) < TOLERANCE
+
+
+def test_a_ring_says_what_it_has_forgotten() -> None:
+    config = tiny_model("mistral-7b", num_key_value_heads=2, sliding_window=5)
+    cache = KVCache(config, 1, 32)
+    read_ragged(random_decoder(config), cache, range(1), [random_tokens(config, 10)])
+    assert [length for length in range(12) if cache.holds_prefix(0, length)] == [9, 10]
+    with pytest.raises(ValueError, match="row 0 of 10 tokens cannot go back to 8"):
+        cache.truncate(0, 8)
+
+
+def test_a_forgotten_length_is_noticed() -> None:
+    """The comparisons above can fail: padding that is taken for text changes what follows."""
     model = random_decoder(tiny_model("llama-10m"))
-    text = random_tokens(model.config, LENGTH - 6)
-    row = torch.cat([torch.zeros(6, dtype=torch.long), text]).unsqueeze(0)
-    unpadded = read(model, row, [LENGTH])
-    assert largest_difference(unpadded[0, 6:], alone(model, [text])[0]) > 1000 * TOLERANCE
+    text = random_tokens(model.config, 12)
+    cache = KVCache(model.config, 1, 32)
+    read_ragged(model, cache, range(1), [torch.cat([text[:6], torch.zeros(3, dtype=torch.long)])])
+    logits = read_ragged(model, cache, range(1), [text[6:]])[0]
+    assert largest_difference(logits, alone(model, [text])[0][6:]) > 1000 * TOLERANCE
 
 
 def test_the_cache_keeps_the_key_and_value_heads_alone() -> None:
     config = tiny_model("llama-10m", num_key_value_heads=2)
     cache = KVCache(config, 3, 20, dtype=torch.bfloat16)
-    assert cache.keys.shape == cache.values.shape == (2, 3, 2, 20, 8)  # layers, rows, heads, tokens, width
-    assert cache.keys.dtype == torch.bfloat16
+    assert len(cache.keys) == len(cache.values) == 2
+    for memory in (*cache.keys, *cache.values):
+        assert memory.shape == (3, 2, 20, 8)  # rows, heads, tokens, width
+        assert memory.dtype == torch.bfloat16
+    assert KVCache(config, 3, 20, tensor_parallel_size=2).keys[0].shape == (3, 1, 20, 8)
+
+
+def test_a_windowed_cache_is_bounded_by_the_window() -> None:
+    config = tiny_model("mistral-7b", num_key_value_heads=2, sliding_window=5)
+    assert KVCache(config, 1, 32).keys[0].shape == (1, 2, 5, 8)
+    assert KVCache(config, 1, 32, spare=2).keys[0].shape == (1, 2, 7, 8)
+    assert KVCache(config, 1, 3).keys[0].shape == (1, 2, 3, 8)
+
+
+def test_no_mask_is_built_where_the_kernel_needs_none() -> None:
+    full, ring = tiny_model("llama-10m"), tiny_model("mistral-7b", num_key_value_heads=2, sliding_window=5)
+    for config in (full, ring):
+        assert KVCache(config, 2, 32).step(5).mask() == (None, True)
+    cases = [(full, [9, 9], 1, True), (full, [9, 8], 1, False), (full, [9, 9], 2, False)]
+    # a full ring of the window's size holds nothing but the window, whatever the rows' lengths
+    cases += [(ring, [3, 3], 1, True), (ring, [9, 7], 1, True), (ring, [9, 3], 1, False), (ring, [9, 9], 2, False)]
+    for config, lengths, width, unmasked in cases:
+        cache = KVCache(config, 2, 32)
+        cache.lengths = list(lengths)
+        mask, is_causal = cache.step(width).mask()
+        assert (mask is None) == unmasked and not is_causal
 
 
 def test_more_than_the_cache_or_the_context_holds_is_an_error_with_both_numbers() -> None:
@@ -117,6 +212,8 @@ def test_more_than_the_cache_or_the_context_holds_is_an_error_with_both_numbers(
     model(random_tokens(model.config, 1, 30), cache=roomy)
     with pytest.raises(UserError, match=r"text of 33 tokens is longer than the model's context of 32"):
         model(random_tokens(model.config, 1, 3), cache=roomy)
+    with pytest.raises(UserError, match=r"text of 33 tokens is longer than the model's context of 32"):
+        model(random_tokens(model.config, 1, 33))
 
 
 def test_document_ids_are_refused_together_with_a_cache() -> None:

@@ -29,9 +29,9 @@ from lit_llm.tokenizer import Tokenizer
 
 # Longer than the windows and the original contexts below, so that both have something to do.
 LENGTH = 40
-# About 4 times the largest that was measured (1.0e-5 and 9.5e-7); every mutation below is at least 20 times over.
-LOGITS_TOLERANCE = 4e-5
-GRADIENT_TOLERANCE = 4e-6
+# About 3 times the largest that was measured (1.6e-5 and 1.9e-6); every mutation below is at least 20 times over.
+LOGITS_TOLERANCE = 5e-5
+GRADIENT_TOLERANCE = 6e-6
 
 SIZES = {
     "vocab_size": 400,

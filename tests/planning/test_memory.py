@@ -51,11 +51,13 @@ def test_muon_keeps_one_number_for_each_hidden_weight() -> None:
     assert adamw.optimizer - muon.optimizer == 4 * hidden
 
 
-def test_ddp_keeps_the_gradients_twice() -> None:
+def test_ddp_keeps_the_memory_of_its_gradients() -> None:
     config = recipe()
     one, ddp = device_memory(config, ONE, "none"), device_memory(config, DDP, "none")
-    assert replace(ddp, communication=0) == one
-    assert ddp.communication == one.gradients
+    # the gradients are views into the buckets, so there is no second copy of them
+    assert ddp.communication == 0
+    assert ddp.gradients == ddp.weights >= one.gradients
+    assert ddp.total >= one.total
 
 
 def test_fsdp_shards_what_lasts() -> None:

@@ -62,7 +62,7 @@ def test_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The arguments only: no device is touched before a run starts."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     strategy = build_strategy(TrainerConfig(strategy="fsdp1", accelerator="gpu", devices=2))
-    assert type(strategy) is FSDPStrategy
+    assert isinstance(strategy, FSDPStrategy)
     assert strategy.kwargs["use_orig_params"]
     config = TrainerConfig(strategy="deepspeed", accelerator="gpu", devices=2, deepspeed_stage=3, offload=True)
     deepspeed = pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
