@@ -15,12 +15,11 @@ import argparse
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
+from memory import peak_mib
 from reporting import print_report
 
 from lit_llm.config import DataConfig, OptimizerConfig, PretrainConfig, TrainerConfig, preset
@@ -131,37 +130,7 @@ def measure(config: PretrainConfig, device: str) -> float:
     small = {"hidden_size": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 512}
     architecture = {**SHAPES["llama"][0], **small}
     training_step(PretrainConfig(model=preset(**architecture), data=DataConfig(sequence_length=64)), device)()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step = training_step(config, device)
-        for _ in range(STEPS):
-            step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    return _resident_peak(lambda: training_step(config, device))
-
-
-def _resident_peak(build: Callable[[], Callable[[], None]]) -> float:
-    before, peak, done = _resident_mib(), 0.0, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, _resident_mib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    step = build()
-    for _ in range(STEPS):
-        step()
-    done.set()
-    watcher.join()
-    return peak - before
-
-
-def _resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+    return peak_mib(lambda: training_step(config, device), device, STEPS)
 
 
 def measure_apart(shape: str, device: str, quick: bool) -> float:

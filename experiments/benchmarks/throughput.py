@@ -17,17 +17,17 @@ model/precision/length/mode.
 from __future__ import annotations
 
 import argparse
+import importlib
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from memory import peak_mib
 from reporting import print_report
 
 from lit_llm.config import ModelConfig, OptimizerConfig, PretrainConfig, TrainerConfig, preset
@@ -179,39 +179,15 @@ def measure_memory(options: argparse.Namespace, case: Case, side: str) -> float:
 
 
 def peak_of_steps(options: argparse.Namespace) -> float:
-    """Peak MiB while taking three steps: the device's on CUDA, the resident set sampled every 2 ms on CPU."""
+    """Peak MiB while taking three steps."""
     case, side = cases(options)[0], options.memory_of
     config = shape_of(case.shape, case.length)
     tokens = batch(options, config, case.length)
-    import torch._dynamo  # code is not memory of the step: optimizers import this, and transformers' models do
-
+    # code is not memory of the step: optimizers import the first, and so do transformers' models
+    importlib.import_module("torch._dynamo")
     if side == "transformers":
-        import transformers.models.llama.modeling_llama  # noqa: F401
-    before = _resident_mib()
-    step = SIDES[side](config, tokens, PRECISIONS[case.precision], case.mode)
-    if options.device == "cuda":
-        for _ in range(3):
-            step()
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak, done = before, threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.002):
-            peak = max(peak, _resident_mib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(3):
-        step()
-    done.set()
-    watcher.join()
-    return peak - before
-
-
-def _resident_mib() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
+        importlib.import_module("transformers.models.llama.modeling_llama")
+    return peak_mib(lambda: SIDES[side](config, tokens, PRECISIONS[case.precision], case.mode), options.device)
 
 
 def matmul_ceiling(device: str, dtype: torch.dtype) -> float:

@@ -6,7 +6,7 @@ import base64
 import math
 import sys
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
@@ -242,7 +242,7 @@ class StepGuard(L.Callback):
             device=self._module().device.type,
             torch_version=str(torch.__version__),
             fingerprint=data.fingerprint,
-            config=to_plain(self.config),
+            config=to_plain(replace(self.config, ckpt_path=None, overwrite=False)),
         )
         try:
             record.save(path)

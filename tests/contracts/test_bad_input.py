@@ -18,7 +18,8 @@ import pytest
 import torch
 import yaml
 from conftest import MakeRun
-from test_resume import assert_identical, final_state
+from run_files import assert_identical
+from test_resume import final_state
 
 from lit_llm.cli import main
 from lit_llm.cli.stages import generate, prepare_data, pretrain, train_tokenizer

@@ -13,8 +13,9 @@ import lightning as L
 import pytest
 import torch
 from conftest import MakeRun
+from run_files import assert_identical
 from safetensors.torch import load_file
-from test_resume import assert_identical, curves, final_state
+from test_resume import curves, final_state
 
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, SampleConfig, UserError

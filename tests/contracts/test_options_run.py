@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeRun
+from run_files import assert_identical
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_options import short_run, values, watched
-from test_resume import assert_identical, curves, final_state
+from test_resume import curves, final_state
 
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import SampleConfig, SamplingConfig, UserError

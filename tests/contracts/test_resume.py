@@ -12,10 +12,9 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 import yaml
 from conftest import ROOT, MakeRun
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from run_files import all_curves, assert_identical
 
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, to_plain
@@ -46,28 +45,8 @@ def final_state(config: PretrainConfig) -> dict[str, Any]:
 
 
 def curves(config: PretrainConfig) -> dict[str, list[tuple[int, float]]]:
-    """Every logged value but the timed ones, as TensorBoard shows them."""
-    events = EventAccumulator(str(config.folder / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
-    names = [name for name in events.Tags()["scalars"] if name not in TIMED]
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
-
-
-def assert_identical(one: Any, other: Any, where: str = "") -> None:
-    """Equality of nested containers, `torch.equal` for tensors."""
-    assert type(one) is type(other), where
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other), where
-    elif isinstance(one, dict):
-        assert one.keys() == other.keys(), where
-        for key in one:
-            assert_identical(one[key], other[key], f"{where}/{key}")
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(other), where
-        for number, (left, right) in enumerate(zip(one, other, strict=True)):
-            assert_identical(left, right, f"{where}/{number}")
-    else:
-        assert one == other, where
+    """Every logged value but the timed ones."""
+    return {name: points for name, points in all_curves(config).items() if name not in TIMED}
 
 
 def assert_same_run(straight: PretrainConfig, resumed: PretrainConfig) -> None:

@@ -10,8 +10,6 @@ from conftest import tiny_model
 from random_decoder import largest_difference, random_decoder, random_tokens
 from torch import Tensor
 
-from lit_llm.config import ModelConfig
-from lit_llm.model import KVCache
 from lit_llm.model.attention import Attention, AttentionContext, attention_mask, fused_attention, softcapped_attention
 
 CPU = torch.device("cpu")
@@ -48,7 +46,7 @@ def by_hand(q: Tensor, k: Tensor, v: Tensor, window: int, softcap: float | None)
 @pytest.mark.parametrize(("n_h", "n_kv"), [(4, 4), (6, 2), (3, 1)])
 def test_both_kernels_against_plain_loops(n_h: int, n_kv: int, window: int | None, softcap: float | None) -> None:
     q, k, v = random_heads(n_h, n_kv, 7, 8)
-    mask, is_causal = attention_mask(7, window=window, document_ids=None, cache=None, device=CPU)
+    mask, is_causal = attention_mask(7, window=window, document_ids=None, device=CPU)
     context = AttentionContext(torch.zeros(2, 7), mask, is_causal, None, None)
     if softcap is None:
         out = fused_attention(q, k, v, context, 0.0)
@@ -110,47 +108,27 @@ def test_every_second_layer_has_value_embeddings_and_the_last_one_does(num_layer
     assert [layer.value_embedding is not None for layer in layers] == expected
 
 
-def mask_of(length: int, window: int | None = None, cache: KVCache | None = None) -> tuple[Tensor | None, bool]:
-    return attention_mask(length, window=window, document_ids=None, cache=cache, device=CPU)
-
-
-def cache_of(config: ModelConfig, length: int, starts: list[int] | None = None) -> KVCache:
-    cache = KVCache(config, 2, 32, starts=None if starts is None else torch.tensor(starts))
-    cache.advance(length)
-    return cache
+def mask_of(length: int, window: int | None = None) -> tuple[Tensor | None, bool]:
+    return attention_mask(length, window=window, document_ids=None, device=CPU)
 
 
 def test_no_mask_is_built_where_the_kernel_needs_none() -> None:
-    config = tiny_model("llama-10m")
     assert mask_of(16) == (None, True)
     assert mask_of(16, window=16) == (None, True)
-    assert mask_of(16, cache=cache_of(config, 0)) == (None, True)
-    assert mask_of(1, cache=cache_of(config, 9)) == (None, False)
-    assert mask_of(1, window=10, cache=cache_of(config, 9)) == (None, False)
 
 
 def test_a_mask_is_built_where_it_is_needed() -> None:
-    config = tiny_model("llama-10m")
-    for mask, is_causal in (
-        mask_of(16, window=15),
-        mask_of(2, cache=cache_of(config, 9)),
-        mask_of(1, window=9, cache=cache_of(config, 9)),
-        mask_of(1, cache=cache_of(config, 9, starts=[2, 0])),
-        attention_mask(4, window=None, document_ids=torch.zeros(1, 4), cache=None, device=CPU),
-    ):
+    documents = attention_mask(4, window=None, document_ids=torch.zeros(1, 4), device=CPU)
+    for mask, is_causal in (mask_of(16, window=15), documents):
         assert mask is not None
         assert not is_causal
 
 
 def test_masks_entry_by_entry() -> None:
-    config = tiny_model("llama-10m")
     window = mask_of(4, window=2)[0]
     assert window.int().tolist() == [[[[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]]]
-    documents = attention_mask(4, window=None, document_ids=torch.tensor([[0, 0, 1, 1]]), cache=None, device=CPU)[0]
+    documents = attention_mask(4, window=None, document_ids=torch.tensor([[0, 0, 1, 1]]), device=CPU)[0]
     assert documents.int().tolist() == [[[[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]]]
-    # two tokens read, two more come; row 0 starts with three tokens of padding, of which one is new
-    padded = mask_of(2, cache=cache_of(config, 2, starts=[3, 0]))[0]
-    assert padded.int().tolist() == [[[[0, 0, 1, 0], [0, 0, 0, 1]]], [[[1, 1, 1, 0], [1, 1, 1, 1]]]]
 
 
 def test_attention_dropout_works_in_training_alone() -> None:

@@ -6,30 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_model
+from published import PUBLISHED
 from random_decoder import largest_difference, random_decoder, random_tokens
 
 from lit_llm.config import PRESETS, DataConfig, ModelConfig, PretrainConfig, UserError, preset
 from lit_llm.model import Decoder
 from lit_llm.model.attention import AttentionContext
 from lit_llm.modules import PretrainingModule
-from lit_llm.planning import count_parameters
-
-# Parameters of the published weights, tied ones counted once.
-PUBLISHED = {
-    "gpt2": 124_439_808,
-    "gpt2-medium": 354_823_168,
-    "gpt2-large": 774_030_080,
-    "gpt2-xl": 1_557_611_200,
-    "llama2-7b": 6_738_415_616,
-    "llama3-8b": 8_030_261_248,
-    "llama3.2-1b": 1_235_814_400,
-    "llama3.2-3b": 3_212_749_824,
-    "mistral-7b": 7_241_732_096,
-    "smollm2-135m": 134_515_008,
-    "qwen2.5-0.5b": 494_032_768,
-    "qwen2.5-1.5b": 1_543_714_304,
-    "qwen3-0.6b": 596_049_920,
-}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -40,8 +23,6 @@ def test_every_preset_builds_without_memory(name: str) -> None:
     with torch.device("meta"):
         model = Decoder(config)
     assert all(parameter.is_meta for parameter in model.parameters())
-    if name in PUBLISHED:
-        assert count_parameters(config) == PUBLISHED[name]
 
 
 def test_every_architecture_with_published_weights_is_counted() -> None:
@@ -128,7 +109,7 @@ def test_blocks_read_their_shares_of_the_stream_and_of_the_embedding() -> None:
 def test_the_smear_adds_a_gated_share_of_the_token_before() -> None:
     smear = random_decoder(tiny_model("modern-1m")).smear
     x = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
-    out = smear(x, torch.tensor([[0, 1, 0, 1]]), None)
+    out = smear(x, torch.tensor([[0, 1, 0, 1]]))
     gate = smear.strength * torch.sigmoid(smear.gate.weight @ x[0].T)[0]  # [t]
     assert torch.equal(out[0, [0, 2]], x[0, [0, 2]])
     assert largest_difference(out[0, 1], x[0, 1] + gate[1] * x[0, 0]) < 1e-6

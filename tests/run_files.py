@@ -1,4 +1,4 @@
-"""What a run leaves on the disk, for the tests of this room."""
+"""What a run leaves on the disk, for every test of runs."""
 
 from __future__ import annotations
 
