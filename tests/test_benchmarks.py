@@ -59,3 +59,14 @@ def test_strategies() -> None:
         row = figures["strategies"][name]
         assert row["steps_per_second"] > 0
         assert row["max_loss_difference"] < 1e-4
+
+
+@pytest.mark.slow
+def test_generation() -> None:
+    pytest.importorskip("transformers")
+    figures = last_line("generation")
+    assert_reported(figures, "ratio", "batch_gain", "share_of_bandwidth_limit")
+    for key in ("tiny/fp32/1", "tiny/fp32/3"):
+        speeds = figures["tokens_per_second"][key]
+        assert figures["ratio"][key] == pytest.approx(speeds["ours"] / speeds["transformers"], rel=0.02)
+        assert figures["same_ids"][key] == 1.0

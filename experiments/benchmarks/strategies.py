@@ -52,7 +52,7 @@ def write_data(folder: Path, windows: int, length: int, vocab_size: int) -> None
         size += len(text)
         if size > 8 * windows * length:
             break
-    corpus = CorpusConfig(path=str(texts))
+    corpus = CorpusConfig(path=str(texts), split="tail")
     train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=vocab_size, output=str(folder / "tokenizer")))
     prepare(PrepareConfig(corpus, tokenizer=str(folder / "tokenizer"), output=str(folder / "shards")))
 
@@ -70,6 +70,7 @@ def train(folder: Path, name: str, trainer: dict[str, Any], options: argparse.Na
         "model.preset": "llama-10m",
         "model.hidden_size": options.width,
         "model.num_layers": options.layers,
+        "model.num_heads": max(options.width // 64, 2),
         "model.max_position_embeddings": options.length,
         "samples.prompts": "[]",
         "schedule.warmup_steps": 2,

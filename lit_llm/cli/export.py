@@ -11,6 +11,8 @@ from lit_llm.config import ExportConfig, ModelConfig, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lit_llm.tokenizer import Tokenizer
+
 
 @dataclass
 class _Source:
@@ -37,13 +39,19 @@ def export(config: ExportConfig) -> None:
     from lit_llm.tokenizer import Tokenizer
 
     output, path = Path(config.output), Path(config.checkpoint)
-    if (output / "config.json").exists() and not config.overwrite:
+    if config.format == "gguf" and output.suffix != ".gguf":
+        output = output / "model.gguf"
+    taken = output if config.format == "gguf" else output / "config.json"
+    if taken.exists() and not config.overwrite:
         raise UserError(f"{output} already holds a model; --overwrite true replaces it, --output FOLDER writes another")
     if (path / "config.json").is_file():
         source = _read_folder(path, config.tokenizer)
     else:
         source = _read_checkpoint(find_checkpoint(path), config.tokenizer)
     tokenizer = Tokenizer.load(source.tokenizer)
+    if config.format == "gguf":
+        _write_gguf(config, output, source, tokenizer)
+        return
     save_model_folder(
         output,
         source.model,
@@ -58,6 +66,16 @@ def export(config: ExportConfig) -> None:
     if reason is not None:
         print(f"for this package alone: {reason}")
     print(f"model folder  {output} ({source.name})")
+
+
+def _write_gguf(config: ExportConfig, output: Path, source: _Source, tokenizer: Tokenizer) -> None:
+    from lit_llm.interop.gguf import save_gguf
+
+    stored = str(next(iter(source.weights.values())).dtype).removeprefix("torch.")
+    kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+    kind = kinds.get(stored if config.dtype == "auto" else config.dtype, "F32")
+    save_gguf(output, source.model, source.weights, tokenizer, kind)
+    print(f"GGUF file  {output} ({kind}, {output.stat().st_size:,} bytes; {source.name})")
 
 
 def _read_folder(path: Path, tokenizer: str | None) -> _Source:

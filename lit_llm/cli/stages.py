@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_llm.cli.generate import generate as generate
 from lit_llm.config import (
-    GenerateConfig,
     PrepareConfig,
     PretrainConfig,
     TokenizerTrainingConfig,
@@ -117,36 +116,3 @@ def print_result(result: RunResult) -> None:
     print(f"model folder  {result.model_folder}")
     print(f"curves        tensorboard --logdir {result.folder}")
     print(f"report        {result.folder / 'report.md'}")
-
-
-def generate(config: GenerateConfig) -> None:
-    """Write text to the terminal as it is drawn."""
-    from dataclasses import replace
-
-    import torch
-
-    from lit_llm.generation import generate as write
-    from lit_llm.interop import load_model_folder
-
-    folder = Path(config.model)
-    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
-        folder = folder / "model"
-    on_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available())
-    if on_gpu and not torch.cuda.is_available():
-        raise UserError("accelerator is cuda, but torch finds no CUDA device here; use cpu or auto")
-    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-    model, tokenizer = load_model_folder(folder, device="cuda" if on_gpu else "cpu", dtype=dtype)
-    for prompt in config.prompts or [""]:
-        ids = tokenizer.encode(prompt)
-        begin = [] if tokenizer.begin_id is None else [tokenizer.begin_id]
-        for sample in range(config.num_samples):
-            decoder = tokenizer.stream_decoder()
-
-            def show(row: int, token: int, decoder=decoder) -> None:
-                sys.stdout.write(decoder.push(token))
-                sys.stdout.flush()
-
-            sys.stdout.write(prompt)
-            sampling = replace(config.sampling, seed=config.sampling.seed + sample)
-            write(model, [begin + ids], sampling, eos_id=tokenizer.eot_id, on_token=show)
-            sys.stdout.write(decoder.flush() + "\n\n")

@@ -17,21 +17,24 @@ class ExportConfig:
     checkpoint: str = "checkpoints/pretrain"
     """A checkpoint; a run folder: its newest whole checkpoint; or a model folder, ours or Hugging Face's."""
     output: str = "checkpoints/exported"
-    """Model folder to write."""
+    """Model folder to write; for GGUF a file *.gguf, or a folder to write model.gguf in."""
     tokenizer: str | None = None
     """Folder of the tokenizer; null: the one of the data that the run was trained on, or of the model folder."""
     overwrite: bool = False
     """Replace a model that is already there."""
-    format: Literal["auto", "huggingface", "lit_llm"] = "auto"
-    """What transformers loads (huggingface), our own form (lit_llm), or the first of the two that there is (auto)."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights; auto keeps them as they are."""
+    format: Literal["auto", "huggingface", "lit_llm", "gguf"] = "auto"
+    """What transformers loads (huggingface), our own form (lit_llm), the first of the two that there is (auto), or one
+    file for llama.cpp (gguf: Llama form only)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
+    """Type of the weights; auto keeps them as they are; q8_0 is 8 bits in blocks of 32, for gguf alone."""
     max_shard_size: str = "5GB"
     """A larger model is written as several files of this size at most, such as 500MB or 2GiB."""
 
     def __post_init__(self) -> None:
         if self.max_shard_bytes < 1:
             raise UserError(f"max_shard_size is {self.max_shard_size!r}; give a size such as 5GB or 500MB")
+        if self.dtype == "q8_0" and self.format != "gguf":
+            raise UserError(f"dtype q8_0 is for format gguf alone, not {self.format}")
 
     @property
     def max_shard_bytes(self) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from lit_llm.config.errors import UserError
 
 
 @dataclass
 class SamplingConfig:
-    """How each next token is chosen."""
+    """How each next token is chosen, and when a text ends."""
 
     max_new_tokens: int = 200
     """Tokens to write at most; an end-of-text token stops earlier."""
@@ -19,6 +20,24 @@ class SamplingConfig:
     """Keep only the k likeliest tokens."""
     top_p: float | None = None
     """Keep the likeliest tokens that together reach this probability."""
+    min_p: float | None = None
+    """Keep the tokens at least this many times as likely as the likeliest."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits, and multiplies negative ones, of tokens in the prompt or the text; 1 changes nothing."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of each token that was written; below 0 it favours them."""
+    frequency_penalty: float = 0.0
+    """Taken from the logit of a token once for each time that it was written."""
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    """Added to the logits of these token ids: {token id: bias}."""
+    stop_strings: list[str] = field(default_factory=list)
+    """A text ends before the first of these that it comes to."""
+    stop_token_ids: list[int] = field(default_factory=list)
+    """Tokens that end a text, besides the model's own."""
+    context_full: Literal["shift", "stop"] = "shift"
+    """When a text fills the context: go on from its newest half, read again ("shift"), or end it ("stop")."""
+    truncate_prompt: bool = False
+    """Cut a prompt that is too long for the context at its left, instead of refusing it."""
     seed: int = 0
     """Seed of the draws; text depends on it, the prompt and the weights alone."""
 
@@ -31,6 +50,19 @@ class SamplingConfig:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1, or null")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1, or null")
+        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
+            raise UserError(f"min_p is {self.min_p}; it must be from 0 to 1, or null")
+        if self.repetition_penalty <= 0:
+            raise UserError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 changes nothing)")
+        if "" in self.stop_strings:
+            raise UserError("stop_strings has an empty text, which would end every text before it begins")
+        if self.context_full not in ("shift", "stop"):
+            raise UserError(f"context_full is {self.context_full!r}; it must be shift or stop")
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether what is chosen depends on which tokens were there before."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 @dataclass
@@ -38,22 +70,62 @@ class GenerateConfig:
     """Write text with a trained model."""
 
     model: str = "checkpoints/pretrain/model"
-    """Model folder, or a run folder that holds one."""
+    """Model folder (ours or Hugging Face's), or a run folder that holds one."""
     prompts: list[str] = field(default_factory=list)
     """Texts to go on from; none: start from the end-of-text token."""
+    prompts_file: str | None = None
+    """File with one more prompt on each line; in .jsonl, the "prompt" or "text" of each object."""
     num_samples: int = 1
-    """Texts to write for each prompt."""
+    """Texts to write for each prompt; sample i draws with seed + i."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How tokens are chosen."""
+    stream: bool = True
+    """Show one text after the other as it is written; false: write all at once in batches, which is faster."""
+    batch_size: int = 8
+    """Texts written at once when not streaming; as one ends, the next takes its place."""
+    prefill_chunk: int = 512
+    """Tokens of each prompt read in one pass; smaller takes less memory."""
+    log_probs: int | None = None
+    """Write JSON lines with each token's log-probability and those of so many likeliest tokens."""
+    num_beams: int = 1
+    """Above 1: the likeliest text of a beam search with so many beams, instead of a drawn one."""
+    length_penalty: float = 1.0
+    """Beam search divides a text's log-probability by its length to this power; higher favours longer texts."""
+    draft_model: str | None = None
+    """Folder of a small model of the same vocabulary that guesses ahead; texts are drawn from the same distribution."""
+    draft_tokens: int = 4
+    """Tokens that the draft model guesses at a time."""
+    regex: str | None = None
+    """Write only texts that match this regular expression (needs the extra `constrained`)."""
+    json_schema: str | None = None
+    """Write only JSON of this schema: a file, or the schema itself (needs the extra `constrained`)."""
     accelerator: str = "auto"
     """Device to run on: auto, cpu or cuda."""
     dtype: str = "auto"
     """Arithmetic: auto (as stored), float32 or bfloat16."""
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise UserError(f"num_samples is {self.num_samples}; it must be at least 1")
+        for name in ("num_samples", "batch_size", "prefill_chunk", "num_beams", "draft_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.log_probs is not None and self.log_probs < 0:
+            raise UserError(f"log_probs is {self.log_probs}; it must be at least 0, or null")
         if self.accelerator not in ("auto", "cpu", "cuda"):
             raise UserError(f"accelerator is {self.accelerator!r}; it must be auto, cpu or cuda")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
+        if self.regex is not None and self.json_schema is not None:
+            raise UserError("regex and json_schema cannot be had together; give one of the two")
+        self._check_modes()
+
+    def _check_modes(self) -> None:
+        plain = self.log_probs is None and self.regex is None and self.json_schema is None
+        for mode, on in (("num_beams", self.num_beams > 1), ("draft_model", self.draft_model is not None)):
+            if on and not plain:
+                raise UserError(f"{mode} cannot be had together with log_probs, regex or json_schema")
+            if on and (self.sampling.penalizes or self.sampling.logit_bias or self.sampling.stop_strings):
+                raise UserError(f"{mode} cannot be had together with penalties, logit_bias or stop_strings")
+        if self.num_beams > 1 and self.draft_model is not None:
+            raise UserError("num_beams and draft_model cannot be had together; give one of the two")
+        if self.num_beams > 1 and self.num_samples > 1:
+            raise UserError("a beam search has one outcome; leave num_samples at 1")

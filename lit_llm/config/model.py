@@ -7,8 +7,8 @@ from typing import Literal
 
 from lit_llm.config.errors import UserError
 
-Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu"]
-GATED_ACTIVATIONS = ("swiglu", "geglu")
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu", "geglu_tanh"]
+GATED_ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh")
 
 
 @dataclass
@@ -64,21 +64,26 @@ class ModelConfig:
     intermediate_size: int | None = None
     """Width inside the feed-forward; null means 4 x hidden_size, or 8/3 of it (rounded up to 32) where gated."""
     activation: Activation = "gelu_tanh"
-    """Feed-forward: plain (relu, gelu, gelu_tanh, silu, relu2) or gated (swiglu, geglu)."""
+    """Feed-forward: plain (relu, gelu, gelu_tanh, silu, relu2) or gated (swiglu, geglu, geglu_tanh)."""
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
     """Kind of normalisation."""
     norm_eps: float = 1e-5
     """Added to the variance in a norm."""
-    norm_placement: Literal["pre", "post"] = "pre"
-    """Norm before each sublayer (GPT-2 and after) or after each residual sum (the 2017 block)."""
+    norm_placement: Literal["pre", "post", "sublayer", "sandwich"] = "pre"
+    """Norm before each sublayer (pre: GPT-2 and after), after each residual sum (post: the 2017 block), on a sublayer's
+    output before that sum (sublayer: OLMo 2), or both before a sublayer and on its output (sandwich: Gemma 2 and 3)."""
     norm_weight: bool = True
     """Whether norms have a learned scale."""
+    norm_unit_offset: bool = False
+    """An RMSNorm's scale is stored as its distance from 1 (Gemma)."""
     norm_bias: bool = True
     """Whether LayerNorm has a learned shift (RMSNorm has none)."""
     position: Literal["learned", "sinusoidal", "rope", "none"] = "learned"
     """How a token knows where it stands."""
     rope_theta: float = 10000.0
     """Base of the rotary wavelengths."""
+    rope_theta_windowed: float | None = None
+    """Base of the wavelengths, unscaled, in layers with a sliding window; null: as in the others (Gemma 3: 1e4)."""
     rope_scaling: RopeScaling | None = None
     """Rotary frequencies stretched for long contexts."""
     qkv_bias: bool = True
@@ -88,9 +93,15 @@ class ModelConfig:
     mlp_bias: bool = True
     """Bias in the feed-forward."""
     qk_norm: bool = False
-    """RMSNorm over each head of q and k before the rotary turn (Qwen3)."""
+    """RMSNorm of q and k before the rotary turn (Qwen3)."""
+    qk_norm_width: Literal["head", "all"] = "head"
+    """That norm is over each head (Qwen3), or over all heads together (OLMo 2)."""
+    query_pre_attention_scalar: float | None = None
+    """Attention scores are divided by the square root of this; null: of the width of a head (Gemma)."""
     sliding_window: int | None = None
     """Each token sees itself and the sliding_window - 1 tokens before it; null sees all."""
+    full_attention_every: int | None = None
+    """Every so many-th layer has no sliding window (Gemma 2: 2, Gemma 3: 6); null: all layers have it."""
     attention_softcap: float | None = None
     """Attention scores become cap * tanh(scores / cap); leaves the fused kernels (Gemma 2)."""
     logits_softcap: float | None = None
@@ -98,7 +109,7 @@ class ModelConfig:
     tie_word_embeddings: bool = True
     """The head shares the embedding's weights."""
     scale_embeddings: bool = False
-    """Multiply token embeddings by sqrt(hidden_size) (the 2017 model)."""
+    """Multiply token embeddings by sqrt(hidden_size) (the 2017 model, Gemma)."""
     embedding_norm: bool = False
     """Norm right after the embedding."""
     x0_shortcut: bool = False
@@ -122,6 +133,8 @@ class ModelConfig:
             self.norm_bias = False
         if self.norm_bias and not self.norm_weight:
             raise UserError("model.norm_bias needs model.norm_weight; set norm_bias to false")
+        if self.norm_unit_offset and not (self.norm == "rmsnorm" and self.norm_weight):
+            raise UserError("model.norm_unit_offset needs model.norm rmsnorm with model.norm_weight")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and below 1")
 
@@ -133,7 +146,7 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"model.{name} is {value}; it must be at least 1, or null")
-        for name in ("attention_softcap", "logits_softcap"):
+        for name in ("attention_softcap", "logits_softcap", "query_pre_attention_scalar", "rope_theta_windowed"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"model.{name} is {value}; it must be above 0, or null")
@@ -153,11 +166,26 @@ class ModelConfig:
                 f"model.num_key_value_heads {self.num_key_value_heads}"
             )
 
+        if self.qk_norm_width != "head" and not self.qk_norm:
+            raise UserError(f"model.qk_norm_width {self.qk_norm_width} has no effect without model.qk_norm")
+        if self.full_attention_every is not None:
+            if self.full_attention_every < 2:
+                raise UserError(
+                    f"model.full_attention_every is {self.full_attention_every}; it must be at least 2, or null "
+                    "(for no window at all set model.sliding_window to null)"
+                )
+            if self.sliding_window is None:
+                raise UserError("model.full_attention_every has no effect without model.sliding_window")
+
     def _check_rope(self) -> None:
         if self.position == "rope" and self.width_per_head % 2:
             raise UserError(f"rotary positions need an even head width, not {self.width_per_head}")
         if self.rope_scaling is not None and self.position != "rope":
             raise UserError("model.rope_scaling has no effect without model.position rope")
+        if self.rope_theta_windowed is not None and (self.position != "rope" or self.sliding_window is None):
+            raise UserError(
+                "model.rope_theta_windowed has no effect without model.position rope and model.sliding_window"
+            )
         if self.position == "sinusoidal" and self.hidden_size % 2:
             raise UserError(f"sinusoidal positions need an even model.hidden_size, not {self.hidden_size}")
 
@@ -170,6 +198,11 @@ class ModelConfig:
     def width_per_head(self) -> int:
         """Width of one head, resolved."""
         return self.head_dim or self.hidden_size // self.num_heads
+
+    def window_of(self, layer: int) -> int | None:
+        """Sliding window of a layer, or None where it sees all."""
+        every = self.full_attention_every
+        return None if every is not None and (layer + 1) % every == 0 else self.sliding_window
 
     @property
     def gated(self) -> bool:

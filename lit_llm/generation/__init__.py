@@ -1,6 +1,28 @@
 """Writing text with a decoder."""
 
-from lit_llm.generation.engine import generate
+from lit_llm.generation.beam import Beam, beam_search
+from lit_llm.generation.complete import complete, generate
+from lit_llm.generation.constraints import TextConstraint
+from lit_llm.generation.engine import Engine
+from lit_llm.generation.inference import lay_out_for_few_rows
+from lit_llm.generation.request import AllowedTokens, Completion, Event, LogProbs
 from lit_llm.generation.samplers import choose, filtered_probabilities
+from lit_llm.generation.speculative import Speculation, speculate
 
-__all__ = ["choose", "filtered_probabilities", "generate"]
+__all__ = [
+    "AllowedTokens",
+    "Beam",
+    "Completion",
+    "Engine",
+    "Event",
+    "LogProbs",
+    "Speculation",
+    "TextConstraint",
+    "beam_search",
+    "choose",
+    "complete",
+    "filtered_probabilities",
+    "generate",
+    "lay_out_for_few_rows",
+    "speculate",
+]

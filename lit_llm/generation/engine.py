@@ -1,106 +1,317 @@
-"""Batched generation with a key-value cache."""
+"""Continuous batching: texts join and leave a running batch, each with options and a random stream of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
-from lit_llm.generation.samplers import choose
-from lit_llm.model import Decoder, KVCache
+from lit_llm.generation.inference import cache_for, inference
+from lit_llm.generation.request import (
+    AllowedTokens,
+    Completion,
+    Event,
+    LogProbs,
+    Request,
+    fitted_prompt,
+    new_stream,
+)
+from lit_llm.generation.samplers import BatchSampler, SamplingRow
+from lit_llm.generation.stopping import StoppingText
+from lit_llm.model import Decoder
 from lit_llm.model.parallel import is_sharded
+from lit_llm.tokenizer import Tokenizer
+
+# A shared beginning shorter than this is read again rather than waited for.
+SHORTEST_SHARED_PREFIX = 16
 
 
-def generate(
-    model: Decoder,
-    prompts: Sequence[Sequence[int]],
-    sampling: SamplingConfig,
-    *,
-    eos_id: int | None,
-    on_token: Callable[[int, int], None] | None = None,
-) -> list[list[int]]:
-    """Continue each prompt.
+class Engine:
+    """Writes texts with one model, up to `max_batch` at a time.
 
-    Rows of different lengths are padded on the left and do not affect one another. A row that outgrows the model's
-    context goes on from the newest half of the context, read again.
+    A step reads one chunk of the prompts that are new, and one token of every text that runs; a text that has ended
+    costs nothing. A prompt that begins like one already in the batch takes that part from it instead of reading it.
+    A text's draws come from its own seed, so what it says does not depend on what else is in the batch, up to the
+    rounding of the logits: a matrix product over other rows may differ in its last bits.
+
+    Not safe to use from several threads at once. With a sharded model every rank makes the same calls, and the first
+    one's choices hold for all, so that all take the same steps.
 
     Args:
-        model: the decoder; it is put in evaluation mode for the call.
-        prompts: token ids, at least one each.
-        sampling: how tokens are chosen; row r draws from a stream seeded by `sampling.seed + r`.
-        eos_id: token that ends a text (it is not returned), or None.
-        on_token: called with the row and the id of every new token.
-
-    Returns:
-        New token ids of each prompt.
+        model: the decoder; it is in evaluation mode during each step.
+        max_batch: most texts that run at once.
+        max_length: most tokens that a text may look at; None means the model's context.
+        tokenizer: for text in the events, and for stop strings.
+        prefill_chunk: most tokens of each prompt that one step reads; None reads them whole.
 
     Raises:
-        UserError: a prompt is empty or leaves no room in the context.
+        UserError: `max_length` is more than the model's context.
     """
-    limit = model.config.max_position_embeddings
-    for prompt in prompts:
-        if not prompt:
-            raise UserError("a prompt is empty; give it at least the end-of-text token")
-        if len(prompt) >= limit:
-            raise UserError(f"a prompt of {len(prompt)} tokens leaves no room in the context of {limit} tokens")
-    was_training = model.training
-    model.eval()
-    # sharded weights are gathered into memory that training uses again, which must not be made in inference mode
-    guard = torch.no_grad() if is_sharded(model) else torch.inference_mode()
-    try:
-        with guard:
-            return _generate(model, [list(prompt) for prompt in prompts], sampling, eos_id, on_token)
-    finally:
-        model.train(was_training)
+
+    def __init__(
+        self,
+        model: Decoder,
+        max_batch: int,
+        max_length: int | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        prefill_chunk: int | None = 512,
+    ) -> None:
+        context = model.config.max_position_embeddings
+        self.max_length = context if max_length is None else max_length
+        if self.max_length > context:
+            raise UserError(f"max_length {self.max_length} is more than the model's context of {context} tokens")
+        self.model = model
+        self.max_batch = max_batch
+        self.tokenizer = tokenizer
+        self.prefill_chunk = prefill_chunk or self.max_length
+        self.device = model.embedding.weight.device
+        self._sharded = is_sharded(model)
+        with inference(model, self._sharded):
+            self.cache = cache_for(model, max_batch, self.max_length)
+        self.tokens_read = 0
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []  # in the order of the cache's rows
+        self._cancelled: set[int] = set()
+        self._next_id = 0
+        self._sampler: tuple[list[int], BatchSampler] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a text is running or waiting."""
+        return bool(self._running or self._waiting)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        sampling: SamplingConfig | None = None,
+        *,
+        stop_tokens: Iterable[int] = (),
+        log_probs: int | None = None,
+        allowed_tokens: AllowedTokens | None = None,
+    ) -> int:
+        """Ask for a text; it joins the batch at the next step that has room.
+
+        Args:
+            prompt: token ids, at least one.
+            sampling: how tokens are chosen and when the text ends.
+            stop_tokens: ids that end the text, besides those of `sampling`; they are not written.
+            log_probs: report each token's log-probability, and those of so many likeliest tokens.
+            allowed_tokens: restricts what may come next; called once for each token.
+
+        Returns:
+            The id of the request.
+
+        Raises:
+            UserError: the prompt is empty or too long, an id is not in the vocabulary, or there are stop strings and
+                the engine has no tokenizer.
+        """
+        sampling = SamplingConfig() if sampling is None else sampling
+        context = fitted_prompt(list(prompt), sampling, self.max_length)
+        vocabulary = self.model.config.vocab_size or 0
+        for token in (*context, *sampling.logit_bias):
+            if not 0 <= token < vocabulary:
+                raise UserError(f"token id {token} is not in the model's vocabulary of {vocabulary}")
+        if sampling.stop_strings and self.tokenizer is None:
+            raise UserError("stop_strings need a tokenizer, and the engine was given none")
+        self._next_id += 1
+        self._waiting.append(
+            Request(
+                self._next_id,
+                SamplingRow(sampling, new_stream(sampling.seed), tuple(context)),
+                frozenset((*stop_tokens, *sampling.stop_token_ids)),
+                context,
+                text=None if self.tokenizer is None else StoppingText(self.tokenizer, sampling.stop_strings),
+                allowed_tokens=allowed_tokens,
+                log_probs=log_probs,
+            )
+        )
+        return self._next_id
+
+    def cancel(self, request: int) -> None:
+        """End a text without another event; its place is free at the next step. Unknown ids are ignored."""
+        self._cancelled.add(request)
+
+    def step(self) -> list[Event]:
+        """Read what is to be read and write one token of every text that is ready.
+
+        Returns:
+            What happened, at most one event for each text.
+        """
+        with inference(self.model, self._sharded):
+            self._drop_cancelled()
+            self._admit()
+            ready = self._put_ready_first()
+            events = self._read(range(ready, len(self._running)), self.prefill_chunk)
+            events += self._read(range(ready), 1)
+            finished = {event.request for event in events if event.finish_reason is not None}
+            self._leave(finished)
+        return events
+
+    def run(self, on_event: Callable[[Event], None] | None = None) -> dict[int, Completion]:
+        """Step until every text has ended; returns them by the id of their request."""
+        done: dict[int, Completion] = {}
+        while self.busy:
+            for event in self.step():
+                done.setdefault(event.request, Completion()).add(event)
+                if on_event is not None:
+                    on_event(event)
+        return done
+
+    def _drop_cancelled(self) -> None:
+        if self._cancelled:
+            self._waiting = deque(request for request in self._waiting if request.id not in self._cancelled)
+            self._leave(self._cancelled)
+            self._cancelled = set()
+
+    def _admit(self) -> None:
+        """Give free rows to waiting texts, in order; one whose beginning is just being read by another waits for it."""
+        postponed: list[Request] = []
+        while self._waiting and len(self._running) < self.max_batch:
+            request = self._waiting.popleft()
+            source, shared, coming = self._shared_prefix(request)
+            if coming > shared:
+                postponed.append(request)
+                continue
+            row = len(self._running)
+            if shared:
+                self.cache.copy_row(source, row, shared, request.context[shared - 1])
+            else:
+                self.cache.truncate(row, 0)
+            request.read = shared
+            self._running.append(request)
+        self._waiting.extendleft(reversed(postponed))
+
+    def _shared_prefix(self, request: Request) -> tuple[int, int, int]:
+        """The row that holds most of how `request` begins, how many tokens, and how many another will soon hold."""
+        source = shared = coming = 0
+        most = len(request.context) - 1  # the last token is read in any case: its logits are wanted
+        if most < SHORTEST_SHARED_PREFIX:
+            return source, shared, coming
+        for row, other in enumerate(self._running):
+            common = min(common_prefix(request.context, other.context), most)
+            held = min(common, other.read)
+            if shared < held >= SHORTEST_SHARED_PREFIX and self.cache.holds_prefix(row, held):
+                source, shared = row, held
+            if other.unread > 1 and common >= SHORTEST_SHARED_PREFIX:
+                coming = max(coming, common)
+        return source, shared, coming
+
+    def _put_ready_first(self) -> int:
+        """Order the rows so that those with one unread token come first; returns how many there are."""
+        ready = sum(request.unread == 1 for request in self._running)
+        early = [row for row in range(ready) if self._running[row].unread != 1]
+        late = [row for row in range(ready, len(self._running)) if self._running[row].unread == 1]
+        if early:
+            order = list(range(len(self._running)))
+            for one, other in zip(early, late, strict=True):
+                order[one], order[other] = order[other], order[one]
+            self.cache.select(order)
+            self._running = [self._running[row] for row in order]
+        return ready
+
+    def _read(self, rows: range, chunk: int) -> list[Event]:
+        """Read up to `chunk` tokens of each of `rows`, and write a token of those that are then at their end."""
+        if not rows:
+            return []
+        requests = self._running[rows.start : rows.stop]
+        pieces = [request.context[request.read : request.read + chunk] for request in requests]
+        counts = [len(piece) for piece in pieces]
+        width = max(counts)
+        tokens = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces], device=self.device)
+        at_end = [row for row, request in enumerate(requests) if counts[row] == request.unread]
+
+        def last_logits(hidden: Tensor, head: torch.nn.Linear) -> Tensor | None:
+            if not at_end:
+                return None
+            if width == 1:
+                return self.model.logits(hidden[:, -1])
+            last = torch.tensor([counts[row] - 1 for row in at_end], device=self.device)
+            return self.model.logits(hidden[torch.tensor(at_end, device=self.device), last])
+
+        logits = self.model(tokens, cache=self.cache.step(width, rows, counts), head=last_logits)
+        self.tokens_read += sum(counts)
+        for request, count in zip(requests, counts, strict=True):
+            request.read += count
+        if not at_end:
+            return []
+        events = self._write([requests[row] for row in at_end], logits)
+        for row, request in zip(rows, requests, strict=True):
+            if request.read == 0:  # it begins again with its newest half
+                self.cache.truncate(row, 0)
+        return events
+
+    def _write(self, requests: list[Request], logits: Tensor) -> list[Event]:
+        """Choose the next token of each request from its logits [b, vocab]."""
+        ids = [request.id for request in requests]
+        if self._sampler is None or self._sampler[0] != ids:
+            rows = [request.sampling for request in requests]
+            self._sampler = ids, BatchSampler(rows, logits.size(-1), logits.device)
+        allowed, stuck = self._allowed(requests, logits)
+        chosen = self._agree(self._sampler[1].choose(logits, allowed))
+        log_probs = _log_probs(requests, logits, chosen)
+        events = []
+        for number, (request, token) in enumerate(zip(requests, chosen.tolist(), strict=True)):
+            if number in stuck:
+                text = request.text.flush() if request.text else ""
+                events.append(Event(request.id, None, text, "stop"))
+            else:
+                events.append(request.write(token, self.max_length, log_probs.get(number)))
+        return events
+
+    def _allowed(self, requests: list[Request], logits: Tensor) -> tuple[Tensor | None, set[int]]:
+        """Mask of the tokens that may come next [b, vocab], and the requests for which none may."""
+        if all(request.allowed_tokens is None for request in requests):
+            return None, set()
+        mask = torch.ones(logits.shape, dtype=torch.bool, device=logits.device)
+        stuck = set()
+        for number, request in enumerate(requests):
+            if request.allowed_tokens is not None:
+                row = request.allowed_tokens(request.sampling.written).to(mask.device)
+                if bool(row.any()):
+                    mask[number] = row
+                else:
+                    stuck.add(number)
+        return mask, stuck
+
+    def _agree(self, chosen: Tensor) -> Tensor:
+        """What the first rank chose, where ranks must go on together."""
+        if self._sharded and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.broadcast(chosen, 0)
+        return chosen
+
+    def _leave(self, finished: set[int]) -> None:
+        """Take texts out of the batch; the last row moves into each place that becomes free."""
+        for row in reversed(range(len(self._running))):
+            if self._running[row].id in finished:
+                last = self._running.pop()
+                if row < len(self._running):
+                    self.cache.move_row(len(self._running), row)
+                    self._running[row] = last
 
 
-def _generate(
-    model: Decoder,
-    texts: list[list[int]],
-    sampling: SamplingConfig,
-    eos_id: int | None,
-    on_token: Callable[[int, int], None] | None,
-) -> list[list[int]]:
-    limit = model.config.max_position_embeddings
-    generators = [torch.Generator().manual_seed(sampling.seed + row) for row in range(len(texts))]
-    written: list[list[int]] = [[] for _ in texts]
-    running = set(range(len(texts)))
-    cache, logits = _read(model, texts, min(limit, max(map(len, texts)) + sampling.max_new_tokens))
-    for step in range(sampling.max_new_tokens):
-        chosen = choose(logits, sampling, generators).tolist()
-        running = {row for row in running if chosen[row] != eos_id}
-        for row in sorted(running):
-            written[row].append(chosen[row])
-            if on_token is not None:
-                on_token(row, chosen[row])
-        if not running or step + 1 == sampling.max_new_tokens:
-            break
-        # rows that have ended are fed along with the others: a batch keeps its shape
-        texts = [[*text, token] for text, token in zip(texts, chosen, strict=True)]
-        if cache.length == limit:
-            # a row drops its older half when it is full itself, not when its neighbour is
-            texts = [text[-(limit // 2) :] if len(text) > limit else text for text in texts]
-            cache, logits = _read(model, texts, limit)
-        else:
-            logits = model(torch.tensor(chosen, device=logits.device).unsqueeze(1), cache=cache)[:, -1]
-    return written
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two texts have in common at their beginning."""
+    longest = min(len(one), len(other))
+    # slices are compared at the speed of C
+    return bisect_left(range(1, longest + 1), True, key=lambda length: one[:length] != other[:length])
 
 
-def _read(model: Decoder, texts: list[list[int]], max_length: int) -> tuple[KVCache, torch.Tensor]:
-    """Read texts into a fresh cache; returns it and the logits after each text, [b, vocab]."""
-    weight = model.embedding.weight
-    width = max(map(len, texts))
-    starts = torch.tensor([width - len(text) for text in texts], device=weight.device)
-    rows = [[0] * (width - len(text)) + text for text in texts]
-    cache = KVCache(
-        model.config,
-        len(texts),
-        max_length,
-        tensor_parallel_size=model.tensor_parallel_size,
-        starts=starts if bool(starts.any()) else None,
-        device=weight.device,
-        dtype=weight.dtype,
-    )
-    logits = model(torch.tensor(rows, device=weight.device), cache=cache)[:, -1]
-    return cache, logits
+def _log_probs(requests: list[Request], logits: Tensor, chosen: Tensor) -> dict[int, LogProbs]:
+    """Log-probabilities of the requests that want them, by their place in the batch."""
+    wanted = {number: request.log_probs for number, request in enumerate(requests) if request.log_probs is not None}
+    if not wanted:
+        return {}
+    rows = logits[list(wanted)].float().log_softmax(-1)
+    own = rows.gather(1, chosen[list(wanted)].unsqueeze(1)).squeeze(1).tolist()
+    best = rows.topk(min(max(wanted.values()), rows.size(-1)), dim=-1)
+    values, ids = best.values.tolist(), best.indices.tolist()
+    return {
+        number: LogProbs(own[place], list(zip(ids[place], values[place], strict=True))[:count])
+        for place, (number, count) in enumerate(wanted.items())
+    }

@@ -1,5 +1,23 @@
-"""Model folders in and out."""
+"""Model folders in and out: our own and those of Hugging Face transformers."""
 
-from lit_llm.interop.folder import load_model_folder, load_weights, read_model_config, save_model_folder
+from lit_llm.interop.folder import (
+    iterate_weights,
+    load_model_folder,
+    load_weights,
+    read_generation_config,
+    read_model_config,
+    save_model_folder,
+    stop_token_ids,
+    why_not_huggingface,
+)
 
-__all__ = ["load_model_folder", "load_weights", "read_model_config", "save_model_folder"]
+__all__ = [
+    "iterate_weights",
+    "load_model_folder",
+    "load_weights",
+    "read_generation_config",
+    "read_model_config",
+    "save_model_folder",
+    "stop_token_ids",
+    "why_not_huggingface",
+]

@@ -1,26 +1,42 @@
-"""The model folder: config.json, model.safetensors, tokenizer files, generation_config.json. No pickle is read."""
+"""The model folder: config.json, weights as safetensors, tokenizer, generation_config.json. No pickle is read.
+
+Where Hugging Face transformers has the architecture, a folder that we write is one of theirs, and theirs are read as
+they are. Otherwise `model_type` is `lit_llm`, and config.json holds our fields.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError, from_plain, to_plain
+from lit_llm.interop import reading
+from lit_llm.interop.configuration import family_of, read_config, write_config
+from lit_llm.interop.families import FAMILIES, Family
+from lit_llm.interop.writing import MAX_SHARD_BYTES, outputs_of, write_json, write_weights
 from lit_llm.model import Decoder
 from lit_llm.tokenizer import Tokenizer
 
 MODEL_TYPE = "lit_llm"
-WEIGHTS = "model.safetensors"
 
 
-def save_model_folder(folder: Path, config: ModelConfig, weights: dict[str, Tensor], tokenizer: Tokenizer) -> None:
+def save_model_folder(
+    folder: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    *,
+    form: Literal["auto", "huggingface", "lit_llm"] = "auto",
+    dtype: torch.dtype | None = None,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    generation: dict[str, Any] | None = None,
+) -> str:
     """Write a model folder, each file whole or not at all.
 
     A tied head is left out: the configuration says that it is the embedding.
@@ -30,50 +46,73 @@ def save_model_folder(folder: Path, config: ModelConfig, weights: dict[str, Tens
         config: the decoder's configuration.
         weights: the decoder's state_dict.
         tokenizer: goes along.
+        form: "huggingface" for what transformers loads, "lit_llm" for our own, "auto" for the first where it can be.
+        dtype: what weights are converted to; None keeps them.
+        max_shard_bytes: a larger model is written as several files.
+        generation: content of generation_config.json; None makes it from the tokenizer.
+
+    Returns:
+        The `model_type` that was written.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or transformers has no such architecture and `form` asks for it.
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    if config.tie_word_embeddings:
-        tensors.pop("head.weight", None)
-    dtype = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
+    family, reason = (None, "") if form == MODEL_TYPE else _family_of(config, tokenizer)
+    if form == "huggingface" and family is None:
+        raise UserError(reason)
+    stored = dtype or next(iter(weights.values())).dtype
+    ids = _token_ids(tokenizer)
+    values = {**_config_values(config, family), "dtype": str(stored).removeprefix("torch.")}
+    if family is not None:
+        values |= {**ids, "torch_dtype": values["dtype"]}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{WEIGHTS}.partial"
-        save_file(tensors, partial, metadata={"format": "pt"})
-        partial.replace(folder / WEIGHTS)
-        _write_json(folder / "config.json", {"model_type": MODEL_TYPE, "dtype": dtype, **to_plain(config)})
-        generation = {"eos_token_id": tokenizer.eot_id, "pad_token_id": tokenizer.pad_id}
-        _write_json(folder / "generation_config.json", generation)
+        write_weights(folder, outputs_of(config, weights, family), dtype, max_shard_bytes)
+        write_json(folder / "config.json", values)
+        write_json(folder / "generation_config.json", ids if generation is None else generation)
         tokenizer.save(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
+    return values["model_type"]
+
+
+def why_not_huggingface(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+    """Why transformers cannot load a model of this configuration and tokenizer, or None where it can."""
+    family, reason = _family_of(config, tokenizer)
+    return reason if family is None else None
 
 
 def read_model_config(folder: Path) -> ModelConfig:
     """The configuration in a model folder.
 
     Raises:
-        UserError: the folder or its config.json is missing, broken, or of another model type.
+        UserError: the folder or its config.json is missing, broken, of another model type, or asks for what we do not
+            compute.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no config.json")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bytes that are not UTF-8, too
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object")
-    kind = values.pop("model_type", None)
-    if kind != MODEL_TYPE:
-        raise UserError(f"{path} has model_type {kind!r}; only {MODEL_TYPE!r} can be read")
-    values.pop("dtype", None)
-    try:
-        return from_plain(ModelConfig, values)
-    except (UserError, TypeError) as error:  # TypeError: a number written as text
-        raise UserError(f"{path}: {error}") from error
+    return _read_config(folder)[0]
+
+
+def read_generation_config(folder: Path) -> dict[str, Any] | None:
+    """The content of a folder's generation_config.json, or None where it has none.
+
+    Raises:
+        UserError: it is broken.
+    """
+    path = folder / "generation_config.json"
+    return _read_json(path) if path.is_file() else None
+
+
+def stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """Ids that end a text of this model: those of generation_config.json, else of config.json, else the tokenizer's.
+
+    Raises:
+        UserError: a file is broken.
+    """
+    for values in (read_generation_config(folder), _read_json(folder / "config.json")):
+        ids = (values or {}).get("eos_token_id")
+        if ids is not None:
+            return list(ids) if isinstance(ids, list) else [ids]
+    return [] if tokenizer.eot_id is None else [tokenizer.eot_id]
 
 
 def load_model_folder(
@@ -81,59 +120,110 @@ def load_model_folder(
 ) -> tuple[Decoder, Tokenizer]:
     """The decoder, in evaluation mode, and the tokenizer of a model folder.
 
+    Weights that need no conversion stay mapped to the file; the others are converted one tensor at a time.
+
     Args:
-        folder: written by `save_model_folder`.
+        folder: written by `save_model_folder` or by transformers.
         device: where the weights go.
         dtype: what they are converted to; None keeps them as stored.
 
     Raises:
-        UserError: a file is missing or broken, or weights are missing, left over or of another shape.
+        UserError: a file is missing or broken, weights are missing, left over or of another shape, or the model is of
+            a kind that we do not compute.
     """
     config = read_model_config(folder)
-    weights = load_weights(folder, config, device)
     with torch.device("meta"):
         model = Decoder(config)
-    model.load_state_dict(weights, assign=True)
-    if config.tie_word_embeddings:
-        model.head.weight = model.embedding.weight
-    if dtype is not None:
-        model.to(dtype)
+    model.load_state_dict(load_weights(folder, config, device, dtype), assign=True)
+    model.tie()
     return model.eval(), Tokenizer.load(folder)
 
 
-def load_weights(folder: Path, config: ModelConfig, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """A state_dict for `Decoder(config)` from a model folder.
+def iterate_weights(
+    folder: Path, config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of `Decoder(config)` from a model folder, one at a time; a tied head is not among them.
+
+    Args:
+        folder: a model folder.
+        config: its configuration; fields that shape no weight may differ.
+        device: where each tensor goes.
+        dtype: what each is converted to; None keeps it as stored.
 
     Raises:
-        UserError: the file is missing or broken, or weights are missing, left over or of another shape.
+        UserError: a file is missing or broken, or weights are missing, left over or of another shape.
     """
-    path = folder / WEIGHTS
-    if not path.is_file():
-        raise UserError(f"{folder} has no {WEIGHTS}")
-    try:
-        weights = load_file(path, device=str(device))
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if config.tie_word_embeddings and "embedding.weight" in weights:
+    return reading.iterate_weights(folder, config, _read_config(folder)[1], device, dtype)
+
+
+def load_weights(
+    folder: Path, config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """A state_dict for `Decoder(config)` from a model folder.
+
+    Args and raises: as `iterate_weights`.
+    """
+    weights = dict(iterate_weights(folder, config, device, dtype))
+    if config.tie_word_embeddings:
         weights["head.weight"] = weights["embedding.weight"]
-    with torch.device("meta"):
-        expected = Decoder(config).state_dict()
-    missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(expected))
-    reshaped = [name for name in expected if name in weights and expected[name].shape != weights[name].shape]
-    problems = [
-        f"{what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if names
-    ]
-    if problems:
-        raise UserError(f"{path} does not fit its config.json: weights {'; '.join(problems)}")
     return weights
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is not a model folder: it has no config.json")
+    values = _read_json(path)
+    kind = values.get("model_type")
+    if kind != MODEL_TYPE and kind not in FAMILIES:
+        raise UserError(f"{path} has model_type {kind!r}; only {', '.join([MODEL_TYPE, *FAMILIES])} can be read")
+    try:
+        if kind != MODEL_TYPE:
+            return read_config(values), FAMILIES[kind]
+        native = {key: value for key, value in values.items() if key not in ("model_type", "dtype")}
+        return from_plain(ModelConfig, native), None
+    except (UserError, TypeError, ValueError) as error:  # TypeError: a number written as text
+        raise UserError(f"{path}: {error}") from error
+
+
+def _family_of(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Family | None, str]:
+    family, reason = family_of(config)
+    if family is None or family.tokenizer_pattern is None or splits_by(tokenizer.state, family.tokenizer_pattern):
+        return family, reason
+    return None, (
+        f"AutoTokenizer splits text by {family.model_type}'s own pattern wherever the model is of that type, so that "
+        "this tokenizer would give other ids there"
+    )
+
+
+def splits_by(state: dict[str, Any], pattern: str) -> bool:
+    """Whether a tokenizer.json brings text into the form NFC and then splits it by `pattern`."""
+    steps = (state["pre_tokenizer"] or {}).get("pretokenizers", ())
+    patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
+    return (state["normalizer"] or {}).get("type") == "NFC" and patterns == [pattern]
+
+
+def _config_values(config: ModelConfig, family: Family | None) -> dict[str, Any]:
+    if family is None:
+        return {"model_type": MODEL_TYPE, **to_plain(config)}
+    return write_config(config, family)
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Which ids begin, end and pad a text. The end of a chat turn ends it, too."""
+    ends = [index for index in (tokenizer.eot_id, tokenizer.im_end_id) if index is not None]
+    return {
+        "bos_token_id": tokenizer.eot_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bytes that are not UTF-8, too
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return values

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig, UserError
 from lit_llm.model.arithmetic import compute_dtype
-from lit_llm.model.attention import GATE_WIDTH, Attention, AttentionContext, KVCache, attention_mask
+from lit_llm.model.attention import GATE_WIDTH, Attention, AttentionContext, attention_mask
+from lit_llm.model.cache import CacheStep, KVCache
 from lit_llm.model.checkpointing import run_checkpointed
 from lit_llm.model.feedforward import FeedForward
 from lit_llm.model.initialization import initialize_weights
@@ -20,15 +22,18 @@ from lit_llm.model.position import RotaryTables, SinusoidalTable
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with its norm and its residual sum."""
+    """Attention and feed-forward, each with its norms and its residual sum."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.pre_norm = config.norm_placement == "pre"
+        self.norm_placement = config.norm_placement
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
         self.feedforward_norm = make_norm(config)
         self.feedforward = FeedForward(config)
+        sandwich = config.norm_placement == "sandwich"
+        self.attention_output_norm = make_norm(config) if sandwich else None
+        self.feedforward_output_norm = make_norm(config) if sandwich else None
         self.dropout = nn.Dropout(config.dropout)
         self.checkpointing = "none"  # or "full" or "selective"; see `run_checkpointed`
 
@@ -37,11 +42,22 @@ class Block(nn.Module):
         return run_checkpointed(self.checkpointing, self._compute, x, context)
 
     def _compute(self, x: Tensor, context: AttentionContext) -> Tensor:
-        if self.pre_norm:
-            x = x + self.dropout(self.attention(_narrow(self.attention_norm(x)), context))
-            return x + self.dropout(self.feedforward(_narrow(self.feedforward_norm(x))))
-        x = self.attention_norm(x + self.dropout(self.attention(_narrow(x), context)))
-        return self.feedforward_norm(x + self.dropout(self.feedforward(_narrow(x))))
+        if self.norm_placement == "post":
+            x = self.attention_norm(x + self.dropout(self.attention(_narrow(x), context)))
+            return self.feedforward_norm(x + self.dropout(self.feedforward(_narrow(x))))
+        if self.norm_placement == "sublayer":
+            x = x + self.dropout(self.attention_norm(self.attention(_narrow(x), context)))
+            return x + self.dropout(self.feedforward_norm(self.feedforward(_narrow(x))))
+        x = x + self.dropout(
+            _normed(self.attention_output_norm, self.attention(_narrow(self.attention_norm(x)), context))
+        )
+        return x + self.dropout(
+            _normed(self.feedforward_output_norm, self.feedforward(_narrow(self.feedforward_norm(x))))
+        )
+
+
+def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
+    return x if norm is None else norm(x)
 
 
 def _narrow(x: Tensor) -> Tensor:
@@ -57,14 +73,9 @@ class TokenSmear(nn.Module):
         self.gate = nn.Linear(min(GATE_WIDTH, config.hidden_size), 1, bias=False)
         self.strength = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """Args: x: [b, t, hidden]; positions: [t] or [b, t], 0 at the first token of a document."""
-        before = torch.zeros_like(x[:, :1])
-        if cache is not None:
-            if cache.previous_embedding is not None:
-                before = cache.previous_embedding
-            cache.previous_embedding = x[:, -1:]
-        previous = torch.cat([before, x[:, :-1]], dim=1)
+        previous = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
         gate = self.strength * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [b, t, 1]
         return x + gate * (positions > 0).unsqueeze(-1) * previous
 
@@ -95,6 +106,12 @@ class Decoder(nn.Module):
             self.sinusoids = SinusoidalTable(config)
         elif config.position == "rope":
             self.rotary = RotaryTables(config)
+        self.windowed_rotary = self.rotary
+        if config.rope_theta_windowed is not None:
+            self.windowed_rotary = RotaryTables(
+                replace(config, rope_theta=config.rope_theta_windowed, rope_scaling=None)
+            )
+        self.windows = [config.window_of(layer) for layer in range(config.num_layers)]
         self.dropout = nn.Dropout(config.dropout)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.smear = TokenSmear(config) if config.token_smear else None
@@ -103,7 +120,7 @@ class Decoder(nn.Module):
         self.shortcut_share = nn.Parameter(torch.zeros(config.num_layers)) if config.x0_shortcut else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         # the 2017 block ends in a norm of its own
-        self.final_norm = make_norm(config) if config.norm_placement == "pre" else None
+        self.final_norm = make_norm(config) if config.norm_placement != "post" else None
         self.head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
         self.tie()
         initialize_weights(self, config, seed)
@@ -118,7 +135,7 @@ class Decoder(nn.Module):
         tokens: Tensor,
         *,
         document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: KVCache | CacheStep | None = None,
         head: Callable[[Tensor, nn.Linear], Any] | None = None,
     ) -> Any:
         """Read tokens; return logits, or whatever `head` makes of the last hidden states.
@@ -127,7 +144,8 @@ class Decoder(nn.Module):
             tokens: ids [b, t].
             document_ids: document of each token [b, t]: attention, positions and the token smear stay inside one, so
                 several texts can share a row. Left padding is a document of its own.
-            cache: tokens already read; extended by these. Not together with `document_ids`.
+            cache: tokens already read, extended by these: every row of a cache, or those of `KVCache.step`. Not
+                together with `document_ids`.
             head: called with the hidden states [b, t, hidden] and the output layer instead of computing logits, so
                 that a loss need never hold all of them and runs inside the model's forward, where sharded weights are
                 whole.
@@ -138,22 +156,26 @@ class Decoder(nn.Module):
         Raises:
             UserError: the text is longer than `max_position_embeddings` or than the cache.
         """
-        t = tokens.size(1)
-        self._check_length(t, cache)
-        positions = self._positions(t, document_ids, cache, tokens.device)
-        x = self._embed(tokens, positions, cache)
-        mask, is_causal = attention_mask(
-            t, window=self.config.sliding_window, document_ids=document_ids, cache=cache, device=tokens.device
-        )
-        rotary = self.rotary(positions, compute_dtype(x)) if self.rotary is not None else None
-        context = AttentionContext(tokens, mask, is_causal, rotary, cache)
+        step = cache.step(tokens.size(1)) if isinstance(cache, KVCache) else cache
+        if step is None:
+            positions = self._positions(tokens.size(1), document_ids, tokens.device)
+        elif document_ids is not None:
+            raise ValueError("document_ids and a cache cannot be used together")
+        else:
+            step.check(self.config.max_position_embeddings)
+            positions = step.positions
+        x = self._embed(tokens, positions, step)
+        contexts = {
+            window: self._context(window, tokens, positions, document_ids, step, compute_dtype(x))
+            for window in dict.fromkeys(self.windows)
+        }
         x0 = x
         for layer, block in enumerate(self.blocks):
             if self.stream_share is not None and self.shortcut_share is not None:
                 x = self.stream_share[layer] * x + self.shortcut_share[layer] * x0
-            x = block(x, context)
-        if cache is not None:
-            cache.advance(t)
+            x = block(x, contexts[self.windows[layer]])
+        if step is not None:
+            step.advance(tokens)
         if self.final_norm is not None:
             x = self.final_norm(x)
         if head is not None:
@@ -168,32 +190,47 @@ class Decoder(nn.Module):
             logits = cap * torch.tanh(logits.float() / cap)
         return logits
 
-    def _check_length(self, t: int, cache: KVCache | None) -> None:
-        total = t + (cache.length if cache is not None else 0)
-        limit = self.config.max_position_embeddings
-        if total > limit:
-            raise UserError(f"a text of {total} tokens is longer than the model's context of {limit} tokens")
-        if cache is not None and total > cache.max_length:
-            raise UserError(f"a text of {total} tokens is longer than the cache of {cache.max_length} tokens")
+    def _context(
+        self,
+        window: int | None,
+        tokens: Tensor,
+        positions: Tensor,
+        document_ids: Tensor | None,
+        step: CacheStep | None,
+        dtype: torch.dtype,
+    ) -> AttentionContext:
+        """What the layers with this sliding window share."""
+        if step is None:
+            mask, is_causal = attention_mask(
+                tokens.size(1), window=window, document_ids=document_ids, device=tokens.device
+            )
+        else:
+            mask, is_causal = step.mask(window)
+        tables = self.rotary if window is None else self.windowed_rotary
+        rotary = tables(positions, dtype) if tables is not None else None
+        return AttentionContext(tokens, mask, is_causal, rotary, step)
 
-    def _positions(self, t: int, document_ids: Tensor | None, cache: KVCache | None, device: torch.device) -> Tensor:
+    def _positions(self, t: int, document_ids: Tensor | None, device: torch.device) -> Tensor:
         """Distance of each token from the start of its document: [t], or [b, t] where rows differ."""
-        past = cache.length if cache is not None else 0
-        index = torch.arange(past, past + t, device=device)
-        if document_ids is not None:
-            if cache is not None:
-                raise ValueError("document_ids and a cache cannot be used together")
-            begins = torch.ones_like(document_ids, dtype=torch.bool)
-            begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-            return index - torch.where(begins, index, 0).cummax(dim=1).values
-        if cache is not None and cache.starts is not None:
-            return (index - cache.starts.unsqueeze(1)).clamp(min=0)
-        return index
+        limit = self.config.max_position_embeddings
+        if t > limit:
+            raise UserError(f"a text of {t} tokens is longer than the model's context of {limit} tokens")
+        index = torch.arange(t, device=device)
+        if document_ids is None:
+            return index
+        begins = torch.ones_like(document_ids, dtype=torch.bool)
+        begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+        return index - torch.where(begins, index, 0).cummax(dim=1).values
 
-    def _embed(self, tokens: Tensor, positions: Tensor, cache: KVCache | None) -> Tensor:
+    def _embed(self, tokens: Tensor, positions: Tensor, step: CacheStep | None) -> Tensor:
+        if self.smear is not None and step is not None:
+            # the token before the new ones is embedded again, for the first of them to look at
+            tokens = torch.cat([step.last_tokens, tokens], dim=1)
+            positions = torch.cat([(positions[..., :1] - 1).clamp(min=0), positions], dim=-1)
         x = self.embedding(tokens)  # [b, t, hidden]
         if self.config.scale_embeddings:
-            x = x * math.sqrt(self.config.hidden_size)
+            # rounded as the embeddings are, which is how the models with bfloat16 weights were trained
+            x = x * float(torch.tensor(math.sqrt(self.config.hidden_size), dtype=x.dtype))
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
         if self.sinusoids is not None:
@@ -202,5 +239,7 @@ class Decoder(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         if self.smear is not None:
-            x = self.smear(x, positions, cache)
+            x = self.smear(x, positions)
+            if step is not None:
+                x = x[:, 1:]
         return x

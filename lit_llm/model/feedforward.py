@@ -27,6 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": _relu_squared,
     "swiglu": F.silu,
     "geglu": F.gelu,
+    "geglu_tanh": _gelu_tanh,
 }
 
 
@@ -49,6 +50,8 @@ def silu_product(gate: Tensor, up: Tensor) -> Tensor:
     """SwiGLU's product `silu(gate) * up`; the compiler fuses the plain formula by itself."""
     if torch.compiler.is_compiling():
         return F.silu(gate) * up
+    if not torch.is_grad_enabled():
+        return F.silu(gate).mul_(up)
     return _SiluProduct.apply(gate, up)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lit_llm.config import ModelConfig
+from lit_llm.model.normalization import OffsetRMSNorm
 from lit_llm.model.parallel import shard_like
 
 # Projections that write into the residual stream, 2 in each block.
@@ -53,6 +54,8 @@ def initialize_weights(model: nn.Module, config: ModelConfig, seed: int) -> None
 def _constant(module: nn.Module, name: str) -> float | None:
     """What every element of a parameter starts as, or None where it is drawn."""
     if name == "bias":
+        return 0.0
+    if isinstance(module, OffsetRMSNorm):
         return 0.0
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         return 1.0

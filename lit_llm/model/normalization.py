@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig
@@ -46,8 +47,19 @@ class _LeanRMSNorm(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
+class OffsetRMSNorm(nn.RMSNorm):
+    """RMSNorm whose weight is the distance of its scale from 1, and starts at 0 (Gemma). Computed in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x: [..., d]. Returns: the same shape."""
+        scale = 1.0 + self.weight.float()
+        return F.rms_norm(x.float(), self.normalized_shape, scale, self.eps).type_as(x)
+
+
 def make_norm(config: ModelConfig, width: int | None = None) -> nn.Module:
-    """The configured norm over the residual stream; RMSNorm over heads of `width` where that is given."""
+    """The configured norm over the residual stream; RMSNorm over `width` dimensions of heads where that is given."""
+    if config.norm_unit_offset:
+        return OffsetRMSNorm(width or config.hidden_size, eps=config.norm_eps)
     if width is not None or config.norm == "rmsnorm":
         return RMSNorm(width or config.hidden_size, eps=config.norm_eps, elementwise_affine=config.norm_weight)
     return nn.LayerNorm(

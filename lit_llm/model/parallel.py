@@ -82,6 +82,8 @@ def check_divisible(config: ModelConfig, tensor_parallel_size: int) -> None:
     Raises:
         UserError: names what does not divide.
     """
+    if tensor_parallel_size > 1 and config.qk_norm_width == "all":
+        raise UserError("trainer.tensor_parallel_size must be 1: model.qk_norm_width all needs every head on one rank")
     for name, count in (
         ("heads", config.num_heads),
         ("key-value heads", config.kv_heads),

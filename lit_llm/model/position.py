@@ -175,4 +175,6 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         # the compiler fuses the plain formula, and cannot follow writes into slices
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    if not torch.is_grad_enabled():
+        return _turn(x, cos, sin, 1.0)
     return _Rotate.apply(x, cos, sin)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -20,20 +20,24 @@ from tokenizers import decoders, models, pre_tokenizers
 from lit_llm.config import UserError
 from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
+from lit_llm.tokenizer.kinds import SPACE, Kind, kind_of, puts_space_first
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 """End of a document, padding (never an end of text), and the start and end of a chat turn."""
 
+CHAT_TEMPLATE = "chat_template.jinja"
+"""File that transformers keeps the chat template in, instead of in tokenizer_config.json."""
+
 
 class Tokenizer:
-    """A byte-level BPE or character tokenizer.
+    """A byte-level BPE, SentencePiece BPE (Llama 2, Mistral, Gemma) or character tokenizer.
 
     Args:
         tokenizer: What does the work. Its truncation and padding are switched off.
         config: The content of a tokenizer_config.json, kept and written again by `save`; None makes one.
 
     Raises:
-        UserError: the tokenizer is of another kind (WordPiece, Unigram, SentencePiece).
+        UserError: the tokenizer is of another kind (WordPiece, Unigram).
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, config: dict[str, Any] | None = None) -> None:
@@ -42,7 +46,7 @@ class Tokenizer:
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self._state: dict[str, Any] = json.loads(tokenizer.to_str())
-        self.kind: Literal["bpe", "character"] = _kind(self._state)
+        self.kind: Kind = kind_of(self._state)
         added = self._state["added_tokens"]
         self._added = {token["id"]: token["content"] for token in added}
         self.special_ids: dict[str, int] = {token["content"]: token["id"] for token in added if token["special"]}
@@ -53,10 +57,23 @@ class Tokenizer:
         self.pad_id: int | None = self._first_special("<|pad|>", self._configured("pad_token"))
         self.im_start_id: int | None = self.special_ids.get("<|im_start|>")
         self.im_end_id: int | None = self.special_ids.get("<|im_end|>")
+        # What a model expects before a text: the token its tokenizer would put there (Llama, Gemma), or the end of
+        # the document before.
+        self.begin_id: int | None = next(iter(tokenizer.encode("", add_special_tokens=True).ids), self.eot_id)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickling what it wraps would forget that special-token strings are ordinary text.
         return _restore, (self._tokenizer.to_str(), self._config)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The content of tokenizer.json; not to be changed."""
+        return self._state
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja template of a conversation, where the tokenizer has one."""
+        return (self._config or {}).get("chat_template")
 
     @cached_property
     def digest(self) -> str:
@@ -101,17 +118,27 @@ class Tokenizer:
         """
         if self.kind == "character":
             return [self._character_encoder.encode(text) for text in texts]
+        if self.kind == "sentencepiece":
+            for text in texts:
+                require_unicode(text)
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            return [np.array(encoding.ids, dtype=id_dtype(self.vocab_size)) for encoding in encodings]
         return self._byte_pair_encoder.encode(texts, num_threads)
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of `ids`; each invalid UTF-8 sequence becomes U+FFFD.
 
-        Ids that no token has (a model's vocabulary may be padded) stand for nothing.
+        Ids that no token has (a model's vocabulary may be padded) stand for nothing. The space that a SentencePiece
+        tokenizer puts before a text is taken off again.
         """
-        return self._spell(ids, skip_special).decode("utf-8", errors="replace")
+        text = self._spell(ids, skip_special).decode("utf-8", errors="replace")
+        return text.removeprefix(" ") if puts_space_first(self._state) else text
 
     def stream_decoder(self, skip_special: bool = False) -> StreamDecoder:
-        """Turns ids into text one at a time; the pieces joined are what `decode` gives."""
+        """Turns ids into text one at a time; the pieces joined are what `decode` gives.
+
+        With a SentencePiece tokenizer the pieces go on from a text, and so keep the space before the first word.
+        """
         return StreamDecoder(self, skip_special)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -122,7 +149,8 @@ class Tokenizer:
         """How many bytes of source text each id stands for: int64 [vocab_size], 0 for special tokens.
 
         The lengths of a text's ids sum to the length of its UTF-8, so they turn a loss per token into bits per byte.
-        (Where a foreign tokenizer normalises its input, as Qwen's NFC does, to the length of the normalised text.)
+        (Where a foreign tokenizer changes its input, as Qwen's NFC and SentencePiece's first space do, to the length
+        of the changed text.)
         """
         return self._byte_lengths
 
@@ -136,10 +164,11 @@ class Tokenizer:
         config = self._default_config() if self._config is None else self._config
         _replace(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
         _replace(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
+        (folder / CHAT_TEMPLATE).unlink(missing_ok=True)  # would win over the one in tokenizer_config.json
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:
-        """Read a folder that `save` or Hugging Face wrote (byte-level BPE as GPT-2's, Llama 3's, Qwen's).
+        """Read a folder that `save` or Hugging Face wrote (BPE as GPT-2's, Llama's, Qwen's, Mistral's, Gemma's).
 
         Raises:
             UserError: the folder or its tokenizer.json is missing, broken, or of another kind.
@@ -148,6 +177,11 @@ class Tokenizer:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such tokenizer folder; train one first, or correct the path")
         path = folder / "tokenizer.json"
+        if not path.is_file() and (folder / "tokenizer.model").is_file():
+            raise UserError(
+                f"{folder} has its tokenizer as tokenizer.model only, which is not read; write a tokenizer.json with "
+                f"transformers: AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
+            )
         tokenizer = _parse(_read(path), path)
         config_path = folder / "tokenizer_config.json"
         config = None
@@ -158,6 +192,8 @@ class Tokenizer:
                 raise UserError(f"{config_path}: broken JSON at line {error.lineno}; write the folder again") from None
             if not isinstance(config, dict):
                 raise UserError(f"{config_path}: not a JSON object; write the folder again")
+        if (folder / CHAT_TEMPLATE).is_file():
+            config = {**(config or {}), "chat_template": _read(folder / CHAT_TEMPLATE)}
         try:
             return cls(tokenizer, config)
         except UserError as error:
@@ -208,8 +244,11 @@ class Tokenizer:
                 if index not in self._added
             }
         else:
+            space = SPACE if self.kind == "sentencepiece" else " "
             table = {
-                index: bytes([FALLBACK_TOKENS[token]]) if token in FALLBACK_TOKENS else token.encode()
+                index: bytes([FALLBACK_TOKENS[token]])
+                if token in FALLBACK_TOKENS
+                else token.replace(space, " ").encode()
                 for token, index in self._state["model"]["vocab"].items()
             }
         table.update({index: content.encode() for index, content in self._added.items()})
@@ -299,18 +338,6 @@ def byte_level(model: models.BPE, special_tokens: Sequence[str]) -> tokenizers.T
 
 def _restore(text: str, config: dict[str, Any] | None) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(text), config)
-
-
-def _kind(state: dict[str, Any]) -> Literal["bpe", "character"]:
-    model, split, decoder = state["model"], state["pre_tokenizer"] or {}, state["decoder"] or {}
-    if model["type"] == "BPE":
-        if "ByteLevel" in {step["type"] for step in (decoder, *decoder.get("decoders", ()))}:
-            return "bpe"
-        spelled = all(len(token) == 1 or token in FALLBACK_TOKENS for token in model["vocab"])
-        complete = not model["byte_fallback"] or all(token in model["vocab"] for token in FALLBACK_TOKENS)
-        if spelled and complete and not model["merges"] and not split and state["normalizer"] is None:
-            return "character"
-    raise UserError(f"a {model['type']} tokenizer that is neither byte-level BPE nor one token per character")
 
 
 def _read(path: Path) -> str:

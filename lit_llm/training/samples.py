@@ -7,7 +7,7 @@ from dataclasses import replace
 import lightning as L
 
 from lit_llm.config import SampleConfig
-from lit_llm.generation import generate
+from lit_llm.generation import complete
 from lit_llm.model.parallel import is_sharded
 from lit_llm.tokenizer import Tokenizer
 
@@ -39,8 +39,8 @@ class TextSamples(L.Callback):
             self.config.sampling,
             max_new_tokens=max(1, min(self.config.sampling.max_new_tokens, room - max(map(len, prompts)))),
         )
-        written = generate(pl_module.model, prompts, sampling, eos_id=end)
-        self.texts = [text + self.tokenizer.decode(ids) for text, ids in zip(self.config.prompts, written, strict=True)]
+        written = complete(pl_module.model, prompts, sampling, tokenizer=self.tokenizer, stop_tokens=[end])
+        self.texts = [text + sample.text for text, sample in zip(self.config.prompts, written, strict=True)]
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "add_text"):
                 for number, text in enumerate(self.texts):

@@ -19,6 +19,13 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
         for name in ("vocab_size", "num_key_value_heads", "head_dim", "intermediate_size", "sliding_window")
     ],
     *[({name: 0.0}, rf"model\.{name} is 0\.0; it must be above 0") for name in ("attention_softcap", "logits_softcap")],
+    ({"query_pre_attention_scalar": 0.0}, r"model\.query_pre_attention_scalar is 0\.0; it must be above 0"),
+    ({"rope_theta_windowed": 0.0}, r"model\.rope_theta_windowed is 0\.0; it must be above 0"),
+    ({"rope_theta_windowed": 1e4}, r"model\.rope_theta_windowed has no effect without model\.position rope"),
+    ({"norm_unit_offset": True}, r"model\.norm_unit_offset needs model\.norm rmsnorm"),
+    ({"qk_norm_width": "all"}, r"model\.qk_norm_width all has no effect without model\.qk_norm"),
+    ({"full_attention_every": 2}, r"model\.full_attention_every has no effect without model\.sliding_window"),
+    ({"full_attention_every": 1, "sliding_window": 8}, r"full_attention_every is 1; it must be at least 2, or null"),
     *[
         ({name: -1.0}, rf"model\.{name} is -1\.0; it must be above 0")
         for name in ("norm_eps", "init_std", "rope_theta")

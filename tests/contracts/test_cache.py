@@ -30,6 +30,12 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "learned-positions": ("gpt2", {}),
     "no-positions": ("llama-10m", {"position": "none"}),
+    "olmo2": ("olmo2-1b", {}),
+    "gemma2": ("gemma2-2b", {"num_key_value_heads": 2, "sliding_window": 5}),
+    "gemma3": (
+        "gemma3-1b",
+        {"num_key_value_heads": 1, "sliding_window": 5, "full_attention_every": 2, "query_pre_attention_scalar": 12},
+    ),
     "modern": ("modern-1m", {}),
     "transformer-2017": ("transformer-2017", {}),
 }
@@ -191,14 +197,14 @@ def test_a_windowed_cache_is_bounded_by_the_window() -> None:
 def test_no_mask_is_built_where_the_kernel_needs_none() -> None:
     full, ring = tiny_model("llama-10m"), tiny_model("mistral-7b", num_key_value_heads=2, sliding_window=5)
     for config in (full, ring):
-        assert KVCache(config, 2, 32).step(5).mask() == (None, True)
+        assert KVCache(config, 2, 32).step(5).mask(config.sliding_window) == (None, True)
     cases = [(full, [9, 9], 1, True), (full, [9, 8], 1, False), (full, [9, 9], 2, False)]
     # a full ring of the window's size holds nothing but the window, whatever the rows' lengths
     cases += [(ring, [3, 3], 1, True), (ring, [9, 7], 1, True), (ring, [9, 3], 1, False), (ring, [9, 9], 2, False)]
     for config, lengths, width, unmasked in cases:
         cache = KVCache(config, 2, 32)
         cache.lengths = list(lengths)
-        mask, is_causal = cache.step(width).mask()
+        mask, is_causal = cache.step(width).mask(config.sliding_window)
         assert (mask is None) == unmasked and not is_causal
 
 

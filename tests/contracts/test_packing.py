@@ -24,6 +24,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "llama": ("llama-10m", {"num_key_value_heads": 2}),
     "windowed": ("mistral-7b", {"num_key_value_heads": 2, "sliding_window": 5}),
+    "windowed-in-every-second": (
+        "gemma3-1b",
+        {"num_key_value_heads": 2, "sliding_window": 5, "full_attention_every": 2},
+    ),
     "softcapped": ("llama-10m", {"attention_softcap": 2.0}),
     "modern": ("modern-1m", {}),
     "transformer-2017": ("transformer-2017", {}),

@@ -45,6 +45,11 @@ SIZES = {
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 YARN = {"factor": 4.0, "beta_fast": 4.0, "beta_slow": 0.05, "original_max_position_embeddings": 16}
 QWEN = {**SIZES, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+GEMMA = {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 24, "sliding_window": 9, "num_hidden_layers": 4}
+LAYERED = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
 GPT2 = {"vocab_size": 400, "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}
 
 
@@ -68,6 +73,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {**QWEN, "num_key_value_heads": 1, "tie_word_embeddings": True}),
     "qwen2-window": ("Qwen2", {**QWEN, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}),
     "qwen3": ("Qwen3", {**QWEN, "head_dim": 24, "tie_word_embeddings": True}),
+    "olmo2": ("Olmo2", SIZES),
+    "gemma2": ("Gemma2", {**GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 8.0}),
+    "gemma2-plain": ("Gemma2", {**GEMMA, "attn_logit_softcapping": None, "final_logit_softcapping": None}),
+    "gemma3": ("Gemma3Text", {**GEMMA, "sliding_window_pattern": 3, "rope_parameters": LAYERED}),
     "qwen3-biased": ("Qwen3", {**QWEN, "head_dim": 16, "attention_bias": True}),
 }
 
@@ -87,7 +96,7 @@ class Reference:
             **options, initializer_range=0.2, attn_implementation="eager", bos_token_id=0, eos_token_id=0
         )
         suffix = "LMHeadModel" if family == "GPT2" else "ForCausalLM"
-        model = getattr(transformers, f"{family}{suffix}")(config).float().eval()
+        model = getattr(transformers, f"{family.removesuffix('Text')}{suffix}")(config).float().eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 1:  # norms and biases, which would all be alike
@@ -146,7 +155,7 @@ def test_what_we_write_transformers_reads(
 ) -> None:
     """No weight is missing or left over, and nothing is lost on the way there and back."""
     reference = references[case]
-    family = CASES[case][0].lower()
+    family = CASES[case][0].lower().replace("text", "_text")
     if family == "qwen2":  # whose folders transformers reads with Qwen's tokenizer only
         tokenizer = Tokenizer.load(save_foreign_tokenizer("qwen", tmp_path / "tokenizer"))
     assert save_model_folder(tmp_path, reference.config, reference.weights, tokenizer, form="huggingface") == family
@@ -179,6 +188,21 @@ MUTATIONS: list[tuple[str, dict[str, Any]]] = [
     ("qwen2-window", {"sliding_window": None}),
     ("qwen3", {"qk_norm": False}),
     ("qwen3", {"norm_eps": 1e-3}),
+    ("olmo2", {"norm_placement": "pre"}),
+    ("olmo2", {"norm_eps": 1e-3}),
+    ("gemma2", {"norm_unit_offset": False}),
+    ("gemma2", {"scale_embeddings": False}),
+    ("gemma2", {"query_pre_attention_scalar": None}),
+    ("gemma2", {"attention_softcap": None}),
+    ("gemma2", {"logits_softcap": None}),
+    ("gemma2", {"activation": "geglu"}),
+    ("gemma2", {"sliding_window": 10}),
+    ("gemma2", {"full_attention_every": 3}),
+    ("gemma2-plain", {"query_pre_attention_scalar": None}),
+    ("gemma3", {"rope_theta_windowed": None}),
+    ("gemma3", {"rope_scaling": None}),
+    ("gemma3", {"full_attention_every": 2}),
+    ("gemma3", {"sliding_window": 8}),
 ]
 
 

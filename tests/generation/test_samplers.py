@@ -9,6 +9,7 @@ import torch
 
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation import choose, filtered_probabilities
+from lit_llm.generation.samplers import BatchSampler, SamplingRow
 
 
 def filtered(probabilities: list[float], **options: Any) -> list[float]:
@@ -42,6 +43,15 @@ ROW = [0.125, 0.5, 0.0625, 0.25, 0.0625]
         # temperature first: squared and renormalised, 64 / 86 for the likeliest
         ({"temperature": 0.5}, [4 / 86, 64 / 86, 1 / 86, 16 / 86, 1 / 86]),
         ({"temperature": 0.5, "top_p": 0.7}, [0, 1, 0, 0, 0]),
+        # the two of 1/16 tie for the last place
+        ({"top_p": 0.9}, ROW),
+        ({"min_p": 0.0}, ROW),
+        ({"min_p": 0.25}, [1 / 7, 4 / 7, 0, 2 / 7, 0]),
+        ({"min_p": 0.26}, [0, 2 / 3, 0, 1 / 3, 0]),
+        ({"min_p": 1.0}, [0, 1, 0, 0, 0]),
+        # after the temperature, 1/4 is no more than a quarter of 1/2
+        ({"min_p": 0.26, "temperature": 0.5}, [0, 1, 0, 0, 0]),
+        ({"temperature": 0.0}, [0, 1, 0, 0, 0]),
     ],
 )
 def test_filters_by_hand(options: dict[str, Any], expected: list[float]) -> None:
@@ -114,8 +124,97 @@ def test_each_row_draws_from_its_own_stream() -> None:
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"stop_strings": ["a", ""]}, "stop_strings has an empty text"),
+        ({"context_full": "wrap"}, "context_full is 'wrap'"),
     ],
 )
 def test_impossible_sampling_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         SamplingConfig(**options)
+
+
+# several rows, each with options of its own
+
+
+def sampling_row(
+    seed: int = 0, prompt: tuple[int, ...] = (), written: list[int] | None = None, **options: Any
+) -> SamplingRow:
+    return SamplingRow(SamplingConfig(**options), torch.Generator().manual_seed(seed), prompt, written or [])
+
+
+def batch(*rows: SamplingRow, vocabulary: int) -> BatchSampler:
+    return BatchSampler(rows, vocabulary, torch.device("cpu"))
+
+
+MIXED: list[dict[str, Any]] = [
+    {"temperature": 0.0},
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 5},
+    {"temperature": 1.3, "top_p": 0.6},
+    {"temperature": 1.0, "min_p": 0.1, "top_k": 300},
+    {"temperature": 1.0, "top_k": 10_000, "top_p": 0.999},
+    {"temperature": 1.0, "frequency_penalty": 0.5, "logit_bias": {3: 2.0}},
+    {"temperature": 0.0, "repetition_penalty": 1.3, "presence_penalty": 0.2},
+]
+
+
+def test_a_row_chooses_what_it_would_choose_alone() -> None:
+    vocabulary = 700  # more than the nucleus is first looked for among
+    logits = 0.5 * torch.randn(20, len(MIXED), vocabulary, generator=torch.Generator().manual_seed(0))
+    together = batch(*(sampling_row(row, **options) for row, options in enumerate(MIXED)), vocabulary=vocabulary)
+    alone = [batch(sampling_row(row, **options), vocabulary=vocabulary) for row, options in enumerate(MIXED)]
+    for step in logits:
+        expected = [int(sampler.choose(step[row : row + 1])) for row, sampler in enumerate(alone)]
+        assert together.choose(step).tolist() == expected
+
+
+def test_the_nucleus_may_be_wider_than_the_first_candidates() -> None:
+    config = SamplingConfig(temperature=1.0, top_p=0.9)
+    logits = 0.1 * torch.randn(2, 1000, generator=torch.Generator().manual_seed(0))
+    logits[1, :3] += 20.0  # a row whose nucleus is small shares the batch
+    kept = filtered_probabilities(logits, config) > 0
+    for row, mask in zip(logits.softmax(-1).double(), kept, strict=True):
+        inside = float(row[mask].sum())
+        assert inside >= 0.9 - 1e-6
+        assert inside - float(row[mask].min()) < 0.9
+        assert row[mask].min() > row[~mask].max()
+    assert kept.sum(-1)[0] > 800 and kept.sum(-1)[1] <= 3
+
+
+def test_penalties_and_bias_by_hand() -> None:
+    logits = torch.tensor([[2.0, -2.0, 1.0, 0.5]])
+
+    def after(**options: Any) -> list[float]:
+        row = sampling_row(prompt=(1,), written=[0, 2, 2], **options)
+        found: list[torch.Tensor] = []
+        sampler = batch(row, vocabulary=4)
+        sampler._filters.probabilities = lambda given: found.append(given) or given.softmax(-1)  # type: ignore
+        sampler.choose(logits)
+        return found[0][0].tolist()
+
+    # the repetition penalty counts the prompt, the two others what was written alone
+    assert after(repetition_penalty=2.0) == [1.0, -4.0, 0.5, 0.5]
+    assert after(presence_penalty=0.5) == [1.5, -2.0, 0.5, 0.5]
+    assert after(frequency_penalty=0.5) == [1.5, -2.0, 0.0, 0.5]
+    assert after(logit_bias={3: 4.0, 1: -1.0}) == [2.0, -3.0, 1.0, 4.5]
+    assert after(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25, logit_bias={0: 1.0}) == [
+        1.25,
+        -4.0,
+        -0.5,
+        0.5,
+    ]
+
+
+def test_what_is_chosen_is_penalized_from_then_on() -> None:
+    sampler = batch(sampling_row(temperature=0.0, frequency_penalty=1.0), vocabulary=3)
+    logits = torch.tensor([[2.5, 2.0, 0.0]])
+    assert [int(sampler.choose(logits)) for _ in range(6)] == [0, 1, 0, 1, 0, 1]
+    assert logits.tolist() == [[2.5, 2.0, 0.0]]
+
+
+def test_only_allowed_tokens_are_chosen() -> None:
+    rows = [sampling_row(temperature=0.0, logit_bias={0: 100.0}), sampling_row(temperature=1.0)]
+    allowed = torch.tensor([[False, True, True], [False, False, True]])
+    assert batch(*rows, vocabulary=3).choose(torch.tensor([[9.0, 1.0, 2.0]] * 2), allowed).tolist() == [2, 2]

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_llm.cli.export import export
-from lit_llm.cli.stages import generate, pretrain
+from lit_llm.cli.generate import generate
+from lit_llm.cli.stages import pretrain
 from lit_llm.config import ExportConfig, GenerateConfig, SamplingConfig, UserError
 from lit_llm.interop import (
     iterate_weights,

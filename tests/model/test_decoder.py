@@ -41,7 +41,8 @@ def transformers_config(config: ModelConfig, name: str):
             n_head=config.num_heads,
             n_positions=config.max_position_embeddings,
         )
-    families = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    families = {"mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "olmo2": "Olmo2", "gemma2": "Gemma2"}
+    families["gemma3"] = "Gemma3Text"
     family = next((kind for start, kind in families.items() if name.startswith(start)), "Llama")
     return getattr(transformers, f"{family}Config")(
         vocab_size=config.vocab_size,

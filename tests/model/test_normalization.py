@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import tiny_model
+from random_decoder import largest_difference, random_decoder
 from torch import nn
 
+from lit_llm.model import Decoder
 from lit_llm.model.normalization import RMSNorm
 
 
@@ -56,3 +59,13 @@ def test_bfloat16_and_inference_are_torchs() -> None:
     ours, theirs, x = both((5, 8), torch.float32)
     with torch.no_grad():
         assert torch.equal(ours(x), theirs(x))
+
+
+def test_a_scale_stored_as_its_distance_from_one_by_hand() -> None:
+    config = tiny_model("gemma2-2b", num_key_value_heads=2)
+    assert not Decoder(config).final_norm.weight.any()  # it starts as no scale at all
+    norm = random_decoder(config).final_norm
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+    expected = x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() * (1 + norm.weight)
+    assert largest_difference(norm(x), expected) < 1e-6
+    assert norm(x.bfloat16()).dtype == torch.bfloat16

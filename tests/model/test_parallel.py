@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from lit_llm.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
-from lit_llm.model.parallel import arrange, is_sharded, shard_like, whole_like
+from lit_llm.model.parallel import arrange, check_divisible, is_sharded, shard_like, whole_like
 from lit_llm.optimization import build_optimizer, gradient_norm
 
 # a vocabulary of 399 cannot be divided evenly
@@ -131,6 +131,12 @@ def test_a_part_is_this_ranks_slice(tmp_path: Path) -> None:
 def indivisible() -> None:
     with pytest.raises(UserError, match=r"tensor_parallel_size 3 does not divide the model's heads \(4\)"):
         arrange(Decoder(tiny_model()), TrainerConfig(strategy="fsdp", tensor_parallel_size=3), mesh_of(1, 3))
+
+
+def test_a_norm_over_all_heads_cannot_be_divided() -> None:
+    with pytest.raises(UserError, match=r"tensor_parallel_size must be 1: model\.qk_norm_width all"):
+        check_divisible(tiny_model("olmo2-1b"), 2)
+    check_divisible(tiny_model("olmo2-1b"), 1)
 
 
 def test_heads_that_cannot_be_divided_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,278 @@
+"""Writing text to the terminal. Heavy libraries are imported only once the options are right."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+
+if TYPE_CHECKING:
+    from lit_llm.generation import Completion, Engine, TextConstraint
+    from lit_llm.model import Decoder
+    from lit_llm.tokenizer import Tokenizer
+
+
+@dataclass
+class _Text:
+    """One text to write."""
+
+    prompt: str
+    ids: list[int]
+    sampling: SamplingConfig
+
+
+class _Writer:
+    """A model, ready to write."""
+
+    def __init__(self, config: GenerateConfig) -> None:
+        import torch
+
+        from lit_llm.generation import lay_out_for_few_rows
+        from lit_llm.interop import load_model_folder, stop_token_ids
+
+        on_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available())
+        if on_gpu and not torch.cuda.is_available():
+            raise UserError("accelerator is cuda, but torch finds no CUDA device here; use cpu or auto")
+        self.config = config
+        self.device = "cuda" if on_gpu else "cpu"
+        self.dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+        folder = find_model(config.model)
+        self.model, self.tokenizer = load_model_folder(folder, device=self.device, dtype=self.dtype)
+        lay_out_for_few_rows(self.model)
+        self.stop_tokens = stop_token_ids(folder, self.tokenizer)
+
+    def texts(self) -> list[_Text]:
+        """Every sample of every prompt."""
+        begin = [] if self.tokenizer.begin_id is None else [self.tokenizer.begin_id]
+        texts = []
+        for prompt in read_prompts(self.config):
+            ids = begin + self.tokenizer.encode(prompt)
+            for sample in range(self.config.num_samples):
+                sampling = replace(self.config.sampling, seed=self.config.sampling.seed + sample)
+                texts.append(_Text(prompt, ids, sampling))
+        return texts
+
+    def draft(self) -> Decoder:
+        """The draft model."""
+        from lit_llm.generation import lay_out_for_few_rows
+        from lit_llm.interop import load_model_folder
+
+        model, _ = load_model_folder(find_model(str(self.config.draft_model)), device=self.device, dtype=self.dtype)
+        lay_out_for_few_rows(model)
+        return model
+
+    def engine(self, texts: list[_Text], max_batch: int) -> Engine:
+        """An engine with room for these texts, which are submitted to it."""
+        from lit_llm.generation import Engine
+
+        longest = max(len(text.ids) for text in texts) + self.config.sampling.max_new_tokens
+        engine = Engine(
+            self.model,
+            min(max_batch, len(texts)),
+            min(self.model.config.max_position_embeddings, longest),
+            tokenizer=self.tokenizer,
+            prefill_chunk=self.config.prefill_chunk,
+        )
+        constraint = self.constraint()
+        for text in texts:
+            engine.submit(
+                text.ids,
+                text.sampling,
+                stop_tokens=self.stop_tokens,
+                log_probs=self.config.log_probs,
+                allowed_tokens=None if constraint is None else constraint.start(),
+            )
+        return engine
+
+    def constraint(self) -> TextConstraint | None:
+        """What the texts are held to, where something is asked for."""
+        config = self.config
+        if config.regex is None and config.json_schema is None:
+            return None
+        from lit_llm.generation import TextConstraint
+
+        vocab_size = self.model.config.vocab_size or 0
+        if config.regex is not None:
+            return TextConstraint(config.regex, self.tokenizer, vocab_size, self.stop_tokens)
+        schema = str(config.json_schema)
+        if not schema.lstrip().startswith("{"):
+            schema = _read_text(Path(schema))
+        return TextConstraint.of_schema(schema, self.tokenizer, vocab_size, self.stop_tokens)
+
+
+def generate(config: GenerateConfig) -> None:
+    """Write text to the terminal, and on stderr how fast that went.
+
+    Raises:
+        UserError: the model or the prompts are not there or cannot be used as asked.
+    """
+    writer = _Writer(config)
+    texts = writer.texts()
+    began = time.perf_counter()
+    if config.num_beams > 1 or config.draft_model is not None:
+        tokens = _write_by_search(writer, texts)
+    elif config.stream and config.log_probs is None:
+        tokens = _stream(writer, texts)
+    else:
+        tokens = _write_in_batches(writer, texts)
+    seconds = time.perf_counter() - began
+    print(f"{tokens} tokens in {seconds:.1f} s: {tokens / seconds:.1f} tokens/s", file=sys.stderr)
+
+
+def _stream(writer: _Writer, texts: list[_Text]) -> int:
+    """Each text as it is written, one after the other; returns how many tokens."""
+    engine = writer.engine(texts, max_batch=1)
+    tokens, place, begun = 0, 0, False
+    while engine.busy:
+        for event in engine.step():
+            if not begun:
+                sys.stdout.write(texts[place].prompt)
+            sys.stdout.write(event.text)
+            begun = event.finish_reason is None
+            if not begun:
+                sys.stdout.write("\n\n")
+                place += 1
+            sys.stdout.flush()
+            tokens += event.token is not None
+    return tokens
+
+
+def _write_in_batches(writer: _Writer, texts: list[_Text]) -> int:
+    """All texts at once, each shown when those before it are whole."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from lit_llm.generation import Completion
+
+    engine = writer.engine(texts, writer.config.batch_size)
+    done = [Completion() for _ in texts]
+    shown = 0
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("texts", total=len(texts))
+        while engine.busy:
+            for event in engine.step():
+                done[event.request - 1].add(event)  # requests are numbered from 1
+                progress.advance(task, event.finish_reason is not None)
+            while shown < len(done) and done[shown].finish_reason is not None:
+                print(_shown(writer, texts[shown], done[shown]))
+                shown += 1
+    return sum(len(completion.ids) for completion in done)
+
+
+def _shown(writer: _Writer, text: _Text, completion: Completion) -> str:
+    if writer.config.log_probs is None:
+        return f"{text.prompt}{completion.text}\n"
+
+    def spelled(token: int) -> str:
+        return writer.tokenizer.decode([token])
+
+    line: dict[str, Any] = {
+        "prompt": text.prompt,
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "tokens": [
+            {
+                "id": token,
+                "token": spelled(token),
+                "log_prob": found.chosen,
+                "alternatives": [
+                    {"id": other, "token": spelled(other), "log_prob": value} for other, value in found.alternatives
+                ],
+            }
+            for token, found in zip(completion.ids, completion.log_probs, strict=True)
+        ],
+    }
+    return json.dumps(line, ensure_ascii=False)
+
+
+def _write_by_search(writer: _Writer, texts: list[_Text]) -> int:
+    """Each text by beam search, or with a draft model; returns how many tokens."""
+    from lit_llm.generation import beam_search, speculate
+
+    config = writer.config
+    draft = writer.draft() if config.draft_model is not None else None
+    tokens = guessed = kept = 0
+    for text in texts:
+        if draft is None:
+            ids = beam_search(
+                writer.model,
+                text.ids,
+                num_beams=config.num_beams,
+                max_new_tokens=text.sampling.max_new_tokens,
+                length_penalty=config.length_penalty,
+                stop_tokens=(*writer.stop_tokens, *text.sampling.stop_token_ids),
+                truncate_prompt=text.sampling.truncate_prompt,
+                prefill_chunk=config.prefill_chunk,
+            )[0].ids
+        else:
+            done = speculate(
+                writer.model,
+                draft,
+                text.ids,
+                text.sampling,
+                draft_tokens=config.draft_tokens,
+                stop_tokens=writer.stop_tokens,
+                prefill_chunk=config.prefill_chunk,
+            )
+            ids, guessed, kept = done.ids, guessed + done.guessed, kept + done.kept
+        print(f"{text.prompt}{_continuation(writer.tokenizer, ids)}\n", flush=True)
+        tokens += len(ids)
+    if guessed:
+        print(f"{kept} of {guessed} guesses of the draft model were kept", file=sys.stderr)
+    return tokens
+
+
+def _continuation(tokenizer: Tokenizer, ids: list[int]) -> str:
+    decoder = tokenizer.stream_decoder()
+    return "".join(map(decoder.push, ids)) + decoder.flush()
+
+
+def find_model(path: str) -> Path:
+    """The model folder that `path` means: itself, or the one inside a run folder."""
+    folder = Path(path)
+    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
+        return folder / "model"
+    return folder
+
+
+def read_prompts(config: GenerateConfig) -> list[str]:
+    """The prompts of the options and of the file; an empty one where there is none.
+
+    Raises:
+        UserError: the file is missing, or a line of it is no prompt.
+    """
+    prompts = list(config.prompts)
+    if config.prompts_file is not None:
+        prompts += _prompts_of_file(Path(config.prompts_file))
+    return prompts or [""]
+
+
+def _prompts_of_file(path: Path) -> Iterator[str]:
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        if path.suffix != ".jsonl":
+            yield line
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        prompt = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
+        if not isinstance(prompt, str):
+            raise UserError(f'{path}, line {number}: not a JSON object with a "prompt" or a "text"')
+        yield prompt
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error

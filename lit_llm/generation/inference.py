@@ -1,0 +1,74 @@
+"""How a model is called to write text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from lit_llm.model import Decoder, KVCache
+
+
+@contextmanager
+def inference(model: Decoder, sharded: bool) -> Iterator[None]:
+    """Evaluation mode and no gradients for the block; afterwards the model is in the mode it was in.
+
+    Args:
+        model: the decoder.
+        sharded: whether its weights are spread over ranks. They are gathered into memory that training uses again,
+            which must not be made in inference mode.
+    """
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        with torch.no_grad() if sharded else torch.inference_mode():
+            yield
+    finally:
+        if was_training:
+            model.train()
+
+
+def lay_out_for_few_rows(model: Decoder) -> None:
+    """Store the weights of matrix products in the order that products with few rows read fastest.
+
+    Values, shapes and names stay as they are; only strides change. For a model on the CPU in float32 that is going to
+    write text and not to be trained; any other is left alone. Needs room for one more copy of the largest weight.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and type(module.weight) is nn.Parameter:
+            weight = module.weight
+            if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous():
+                weight.data = weight.data.t().contiguous().t()
+
+
+def cache_for(model: Decoder, batch_size: int, max_length: int, spare: int = 0) -> KVCache:
+    """A cache in the type, on the device and for this rank's heads of `model`."""
+    weight = model.embedding.weight
+    return KVCache(
+        model.config,
+        batch_size,
+        max_length,
+        spare=spare,
+        tensor_parallel_size=model.tensor_parallel_size,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+
+
+def logits_of_last(model: Decoder, cache: KVCache, row: int, tokens: list[int], last: int, chunk: int) -> torch.Tensor:
+    """Read tokens into one row, `chunk` at a time, and give the logits [last, vocab] of the last of them."""
+    device = model.embedding.weight.device
+    rest = max(len(tokens) - max(chunk, last), 0)
+    for start in range(0, rest, chunk):
+        piece = tokens[start : min(start + chunk, rest)]
+        step = cache.step(len(piece), range(row, row + 1))
+        model(torch.tensor([piece], device=device), cache=step, head=lambda hidden, head: None)
+    step = cache.step(len(tokens) - rest, range(row, row + 1))
+    return model(
+        torch.tensor([tokens[rest:]], device=device),
+        cache=step,
+        head=lambda hidden, head: model.logits(hidden[0, -last:]),
+    )

@@ -1,0 +1,145 @@
+"""A text that is being written, and what the engine says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lit_llm.config import SamplingConfig, UserError
+from lit_llm.generation.samplers import SamplingRow
+from lit_llm.generation.stopping import StoppingText
+
+FinishReason = Literal["stop", "length"]
+AllowedTokens = Callable[[list[int]], Tensor]
+"""From the ids written so far to a boolean mask [vocab] of the ids that may come next; none of them ends the text."""
+
+
+@dataclass(frozen=True)
+class LogProbs:
+    """Natural logarithms of the model's own probabilities, before temperature, penalties and filters."""
+
+    chosen: float
+    """Of the token that was chosen."""
+    alternatives: list[tuple[int, float]]
+    """The likeliest tokens and theirs, best first."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one step did to one text."""
+
+    request: int
+    """The id that `Engine.submit` gave."""
+    token: int | None
+    """The token that was written, or None where the text ended without one."""
+    text: str
+    """Text that can now be shown, always whole characters; empty without a tokenizer."""
+    finish_reason: FinishReason | None = None
+    """None while the text goes on; "stop" for a stop token or string, "length" where there is no more room."""
+    log_probs: LogProbs | None = None
+    """Where they were asked for."""
+
+
+@dataclass
+class Completion:
+    """A finished text."""
+
+    ids: list[int] = field(default_factory=list)
+    """The tokens written, without the stop token."""
+    text: str = ""
+    """Their text up to a stop string; empty without a tokenizer."""
+    finish_reason: FinishReason | None = None
+    """Why it ended."""
+    log_probs: list[LogProbs] = field(default_factory=list)
+    """One for each token, where they were asked for."""
+
+    def add(self, event: Event) -> None:
+        """Take in the next event of this text."""
+        if event.token is not None:
+            self.ids.append(event.token)
+            if event.log_probs is not None:
+                self.log_probs.append(event.log_probs)
+        self.text += event.text
+        self.finish_reason = event.finish_reason
+
+
+@dataclass
+class Request:
+    """A text in the engine: `context` is what it reads, of which `read` tokens are in the cache."""
+
+    id: int
+    sampling: SamplingRow
+    stop_tokens: frozenset[int]
+    context: list[int]
+    read: int = 0
+    text: StoppingText | None = None
+    allowed_tokens: AllowedTokens | None = None
+    log_probs: int | None = None
+
+    @property
+    def config(self) -> SamplingConfig:
+        """How its tokens are chosen."""
+        return self.sampling.config
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the model has not seen yet."""
+        return len(self.context) - self.read
+
+    def write(self, token: int, limit: int, log_probs: LogProbs | None) -> Event:
+        """Add the token that was chosen.
+
+        Args:
+            token: its id.
+            limit: most tokens that the model can look at.
+            log_probs: of the token, where they were asked for.
+        """
+        if token in self.stop_tokens:
+            return Event(self.id, None, self.text.flush() if self.text else "", "stop")
+        self.sampling.written.append(token)
+        self.context.append(token)
+        piece = self.text.push(token) if self.text else ""
+        reason: FinishReason | None = None
+        if self.text is not None and self.text.stopped:
+            reason = "stop"
+        elif len(self.sampling.written) == self.config.max_new_tokens:
+            reason = "length"
+        elif len(self.context) > limit:
+            if self.config.context_full == "stop":
+                reason = "length"
+            else:
+                self.context = self.context[-(limit // 2) :]
+                self.read = 0
+        if reason == "length" and self.text is not None:
+            piece += self.text.flush()
+            reason = "stop" if self.text.stopped else reason
+        return Event(self.id, token, piece, reason, log_probs)
+
+
+def fitted_prompt(prompt: list[int], sampling: SamplingConfig, limit: int) -> list[int]:
+    """The prompt, cut at its left where it is too long and the options allow it.
+
+    What is kept leaves room for `max_new_tokens`, but is at least half of what fits.
+
+    Raises:
+        UserError: the prompt is empty, or too long.
+    """
+    if not prompt:
+        raise UserError("a prompt is empty; give it at least the end-of-text token")
+    if len(prompt) < limit:
+        return prompt
+    if not sampling.truncate_prompt or limit < 2:
+        raise UserError(
+            f"a prompt of {len(prompt)} tokens leaves no room in the context of {limit} tokens; "
+            "shorten it, or set truncate_prompt to cut it at its left"
+        )
+    return prompt[-max(limit - sampling.max_new_tokens, limit // 2) :]
+
+
+def new_stream(seed: int) -> torch.Generator:
+    """A text's own random stream."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,122 @@
+"""A model's configuration as transformers writes it, and as ours."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from lit_llm.config import ModelConfig, UserError, from_plain, to_plain
+from lit_llm.interop.families import FAMILIES, Family
+from lit_llm.interop.options import Options
+from lit_llm.interop.rope import SCALING_KEYS
+
+OWN_KEY = "lit_llm"
+"""Key of a Hugging Face config.json under which our fields stand that transformers has no word for."""
+
+NOT_COMPUTED = ("pad_vocab_to_multiple_of", "dropout", "init_std", "zero_init_projections")
+"""Fields that do not change what a trained model computes."""
+
+
+def read_config(values: dict[str, Any]) -> ModelConfig:
+    """Our configuration from the content of a Hugging Face config.json.
+
+    Args:
+        values: the content, of a `model_type` in FAMILIES.
+
+    Raises:
+        UserError: an option that we do not compute, or do not know; the message names it.
+    """
+    family = FAMILIES[values["model_type"]]
+    own = values.get(OWN_KEY, {})
+    config = _read(family, {key: value for key, value in values.items() if key not in ("model_type", OWN_KEY)})
+    if not own:
+        return config
+    whole = from_plain(ModelConfig, {**_shallow(config), **own})
+    changed = _differences(whole, config)
+    if changed:
+        raise UserError(f"the {OWN_KEY} group contradicts the rest of the file about {', '.join(changed)}; delete it")
+    return whole
+
+
+def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """The content of a Hugging Face config.json of `family`, which `read_config` turns into `config` again."""
+    values = _write(family, config)
+    back = _read(family, values)
+    own = {name: value for name, value in to_plain(config).items() if value != to_plain(back)[name]}
+    header = {"model_type": family.model_type, "architectures": [family.architecture]}
+    return {**header, **values, **({OWN_KEY: own} if own else {})}
+
+
+def family_of(config: ModelConfig) -> tuple[Family | None, str]:
+    """The first architecture of transformers that computes what `config` says.
+
+    Returns:
+        It, or None and the reason: what the nearest one lacks.
+    """
+    nearest: tuple[Family, list[str]] | None = None
+    for family in FAMILIES.values():
+        try:
+            lacking = _differences(config, _read(family, _write(family, config)))
+        except UserError as error:  # one it cannot even express
+            lacking = [str(error)]
+        if family.needs_divisible_width and config.hidden_size % config.num_heads:
+            lacking.append("hidden_size")
+        if not lacking:
+            return family, ""
+        if nearest is None or len(lacking) < len(nearest[1]):
+            nearest = family, lacking
+    assert nearest is not None
+    values = to_plain(config)
+    found = ", ".join(f"{name} {values.get(name)}" if name in values else name for name in nearest[1])
+    return None, f"transformers has no such architecture: the nearest, {nearest[0].model_type}, is without {found}"
+
+
+def _read(family: Family, values: dict[str, Any]) -> ModelConfig:
+    options = Options(values)
+    fields = dict(family.fixed)
+    for key, (name, default) in family.renamed.items():
+        fields[name] = options.take(key, default)
+    fields.update(family.read(options))
+    options.finish()
+    return from_plain(ModelConfig, fields)
+
+
+def _write(family: Family, config: ModelConfig) -> dict[str, Any]:
+    fields = vars(resolved(config))
+    renamed = {key: fields[name] for key, (name, _) in family.renamed.items()}
+    return {**renamed, **family.written, **family.write(config)}
+
+
+def resolved(config: ModelConfig) -> ModelConfig:
+    """`config` with the numbers that null stands for."""
+    return replace(
+        config,
+        num_key_value_heads=config.kv_heads,
+        head_dim=config.width_per_head,
+        intermediate_size=config.feedforward_size,
+        query_pre_attention_scalar=config.query_pre_attention_scalar or config.width_per_head,
+    )
+
+
+def _shallow(config: ModelConfig) -> dict[str, Any]:
+    return dict(vars(config))
+
+
+def _differences(config: ModelConfig, other: ModelConfig) -> list[str]:
+    """Fields in which two configurations compute something else."""
+    ours, theirs = _computed(config), _computed(other)
+    return [name for name in ours if ours[name] != theirs[name]]
+
+
+def _computed(config: ModelConfig) -> dict[str, Any]:
+    fields = _shallow(resolved(config))
+    for name in NOT_COMPUTED:
+        del fields[name]
+    fields["sliding_window"] = [config.window_of(layer) for layer in range(config.num_layers)]
+    fields["full_attention_every"] = None
+    if config.position != "rope":
+        fields["rope_theta"] = None
+    if config.rope_scaling is not None:
+        scaling = config.rope_scaling
+        fields["rope_scaling"] = {key: getattr(scaling, key) for key in ("type", *SCALING_KEYS[scaling.type])}
+    return fields

@@ -1,0 +1,242 @@
+"""One GGUF file, for llama.cpp and what is built on it, from a model of the Llama form."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from lit_llm.config import ModelConfig, UserError
+from lit_llm.interop.configuration import family_of
+from lit_llm.interop.families import QWEN2_PATTERN
+from lit_llm.model.position import rotary_frequencies
+from lit_llm.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+Kind = Literal["F32", "F16", "BF16", "Q8_0"]
+
+NAMES = {
+    "embedding": "token_embd",
+    "blocks.{}.attention_norm": "blk.{}.attn_norm",
+    "blocks.{}.attention.q_proj": "blk.{}.attn_q",
+    "blocks.{}.attention.k_proj": "blk.{}.attn_k",
+    "blocks.{}.attention.v_proj": "blk.{}.attn_v",
+    "blocks.{}.attention.o_proj": "blk.{}.attn_output",
+    "blocks.{}.feedforward_norm": "blk.{}.ffn_norm",
+    "blocks.{}.feedforward.gate_proj": "blk.{}.ffn_gate",
+    "blocks.{}.feedforward.up_proj": "blk.{}.ffn_up",
+    "blocks.{}.feedforward.down_proj": "blk.{}.ffn_down",
+    "final_norm": "output_norm",
+    "head": "output",
+}
+"""Our modules, and llama.cpp's tensors."""
+
+LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"\p{N}|", r"\p{N}{1,3}|")
+PRE_TOKENIZERS = {(LLAMA3_PATTERN, None): "llama-bpe", (QWEN2_PATTERN, "NFC"): "qwen2"}
+"""llama.cpp's name for a split into words and the form that text is brought into before."""
+
+
+def save_gguf(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer, kind: Kind) -> None:
+    """Write one file, whole or not at all; tensors are converted one at a time.
+
+    Norms stay float32, and so does what Q8_0 cannot hold: rows that are no multiple of 32 long.
+
+    Args:
+        path: the file, `*.gguf`.
+        config: the decoder's configuration.
+        weights: its state_dict.
+        tokenizer: goes into the file.
+        kind: how matrices are stored.
+
+    Raises:
+        UserError: llama.cpp has no such architecture, positions or tokenizer, the package gguf is not installed, or
+            the file cannot be written.
+    """
+    try:
+        import gguf
+    except ImportError:
+        raise UserError("writing GGUF needs the package gguf: pip install gguf") from None
+    _check(config, tokenizer)
+    tensors = _tensors(config, weights)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = gguf.GGUFWriter(partial, "llama")
+        _describe_model(writer, config, kind)
+        _describe_tokenizer(writer, config, tokenizer)
+        types = {name: _type_of(tensor, kind) for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            shape, size = _stored_shape(tensor, types[name])
+            dtype = torch.empty(0, dtype=torch.uint8).numpy().dtype
+            writer.add_tensor_info(name, shape, dtype, size, getattr(gguf.GGMLQuantizationType, types[name]))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for name, tensor in tensors.items():
+            writer.write_tensor_data(_encode(tensor, types[name]))
+        writer.close()
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def why_not_gguf(config: ModelConfig) -> str | None:
+    """What of an architecture a GGUF file of Llama cannot say, or None where it can say all."""
+    family, reason = family_of(config)
+    if family is None:
+        return reason
+    if family.model_type not in ("llama", "mistral") or config.qkv_bias or config.attention_output_bias:
+        return f"only the Llama form without biases is written as GGUF, not {family.model_type}"
+    if config.sliding_window is not None:
+        return "llama.cpp has no sliding window for the Llama form"
+    if config.activation != "swiglu" or config.mlp_bias:
+        return "llama.cpp computes the Llama form with swiglu and without biases"
+    if config.rope_scaling is not None and config.rope_scaling.type == "yarn":
+        return "yarn positions are not written as GGUF"
+    return None
+
+
+def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
+    reason = why_not_gguf(config)
+    if reason is None and tokenizer.kind != "bpe":
+        reason = f"only a byte-level BPE tokenizer is written as GGUF, not one of kind {tokenizer.kind}"
+    if reason is None and tokenizer.vocab_size > (config.vocab_size or 0):
+        reason = f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}"
+    if reason is not None:
+        raise UserError(reason)
+
+
+def _tensors(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under llama.cpp's names. Rows of q and k are reordered: it pairs neighbours in the rotation."""
+    tensors = {}
+    for name, tensor in weights.items():
+        if name == "head.weight" and config.tie_word_embeddings:
+            continue
+        module, _, kind = name.rpartition(".")
+        block = re.match(r"blocks\.(\d+)\.", module)
+        theirs = NAMES[re.sub(r"^blocks\.\d+\.", "blocks.{}.", module)].format(block.group(1) if block else "")
+        if module in ("embedding", "head"):
+            tensor = tensor[: config.vocab_size]
+        if module.endswith(("q_proj", "k_proj")):
+            halves = tensor.reshape(-1, 2, config.width_per_head // 2, tensor.size(1))
+            tensor = halves.transpose(1, 2).reshape(tensor.shape)
+        tensors[f"{theirs}.{kind}"] = tensor.detach()
+    if config.rope_scaling is not None and config.rope_scaling.type == "llama3":
+        plain, _ = rotary_frequencies(config.width_per_head, config.rope_theta, None)
+        scaled, _ = rotary_frequencies(config.width_per_head, config.rope_theta, config.rope_scaling)
+        tensors["rope_freqs.weight"] = plain / scaled
+    return tensors
+
+
+def _describe_model(writer: GGUFWriter, config: ModelConfig, kind: Kind) -> None:
+    from gguf import GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
+
+    types = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
+    writer.add_name("lit_llm")
+    writer.add_file_type(LlamaFileType[types[kind]])
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    writer.add_vocab_size(config.vocab_size or 0)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_layers)
+    writer.add_feed_forward_length(config.feedforward_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.width_per_head)
+    writer.add_value_length(config.width_per_head)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+    writer.add_rope_dimension_count(config.width_per_head)
+    writer.add_rope_freq_base(config.rope_theta)
+    if config.rope_scaling is not None and config.rope_scaling.type == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(config.rope_scaling.factor)
+
+
+def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Tokenizer) -> None:
+    from gguf import TokenType
+
+    state = tokenizer.state
+    tokens = [f"[PAD{index}]" for index in range(config.vocab_size or 0)]  # rows that have no token
+    types = [TokenType.UNUSED] * len(tokens)
+    for token, index in state["model"]["vocab"].items():
+        tokens[index], types[index] = token, TokenType.NORMAL
+    for added in state["added_tokens"]:
+        tokens[added["id"]] = added["content"]
+        types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in state["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_pre_tokenizer(state))
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(merges)
+    ids = (
+        (writer.add_bos_token_id, tokenizer.begin_id),
+        (writer.add_eos_token_id, tokenizer.eot_id),
+        (writer.add_eot_token_id, tokenizer.im_end_id),
+        (writer.add_pad_token_id, tokenizer.pad_id),
+    )
+    for add, index in ids:
+        if index is not None:
+            add(index)
+    writer.add_add_bos_token(tokenizer.begin_id is not None and tokenizer.begin_id != tokenizer.eot_id)
+    if tokenizer.chat_template is not None:
+        # a mark for training that llama.cpp's templates do not know
+        writer.add_chat_template(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", tokenizer.chat_template))
+
+
+def _pre_tokenizer(state: dict[str, Any]) -> str:
+    """llama.cpp's name for how a tokenizer splits text.
+
+    Raises:
+        UserError: it has no name for it.
+    """
+    split, normalizer = state["pre_tokenizer"] or {}, (state["normalizer"] or {}).get("type")
+    steps = split.get("pretokenizers", [split])
+    patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
+    plain = [step for step in steps if step["type"] == "ByteLevel" and step["use_regex"]]
+    if not patterns and plain and len(steps) == 1 and normalizer is None:
+        return "gpt-2"
+    name = PRE_TOKENIZERS.get((patterns[0], normalizer)) if len(patterns) == 1 else None
+    if name is None:
+        raise UserError(
+            "llama.cpp has no name for how this tokenizer splits text: GPT-2's, Llama 3's and Qwen's it has"
+        )
+    return name
+
+
+def _type_of(tensor: Tensor, kind: Kind) -> Kind:
+    if tensor.dim() == 1 or (kind == "Q8_0" and tensor.size(-1) % 32):
+        return "F32"
+    return kind
+
+
+def _stored_shape(tensor: Tensor, kind: Kind) -> tuple[tuple[int, ...], int]:
+    """Shape in bytes and size of a stored tensor. Q8_0 holds 32 numbers in 34 bytes."""
+    of_32 = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34}[kind]
+    shape = (*tensor.shape[:-1], tensor.size(-1) * of_32 // 32)
+    return shape, tensor.numel() * of_32 // 32
+
+
+def _encode(tensor: Tensor, kind: Kind) -> Any:
+    """The bytes of a tensor, as a numpy array."""
+    tensor = tensor.cpu().contiguous()
+    if kind == "Q8_0":
+        from gguf import GGMLQuantizationType, quantize
+
+        return quantize(tensor.float().numpy(), GGMLQuantizationType.Q8_0)
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+    converted = tensor.to(dtype)
+    if not converted.isfinite().all() and tensor.isfinite().all():
+        raise UserError("the weights have numbers beyond float16's 65,504; write float32 or bfloat16")
+    return converted.view(torch.uint8).numpy()

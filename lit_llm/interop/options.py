@@ -1,0 +1,81 @@
+"""Reading a foreign config.json so that no option of it is passed over in silence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_llm.config import UserError
+
+_NAMES = """
+architectures transformers_version dtype torch_dtype _name_or_path name_or_path use_cache initializer_range
+bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id cache_implementation
+output_attentions output_hidden_states return_dict return_dict_in_generate output_scores torchscript use_bfloat16
+attn_implementation _attn_implementation _attn_implementation_autoset gradient_checkpointing is_decoder
+finetuning_task id2label label2id num_labels problem_type task_specific_params tokenizer_class prefix
+chunk_size_feed_forward pretraining_tp is_llama_config transformers.js_config unsloth_fixed unsloth_version
+n_ctx reorder_and_upcast_attn
+summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
+max_length min_length max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty
+temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size
+encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
+remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+"""
+HARMLESS = frozenset(_NAMES.split())
+"""Keys of a config.json that say nothing about how logits are computed: labels, ids of tokens, how text is drawn, how
+the weights were stored or trained."""
+
+NEUTRAL: dict[str, Any] = {
+    "is_encoder_decoder": False,
+    "tie_encoder_decoder": False,
+    "add_cross_attention": False,
+    "cross_attention_hidden_size": None,
+    "pruned_heads": {},
+    "partial_rotary_factor": 1.0,
+    "rope_interleaved": False,
+    "quantization_config": None,
+    "use_mrope": False,
+}
+"""Keys of which one value, or none at all, means what our decoder computes."""
+
+
+class Options:
+    """The keys of a config.json, each of which somebody must ask for.
+
+    Args:
+        values: the content of the file.
+    """
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+        self._left = set(values)
+
+    def take(self, key: str, default: Any = None) -> Any:
+        """The value of a key, or `default` where the file has none."""
+        self._left.discard(key)
+        return self._values.get(key, default)
+
+    def only(self, key: str, *accepted: Any) -> None:
+        """Refuse a key with any value but these; the first is what its absence means.
+
+        Raises:
+            UserError: it has another value.
+        """
+        value = self.take(key, accepted[0])
+        if value not in accepted:
+            raise UserError(f"{key} {value!r} is not supported (only {' or '.join(map(repr, accepted))})")
+
+    def finish(self) -> None:
+        """Refuse what nobody has asked for.
+
+        Raises:
+            UserError: names the keys that could change what the model computes.
+        """
+        for key, neutral in NEUTRAL.items():
+            self.only(key, neutral, None)
+        unknown = sorted(self._left - HARMLESS)
+        if unknown:
+            raise UserError(
+                f"the option{'s' * (len(unknown) > 1)} {', '.join(unknown)} of this model "
+                f"{'are' if len(unknown) > 1 else 'is'} not supported; delete from the file what does not change "
+                "how logits are computed"
+            )

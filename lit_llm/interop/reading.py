@@ -1,0 +1,246 @@
+"""Weights of a model folder, one tensor at a time and straight from the memory-mapped files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lit_llm.config import ModelConfig, UserError
+from lit_llm.interop.families import Family, Stored
+from lit_llm.model import Decoder
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = ("F64", "F32", "F16", "BF16")
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class WeightFiles:
+    """The tensors of a model folder by name, whichever file each is in. Opening reads their headers only.
+
+    Args:
+        folder: has `model.safetensors`, or several files and `model.safetensors.index.json`.
+        device: where tensors are read to. On the CPU they stay mapped to the file until they are written to.
+
+    Raises:
+        UserError: a file is missing or damaged, or the folder has no safetensors.
+    """
+
+    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+        self.folder = folder
+        self._device = str(device)
+        self._file_of: dict[str, Any] = {}
+        for path, names in self._files():
+            self._open(path, names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, from the header.
+
+        Raises:
+            UserError: it is no floating-point tensor.
+        """
+        part = self._file_of[name].get_slice(name)
+        if part.get_dtype() not in DTYPES:
+            raise UserError(f"{self.folder}: {name} is stored as {part.get_dtype()}; quantized weights are not read")
+        return tuple(part.get_shape())
+
+    def read(self, name: str, columns: slice | None = None) -> Tensor:
+        """A tensor, or some of its last dimension."""
+        try:
+            if columns is None:
+                return self._file_of[name].get_tensor(name)
+            part = self._file_of[name].get_slice(name)
+            return part[columns] if len(part.get_shape()) == 1 else part[:, columns]
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.folder}: {name} cannot be read: {error}") from error
+
+    def _files(self) -> list[tuple[Path, set[str] | None]]:
+        """Each file, and which tensors the index says it has."""
+        if (self.folder / WEIGHTS).is_file():
+            return [(self.folder / WEIGHTS, None)]
+        index = self.folder / INDEX
+        if not index.is_file():
+            raise UserError(self._no_weights())
+        try:
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files: dict[str, set[str]] = {}
+            for name, file in weight_map.items():
+                files.setdefault(file, set()).add(name)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{index} is not an index of weights: {error!r}") from error
+        strange = [file for file in files if Path(file).name != file or not file.endswith(".safetensors")]
+        missing = [file for file in sorted(files) if not (self.folder / file).is_file()]
+        if strange or missing:
+            problem = f"names {strange[0]!r}" if strange else f"names {missing[0]}, which is not there"
+            raise UserError(f"{index} {problem}")
+        return [(self.folder / file, names) for file, names in sorted(files.items())]
+
+    def _open(self, path: Path, expected: set[str] | None) -> None:
+        try:
+            file = safe_open(path, framework="pt", device=self._device)
+            names = list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from error
+        absent = sorted((expected or set()) - set(names))
+        if absent:
+            raise UserError(f"{path} lacks {absent[0]}, which {INDEX} says it has")
+        twice = sorted(set(names) & set(self._file_of))
+        if twice:
+            raise UserError(f"{path} holds {twice[0]} a second time")
+        self._file_of.update(dict.fromkeys(names, file))
+
+    def _no_weights(self) -> str:
+        if any((self.folder / name).is_file() for name in PICKLES):
+            return (
+                f"{self.folder} has its weights as a pickle only (pytorch_model.bin), which could run any code and is "
+                "not read; convert it where you trust it: transformers' "
+                f"AutoModelForCausalLM.from_pretrained('{self.folder}').save_pretrained('{self.folder}')"
+            )
+        return f"{self.folder} has no {WEIGHTS}"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one of our tensors comes from."""
+
+    name: str
+    """Its name in the file, as the family writes it."""
+    transposed: bool = False
+    part: int | None = None
+
+
+def source_of(name: str, family: Family | None) -> Source:
+    """Where a tensor of ours lies in the files of a family; native folders (None) have our own names."""
+    if family is None:
+        return Source(name)
+    module, _, kind = name.rpartition(".")
+    block = re.match(r"blocks\.(\d+)\.", module)
+    stored: Stored = family.weights[re.sub(r"^blocks\.\d+\.", "blocks.{}.", module)]
+    theirs = stored.name.format(block.group(1)) if block else stored.name
+    return Source(f"{theirs}.{kind}", stored.transposed and kind == "weight", stored.part)
+
+
+def iterate_weights(
+    folder: Path,
+    config: ModelConfig,
+    family: Family | None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of `Decoder(config)` under our name, one at a time; names and shapes are checked before the first.
+
+    A tied head is not among them. Rows of the embedding that pad the vocabulary are zeros where the file lacks them.
+
+    Args:
+        folder: a model folder.
+        config: its configuration.
+        family: what wrote it; None for our own form.
+        device: where each tensor goes.
+        dtype: what each is converted to; None keeps it as stored.
+
+    Raises:
+        UserError: a file is missing or broken, or weights are missing, left over or of another shape.
+    """
+    files = WeightFiles(folder, device)
+    with torch.device("meta"):
+        expected = {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
+    if config.tie_word_embeddings:
+        expected.pop("head.weight", None)
+    # files of a bare model, without the head, lack the prefix
+    base = family.base if family is not None else ""
+    full_names = {name if name.startswith((base, "lm_head.")) else base + name: name for name in files}
+    sources = {name: source_of(name, family) for name in expected}
+    _check(files, full_names, sources, expected, config, family)
+    for name, source in sources.items():
+        tensor = _convert(files, full_names[source.name], source, dtype)
+        rows = expected[name][0] - tensor.size(0)
+        yield name, F.pad(tensor, (0, 0, 0, rows)) if rows else tensor
+
+
+def _convert(files: WeightFiles, stored_name: str, source: Source, dtype: torch.dtype | None) -> Tensor:
+    columns = None
+    if source.part is not None:
+        third = files.shape(stored_name)[-1] // 3
+        columns = slice(source.part * third, (source.part + 1) * third)
+    tensor = files.read(stored_name, columns)
+    if dtype is not None:
+        tensor = tensor.to(dtype)
+    return tensor.t().contiguous() if source.transposed else tensor
+
+
+def _check(
+    files: WeightFiles,
+    full_names: dict[str, str],
+    sources: dict[str, Source],
+    expected: dict[str, tuple[int, ...]],
+    config: ModelConfig,
+    family: Family | None,
+) -> None:
+    """Refuse files that do not hold exactly the tensors of the configuration."""
+    wanted = {source.name for source in sources.values()}
+    missing = sorted(wanted - set(full_names))
+    unexpected = sorted(set(full_names) - wanted)  # under their full names
+    if family is not None:
+        unexpected = [name for name in unexpected if not re.match(family.ignored_weights, name)]
+    if config.tie_word_embeddings:
+        head, embedding = (source_of(f"{name}.weight", family).name for name in ("head", "embedding"))
+        if head in unexpected and embedding in full_names:
+            unexpected.remove(head)
+            _check_tied(files, full_names[head], full_names[embedding])
+    reshaped = [
+        source.name
+        for name, source in sources.items()
+        if source.name in full_names
+        and not _fits(files.shape(full_names[source.name]), source, expected[name], name, config, family)
+    ]
+    problems = [
+        f"{what} {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+        for what, names in (
+            ("missing", missing),
+            ("unexpected", [full_names[name] for name in unexpected]),
+            ("of another shape", list(dict.fromkeys(reshaped))),
+        )
+        if names
+    ]
+    if problems:
+        raise UserError(f"{files.folder} has weights that do not fit its config.json: {'; '.join(problems)}")
+
+
+def _fits(
+    stored: tuple[int, ...],
+    source: Source,
+    wanted: tuple[int, ...],
+    name: str,
+    config: ModelConfig,
+    family: Family | None,
+) -> bool:
+    if source.part is not None:
+        stored = (*stored[:-1], stored[-1] // 3 if stored[-1] % 3 == 0 else -1)
+    if source.transposed:
+        stored = stored[::-1]
+    if family is not None and name in ("embedding.weight", "head.weight"):
+        wanted = (config.vocab_size or 0, *wanted[1:])  # the rows that pad the vocabulary are not stored
+    return stored == wanted
+
+
+def _check_tied(files: WeightFiles, head: str, embedding: str) -> None:
+    if not torch.equal(files.read(head), files.read(embedding)):
+        raise UserError(
+            f"{files.folder}: config.json says that head and embedding are one (tie_word_embeddings), but {head} and "
+            f"{embedding} differ; set tie_word_embeddings to false"
+        )

@@ -1,0 +1,145 @@
+"""Weights into a model folder, in one file or several, each whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lit_llm.config import ModelConfig, UserError
+from lit_llm.interop.families import Family
+from lit_llm.interop.reading import INDEX, WEIGHTS, Source, source_of
+
+MAX_SHARD_BYTES = 5 * 1000**3
+"""Size of a weight file at most, unless one tensor is larger (transformers' choice)."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One tensor of a file, and those of ours that it is made of."""
+
+    name: str
+    sources: list[Source]
+    tensors: list[Tensor]
+
+    def bytes(self, dtype: torch.dtype | None) -> int:
+        """Its size in the file."""
+        return sum(tensor.numel() * (dtype or tensor.dtype).itemsize for tensor in self.tensors)
+
+    def make(self, dtype: torch.dtype | None) -> Tensor:
+        """Its content, on the CPU.
+
+        Raises:
+            UserError: a number of it is too large for `dtype`.
+        """
+        parts = [
+            tensor.detach().t() if source.transposed else tensor.detach()
+            for source, tensor in zip(self.sources, self.tensors, strict=True)
+        ]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+        converted = whole.to("cpu", dtype or whole.dtype).contiguous()
+        if converted.dtype == torch.float16 != whole.dtype and whole.isfinite().all() > converted.isfinite().all():
+            raise UserError(f"{self.name} has numbers beyond float16's 65,504; write bfloat16 or float32")
+        return converted
+
+
+def outputs_of(config: ModelConfig, weights: Mapping[str, Tensor], family: Family | None) -> list[Output]:
+    """The tensors of the files, from the decoder's state_dict.
+
+    A tied head is left out. Rows that only pad the vocabulary are left out of a Hugging Face folder, where they would
+    be tokens like any other.
+
+    Args:
+        config: the decoder's configuration.
+        weights: its state_dict.
+        family: what the files are to be; None for our own form.
+    """
+    outputs: dict[str, Output] = {}
+    for name, tensor in weights.items():
+        if name == "head.weight" and config.tie_word_embeddings:
+            continue
+        if family is not None and name in ("embedding.weight", "head.weight"):
+            tensor = tensor[: config.vocab_size]
+        source = source_of(name, family)
+        output = outputs.setdefault(source.name, Output(source.name, [], []))
+        place = sum(1 for other in output.sources if (other.part or 0) < (source.part or 0))
+        output.sources.insert(place, source)
+        output.tensors.insert(place, tensor)
+    return list(outputs.values())
+
+
+def write_weights(
+    folder: Path, outputs: list[Output], dtype: torch.dtype | None = None, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> None:
+    """Write `model.safetensors`, or numbered files and an index where that would be too large.
+
+    No more than one file's tensors are held converted at a time. Weights that the folder had before are replaced.
+
+    Args:
+        folder: is there.
+        outputs: what to write, from `outputs_of`.
+        dtype: what tensors are converted to; None keeps them.
+        max_shard_bytes: size of a file at most.
+
+    Raises:
+        UserError: a number is too large for `dtype`.
+        OSError: a file cannot be written.
+    """
+    shards = list(_split(outputs, dtype, max_shard_bytes))
+    names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
+    partial = [folder / f".{name}.partial" for name in names]
+    try:
+        for path, shard in zip(partial, shards, strict=True):
+            save_file({output.name: output.make(dtype) for output in shard}, path, metadata={"format": "pt"})
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    except BaseException:
+        for path in partial:
+            path.unlink(missing_ok=True)
+        raise
+    for path, name in zip(partial, names, strict=True):
+        path.replace(folder / name)
+    if len(shards) > 1:
+        weight_map = {output.name: name for name, shard in zip(names, shards, strict=True) for output in shard}
+        total = sum(output.bytes(dtype) for output in outputs)
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    for path in folder.iterdir():
+        if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", path.name) and path.name not in names:
+            path.unlink()
+    if len(shards) == 1:
+        (folder / INDEX).unlink(missing_ok=True)
+
+
+def _shard_name(number: int, total: int) -> str:
+    return f"model-{number:05d}-of-{total:05d}.safetensors"
+
+
+def _split(outputs: list[Output], dtype: torch.dtype | None, limit: int) -> Iterator[list[Output]]:
+    shard: list[Output] = []
+    size = 0
+    for output in outputs:
+        if shard and size + output.bytes(dtype) > limit:
+            yield shard
+            shard, size = [], 0
+        shard.append(output)
+        size += output.bytes(dtype)
+    yield shard
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

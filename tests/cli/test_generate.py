@@ -1,0 +1,146 @@
+"""generate.py: streaming, batches, files of prompts, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+from random_decoder import random_decoder
+
+from lit_llm.cli import main, parse
+from lit_llm.cli.generate import generate, read_prompts
+from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+from lit_llm.generation import complete
+from lit_llm.interop import load_model_folder, save_model_folder
+from lit_llm.tokenizer import Tokenizer
+
+SHORT = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
+    """A run folder with a model folder in it."""
+    model = random_decoder(tiny_model(max_position_embeddings=64), std=0.1)
+    save_model_folder(tmp_path / "run" / "model", model.config, model.state_dict(), tokenizer)
+    return tmp_path / "run"
+
+
+def said(capsys: pytest.CaptureFixture[str], folder: Path, **options: Any) -> str:
+    generate(GenerateConfig(str(folder), **{"sampling": SHORT, **options}))
+    printed = capsys.readouterr()
+    assert "tokens/s" in printed.err
+    return printed.out
+
+
+def expected(folder: Path, prompts: list[str], samples: int) -> str:
+    """Every text written alone."""
+    model, tokenizer = load_model_folder(folder / "model")
+    out = ""
+    for prompt in prompts:
+        for sample in range(samples):
+            ids = [tokenizer.begin_id, *tokenizer.encode(prompt)]
+            options = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=3 + sample)
+            done = complete(model, [ids], options, tokenizer=tokenizer, stop_tokens=[tokenizer.eot_id])[0]
+            out += f"{prompt}{done.text}\n\n"
+    return out
+
+
+def test_texts_are_the_same_streamed_and_in_batches(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["def ", "import os\nimport ", "é"]
+    whole = expected(folder, prompts, 3)
+    assert said(capsys, folder, prompts=prompts, num_samples=3) == whole
+    for batch in (1, 2, 20):
+        assert said(capsys, folder, prompts=prompts, num_samples=3, stream=False, batch_size=batch) == whole
+    assert said(capsys, folder / "model", prompts=prompts, num_samples=3, prefill_chunk=2) == whole
+
+
+def test_prompts_come_from_options_and_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines, rows = tmp_path / "lines.txt", tmp_path / "rows.jsonl"
+    lines.write_text("one\n\n two \u2028x\n")
+    rows.write_text('{"prompt": "a\\nb"}\n{"text": "c"}\n')
+    assert read_prompts(GenerateConfig(prompts=["zero"], prompts_file=str(lines))) == ["zero", "one", " two \u2028x"]
+    assert read_prompts(GenerateConfig(prompts_file=str(rows))) == ["a\nb", "c"]
+    assert read_prompts(GenerateConfig()) == [""]
+    assert said(capsys, folder, prompts_file=str(rows), stream=False) == expected(folder, ["a\nb", "c"], 1)
+    rows.write_text('{"prompt": "a"}\n{"question": "b"}\n')
+    with pytest.raises(UserError, match=r'rows.jsonl, line 2: not a JSON object with a "prompt"'):
+        read_prompts(GenerateConfig(prompts_file=str(rows)))
+    with pytest.raises(UserError, match=r"missing.txt: cannot be read"):
+        read_prompts(GenerateConfig(prompts_file=str(tmp_path / "missing.txt")))
+
+
+def test_log_probabilities_are_json_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = said(capsys, folder, prompts=["def ", "x"], log_probs=2)
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert "".join(f"{row['prompt']}{row['text']}\n\n" for row in rows) == expected(folder, ["def ", "x"], 1)
+    for row in rows:
+        assert row["finish_reason"] in ("stop", "length")
+        for token in row["tokens"]:
+            assert token["log_prob"] <= token["alternatives"][0]["log_prob"] <= 0.0
+            assert len(token["alternatives"]) == 2
+
+
+def test_a_draft_model_and_a_beam_search(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    greedy = SamplingConfig(max_new_tokens=12, temperature=0.0)
+    plain = said(capsys, folder, prompts=["def "], sampling=greedy)
+    generate(GenerateConfig(str(folder), ["def "], sampling=greedy, draft_model=str(folder)))
+    printed = capsys.readouterr()
+    assert printed.out == plain and "guesses of the draft model were kept" in printed.err
+    assert said(capsys, folder, prompts=["def "], sampling=greedy, num_beams=3) != ""
+
+
+def test_text_is_held_to_a_form(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("outlines_core")
+    assert said(capsys, folder, prompts=["x="], regex="(12|34)") in ("x=12\n\n", "x=34\n\n")
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    for given in (json.dumps(schema), str(tmp_path / "schema.json")):
+        assert isinstance(json.loads(said(capsys, folder, json_schema=given))["a"], bool)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"log_probs": -1}, "log_probs is -1"),
+        ({"regex": "a", "json_schema": "{}"}, "regex and json_schema cannot be had together"),
+        ({"num_beams": 2, "draft_model": "x"}, "num_beams and draft_model cannot be had together"),
+        ({"num_beams": 2, "num_samples": 2}, "a beam search has one outcome"),
+        ({"num_beams": 2, "log_probs": 1}, "num_beams cannot be had together with log_probs"),
+        (
+            {"draft_model": "x", "sampling": SamplingConfig(presence_penalty=1.0)},
+            "draft_model cannot be had together with penalties",
+        ),
+    ],
+)
+def test_impossible_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        GenerateConfig(**options)
+
+
+def test_every_option_is_reached_from_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--model", str(folder), "--prompts", "[ab, cd]", "--sampling.logit_bias", "{5: 100}", "--stream", "false"]
+    words += ["--sampling.max_new_tokens", "3", "--sampling.stop_strings", "[zz]", "--sampling.stop_token_ids", "[7]"]
+    words += ["--sampling.min_p", "0.1", "--sampling.frequency_penalty", "0.1", "--sampling.context_full", "stop"]
+    config = parse(GenerateConfig, words)
+    assert config.sampling.logit_bias == {5: 100.0} and config.sampling.stop_token_ids == [7]
+    main(GenerateConfig, generate, words)
+    spelled = Tokenizer.load(folder / "model").decode([5] * 3)
+    assert capsys.readouterr().out == f"ab{spelled}\n\ncd{spelled}\n\n"
+
+
+def test_weights_are_laid_out_without_a_change_of_value() -> None:
+    from lit_llm.generation import lay_out_for_few_rows
+
+    model = random_decoder(tiny_model())
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    lay_out_for_few_rows(model)
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert model.blocks[0].attention.q_proj.weight.stride() == (1, 32)
+    assert model.head.weight is model.embedding.weight
