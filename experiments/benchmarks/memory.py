@@ -8,6 +8,10 @@ from pathlib import Path
 
 import torch
 
+# Environment in which memory of 64 KiB and more goes back to the system when it is freed, so that the resident set
+# follows what is alive instead of what glibc keeps for later.
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
+
 
 def peak_mib(build: Callable[[], Callable[[], None]], device: str, steps: int = 3) -> float:
     """Most MiB that building a step and taking it `steps` times adds: the device's own count on CUDA, the resident set

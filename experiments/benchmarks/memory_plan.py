@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from memory import peak_mib
+from memory import ALLOCATOR, peak_mib
 from reporting import print_report
 
 from lit_llm.config import DataConfig, OptimizerConfig, PretrainConfig, TrainerConfig, preset
@@ -74,8 +74,6 @@ SHAPES: dict[str, tuple[dict[str, Any], int, int, str, str, str]] = {
     ),
 }
 STEPS = 2  # from the second on there is an optimizer state
-# memory of 64 KiB and more goes back to the system when it is freed
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 def recipe(shape: str, quick: bool) -> PretrainConfig:

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from memory import ALLOCATOR
 from reporting import print_report
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PRETRAIN = Path(__file__).resolve().parents[1] / "pretrain.py"
+ENVIRONMENT = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}
 TWO = {"devices": 2}
 RUNS: dict[str, dict[str, Any]] = {
     "one device": {},
@@ -87,7 +89,7 @@ def train(folder: Path, name: str, trainer: dict[str, Any], options: argparse.Na
         str(PRETRAIN),
         *(part for key, value in fields.items() for part in (f"--{key}", str(value))),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
     events = EventAccumulator(str(folder / "runs" / run / "tensorboard"), size_guidance={"scalars": 0})
@@ -108,7 +110,7 @@ def imported_mib() -> float:
     """Peak resident set of a process that has imported what a run imports, in MiB."""
     imports = "import lit_llm.modules, lit_llm.training.run, resource"
     code = f"{imports}; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
     return int(done.stdout.split()[-1]) / 1024
 
 

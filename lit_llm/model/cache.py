@@ -20,8 +20,8 @@ NOWHERE = 2**62
 class KVCache:
     """Keys and values of every layer for a number of rows, each with a length of its own.
 
-    With a sliding window a row is a ring: position p lies in slot `p % capacity`, and memory is bounded by the window
-    instead of by the text.
+    In a layer with a sliding window a row is a ring: position p lies in slot `p % capacity`, and memory is bounded by
+    the window instead of by the text.
 
     Args:
         config: the decoder's configuration.
@@ -45,13 +45,20 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.max_length = max_length
-        # a ring is of use only where no layer looks back further
-        self.window = config.sliding_window if config.full_attention_every is None else None
-        self.capacity = max_length if self.window is None else min(max_length, self.window + spare)
-        shape = (batch_size, config.kv_heads // tensor_parallel_size, self.capacity, config.width_per_head)
-        # zeros, as what a mask hides is still multiplied by 0
-        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
-        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_layers)]
+        self.windows = [config.window_of(layer) for layer in range(config.num_layers)]
+        self.capacities = {
+            window: max_length if window is None else min(max_length, window + spare)
+            for window in dict.fromkeys(self.windows)
+        }
+        kv_heads = config.kv_heads // tensor_parallel_size
+
+        def memory(window: int | None) -> Tensor:
+            shape = (batch_size, kv_heads, self.capacities[window], config.width_per_head)
+            # zeros, as what a mask hides is still multiplied by 0
+            return torch.zeros(shape, device=device, dtype=dtype)
+
+        self.keys = [memory(window) for window in self.windows]
+        self.values = [memory(window) for window in self.windows]
         self.lengths = [0] * batch_size
         # the last token of each row, which the token smear reads
         self.last_tokens = torch.zeros(batch_size, 1, dtype=torch.long, device=device) if config.token_smear else None
@@ -68,15 +75,16 @@ class KVCache:
 
     def holds_prefix(self, row: int, length: int) -> bool:
         """Whether the first `length` tokens of `row` could be gone on from: a ring forgets what left the window."""
-        if length > self.lengths[row]:
-            return False
-        oldest_kept = self.lengths[row] - self.capacity
-        return oldest_kept <= 0 or (self.window is not None and oldest_kept <= length - self.window + 1)
+        held = self.lengths[row]
+        return length <= held and all(
+            held <= capacity or (window is not None and held - capacity <= length - window + 1)
+            for window, capacity in self.capacities.items()
+        )
 
     def copy_row(self, source: int, target: int, length: int, last_token: int = 0) -> None:
         """Make `target` the first `length` tokens of `source`; `last_token` is the last of them."""
-        slots = min(self.lengths[source], self.capacity)
         for memory in (*self.keys, *self.values):
+            slots = min(self.lengths[source], memory.size(2))
             memory[target, :, :slots] = memory[source, :, :slots]
         self.lengths[target] = length
         if self.last_tokens is not None:
@@ -92,8 +100,8 @@ class KVCache:
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes what row `rows[i]` was; rows after them stay."""
         index = torch.tensor(rows, device=self.keys[0].device)
-        slots = min(max(self.lengths), self.capacity)
         for memory in (*self.keys, *self.values):
+            slots = min(max(self.lengths), memory.size(2))
             memory[: len(rows), :, :slots] = memory[index, :, :slots]
         self.lengths[: len(rows)] = [self.lengths[row] for row in rows]
         if self.last_tokens is not None:
@@ -131,15 +139,11 @@ class CacheStep:
         self.counts = list(counts) if ragged and counts is not None else None
         counts = self.counts or [width] * len(rows)
         self.ends = [length + count for length, count in zip(self.lengths, counts, strict=True)]
-        self._even = self.counts is None and min(self.lengths) == max(self.lengths)
-        self._turns = max(self.ends) > cache.capacity
-        # of new tokens that overwrite what some of them still look at, the old part is read before they are written
-        self._reads_before = self._turns and width > 1
-        self._write_at: tuple[Tensor, Tensor] | None = None
-        self._source: Tensor | None = None
-        self._places = self._places_of_new()
+        self.even = self.counts is None and min(self.lengths) == max(self.lengths)
+        self.places = self._places()
         # padding may stand where no position is
-        self.positions = self._places if self.counts is None else self._places.clamp(max=self.longest - 1)
+        self.positions = self.places if self.counts is None else self.places.clamp(max=self.longest - 1)
+        self._slots = {window: _Slots(self, window, capacity) for window, capacity in cache.capacities.items()}
 
     @property
     def longest(self) -> int:
@@ -152,7 +156,7 @@ class CacheStep:
         assert self.cache.last_tokens is not None
         return self.cache.last_tokens[self.rows.start : self.rows.stop]
 
-    def _places_of_new(self) -> Tensor:
+    def _places(self) -> Tensor:
         """Positions of the new tokens, padding included: [t], or [b, t] where rows differ."""
         device = self.cache.keys[0].device
         if min(self.lengths) == max(self.lengths):
@@ -161,84 +165,17 @@ class CacheStep:
         return lengths + torch.arange(self.width, device=device)
 
     def mask(self, window: int | None) -> tuple[Tensor | None, bool]:
-        """Boolean mask [b or 1, 1, t, s], True where a query may look, or None; and whether causality says it all.
-
-        Args:
-            window: sliding window of the layers that it is for.
-        """
-        cache, width = self.cache, self.width
-        if self._even and not self._turns and (window is None or self.longest <= window):
-            if self.lengths[0] == 0:
-                return None, True
-            if width == 1:
-                return None, False
-        full = width == 1 and min(self.ends) >= cache.capacity
-        if full and (window is None or window >= cache.capacity):
-            return None, False
-        device = self.positions.device
-        queries = self._places.view(-1, 1, width, 1)
-        keys = self._key_positions(device)
-        mask = keys <= queries
-        if window is not None:
-            mask = mask & (queries - keys < window)
-        return mask, False
-
-    def _key_positions(self, device: torch.device) -> Tensor:
-        """Position of every token that is read [b or 1, 1, 1, s]; `NOWHERE` for a slot without one."""
-        capacity = self.cache.capacity
-        slots = torch.arange(min(max(self.lengths) if self._reads_before else self.longest, capacity), device=device)
-        if not self._turns:
-            return slots.view(1, 1, 1, -1)
-        ends = torch.tensor(self.lengths if self._reads_before else self.ends, device=device).unsqueeze(1)
-        # the newest position of a ring that lies in the slot
-        positions = ends - 1 - (ends - 1 - slots) % capacity
-        positions = torch.where(positions < 0, NOWHERE, positions)
-        if self._reads_before:
-            new = self._places.view(-1, self.width).expand(len(self.rows), -1)
-            positions = torch.cat([positions, new], dim=1)
-        return positions[:, None, None, :]
+        """Boolean mask [b or 1, 1, t, s] of the layers with this window, True where a query may look, or None; and
+        whether causality says it all."""
+        return self._slots[window].mask()
 
     def update(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write [b, n_kv, t, d] into a layer; returns all that the new tokens may look at, [b, n_kv, s, d]."""
-        key_memory = self.cache.keys[layer][self.rows.start : self.rows.stop]
-        value_memory = self.cache.values[layer][self.rows.start : self.rows.stop]
-        if self._reads_before:
-            past = min(max(self.lengths), self.cache.capacity)
-            seen = torch.cat([key_memory[:, :, :past], keys], 2), torch.cat([value_memory[:, :, :past], values], 2)
-            self._write(key_memory, keys)
-            self._write(value_memory, values)
-            return seen
-        self._write(key_memory, keys)
-        self._write(value_memory, values)
-        stop = min(self.longest, self.cache.capacity)
-        return key_memory[:, :, :stop], value_memory[:, :, :stop]
-
-    def _write(self, memory: Tensor, new: Tensor) -> None:
-        if self._even and (not self._turns or self.width == 1):
-            slot = self.lengths[0] % self.cache.capacity
-            memory[:, :, slot : slot + self.width] = new
-            return
-        if self._write_at is None:
-            self._find_slots(memory.device)
-        new = new.transpose(1, 2).flatten(0, 1)  # [b * t, n_kv, d]
-        memory[self._write_at[0], :, self._write_at[1]] = (new if self._source is None else new[self._source]).to(
-            memory.dtype
+        slots = self._slots[self.cache.windows[layer]]
+        return (
+            slots.update(self.cache.keys[layer][self.rows.start : self.rows.stop], keys),
+            slots.update(self.cache.values[layer][self.rows.start : self.rows.stop], values),
         )
-
-    def _find_slots(self, device: torch.device) -> None:
-        """Row and slot of every token that is kept; which of the new tokens those are, unless it is all of them."""
-        capacity, width = self.cache.capacity, self.width
-        lengths = torch.tensor(self.lengths).unsqueeze(1)
-        ends = torch.tensor(self.ends).unsqueeze(1)
-        positions = lengths + torch.arange(width)
-        # no padding, and of more than a ring holds the newest alone
-        kept = ((positions < ends) & (positions >= ends - capacity)).flatten()
-        rows = torch.arange(len(self.rows)).unsqueeze(1).expand(-1, width).flatten()
-        slots = (positions % capacity).flatten()
-        if not bool(kept.all()):
-            self._source = kept.nonzero().squeeze(1).to(device)
-            rows, slots = rows[kept], slots[kept]
-        self._write_at = rows.to(device), slots.to(device)
 
     def advance(self, tokens: Tensor) -> None:
         """Count the new tokens [b, t] as read, once every layer has them."""
@@ -259,3 +196,86 @@ class CacheStep:
         for limit, name in ((context, "model's context"), (self.cache.max_length, "cache")):
             if self.longest > limit:
                 raise UserError(f"a text of {self.longest} tokens is longer than the {name} of {limit} tokens")
+
+
+class _Slots:
+    """Which slots one pass writes and reads in the layers that have the same sliding window."""
+
+    def __init__(self, step: CacheStep, window: int | None, capacity: int) -> None:
+        self.step = step
+        self.window = window
+        self.capacity = capacity
+        self._turns = step.longest > capacity
+        # of new tokens that overwrite what some of them still look at, the old part is read before they are written
+        self._reads_before = self._turns and step.width > 1
+        self._write_at: tuple[Tensor, Tensor] | None = None
+        self._source: Tensor | None = None
+
+    def mask(self) -> tuple[Tensor | None, bool]:
+        step, window = self.step, self.window
+        if step.even and not self._turns and (window is None or step.longest <= window):
+            if step.lengths[0] == 0:
+                return None, True
+            if step.width == 1:
+                return None, False
+        full = step.width == 1 and min(step.ends) >= self.capacity
+        if full and (window is None or window >= self.capacity):
+            return None, False
+        queries = step.places.view(-1, 1, step.width, 1)
+        keys = self._key_positions()
+        mask = keys <= queries
+        if window is not None:
+            mask = mask & (queries - keys < window)
+        return mask, False
+
+    def _key_positions(self) -> Tensor:
+        """Position of every token that is read [b or 1, 1, 1, s]; `NOWHERE` for a slot without one."""
+        step, device = self.step, self.step.places.device
+        ends = step.lengths if self._reads_before else step.ends
+        slots = torch.arange(min(max(ends), self.capacity), device=device)
+        if not self._turns:
+            return slots.view(1, 1, 1, -1)
+        newest = torch.tensor(ends, device=device).unsqueeze(1) - 1
+        # the newest position of a ring that lies in the slot
+        positions = newest - (newest - slots) % self.capacity
+        positions = torch.where(positions < 0, NOWHERE, positions)
+        if self._reads_before:
+            new = step.places.view(-1, step.width).expand(len(step.rows), -1)
+            positions = torch.cat([positions, new], dim=1)
+        return positions[:, None, None, :]
+
+    def update(self, memory: Tensor, new: Tensor) -> Tensor:
+        """Write [b, n_kv, t, d] into the rows' memory; returns what is to be read, [b, n_kv, s, d]."""
+        if self._reads_before:
+            past = min(max(self.step.lengths), self.capacity)
+            seen = torch.cat([memory[:, :, :past], new], dim=2)
+            self._write(memory, new)
+            return seen
+        self._write(memory, new)
+        return memory[:, :, : min(self.step.longest, self.capacity)]
+
+    def _write(self, memory: Tensor, new: Tensor) -> None:
+        step = self.step
+        if step.even and (not self._turns or step.width == 1):
+            slot = step.lengths[0] % self.capacity
+            memory[:, :, slot : slot + step.width] = new
+            return
+        if self._write_at is None:
+            self._find_slots(memory.device)
+        new = new.transpose(1, 2).flatten(0, 1)  # [b * t, n_kv, d]
+        kept = new if self._source is None else new[self._source]
+        memory[self._write_at[0], :, self._write_at[1]] = kept.to(memory.dtype)
+
+    def _find_slots(self, device: torch.device) -> None:
+        """Row and slot of every token that is kept; which of the new tokens those are, unless it is all of them."""
+        step = self.step
+        ends = torch.tensor(step.ends).unsqueeze(1)
+        positions = torch.tensor(step.lengths).unsqueeze(1) + torch.arange(step.width)
+        # no padding, and of more than a ring holds the newest alone
+        kept = ((positions < ends) & (positions >= ends - self.capacity)).flatten()
+        rows = torch.arange(len(step.rows)).unsqueeze(1).expand(-1, step.width).flatten()
+        slots = (positions % self.capacity).flatten()
+        if not bool(kept.all()):
+            self._source = kept.nonzero().squeeze(1).to(device)
+            rows, slots = rows[kept], slots[kept]
+        self._write_at = rows.to(device), slots.to(device)

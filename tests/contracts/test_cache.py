@@ -192,6 +192,19 @@ def test_a_windowed_cache_is_bounded_by_the_window() -> None:
     assert KVCache(config, 1, 32).keys[0].shape == (1, 2, 5, 8)
     assert KVCache(config, 1, 32, spare=2).keys[0].shape == (1, 2, 7, 8)
     assert KVCache(config, 1, 3).keys[0].shape == (1, 2, 3, 8)
+    mixed = tiny_model("mistral-7b", sliding_window=5, full_attention_every=2, num_layers=4)
+    assert [memory.size(2) for memory in KVCache(mixed, 1, 32).values] == [5, 32, 5, 32]
+
+
+def test_no_slot_is_written_twice_in_one_pass() -> None:
+    """Which of two writes to one place lasts is undefined."""
+    config = tiny_model("mistral-7b", num_key_value_heads=2, sliding_window=5)
+    cache = KVCache(config, 2, 32)
+    step = cache.step(13, counts=[13, 8])
+    step.update(0, *torch.zeros(2, 2, 2, 13, 8))
+    rows, slots = step._slots[5]._write_at
+    written = list(zip(rows.tolist(), slots.tolist(), strict=True))
+    assert sorted(written) == [(row, slot) for row in range(2) for slot in range(5)]
 
 
 def test_no_mask_is_built_where_the_kernel_needs_none() -> None:

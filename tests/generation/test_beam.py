@@ -75,3 +75,13 @@ def test_the_search_ends_with_the_context_and_when_nothing_can_get_better() -> N
         beam_search(model, PROMPT, num_beams=0, max_new_tokens=3)
     with pytest.raises(UserError, match="32 tokens leaves no room in the context of 32"):
         beam_search(model, PROMPT * 8, num_beams=2, max_new_tokens=3)
+
+
+def test_texts_that_end_leave_room_for_those_that_go_on() -> None:
+    model = random_decoder(tiny_model(vocab_size=VOCABULARY), std=0.1)
+    with torch.no_grad():
+        likeliest = int(model(torch.tensor([PROMPT]))[0, -1].argmax())
+    # the likeliest first token ends the text, but so high a power of the length favours going on
+    options = {"num_beams": 1, "max_new_tokens": 6, "stop_tokens": [likeliest]}
+    assert len(beam_search(model, PROMPT, length_penalty=5.0, **options)[0].ids) >= 5
+    assert beam_search(model, PROMPT, length_penalty=0.0, **options)[0].ids == []

@@ -17,6 +17,7 @@ ARCHITECTURES = {
     "gpt2": ("gpt2", {}),
     "grouped-query": ("llama-10m", {"num_key_value_heads": 2}),
     "windowed": ("mistral-7b", {"num_key_value_heads": 1, "sliding_window": 4}),
+    "mixed-windows": ("mistral-7b", {"num_key_value_heads": 2, "sliding_window": 4, "full_attention_every": 2}),
     "modern": ("modern-1m", {}),
     "transformer-2017": ("transformer-2017", {}),
 }
