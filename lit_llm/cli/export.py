@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_llm.cli.quantization import SAMPLE, quantize_and_tell, read_quality_text
 from lit_llm.config import ExportConfig, ModelConfig, UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from lit_llm.tokenizer import Tokenizer
@@ -52,20 +54,47 @@ def export(config: ExportConfig) -> None:
     if config.format == "gguf":
         _write_gguf(config, output, source, tokenizer)
         return
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    quantization = None if config.quantize == "none" else config.quantize
+    if quantization is not None:
+        source.weights, dtype = _quantized(config, source, tokenizer, dtype), None
     save_model_folder(
         output,
         source.model,
         source.weights,
         tokenizer,
         form=config.format,
-        dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
+        dtype=dtype,
         max_shard_bytes=config.max_shard_bytes,
         generation=source.generation,
+        quantization=quantization,
     )
-    reason = why_not_huggingface(source.model, tokenizer) if config.format == "auto" else None
+    if quantization is not None:
+        print(f"for this package alone: the weights are quantized ({quantization})")
+    reason = why_not_huggingface(source.model, tokenizer) if config.format == "auto" and not quantization else None
     if reason is not None:
         print(f"for this package alone: {reason}")
     print(f"model folder  {output} ({source.name})")
+
+
+def _quantized(
+    config: ExportConfig, source: _Source, tokenizer: Tokenizer, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    import torch
+
+    from lit_llm.model import Decoder
+
+    texts = [] if config.quality_text is None else [read_quality_text(config.quality_text)]
+    with torch.device("meta"):
+        model = Decoder(source.model)
+    model.load_state_dict(
+        {name: weight.to(dtype or weight.dtype) for name, weight in source.weights.items()}, assign=True
+    )
+    model.tie()
+    source.weights = {}  # each is released as it is quantized
+    name = "a built-in text" if config.quality_text is None else config.quality_text
+    quantize_and_tell(model.eval(), tokenizer, config.quantize, texts or [SAMPLE], name)
+    return model.state_dict()
 
 
 def _write_gguf(config: ExportConfig, output: Path, source: _Source, tokenizer: Tokenizer) -> None:

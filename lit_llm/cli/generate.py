@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_llm.cli.quantization import quantize_and_tell
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class _Writer:
         self.dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
         folder = find_model(config.model)
         self.model, self.tokenizer = load_model_folder(folder, device=self.device, dtype=self.dtype)
+        if config.quantize != "none":
+            quantize_and_tell(self.model, self.tokenizer, config.quantize, read_prompts(config))
         lay_out_for_few_rows(self.model)
         self.stop_tokens = stop_token_ids(folder, self.tokenizer)
 

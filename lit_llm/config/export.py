@@ -27,6 +27,10 @@ class ExportConfig:
     file for llama.cpp (gguf: Llama form only)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
     """Type of the weights; auto keeps them as they are; q8_0 is 8 bits in blocks of 32, for gguf alone."""
+    quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"
+    """Round the weights to 8 or 4 bits and say what that costs in quality; for generate.py alone, in our own form."""
+    quality_text: str | None = None
+    """Text file to measure the loss of quality on (its first 512 tokens); null: a short built-in text."""
     max_shard_size: str = "5GB"
     """A larger model is written as several files of this size at most, such as 500MB or 2GiB."""
 
@@ -35,6 +39,13 @@ class ExportConfig:
             raise UserError(f"max_shard_size is {self.max_shard_size!r}; give a size such as 5GB or 500MB")
         if self.dtype == "q8_0" and self.format != "gguf":
             raise UserError(f"dtype q8_0 is for format gguf alone, not {self.format}")
+
+        if self.quantize not in ("none", "int8", "int8_dynamic", "int4"):
+            raise UserError(f"quantize is {self.quantize!r}; it must be none, int8, int8_dynamic or int4")
+        if self.quantize != "none" and self.format in ("huggingface", "gguf"):
+            raise UserError(f"quantize {self.quantize} is in our own form alone; leave format at auto, or give lit_llm")
+        if self.quality_text is not None and self.quantize == "none":
+            raise UserError("quality_text is given, but quantize is none: there is no loss of quality to measure")
 
     @property
     def max_shard_bytes(self) -> int:

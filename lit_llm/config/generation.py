@@ -103,6 +103,9 @@ class GenerateConfig:
     """Device to run on: auto, cpu or cuda."""
     dtype: str = "auto"
     """Arithmetic: auto (as stored), float32 or bfloat16."""
+    quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"
+    """Round the weights to 8 or 4 bits after reading them (int8_dynamic: what they are multiplied with as well; int4:
+    CPU only), and say what that costs in quality; the draft model stays as it is."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size", "prefill_chunk", "num_beams", "draft_tokens"):
@@ -114,6 +117,8 @@ class GenerateConfig:
             raise UserError(f"accelerator is {self.accelerator!r}; it must be auto, cpu or cuda")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
+        if self.quantize not in ("none", "int8", "int8_dynamic", "int4"):
+            raise UserError(f"quantize is {self.quantize!r}; it must be none, int8, int8_dynamic or int4")
         if self.regex is not None and self.json_schema is not None:
             raise UserError("regex and json_schema cannot be had together; give one of the two")
         self._check_modes()

@@ -1,7 +1,8 @@
 """The model folder: config.json, weights as safetensors, tokenizer, generation_config.json. No pickle is read.
 
 Where Hugging Face transformers has the architecture, a folder that we write is one of theirs, and theirs are read as
-they are. Otherwise `model_type` is `lit_llm`, and config.json holds our fields.
+they are. Otherwise `model_type` is `lit_llm`, and config.json holds our fields; so it is where weights are quantized,
+and `quantization` says how.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from lit_llm.interop.configuration import family_of, read_config, write_config
 from lit_llm.interop.families import FAMILIES, Family
 from lit_llm.interop.writing import MAX_SHARD_BYTES, outputs_of, write_json, write_weights
 from lit_llm.model import Decoder
+from lit_llm.model.quantization import KINDS, quantize
 from lit_llm.tokenizer import Tokenizer
 
 MODEL_TYPE = "lit_llm"
@@ -36,6 +38,7 @@ def save_model_folder(
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     generation: dict[str, Any] | None = None,
+    quantization: str | None = None,
 ) -> str:
     """Write a model folder, each file whole or not at all.
 
@@ -50,19 +53,28 @@ def save_model_folder(
         dtype: what weights are converted to; None keeps them.
         max_shard_bytes: a larger model is written as several files.
         generation: content of generation_config.json; None makes it from the tokenizer.
+        quantization: how the weights are quantized, if they are; such a folder is always of our own form.
 
     Returns:
         The `model_type` that was written.
 
     Raises:
-        UserError: a file cannot be written, or transformers has no such architecture and `form` asks for it.
+        UserError: a file cannot be written, transformers cannot load such a model and `form` asks for it, or
+            quantized weights are to be converted.
     """
-    family, reason = (None, "") if form == MODEL_TYPE else _family_of(config, tokenizer)
+    if quantization is not None and dtype is not None:
+        raise UserError(f"weights quantized as {quantization} cannot be converted; convert the full model first")
+    native = form == MODEL_TYPE or (form == "auto" and quantization is not None)
+    family, reason = (None, "") if native else _family_of(config, tokenizer)
+    if quantization is not None and not native:
+        raise UserError(f"transformers cannot load our {quantization} weights; give the format auto or lit_llm")
     if form == "huggingface" and family is None:
         raise UserError(reason)
     stored = dtype or next(iter(weights.values())).dtype
     ids = _token_ids(tokenizer)
     values = {**_config_values(config, family), "dtype": str(stored).removeprefix("torch.")}
+    if quantization is not None:
+        values["quantization"] = quantization
     if family is not None:
         values |= {**ids, "torch_dtype": values["dtype"]}
     try:
@@ -90,6 +102,19 @@ def read_model_config(folder: Path) -> ModelConfig:
             compute.
     """
     return _read_config(folder)[0]
+
+
+def read_quantization(folder: Path) -> str | None:
+    """How the weights in a model folder are quantized, or None.
+
+    Raises:
+        UserError: its config.json is broken, or names a quantization that we do not have.
+    """
+    values = _read_json(folder / "config.json")
+    kind = values.get("quantization") if values.get("model_type") == MODEL_TYPE else None
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"{folder / 'config.json'} has quantization {kind!r}; only {', '.join(KINDS)} can be read")
+    return kind
 
 
 def read_generation_config(folder: Path) -> dict[str, Any] | None:
@@ -120,7 +145,8 @@ def load_model_folder(
 ) -> tuple[Decoder, Tokenizer]:
     """The decoder, in evaluation mode, and the tokenizer of a model folder.
 
-    Weights that need no conversion stay mapped to the file; the others are converted one tensor at a time.
+    Weights that need no conversion stay mapped to the file; the others are converted one tensor at a time. Quantized
+    weights compute exactly what they did when they were saved.
 
     Args:
         folder: written by `save_model_folder` or by transformers.
@@ -129,12 +155,17 @@ def load_model_folder(
 
     Raises:
         UserError: a file is missing or broken, weights are missing, left over or of another shape, or the model is of
-            a kind that we do not compute.
+            a kind that we do not compute, or is quantized and to be converted.
     """
-    config = read_model_config(folder)
+    config, family = _read_config(folder)
     with torch.device("meta"):
         model = Decoder(config)
-    model.load_state_dict(load_weights(folder, config, device, dtype), assign=True)
+    kind = read_quantization(folder)
+    if kind is not None:
+        _check_stored_dtype(folder, dtype)
+        quantize(model, kind)
+    weights = dict(reading.iterate_weights(folder, config, family, device, dtype, kind))
+    model.load_state_dict(_with_tied_head(config, weights), assign=True)
     model.tie()
     return model.eval(), Tokenizer.load(folder)
 
@@ -151,8 +182,14 @@ def iterate_weights(
         dtype: what each is converted to; None keeps it as stored.
 
     Raises:
-        UserError: a file is missing or broken, or weights are missing, left over or of another shape.
+        UserError: a file is missing or broken, weights are missing, left over or of another shape, or are quantized.
     """
+    kind = read_quantization(folder) if (folder / "config.json").is_file() else None
+    if kind is not None:
+        raise UserError(
+            f"{folder} is quantized ({kind}): it can write text, and be neither trained nor converted; use the full "
+            "model that it was made from"
+        )
     return reading.iterate_weights(folder, config, _read_config(folder)[1], device, dtype)
 
 
@@ -163,10 +200,19 @@ def load_weights(
 
     Args and raises: as `iterate_weights`.
     """
-    weights = dict(iterate_weights(folder, config, device, dtype))
+    return _with_tied_head(config, dict(iterate_weights(folder, config, device, dtype)))
+
+
+def _with_tied_head(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if config.tie_word_embeddings:
         weights["head.weight"] = weights["embedding.weight"]
     return weights
+
+
+def _check_stored_dtype(folder: Path, dtype: torch.dtype | None) -> None:
+    stored = _read_json(folder / "config.json").get("dtype")
+    if dtype is not None and str(dtype) != f"torch.{stored}":
+        raise UserError(f"{folder} was quantized for {stored} and runs in that alone; leave dtype at auto")
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
@@ -180,7 +226,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
     try:
         if kind != MODEL_TYPE:
             return read_config(values), FAMILIES[kind]
-        native = {key: value for key, value in values.items() if key not in ("model_type", "dtype")}
+        native = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "quantization")}
         return from_plain(ModelConfig, native), None
     except (UserError, TypeError, ValueError) as error:  # TypeError: a number written as text
         raise UserError(f"{path}: {error}") from error

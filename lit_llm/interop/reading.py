@@ -17,10 +17,12 @@ from torch import Tensor
 from lit_llm.config import ModelConfig, UserError
 from lit_llm.interop.families import Family, Stored
 from lit_llm.model import Decoder
+from lit_llm.model.quantization import quantize
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")
+QUANTIZED_DTYPES = ("I8", "U8")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -30,13 +32,15 @@ class WeightFiles:
     Args:
         folder: has `model.safetensors`, or several files and `model.safetensors.index.json`.
         device: where tensors are read to. On the CPU they stay mapped to the file until they are written to.
+        dtypes: kinds of numbers that a tensor may be of.
 
     Raises:
         UserError: a file is missing or damaged, or the folder has no safetensors.
     """
 
-    def __init__(self, folder: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, folder: Path, device: torch.device | str = "cpu", dtypes: tuple[str, ...] = DTYPES) -> None:
         self.folder = folder
+        self._dtypes = dtypes
         self._device = str(device)
         self._file_of: dict[str, Any] = {}
         for path, names in self._files():
@@ -52,10 +56,10 @@ class WeightFiles:
         """Shape of a tensor, from the header.
 
         Raises:
-            UserError: it is no floating-point tensor.
+            UserError: its numbers are of another kind.
         """
         part = self._file_of[name].get_slice(name)
-        if part.get_dtype() not in DTYPES:
+        if part.get_dtype() not in self._dtypes:
             raise UserError(f"{self.folder}: {name} is stored as {part.get_dtype()}; quantized weights are not read")
         return tuple(part.get_shape())
 
@@ -141,6 +145,7 @@ def iterate_weights(
     family: Family | None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    quantization: str | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of `Decoder(config)` under our name, one at a time; names and shapes are checked before the first.
 
@@ -152,13 +157,18 @@ def iterate_weights(
         family: what wrote it; None for our own form.
         device: where each tensor goes.
         dtype: what each is converted to; None keeps it as stored.
+        quantization: how they are quantized, if they are; only in our own form, and without conversion.
 
     Raises:
         UserError: a file is missing or broken, or weights are missing, left over or of another shape.
     """
-    files = WeightFiles(folder, device)
+    files = WeightFiles(folder, device, DTYPES if quantization is None else DTYPES + QUANTIZED_DTYPES)
     with torch.device("meta"):
-        expected = {name: tuple(tensor.shape) for name, tensor in Decoder(config).state_dict().items()}
+        model = Decoder(config)
+    if quantization is not None:
+        quantize(model, quantization)
+    wanted = model.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
     if config.tie_word_embeddings:
         expected.pop("head.weight", None)
     # files of a bare model, without the head, lack the prefix
@@ -168,6 +178,8 @@ def iterate_weights(
     _check(files, full_names, sources, expected, config, family)
     for name, source in sources.items():
         tensor = _convert(files, full_names[source.name], source, dtype)
+        if tensor.is_floating_point() != wanted[name].is_floating_point():
+            raise UserError(f"{folder}: {name} is stored as {tensor.dtype}, which does not fit its config.json")
         rows = expected[name][0] - tensor.size(0)
         yield name, F.pad(tensor, (0, 0, 0, rows)) if rows else tensor
 

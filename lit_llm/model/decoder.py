@@ -230,7 +230,7 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)  # [b, t, hidden]
         if self.config.scale_embeddings:
             # rounded as the embeddings are, which is how the models with bfloat16 weights were trained
-            x = x * float(torch.tensor(math.sqrt(self.config.hidden_size), dtype=x.dtype))
+            x = x * torch.full((), math.sqrt(self.config.hidden_size), dtype=x.dtype, device=x.device)
         if self.position_embedding is not None:
             x = x + self.position_embedding(positions)
         if self.sinusoids is not None:

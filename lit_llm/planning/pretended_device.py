@@ -98,18 +98,19 @@ class PretendedDevice(TorchFunctionMode):
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
+        scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
         if self.device.type == "cpu" and dropout_p > 0.0:
             # the CPU has no fused kernel with dropout, and the meta device no fused kernel at all
             return F.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, enable_gqa=enable_gqa
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.empty(attn_mask.shape, dtype=query.dtype, device=META)  # fused kernels add their mask
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         # keeps what CUDA's kernels keep: q, k, v, the output and the log-normaliser of each row in float32
-        return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask)[0]
+        return fused(query, key, value, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
 def _all_nonzero(x: Tensor) -> Tensor:
