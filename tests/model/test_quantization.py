@@ -12,7 +12,7 @@ from conftest import tiny_model
 from random_decoder import random_decoder, random_tokens
 from torch import nn
 
-from lit_llm.config import UserError
+from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation import complete
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import (
@@ -87,6 +87,19 @@ def test_a_layer_computes_with_the_weight_it_says(kind: str, dtype: torch.dtype,
     assert float(((out.float() - expected).abs() / size).max()) < allowed
 
 
+@pytest.mark.parametrize("width", [50, 64])
+def test_memory_that_is_not_in_line_does_no_harm(width: int) -> None:
+    """torch's int8 kernel ends the process on rows, or on a weight, that begin between its vectors."""
+    layer = QuantizedLinear.of(random_linear(30, width, torch.bfloat16), "int8")
+    x = torch.randn(8 * width + 1, generator=torch.Generator().manual_seed(1)).bfloat16()[1:].view(8, width)
+    whole = layer.weight.flatten()
+    other = QuantizedLinear(width, 30, "int8", bias=True)
+    moved = torch.cat([whole[:2], whole])[2:].view_as(layer.weight)
+    other.load_state_dict({**layer.state_dict(), "weight": moved}, assign=True)
+    for y in (layer(x), other(x), other(x.clone())):
+        assert torch.allclose(y.float(), layer(x.clone()).float(), rtol=0.02, atol=0.02)
+
+
 @pytest.mark.parametrize("shape", [(1, 50, 30), (5, 64, 24), (33, 40, 31)])
 def test_products_of_integers_are_exact(shape: tuple[int, int, int]) -> None:
     m, k, n = shape
@@ -97,8 +110,8 @@ def test_products_of_integers_are_exact(shape: tuple[int, int, int]) -> None:
 
 
 def test_each_token_has_a_scale_of_its_own() -> None:
-    numbers, scale = round_to_int8(torch.tensor([[0.0, 0.0], [1.0, -127.0], [1e-6, 0.5e-6]]))
-    assert numbers.tolist() == [[0, 0], [1, -127], [127, 64]]
+    numbers, scale = round_to_int8(torch.tensor([[0.0, 0.0], [1.0, -127.0], [1e-6, 0.6e-6]]))
+    assert numbers.tolist() == [[0, 0], [1, -127], [127, 76]]
     assert scale.tolist() == pytest.approx([1.0, 1.0, 1e-6 / 127])
 
 
@@ -124,7 +137,7 @@ def test_int4_weights_are_packed_and_unpacked() -> None:
 
 
 # nats per token and share of likeliest tokens, on a random model whose predictions are sharp
-LIMITS = {"int8": (2e-3, 0.97), "int8_dynamic": (4e-3, 0.95), "int4": (0.5, 0.7)}
+LIMITS = {"int8": (1e-3, 0.95), "int8_dynamic": (2e-3, 0.93), "int4": (0.1, 0.55)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -208,8 +221,6 @@ def test_only_projections_and_an_untied_head_change(tied: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_quantized_model_writes_with_a_cache(kind: str) -> None:
     model = quantize(decoder(), kind)
-    from lit_llm.config import SamplingConfig
-
     text = random_tokens(model.config, 12).tolist()
     written = complete(model, [text], SamplingConfig(max_new_tokens=6, temperature=0.0))[0].ids
     for token in written:
