@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig
 
-# Ranks are forked from a server that has imported what they need and started no thread: a fork of the test process itself
-# would inherit locks that its threads hold, and cannot use CUDA.
+# Ranks are forked from a server that has imported what they need and started no thread: a fork of the test process
+# itself would inherit locks that its threads hold, and cannot use CUDA.
 START_METHOD = "forkserver"
 multiprocessing.set_forkserver_preload(["conftest", "lit_llm.training.run", "lit_llm.modules", "lit_llm.generation"])
 

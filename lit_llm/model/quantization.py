@@ -4,7 +4,8 @@
   everywhere.
 - int8_dynamic: the inputs of each product are rounded to 8 bits as well, with one scale for each token, and the product
   is one of integers.
-- int4: groups of 32 weights of a row share a scale and an offset; on the CPU.
+- int4: groups of 32 weights of a row share a scale and an offset. On the CPU, and for bfloat16: in float32 the
+  kernel is slow.
 
 Embeddings, norms, gates and a head that is the embedding keep their type.
 """
@@ -27,6 +28,7 @@ KINDS = ("int8", "int8_dynamic", "int4")
 GROUP_SIZE = 32
 # the CPU's int4 kernel takes whole tiles of so many rows
 _INT4_ROWS = 16
+_LINE = 64  # bytes
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -106,9 +108,9 @@ class QuantizedLinear(nn.Module):
         elif self.kind == "int8_dynamic":
             numbers, steps = round_to_int8(rows.float())
             y = (integer_product(numbers, self.weight) * steps.unsqueeze(1) * self.scale.float()).to(x.dtype)
-        elif x.device.type == "cpu" and x.dtype == torch.bfloat16:
-            y = torch.ops.aten._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale)
-        else:  # the kernel is many times slower than this in float32
+        elif _fits_int8_kernel(rows, self.weight):
+            y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale)
+        else:
             y = F.linear(rows, self.weight.to(x.dtype)) * self.scale
         if self.bias is not None:
             y = y + self.bias
@@ -143,6 +145,13 @@ class QuantizedLinear(nn.Module):
             destination[f"{prefix}weight"] = numbers[:, ::2] | (numbers[:, 1::2] << 4)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # tensors of a mapped file begin anywhere, and kernels read from whole lines of memory
+        aligned = {
+            name: tensor if tensor.is_meta or tensor.data_ptr() % _LINE == 0 else tensor.clone()
+            for name, tensor in state_dict.items()
+            if name.startswith(prefix)
+        }
+        state_dict = {**state_dict, **aligned}
         stored = state_dict.get(f"{prefix}weight")
         if self.kind == "int4" and stored is not None and stored.shape == self.weight.shape:
             _check_int4_device(stored.device)
@@ -195,6 +204,22 @@ def tiled_integer_product(a: Tensor, b: Tensor) -> Tensor:
     a = F.pad(a, (0, -k % 8, 0, max(17 - m, 0)))
     b = F.pad(b, (0, -k % 8, 0, -n % 8))
     return torch._int_mm(a, b.t())[:m, :n]
+
+
+def _fits_int8_kernel(rows: Tensor, weight: Tensor) -> bool:
+    """Whether the CPU's kernel for rows [m, k] and a weight [n, k] of int8 can be had.
+
+    In float32 it is many times slower than converting the weight, and memory that is not in line with its vectors
+    ends the process (torch 2.13). The compiler makes a kernel of its own from the plain formula.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and rows.device.type == "cpu"
+        and rows.dtype == torch.bfloat16
+        and rows.size(1) % 32 == 0
+        and rows.is_contiguous()
+        and rows.data_ptr() % _LINE == weight.data_ptr() % _LINE == 0
+    )
 
 
 def _pack(numbers: Tensor) -> Tensor:
