@@ -15,13 +15,23 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from lit_llm.cli import post_training
 from lit_llm.cli.stages import pretrain
-from lit_llm.config import PretrainConfig
+from lit_llm.config import DPOConfig, PPOConfig, PretrainConfig, RewardConfig, RunConfig, SFTConfig
 
 # Ranks are forked from a server that has imported what they need and started no thread: a fork of the test process
 # itself would inherit locks that its threads hold, and cannot use CUDA.
 START_METHOD = "forkserver"
 multiprocessing.set_forkserver_preload(["conftest", "lit_llm.training.run", "lit_llm.modules", "lit_llm.generation"])
+
+STAGES: dict[type[RunConfig], Callable[..., Any]] = {
+    PretrainConfig: pretrain,
+    SFTConfig: post_training.sft,
+    RewardConfig: post_training.reward,
+    DPOConfig: post_training.dpo,
+    PPOConfig: post_training.ppo,
+}
+"""What runs each kind of configuration."""
 
 
 def _enter(rank: int, function: Callable[..., None], world_size: int, folder: Path, arguments: tuple[Any, ...]) -> None:
@@ -42,7 +52,7 @@ def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *arg
     )
 
 
-def _train(rank: int, config: PretrainConfig, world_size: int, port: int, callbacks: tuple[L.Callback, ...]) -> None:
+def _train(rank: int, config: RunConfig, world_size: int, port: int, callbacks: tuple[L.Callback, ...]) -> None:
     torch.set_num_threads(1)
     os.environ.update(
         RANK=str(rank),
@@ -52,21 +62,21 @@ def _train(rank: int, config: PretrainConfig, world_size: int, port: int, callba
         MASTER_PORT=str(port),
         TORCHELASTIC_RUN_ID="test",
     )
-    pretrain(config, callbacks)
+    STAGES[type(config)](config, callbacks)
     dist.destroy_process_group()
 
 
 def start_training(
-    config: PretrainConfig, world_size: int, port: int, *callbacks: L.Callback
+    config: RunConfig, world_size: int, port: int, *callbacks: L.Callback
 ) -> multiprocessing.ProcessContext:
-    """`pretrain(config)` in `world_size` processes, started as torchrun would; each gets a copy of the callbacks."""
+    """A run of any stage in `world_size` processes, started as torchrun would; each gets a copy of the callbacks."""
     return multiprocessing.start_processes(
         _train, (config, world_size, port, callbacks), nprocs=world_size, start_method=START_METHOD, join=False
     )
 
 
 def train_on_ranks(
-    config: PretrainConfig, world_size: int, port: int, *callbacks: L.Callback, timeout: float = 200.0
+    config: RunConfig, world_size: int, port: int, *callbacks: L.Callback, timeout: float = 200.0
 ) -> None:
     """Wait for `start_training`.
 

@@ -1,23 +1,31 @@
-"""Generation speed of the engine beside transformers' `generate`, on the same weights and prompts, in one run.
+"""Generation speed beside transformers' `generate` and llama.cpp, on the same weights and prompts, in one run.
 
-    python experiments/benchmarks/generation.py            # some 3 minutes on two cores
+    python experiments/benchmarks/generation.py            # 1 and 2 threads; some 10 minutes on two cores
     python experiments/benchmarks/generation.py --quick    # a tiny shape, to see that it runs
     python experiments/benchmarks/generation.py --device cuda --shapes 30m 1b --precisions bf16    # on a GPU
 
-Both sides write greedily, every text to its full length; ours as `generate.py` would, weights laid out for few rows.
-Runs alternate between the sides, so that a busy machine slows both, and the best run of each counts. The last line of
-the output is JSON: `ratio` (ours / transformers, new tokens per second with the prompt's reading included) and
-`tokens_per_second` by shape/precision/batch, `same_ids` (share of the written tokens on which both agree up to the
-first difference), `batch_gain` (our speed at the largest batch over that at the smallest) and
+All sides write greedily, every text to its full length. Ours are the engine as `generate.py` runs it: as it is
+("ours"), with `compile` ("compiled"), and that with int8 weights ("compiled int8", float32 arithmetic). llama.cpp
+(through xllamacpp, where it is installed, at batch 1) reads the same weights as a GGUF file. All sides of a shape take
+turns in one process, so that a busy machine slows all of them, and the best run of each counts; compiling comes before.
+
+The last line of the output is JSON. By shape/precision/batch/threads: `tokens_per_second` of each side (the prompt's
+reading included), `ratio` (ours / transformers of the same precision; int8 / transformers in bfloat16, or in what was
+measured of it, and / llama.cpp's Q8_0) and `same_ids` (share of the written tokens on which both agree up to the first
+difference). By shape/side/threads: `batch_gain` (speed at the largest batch over that at the smallest) and
 `share_of_bandwidth_limit` at batch 1 (weights read once for each token, at the read bandwidth measured here).
+`kl_int8`: nats per token that int8 is from the full model.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import importlib.util
+import tempfile
 import time
 from collections.abc import Callable
-from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +36,7 @@ from lit_llm.generation import generate, lay_out_for_few_rows
 from lit_llm.interop.families import FAMILIES
 from lit_llm.interop.writing import outputs_of
 from lit_llm.model import Decoder
+from lit_llm.model.quantization import quality, quantize
 from lit_llm.planning import count_parameters
 
 SHAPES = {
@@ -36,15 +45,16 @@ SHAPES = {
     "1b": {"name": "llama3.2-1b"},
     "tiny": {"name": "llama-10m", "vocab_size": 512, "hidden_size": 64, "num_layers": 2, "num_heads": 2},
 }
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
+LLAMA_CPP = {"fp32": "F32", "int8": "Q8_0"}
 
 Write = Callable[[list[list[int]]], list[list[int]]]
 
 
-def our_side(model: Decoder, new: int) -> Write:
+def our_side(model: Decoder, new: int, compile: bool = False) -> Write:
     """The engine."""
     sampling = SamplingConfig(max_new_tokens=new, temperature=0.0)
-    return lambda prompts: generate(model, prompts, sampling, eos_id=None)
+    return lambda prompts: generate(model, prompts, sampling, eos_id=None, compile=compile)
 
 
 def their_side(model: Decoder, new: int) -> Write:
@@ -82,6 +92,43 @@ def their_side(model: Decoder, new: int) -> Write:
     return write
 
 
+def llama_cpp_side(model: Decoder, options: argparse.Namespace, threads: int, kind: str) -> Write:
+    """llama.cpp with the weights of `model`, for one text at a time."""
+    import xllamacpp
+    from tokenizers import models
+
+    from lit_llm.interop.gguf import save_gguf
+    from lit_llm.tokenizer import Tokenizer
+    from lit_llm.tokenizer.alphabet import CHARACTER_TO_BYTE
+    from lit_llm.tokenizer.tokenizer import byte_level
+
+    # its text is not looked at
+    vocabulary = {**CHARACTER_TO_BYTE, "ab": 256}
+    tokenizer = Tokenizer(byte_level(models.BPE(vocab=vocabulary, merges=[("a", "b")]), ["<|endoftext|>"]))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        save_gguf(path, model.config, model.state_dict(), tokenizer, kind)
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(path)
+        parameters.n_ctx, parameters.n_parallel, parameters.warmup = options.prompt + options.new + 8, 1, False
+        parameters.verbosity = -1
+        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+        server = xllamacpp.Server(parameters)  # maps the file, which may go then
+
+    def write(prompts: list[list[int]]) -> list[list[int]]:
+        request = {"n_predict": options.new, "temperature": 0.0, "ignore_eos": True, "cache_prompt": False}
+        answers = [
+            server.handle_completions({**request, "prompt": prompt, "return_tokens": True}) for prompt in prompts
+        ]
+        print({k:(v if len(str(v))<400 else "..") for k,v in answers[0].items()}); return [_tokens_of(answer) for answer in answers]
+
+    return write
+
+
+def _tokens_of(answer: dict[str, Any]) -> list[int]:
+    return answer["tokens"] if "tokens" in answer else answer["choices"][0]["tokens"]
+
+
 def model_of(shape: str, options: argparse.Namespace, dtype: torch.dtype) -> Decoder:
     """The decoder, with weights large enough that greedy choices are clear."""
     config: ModelConfig = preset(**SHAPES[shape], rope_scaling=None, init_std=0.05)
@@ -89,25 +136,75 @@ def model_of(shape: str, options: argparse.Namespace, dtype: torch.dtype) -> Dec
     return Decoder(config).to(options.device, dtype).eval()
 
 
-def measure(sides: dict[str, Write], options: argparse.Namespace, config: ModelConfig, batch: int) -> dict[str, Any]:
-    """Best tokens per second of each side, and how far their texts agree."""
-    generator = torch.Generator().manual_seed(0)
-    prompts = torch.randint(0, config.vocab_size, (batch, options.prompt), generator=generator).tolist()
-    speeds = dict.fromkeys(sides, 0.0)
-    written: dict[str, list[list[int]]] = {}
-    for _ in range(options.runs):
-        for side, write in sides.items():
-            began = time.perf_counter()
-            written[side] = write(prompts)
-            if options.device == "cuda":
-                torch.cuda.synchronize()
-            speeds[side] = max(speeds[side], batch * options.new / (time.perf_counter() - began))
-    agreed = sum(map(_common, *written.values()))
-    return {"speeds": speeds, "same_ids": agreed / (batch * options.new)}
+class Sides:
+    """All that is compared on one shape, by precision and name; texts are written with `threads`."""
+
+    def __init__(self, shape: str, options: argparse.Namespace, threads: int) -> None:
+        self.options = options
+        self.writers: dict[tuple[str, str], Write] = {}
+        self.models: dict[str, Decoder] = {}
+        self.kl: float | None = None
+        for precision in options.precisions:
+            model = self.models[precision] = model_of(shape, options, PRECISIONS[precision])
+            kind = LLAMA_CPP.get(precision)
+            if kind and options.device == "cpu" and options.llama_cpp:
+                self.writers[precision, "llama.cpp"] = llama_cpp_side(model, options, threads, kind)
+            if precision == "int8":
+                full = copy.deepcopy(model)
+                quantize(model, "int8", tied_head=True)
+                tokens = torch.randint(0, 512, (1, 128), generator=torch.Generator().manual_seed(1))
+                self.kl = quality(full, model, tokens).kl
+            else:
+                # theirs is made first: it copies the weights as they are stored
+                self.writers[precision, "transformers"] = their_side(model, options.new)
+                compiled = copy.deepcopy(model)
+                lay_out_for_few_rows(model)
+                self.writers[precision, "ours"] = our_side(model, options.new)
+                model = compiled
+            if options.compile:
+                self.writers[precision, "compiled"] = our_side(model, options.new, compile=True)
+
+    def measure(self, batch: int) -> tuple[dict[tuple[str, str], float], dict[str, float]]:
+        """Best tokens per second of each side, and how far ours agree with the other library's texts."""
+        options = self.options
+        generator = torch.Generator().manual_seed(0)
+        prompts = torch.randint(0, 512, (batch, options.prompt), generator=generator).tolist()
+        sides = {side: write for side, write in self.writers.items() if batch == 1 or side[1] != "llama.cpp"}
+        for (_, name), write in sides.items():
+            if name == "compiled":
+                write(prompts)  # compiles
+        speeds = dict.fromkeys(sides, 0.0)
+        written: dict[tuple[str, str], list[list[int]]] = {}
+        for _ in range(options.runs):
+            for side, write in sides.items():
+                began = time.perf_counter()
+                written[side] = write(prompts)
+                if options.device == "cuda":
+                    torch.cuda.synchronize()
+                speeds[side] = max(speeds[side], batch * options.new / (time.perf_counter() - began))
+        same = {}
+        for (precision, name), texts in written.items():
+            other = written.get((precision, "transformers")) or written.get((precision, "llama.cpp"))
+            if name in ("ours", "compiled") and other is not None:
+                same[f"{precision} {name}"] = round(sum(map(_common, texts, other)) / (batch * options.new), 3)
+        return speeds, same
 
 
 def _common(one: list[int], other: list[int]) -> int:
-    return next((place for place, pair in enumerate(zip(one, other, strict=True)) if pair[0] != pair[1]), len(one))
+    return next((place for place, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), len(one))
+
+
+def ratios(speeds: dict[tuple[str, str], float]) -> dict[str, float]:
+    """Ours over theirs, wherever both were measured."""
+    found = {}
+    for (precision, name), speed in speeds.items():
+        if name not in ("ours", "compiled"):
+            continue
+        same = precision if precision != "int8" else "bf16" if ("bf16", "transformers") in speeds else "fp32"
+        for other, key in (((same, "transformers"), f"transformers {same}"), ((precision, "llama.cpp"), "llama.cpp")):
+            if other in speeds:
+                found[f"{name} {precision} / {key}"] = round(speed / speeds[other], 3)
+    return found
 
 
 def read_bandwidth(device: str) -> float:
@@ -121,53 +218,60 @@ def read_bandwidth(device: str) -> float:
     return memory.numel() * 4 / min(times)
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["10m", "30m"], help="model sizes")
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=["fp32"], help="weights and arithmetic")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["30m"], help="model sizes")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="of the weights")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="texts at once")
-    parser.add_argument("--prompt", type=int, default=64, help="tokens of each prompt")
-    parser.add_argument("--new", type=int, default=128, help="tokens to write")
+    parser.add_argument("--prompt", type=int, default=16, help="tokens of each prompt")
+    parser.add_argument("--new", type=int, default=200, help="tokens to write")
     parser.add_argument("--runs", type=int, default=3, help="runs of each side")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="threads, one measurement each")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave the compiled sides out")
+    parser.add_argument("--no-llama-cpp", dest="llama_cpp", action="store_false", help="leave llama.cpp out")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="a tiny shape and few tokens")
+    parser.add_argument("--quick", action="store_true", help="a tiny shape, few tokens, one thread, nothing compiled")
     options = parser.parse_args()
+    options.llama_cpp &= importlib.util.find_spec("xllamacpp") is not None
     if options.quick:
         options.shapes, options.batches, options.prompt, options.new, options.runs = ["tiny"], [1, 3], 8, 8, 2
-    torch.set_num_threads(options.threads)
+        options.threads, options.precisions, options.compile, options.llama_cpp = [1], ["fp32"], False, False
+    if "int8" in options.precisions and not options.compile:
+        options.precisions.remove("int8")  # measured compiled alone
+    return options
 
-    keys = ("ratio", "tokens_per_second", "same_ids", "batch_gain", "share_of_bandwidth_limit")
-    figures: dict[str, dict[str, Any]] = {key: {} for key in keys}
+
+def main() -> None:
+    options = parsed()
+    keys = ("ratio", "tokens_per_second", "same_ids", "batch_gain", "share_of_bandwidth_limit", "read_gb_per_s")
+    figures: dict[str, dict[str, Any]] = {key: {} for key in (*keys, "kl_int8")}
     rows: list[list[str]] = []
-    bandwidth = read_bandwidth(options.device)
-    for shape, precision in product(options.shapes, options.precisions):
-        model = model_of(shape, options, PRECISIONS[precision])
-        # theirs is made first: it copies the weights as they are stored
-        theirs = their_side(model, options.new)
-        lay_out_for_few_rows(model)
-        sides = {"ours": our_side(model, options.new), "transformers": theirs}
-        ours = {}
-        for batch in options.batches:
-            key = f"{shape}/{precision}/{batch}"
-            found = measure(sides, options, model.config, batch)
-            speeds = found["speeds"]
-            ours[batch] = speeds["ours"]
-            figures["tokens_per_second"][key] = {side: round(speed, 1) for side, speed in speeds.items()}
-            figures["ratio"][key] = round(speeds["ours"] / speeds["transformers"], 3)
-            figures["same_ids"][key] = round(found["same_ids"], 3)
-            rows.append([key, *(f"{speed:,.0f}" for speed in speeds.values()), f"{figures['ratio'][key]:.2f}"])
-        name = f"{shape}/{precision}"
-        figures["batch_gain"][name] = round(ours[max(ours)] / ours[min(ours)], 2)
-        if 1 in ours:
-            read = count_parameters(model.config) * PRECISIONS[precision].itemsize
-            figures["share_of_bandwidth_limit"][name] = round(ours[1] * read / bandwidth, 3)
-    print_report(
-        "New tokens per second",
-        ["shape/precision/batch", "ours", "transformers", "ratio"],
-        rows,
-        {**figures, "read_gb_per_s": round(bandwidth / 1e9, 1)},
-    )
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        bandwidth = read_bandwidth(options.device)
+        figures["read_gb_per_s"][str(threads)] = round(bandwidth / 1e9, 1)
+        for shape in options.shapes:
+            sides = Sides(shape, options, threads)
+            figures["kl_int8"][shape] = sides.kl
+            by_batch = {batch: sides.measure(batch) for batch in options.batches}
+            for batch, (speeds, same) in by_batch.items():
+                key = f"{shape}/{batch}/{threads}"
+                named = {f"{precision} {name}": round(speed, 1) for (precision, name), speed in speeds.items()}
+                figures["tokens_per_second"][key], figures["same_ids"][key] = named, same
+                figures["ratio"][key] = ratios(speeds)
+                rows += [[key, name, f"{speed:,.0f}"] for name, speed in named.items()]
+                rows += [[key, name, f"{ratio:.2f}"] for name, ratio in figures["ratio"][key].items()]
+            first, last = by_batch[min(by_batch)][0], by_batch[max(by_batch)][0]
+            for (precision, name), speed in last.items():
+                figures["batch_gain"][f"{shape}/{precision} {name}/{threads}"] = round(
+                    speed / first[precision, name], 2
+                )
+            for (precision, name), speed in by_batch.get(1, ({}, {}))[0].items():
+                size = 1 if precision == "int8" else PRECISIONS[precision].itemsize
+                share = speed * size * count_parameters(sides.models[precision].config) / bandwidth
+                figures["share_of_bandwidth_limit"][f"{shape}/{precision} {name}/{threads}"] = round(share, 3)
+    print_report("New tokens per second", ["shape/batch/threads", "side", "tokens/s or ratio"], rows, figures)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.cli.quantization import SAMPLE, quantize_and_tell, read_quality_text
-from lit_llm.config import ExportConfig, ModelConfig, UserError
+from lit_llm.config import ExportConfig, LoraConfig, ModelConfig, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -22,9 +22,23 @@ class _Source:
 
     model: ModelConfig
     weights: dict[str, Tensor]
-    tokenizer: Path
+    tokenizer: Tokenizer
     generation: dict[str, Any] | None
     """Content of its generation_config.json, where it has one."""
+    name: str
+
+
+@dataclass
+class _Trained:
+    """What a checkpoint holds."""
+
+    run: dict[str, Any]
+    """Its configuration, as a plain dict."""
+    model: ModelConfig
+    lora: LoraConfig
+    """With the rank of the additions, where it has some."""
+    weights: dict[str, Tensor]
+    """All of the model's, or those that were trained."""
     name: str
 
 
@@ -38,19 +52,21 @@ def export(config: ExportConfig) -> None:
     import torch
 
     from lit_llm.interop import save_model_folder, why_not_huggingface
-    from lit_llm.tokenizer import Tokenizer
 
     output, path = Path(config.output), Path(config.checkpoint)
     if config.format == "gguf" and output.suffix != ".gguf":
         output = output / "model.gguf"
-    taken = output if config.format == "gguf" else output / "config.json"
-    if taken.exists() and not config.overwrite:
+    taken = [output] if config.format == "gguf" else [output / "config.json", output / "adapter_config.json"]
+    if any(file.exists() for file in taken) and not config.overwrite:
         raise UserError(f"{output} already holds a model; --overwrite true replaces it, --output FOLDER writes another")
-    if (path / "config.json").is_file():
-        source = _read_folder(path, config.tokenizer)
-    else:
-        source = _read_checkpoint(find_checkpoint(path), config.tokenizer)
-    tokenizer = Tokenizer.load(source.tokenizer)
+    is_folder = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if config.lora == "adapter":
+        if is_folder:
+            raise UserError(f"{path} is a model folder; lora adapter is for a checkpoint of a run with lora")
+        _write_adapter(config, output, _read_checkpoint(find_checkpoint(path)))
+        return
+    source = _read_folder(path, config.tokenizer) if is_folder else _whole(config, find_checkpoint(path))
+    tokenizer = source.tokenizer
     if config.format == "gguf":
         _write_gguf(config, output, source, tokenizer)
         return
@@ -107,16 +123,72 @@ def _write_gguf(config: ExportConfig, output: Path, source: _Source, tokenizer: 
     print(f"GGUF file  {output} ({kind}, {output.stat().st_size:,} bytes; {source.name})")
 
 
+def _write_adapter(config: ExportConfig, output: Path, trained: _Trained) -> None:
+    from lit_llm.interop import save_adapter
+
+    if not trained.lora.active:
+        raise UserError(f"{trained.name} has no adapter: the run trained all weights; leave lora at merged")
+    tokenizer = _tokenizer(trained.run, config.tokenizer)
+    (output / "config.json").unlink(missing_ok=True)  # with it the folder would be a model's
+    save_adapter(output, trained.model, trained.lora, trained.weights, str(_base_folder(trained)), tokenizer)
+    print(f"adapter folder  {output} ({trained.name})")
+
+
 def _read_folder(path: Path, tokenizer: str | None) -> _Source:
-    from lit_llm.interop import load_weights, read_generation_config, read_model_config
+    from lit_llm.interop import load_tokenizer, load_weights, read_generation_config, read_model_config
 
     model = read_model_config(path)
-    place = path if tokenizer is None else Path(tokenizer)
-    return _Source(model, load_weights(path, model), place, read_generation_config(path), str(path))
+    found = load_tokenizer(path if tokenizer is None else Path(tokenizer))
+    return _Source(model, load_weights(path, model), found, read_generation_config(path), str(path))
 
 
-def _read_checkpoint(path: Path, tokenizer: str | None) -> _Source:
+def _whole(config: ExportConfig, path: Path) -> _Source:
+    """The model of a checkpoint, additions merged, without the head of a critic."""
+    from lit_llm.interop import without_value_head
+
+    trained = _read_checkpoint(path)
+    weights = _merged(trained) if trained.lora.active else trained.weights
+    model, weights = without_value_head(trained.model, weights)
+    return _Source(model, weights, _tokenizer(trained.run, config.tokenizer), None, trained.name)
+
+
+def _merged(trained: _Trained) -> dict[str, Tensor]:
+    """All weights of the model that the run trained, in the type that it trained them in."""
+    import torch
+
+    from lit_llm.model import Decoder
+    from lit_llm.model.lora import merged_state, rounded_base
+    from lit_llm.modules.base import copy_weights
+
+    base = _base_folder(trained)
+    with torch.device("meta"):
+        model = Decoder(trained.model)
+    if trained.run.get("trainer", {}).get("precision") == "bf16-true":
+        model.to(torch.bfloat16)
+    model.to_empty(device="cpu")
+    model.tie()
+    copy_weights(base, model)
+    heads = {"head.weight": trained.model.output == "score", "value_head.weight": trained.model.value_head}
+    missing = [name for name, is_new in heads.items() if is_new and name not in trained.weights]
+    if missing:
+        raise UserError(f"{trained.name} lacks {missing[0]}, which the run must have trained")
+    weights = rounded_base(model.state_dict(), trained.lora)
+    return merged_state({**weights, **trained.weights}, trained.lora)
+
+
+def _base_folder(trained: _Trained) -> Path:
+    place = trained.run.get("init_from")
+    if place is None or not Path(place).is_dir():
+        raise UserError(
+            f"{trained.name} holds what the run trained, and not the model that it started from, which is not at "
+            f"{place}; put that model folder back"
+        )
+    return Path(place).resolve()
+
+
+def _read_checkpoint(path: Path) -> _Trained:
     from lit_llm.config import from_plain
+    from lit_llm.interop import starting_adapter
     from lit_llm.modules.base import CONFIG_KEY
     from lit_llm.training.checkpoint_io import read_checkpoint
 
@@ -125,14 +197,16 @@ def _read_checkpoint(path: Path, tokenizer: str | None) -> _Source:
     if run is None:
         raise UserError(f"{path} does not say which model it is of: it was not written by this package")
     model = from_plain(ModelConfig, run["model"])
+    lora = from_plain(LoraConfig, run.get("lora", {}))
+    if lora.active and lora.rank == 0:
+        lora, _ = starting_adapter(lora, model)
     prefix = "model."
     weights = {
         name.removeprefix(prefix): tensor
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(prefix)
     }
-    place = tokenizer_of(run) if tokenizer is None else Path(tokenizer)
-    return _Source(model, weights, place, None, f"step {checkpoint['global_step']} of {path}")
+    return _Trained(run, model, lora, weights, f"step {checkpoint['global_step']} of {path}")
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -154,6 +228,25 @@ def find_checkpoint(path: Path) -> Path:
     if problem is not None:
         raise UserError(f"{path} is not a whole checkpoint ({problem})")
     return path
+
+
+def _tokenizer(run: dict[str, Any], given: str | None) -> Tokenizer:
+    """The tokenizer in the folder `given`, or else the one that a run has written with.
+
+    Raises:
+        UserError: it is not there any more.
+    """
+    from lit_llm.interop import load_tokenizer
+    from lit_llm.tokenizer import Tokenizer
+    from lit_llm.tokenizer.chat import with_chat_tokens
+
+    if given is not None:
+        return Tokenizer.load(given)
+    if "lora" not in run or run["init_from"] is None:
+        return Tokenizer.load(tokenizer_of(run))
+    # the stages after pretraining have the tokenizer of their model
+    tokenizer = load_tokenizer(Path(run["init_from"]))
+    return with_chat_tokens(tokenizer) if run["data"].get("add_chat_tokens") else tokenizer
 
 
 def tokenizer_of(run: dict[str, Any]) -> Path:

@@ -35,7 +35,7 @@ class _Writer:
         import torch
 
         from lit_llm.generation import lay_out_for_few_rows
-        from lit_llm.interop import load_model_folder, stop_token_ids
+        from lit_llm.interop import load_model_folder, read_model_config, stop_token_ids
 
         on_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available())
         if on_gpu and not torch.cuda.is_available():
@@ -44,10 +44,14 @@ class _Writer:
         self.device = "cuda" if on_gpu else "cpu"
         self.dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
         folder = find_model(config.model)
+        read_model_config(folder).check_gives_text(str(folder))
         self.model, self.tokenizer = load_model_folder(folder, device=self.device, dtype=self.dtype)
         if config.quantize != "none":
-            quantize_and_tell(self.model, self.tokenizer, config.quantize, read_prompts(config))
-        lay_out_for_few_rows(self.model)
+            quantize_and_tell(
+                self.model, self.tokenizer, config.quantize, read_prompts(config), tied_head=config.compile
+            )
+        if not config.compile:
+            lay_out_for_few_rows(self.model)
         self.stop_tokens = stop_token_ids(folder, self.tokenizer)
 
     def texts(self) -> list[_Text]:
@@ -81,6 +85,7 @@ class _Writer:
             min(self.model.config.max_position_embeddings, longest),
             tokenizer=self.tokenizer,
             prefill_chunk=self.config.prefill_chunk,
+            compile=self.config.compile,
         )
         constraint = self.constraint()
         for text in texts:

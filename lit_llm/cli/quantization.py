@@ -28,7 +28,13 @@ MOST_TOKENS = 512
 
 
 def quantize_and_tell(
-    model: Decoder, tokenizer: Tokenizer, kind: str, texts: Iterable[str] = (), source: str | None = None
+    model: Decoder,
+    tokenizer: Tokenizer,
+    kind: str,
+    texts: Iterable[str] = (),
+    source: str | None = None,
+    *,
+    tied_head: bool = False,
 ) -> None:
     """Quantize a model in place and say on stderr what that changed.
 
@@ -38,10 +44,12 @@ def quantize_and_tell(
         kind: "int8", "int8_dynamic" or "int4".
         texts: measured on, up to `MOST_TOKENS` tokens in all.
         source: what the texts are called; None: they are the prompts, and `SAMPLE` is measured on as well.
+        tied_head: round a head that is the embedding as well; see `quantize`.
 
     Raises:
-        UserError: the model cannot be quantized so, or there is no token to measure on.
+        UserError: the model cannot be quantized so, is a reward model, or there is no token to measure on.
     """
+    model.config.check_gives_text("what is to be quantized")
     import torch
 
     from lit_llm.model.quantization import compare, predictions, quantize
@@ -55,7 +63,7 @@ def quantize_and_tell(
         room -= len(ids)
         windows += [torch.tensor(ids[start : start + context]) for start in range(0, len(ids), context)]
     before = list(predictions(model, windows))
-    quantize(model, kind)
+    quantize(model, kind, tied_head=tied_head)
     found = compare(windows, before, predictions(model, windows))
     where = "the prompts and a built-in text" if source is None else source
     print(f"{kind} against the full model, on {where}: {found}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The quickstart: tokenizer, shards, pretraining and a report, in one go and within a budget of minutes."""
+"""The quickstart: tokenizer, shards, pretraining, SFT, reward model, DPO and a report, within a budget of minutes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
+from lit_llm.cli.quickstart_comparison import compare, show, stage_is_finished
+from lit_llm.cli.quickstart_stages import (
+    FEWEST_STEPS,
+    SEQUENCE_LENGTH,
+    TIMED_STEPS,
+    affordable_steps,
+    quick_trainer,
+    resume_stage,
+    run_stage,
+    saved_run,
+    stage_folder,
+    step_seconds,
+    write_pairs,
+)
 from lit_llm.cli.stages import prepare_data, pretrain, train_tokenizer
 from lit_llm.config import (
+    STAGES,
     CorpusConfig,
     DataConfig,
     OptimizerConfig,
@@ -23,9 +36,7 @@ from lit_llm.config import (
     SamplingConfig,
     ScheduleConfig,
     TokenizerTrainingConfig,
-    TrainerConfig,
     UserError,
-    from_plain,
     preset,
 )
 
@@ -33,41 +44,99 @@ if TYPE_CHECKING:
     from lit_llm.tokenizer import Tokenizer
     from lit_llm.training.run import RunResult
 
-SEQUENCE_LENGTH = 256
 BATCH_SIZE = 8
 PYTHON_PROMPTS = ("import os\n\ndef read(path):\n", "class Parser:\n    def ", "def main():\n")
-_TIMED_STEPS = 6
-# share of the time budget for training steps; the rest goes to data, validation, samples and start-up
-_TRAINING_SHARE = 0.8
-_FEWEST_STEPS = 20
+
+# shares of the whole time; what data and report leave of it is pretraining's
+_SHARES = {"sft": 0.16, "reward": 0.08, "dpo": 0.13}
+_COMPARISON_SHARE = 0.06
+_NEEDS = {"sft": "pretrain", "reward": "sft", "dpo": "sft"}
 
 
 def quickstart(config: QuickstartConfig) -> None:
-    """Run every stage whose result is not there yet, train, and print how good the model is."""
+    """Run every stage that is not finished yet, and print how good the models are."""
     started = time.monotonic()
-    folder = config.folder
     if config.overwrite:
-        shutil.rmtree(folder, ignore_errors=True)
-    _refuse_second_run(config)
+        _delete(config)
+    stages = _stages_to_run(config)
     _prepare(config)
-    if config.ckpt_path is not None and (folder / "config.yaml").exists():
-        run = from_plain(PretrainConfig, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-        run = replace(run, ckpt_path="last")
-    else:
-        run = pretraining(config, steps=_FEWEST_STEPS)
-        left = config.minutes * 60 - (time.monotonic() - started)
-        run = pretraining(config, _affordable_steps(run, left))
-    result = pretrain(run)
-    _compare(run, result)
+    for number, stage in enumerate(stages):
+        later = [_SHARES[each] for each in stages[number + 1 :]]
+        if stages[-1] != "pretrain":
+            later.append(_COMPARISON_SHARE)
+        left = config.minutes * 60 * (1 - sum(later)) - (time.monotonic() - started)
+        print(f"stage {stage}")
+        _run(config, stage, left)
+    if stages[-1] != "pretrain":
+        show(config, compare(config))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all")
 
 
-def _refuse_second_run(config: QuickstartConfig) -> None:
-    if (config.folder / "config.yaml").exists() and config.ckpt_path is None:
-        raise UserError(
-            f"{config.folder} already holds a run: --ckpt_path last goes on with it, --overwrite true starts again, "
-            "--run_name NAME starts another"
-        )
+def _run(config: QuickstartConfig, stage: str, left: float) -> None:
+    """Run a stage from its start, or go on with it."""
+    begun = config.ckpt_path is not None and _is_begun(config, stage)
+    if stage == "pretrain":
+        if begun:
+            run = saved_run(config.folder, PretrainConfig)
+        else:
+            began = time.monotonic()
+            run = pretraining(config, FEWEST_STEPS)
+            step = _time_pretraining(run)
+            run = pretraining(config, affordable_steps(step, left - (time.monotonic() - began)))
+        _compare(run, pretrain(run))
+    elif begun:
+        resume_stage(config, stage)
+    else:
+        # a stage that follows finished ones does not take all the time that they have saved
+        run_stage(config, stage, min(left, 2 * _SHARES[stage] * config.minutes * 60))
+
+
+def _stages_to_run(config: QuickstartConfig) -> list[str]:
+    """The stages asked for that are not finished; with ckpt_path and nothing left to do, the last one once more.
+
+    Raises:
+        UserError: a stage's input is missing, or its folder holds a run and nothing says what to do with it.
+    """
+    stages = list(config.stages or ())
+    unfinished = [stage for stage in stages if not stage_is_finished(config, stage)]
+    for stage in unfinished:
+        needed = _NEEDS.get(stage)
+        if needed is not None and needed not in stages and not stage_is_finished(config, needed):
+            raise UserError(
+                f"stage {stage} starts from the model of stage {needed}, which is not in "
+                f"{stage_folder(config, needed)}; add it: --stages {','.join(_with_needed(stages))}"
+            )
+    if config.ckpt_path is None:
+        begun = [stage for stage in unfinished or stages if _is_begun(config, stage)]
+        if begun:
+            raise UserError(
+                f"{stage_folder(config, begun[0])} already holds a run: --ckpt_path last goes on with it, "
+                "--overwrite true starts again, --run_name NAME starts another"
+            )
+    return unfinished or stages[-1:]
+
+
+def _with_needed(stages: list[str]) -> list[str]:
+    """The stages and all that they build on, in order."""
+    wanted = set(stages)
+    for stage in reversed(STAGES):
+        if stage in wanted and stage in _NEEDS:
+            wanted.add(_NEEDS[stage])
+    return [stage for stage in STAGES if stage in wanted]
+
+
+def _is_begun(config: QuickstartConfig, stage: str) -> bool:
+    return (stage_folder(config, stage) / "config.yaml").exists()
+
+
+def _delete(config: QuickstartConfig) -> None:
+    """Delete the folders of the stages asked for, and of those that build on them."""
+    stages = list(config.stages or ())
+    if "pretrain" in stages:
+        shutil.rmtree(config.folder, ignore_errors=True)
+    for stage in STAGES[1:]:
+        if stage in stages or "sft" in stages:
+            shutil.rmtree(stage_folder(config, stage), ignore_errors=True)
 
 
 def _prepare(config: QuickstartConfig) -> None:
@@ -77,18 +146,14 @@ def _prepare(config: QuickstartConfig) -> None:
     tokenizer, shards = config.folder / "tokenizer", config.folder / "shards"
     if not (tokenizer / "tokenizer.json").exists():
         train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=config.vocab_size, output=str(tokenizer)))
+    if config.stages != ["pretrain"]:
+        write_pairs(config, corpus)
     if not (shards / "train" / "manifest.json").exists():
         prepare_data(PrepareConfig(corpus, tokenizer=str(tokenizer), output=str(shards)))
 
 
 def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
     """The pretraining run of a quickstart with `steps` optimizer steps, in bfloat16 where the machine is fast at it."""
-    import torch
-
-    from lit_llm.model.arithmetic import multiplies_bfloat16
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision: Any = "bf16-mixed" if multiplies_bfloat16(device) else "32-true"
     prompts = list(PYTHON_PROMPTS) if config.corpus == "stdlib" else ["", "", ""]
     # what a few CPU minutes can fill: more weights would see too little text, fewer would hold too little of it
     model = preset("modern-1m", hidden_size=192, num_heads=3, max_position_embeddings=SEQUENCE_LENGTH, init_std=0.1)
@@ -107,45 +172,22 @@ def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
             weight_decay=0.0,
         ),
         schedule=ScheduleConfig(name="wsd", warmup_steps=min(50, steps // 10), decay_fraction=0.9, min_ratio=0.0),
-        trainer=TrainerConfig(
-            devices=1,
-            precision=precision,
-            max_steps=steps,
-            val_every_n_steps=max(1, math.ceil(steps / 2)),
-            save_every_n_steps=max(1, math.ceil(steps / 10)),
-        ),
+        trainer=quick_trainer(steps),
         samples=SampleConfig(prompts=prompts, sampling=SamplingConfig(max_new_tokens=120, temperature=0.7)),
     )
 
 
-def _affordable_steps(run: PretrainConfig, seconds: float) -> int:
-    """Optimizer steps that fit in `seconds`, from the time of a few steps of the very model on this machine."""
+def _time_pretraining(run: PretrainConfig) -> float:
+    """Seconds that a step of the run takes."""
     import torch
 
     from lit_llm.modules import PretrainingModule
-    from lit_llm.optimization import build_optimizer
     from lit_llm.tokenizer import Tokenizer
 
     vocab_size = Tokenizer.load(Path(run.data.paths[0]) / "tokenizer").vocab_size
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    module = PretrainingModule(replace(run, model=replace(run.model, vocab_size=vocab_size))).to(device)
-    optimizer = build_optimizer(module.model, run.optimizer)
-    tokens = torch.randint(vocab_size, (run.data.batch_size, run.data.sequence_length), device=device)
-    batch = {"tokens": tokens, "targets": tokens}
-    times = []
-    for _ in range(_TIMED_STEPS):
-        began = time.perf_counter()
-        with torch.autocast(device, torch.bfloat16, enabled=run.trainer.precision == "bf16-mixed"):
-            loss, count = module.token_loss(batch, training=True)
-        (loss / count).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    # the first steps also warm up; the median of the others is what a step takes
-    step_seconds = sorted(times[2:])[len(times[2:]) // 2]
-    return max(_FEWEST_STEPS, int(seconds * _TRAINING_SHARE / step_seconds))
+    module = PretrainingModule(replace(run, model=replace(run.model, vocab_size=vocab_size)))
+    tokens = torch.randint(vocab_size, (run.data.batch_size, run.data.sequence_length))
+    return step_seconds(module, run, [{"tokens": tokens, "targets": tokens}] * TIMED_STEPS)
 
 
 def _compare(run: PretrainConfig, result: RunResult) -> None:

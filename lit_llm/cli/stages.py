@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from lit_llm.training.run import RunResult
 
 
+HEADLINES = (
+    "val/loss",
+    "val/bits_per_byte",
+    "val/token_accuracy",
+    "val/accuracy",
+    "val/accuracy_low",
+    "val/accuracy_high",
+    "val/rewards/accuracies",
+    "val/rewards/margins",
+    "val/reward",
+)
+"""Curves whose last value is printed at the end of a run, where it has them."""
+
+
 def train_tokenizer(config: TokenizerTrainingConfig) -> None:
     """Train a tokenizer and say where it is."""
     from lit_llm.data.train_tokenizer import train_tokenizer as train
@@ -110,7 +124,7 @@ def fit_vocabulary(config: PretrainConfig, tokenizer: object) -> None:
 
 def print_result(result: RunResult) -> None:
     """Where a finished run left what."""
-    for name in ("val/loss", "val/bits_per_byte"):
+    for name in HEADLINES:
         if name in result.metrics:
             print(f"{name} {result.metrics[name]:.4f}")
     print(f"model folder  {result.model_folder}")

@@ -1,34 +1,58 @@
 """Configuration: dataclasses that import neither torch nor lightning."""
 
 from lit_llm.config.corpus import CorpusConfig, PrepareConfig, TokenizerTrainingConfig
-from lit_llm.config.data import DataConfig
+from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
 from lit_llm.config.export import ExportConfig
 from lit_llm.config.generation import GenerateConfig, SamplingConfig
+from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.plain import from_plain, to_plain
 from lit_llm.config.plan import PlanConfig
+from lit_llm.config.post_training import (
+    ConversationDataConfig,
+    DPOConfig,
+    PostTrainingConfig,
+    PPOConfig,
+    PreferenceDataConfig,
+    PromptDataConfig,
+    RewardConfig,
+    RowsConfig,
+    SFTConfig,
+)
 from lit_llm.config.presets import PRESETS, preset, preset_fields
-from lit_llm.config.quickstart import QuickstartConfig
+from lit_llm.config.quickstart import STAGES, QuickstartConfig
 from lit_llm.config.run import PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.trainer import TrainerConfig
 
 __all__ = [
     "PRESETS",
+    "STAGES",
+    "BatchConfig",
+    "ConversationDataConfig",
     "CorpusConfig",
+    "DPOConfig",
     "DataConfig",
     "ExportConfig",
     "GenerateConfig",
+    "LoraConfig",
     "ModelConfig",
     "NonFiniteStep",
     "OptimizerConfig",
+    "PPOConfig",
     "PlanConfig",
+    "PostTrainingConfig",
+    "PreferenceDataConfig",
     "PrepareConfig",
     "PretrainConfig",
+    "PromptDataConfig",
     "QuickstartConfig",
+    "RewardConfig",
     "RopeScaling",
+    "RowsConfig",
     "RunConfig",
+    "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
     "ScheduleConfig",

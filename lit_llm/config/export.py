@@ -31,6 +31,8 @@ class ExportConfig:
     """Round the weights to 8 or 4 bits and say what that costs in quality; for generate.py alone, in our own form."""
     quality_text: str | None = None
     """Text file to measure the loss of quality on (its first 512 tokens); null: a short built-in text."""
+    lora: Literal["merged", "adapter"] = "merged"
+    """A run with lora: a model whose weights have the additions in them, or the additions alone as PEFT reads them."""
     max_shard_size: str = "5GB"
     """A larger model is written as several files of this size at most, such as 500MB or 2GiB."""
 
@@ -46,6 +48,13 @@ class ExportConfig:
             raise UserError(f"quantize {self.quantize} is in our own form alone; leave format at auto, or give lit_llm")
         if self.quality_text is not None and self.quantize == "none":
             raise UserError("quality_text is given, but quantize is none: there is no loss of quality to measure")
+        if self.lora not in ("merged", "adapter"):
+            raise UserError(f"lora is {self.lora!r}; it must be merged or adapter")
+        if self.lora == "adapter":
+            given = {"format": self.format, "dtype": self.dtype, "quantize": self.quantize}
+            for name, default in {"format": "auto", "dtype": "auto", "quantize": "none"}.items():
+                if given[name] != default:
+                    raise UserError(f"{name} {given[name]} has no effect on an adapter; leave it out, or lora merged")
 
     @property
     def max_shard_bytes(self) -> int:

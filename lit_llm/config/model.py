@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lit_llm.config.errors import UserError
@@ -108,6 +108,10 @@ class ModelConfig:
     """Logits become cap * tanh(logits / cap)."""
     tie_word_embeddings: bool = True
     """The head shares the embedding's weights."""
+    output: Literal["tokens", "score"] = "tokens"
+    """What the head gives at each token: a logit for every token of the vocabulary, or one score (reward models)."""
+    value_head: bool = False
+    """A second head beside the vocabulary's gives one number at each token: the value that PPO's critic predicts."""
     scale_embeddings: bool = False
     """Multiply token embeddings by sqrt(hidden_size) (the 2017 model, Gemma)."""
     embedding_norm: bool = False
@@ -129,6 +133,7 @@ class ModelConfig:
         self._check_positive()
         self._check_attention()
         self._check_rope()
+        self._check_output()
         if self.norm == "rmsnorm":
             self.norm_bias = False
         if self.norm_bias and not self.norm_weight:
@@ -188,6 +193,37 @@ class ModelConfig:
             )
         if self.position == "sinusoidal" and self.hidden_size % 2:
             raise UserError(f"sinusoidal positions need an even model.hidden_size, not {self.hidden_size}")
+
+    def _check_output(self) -> None:
+        if self.output == "tokens":
+            return
+        if self.tie_word_embeddings:
+            raise UserError(
+                "model.output score has no logits to share the embedding's weights; set model.tie_word_embeddings to "
+                "false"
+            )
+        if self.logits_softcap is not None:
+            raise UserError("model.logits_softcap has no effect with model.output score; set it to null")
+        if self.value_head:
+            raise UserError(
+                "model.value_head stands beside a vocabulary's head; with model.output score set it to false"
+            )
+
+    def as_score(self) -> ModelConfig:
+        """This trunk under a head that gives one score at each token instead of logits."""
+        return replace(self, output="score", value_head=False, tie_word_embeddings=False, logits_softcap=None)
+
+    def check_gives_text(self, name: str) -> None:
+        """Refuse a model that cannot write.
+
+        Args:
+            name: what the model is called in the message.
+
+        Raises:
+            UserError: its head gives scores.
+        """
+        if self.output == "score":
+            raise UserError(f"{name} is a reward model: it gives scores, not text; give a language model")
 
     @property
     def kv_heads(self) -> int:

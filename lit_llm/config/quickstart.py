@@ -1,4 +1,4 @@
-"""The main job: from text to a trained model in a few minutes."""
+"""The main job: from text to a trained and aligned model in a few minutes."""
 
 from __future__ import annotations
 
@@ -7,29 +7,35 @@ from pathlib import Path
 
 from lit_llm.config.errors import UserError
 
+STAGES = ("pretrain", "sft", "reward", "dpo")
+"""The stages of the quickstart, in order."""
+
 
 @dataclass
 class QuickstartConfig:
-    """Train a tokenizer and a small decoder on text, and compare it with a compressor."""
+    """Pretrain a small decoder on Python, fine-tune it to write functions, and align it; or pretrain it on any text."""
 
     corpus: str = "stdlib"
     """The text: "stdlib" (the Python standard library's source on this machine), a file, folder, glob or hf:NAME."""
     text_field: str = "text"
     """Field of a .jsonl, .parquet or Hugging Face row that holds the text."""
+    stages: list[str] | str | None = None
+    """Stages to run, as pretrain,sft,reward,dpo; those that are finished are used as they are. Null: all of them on
+    the standard library, and pretrain on other text, which need not have functions with docstrings to learn from."""
     minutes: float = 4.0
     """Time to spend in all on this machine, most of it in training; the number of steps is set from a measurement."""
     vocab_size: int = 4096
     """Tokens of the byte-level BPE."""
     run_name: str = "quickstart"
-    """Folder of the run inside output_root."""
+    """Folder of the run inside output_root; the stages after pretraining have folders in it."""
     output_root: str = "checkpoints"
     """Folder that runs land in."""
     seed: int = 1337
-    """Seed of the weights and of the order of the data."""
+    """Seed of the weights, of the order of the data and of what is drawn."""
     ckpt_path: str | None = None
-    """Resume: "last" for the newest whole checkpoint of this run."""
+    """Resume: "last" goes on with the stage that was interrupted, from its newest whole checkpoint."""
     overwrite: bool = False
-    """Delete what an earlier run of this name left, and start again."""
+    """Delete what earlier runs left of these stages, and of those that build on them, and start again."""
 
     def __post_init__(self) -> None:
         if self.minutes <= 0:
@@ -42,6 +48,19 @@ class QuickstartConfig:
             raise UserError(f"ckpt_path is {self.ckpt_path}; the quickstart resumes its own run alone: last")
         if self.ckpt_path is not None and self.overwrite:
             raise UserError("ckpt_path resumes a run and overwrite deletes it; give one of the two")
+        self.stages = self._chosen_stages()
+
+    def _chosen_stages(self) -> list[str]:
+        if self.stages is None:
+            return list(STAGES) if self.corpus == "stdlib" else ["pretrain"]
+        given = self.stages.strip("[] ").split(",") if isinstance(self.stages, str) else self.stages
+        names = [name.strip() for name in given]
+        for name in names:
+            if name not in STAGES:
+                raise UserError(f"stages has {name!r}; it takes {', '.join(STAGES)}")
+        if not names:
+            raise UserError(f"stages is empty; give one or more of {', '.join(STAGES)}, or leave it out")
+        return [name for name in STAGES if name in names]
 
     @property
     def folder(self) -> Path:

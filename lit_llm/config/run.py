@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_llm.config.data import DataConfig
+from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import UserError
 from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.model import ModelConfig
@@ -44,7 +44,7 @@ class RunConfig:
     """Model folder whose weights the run starts from; its shape replaces the model options."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The decoder."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: BatchConfig = field(default_factory=BatchConfig)
     """The data."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimizer."""
@@ -92,6 +92,8 @@ class PretrainConfig(RunConfig):
 
     run_name: str = "pretrain"
     """Folder of the run inside output_root."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """The data."""
     loss_chunk_tokens: int | None = 512
     """Tokens whose logits exist at a time in the loss; null holds them all at once."""
     z_loss: float = 0.0
@@ -103,6 +105,8 @@ class PretrainConfig(RunConfig):
             raise UserError(f"loss_chunk_tokens is {self.loss_chunk_tokens}; it must be at least 1, or null")
         if self.z_loss < 0:
             raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
+        if self.model.output != "tokens" or self.model.value_head:
+            raise UserError("pretraining needs model.output tokens and model.value_head false; leave both out")
         if self.init_from is None:
             self.check_length()
 

@@ -1,17 +1,14 @@
-"""The LightningDataModule of token shards, whose whole state is the number of samples consumed."""
+"""The LightningDataModule of token shards."""
 
 from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
-from lightning.pytorch import LightningDataModule
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_llm.config import DataConfig, UserError
-from lit_llm.data.loader import ConsumedBatchSampler, TimedDataLoader, data_parallel_rank, micro_batch_shape
 from lit_llm.data.progress import byte_progress
+from lit_llm.data.resumable import ResumableDataModule
 from lit_llm.data.shards import ShardedTokens
 from lit_llm.data.windows import EvaluationWindows, WindowDataset
 
@@ -20,40 +17,31 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation", "test")
 
-_CHANGES = {
-    "train_tokens": "the number of training tokens",
-    "train_digests": "the content of the training shards",
-    "weights": "data.weights",
-    "sequence_length": "data.sequence_length",
-    "seed": "the seed",
-}
 
-
-class TokenDataModule(LightningDataModule):
+class TokenDataModule(ResumableDataModule):
     """Batches of windows from folders of shards; `WindowDataset` says what a batch holds.
-
-    Use it under a Trainer with use_distributed_sampler=False, max_steps set, and accumulate_grad_batches from the
-    method of that name. A callback must call `advance` after every micro-batch, which is what makes a run resumable.
 
     Args:
         config: options.
         tokenizer: must be the one that the shards were encoded with; None: the shards need only agree with each other.
         seed: keys the order of the samples.
 
-    Attributes:
-        samples_consumed: samples that the optimizer steps so far have read, over all ranks.
-
     Raises:
         UserError: any method: shards are missing, damaged, of another tokenizer, or too small.
     """
 
+    causes: ClassVar[dict[str, str]] = {
+        "train_tokens": "the number of training tokens",
+        "train_digests": "the content of the training shards",
+        "weights": "data.weights",
+        "sequence_length": "data.sequence_length",
+        "seed": "the seed",
+    }
+    config: DataConfig
+
     def __init__(self, config: DataConfig, tokenizer: Tokenizer | None, seed: int) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config, seed)
         self.tokenizer = tokenizer
-        self.seed = seed
-        self.samples_consumed = 0
-        self.train_loader: TimedDataLoader | None = None
 
     # The hooks of Lightning.
 
@@ -76,76 +64,11 @@ class TokenDataModule(LightningDataModule):
                 f"{', '.join(self.config.paths)} has no test split; prepare the data with corpus.test_fraction above 0"
             )
 
-    def train_dataloader(self) -> TimedDataLoader:
-        """What is left of the run for this rank."""
-        trainer = self.trainer
-        if trainer.max_steps < 0:
-            raise UserError("a run over shards has no last epoch; set trainer.max_steps")
-        # The fit loop adds the micro-batches before a resume to what it has fetched from this loader and ends the
-        # epoch when that reaches the length. One more than the run can use keeps it from ever ending one: max_steps
-        # alone ends the run, and a checkpoint of the last step can go on under a larger max_steps.
-        fetched_before = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        num_steps = trainer.max_steps - trainer.global_step
-        sampler = self.train_sampler(*data_parallel_rank(trainer), num_steps)
-        self.train_loader = self.make_train_loader(sampler, reported_length=fetched_before + len(sampler) + 1)
-        return self.train_loader
-
-    def val_dataloader(self) -> TimedDataLoader | list[TimedDataLoader]:
-        """This rank's windows of the validation split; an empty list where no path has one."""
-        if not self.splits["validation"]:
-            return []
-        return self.make_evaluation_loader("validation", *data_parallel_rank(self.trainer))
-
-    def test_dataloader(self) -> TimedDataLoader:
-        """This rank's windows of the test split."""
-        return self.make_evaluation_loader("test", *data_parallel_rank(self.trainer))
-
-    def state_dict(self) -> dict[str, Any]:
-        """The samples consumed, and what their order depends on."""
-        return {"samples_consumed": self.samples_consumed, "fingerprint": self.fingerprint}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state. Outside of training it does nothing: any checkpoint may be evaluated on any data.
-
-        Raises:
-            UserError: the order of the samples would not be that of the saved run.
-        """
-        if self.trainer is not None and self.trainer.state.fn != "fit":
-            return
-        saved, ours = state["fingerprint"], self.fingerprint
-        changed = [
-            f"{text} (from {saved.get(name)} to {ours[name]})"
-            for name, text in _CHANGES.items()
-            if saved.get(name) != ours[name]
-        ]
-        if changed:
-            raise UserError(
-                f"the checkpoint cannot go on with this data: {', '.join(changed)} changed; put it back, or start a "
-                "new run with init_from"
-            )
-        self.samples_consumed = state["samples_consumed"]
-
     # What the rest of the code asks for.
 
-    def advance(self, num_samples: int) -> None:
-        """Counts samples as consumed: micro_batch_size x world_size after each micro-batch."""
-        self.samples_consumed += num_samples
-
-    def micro_batch_size(self, world_size: int) -> int:
-        """Windows that one rank holds at once.
-
-        Raises:
-            UserError: the batch does not divide.
-        """
-        return micro_batch_shape(self.config.batch_size, self.config.micro_batch_size, world_size)[0]
-
-    def accumulate_grad_batches(self, world_size: int) -> int:
-        """Micro-batches in one optimizer step.
-
-        Raises:
-            UserError: the batch does not divide.
-        """
-        return micro_batch_shape(self.config.batch_size, self.config.micro_batch_size, world_size)[1]
+    def has_split(self, split: str) -> bool:
+        """Whether a path has the split."""
+        return bool(self.splits[split])
 
     @cached_property
     def splits(self) -> dict[str, list[ShardedTokens]]:
@@ -201,30 +124,23 @@ class TokenDataModule(LightningDataModule):
         shares = order.quotas / order.block_size
         return [samples * share / count for share, count in zip(shares.tolist(), order.num_windows, strict=True)]
 
+    def passes(self, samples: int) -> float:
+        """How often the first `samples` samples go through the path that is read most often."""
+        return max(self.epochs(samples))
+
     def bytes_per_token(self, split: str) -> float:
         """UTF-8 bytes of source text for each token of a split, which turns nats per token into bits per byte."""
         sources = self.splits[split]
         return sum(source.manifest.bytes for source in sources) / sum(len(source) for source in sources)
 
-    def train_sampler(self, rank: int, world_size: int, num_steps: int) -> ConsumedBatchSampler:
-        """The sample indices of `num_steps` optimizer steps from where the data module stands."""
-        config = self.config
-        return ConsumedBatchSampler(
-            self.samples_consumed, config.batch_size, config.micro_batch_size, rank, world_size, num_steps
-        )
-
-    def make_train_loader(self, sampler: ConsumedBatchSampler, reported_length: int | None = None) -> TimedDataLoader:
-        """A loader of training batches; see `TimedDataLoader`."""
-        return TimedDataLoader(self.train_dataset, reported_length, batch_sampler=sampler, **self._loader_options())
-
-    def make_evaluation_loader(self, split: str, rank: int, world_size: int) -> TimedDataLoader:
-        """A loader of one rank's windows of "validation" or "test"; `EvaluationWindows` says which.
+    def evaluation_dataset(self, split: str, rank: int, world_size: int) -> EvaluationWindows:
+        """One rank's windows of "validation" or "test"; `EvaluationWindows` says which.
 
         data.validation_windows limits the validation split only: a test reads everything.
         """
         config = self.config
         manifest = self.splits["train"][0].manifest
-        dataset = EvaluationWindows(
+        return EvaluationWindows(
             self.splits[split],
             config.sequence_length,
             manifest.eot_id,
@@ -234,16 +150,6 @@ class TokenDataModule(LightningDataModule):
             rank,
             world_size,
         )
-        batch_size = config.validation_batch_size or self.micro_batch_size(world_size)
-        return TimedDataLoader(dataset, batch_size=batch_size, **self._loader_options())
-
-    def _loader_options(self) -> dict[str, Any]:
-        config = self.config
-        pin_memory = torch.cuda.is_available() if config.pin_memory is None else config.pin_memory
-        options: dict[str, Any] = {"num_workers": config.num_workers, "pin_memory": pin_memory}
-        if config.num_workers:
-            options["prefetch_factor"] = config.prefetch_factor
-        return options
 
     def _check_tokenizers(self, sources: list[ShardedTokens]) -> None:
         first = sources[0]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import codecs
-import gzip
-import json
-import platform
-import sysconfig
-import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from glob import has_magic
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from lit_llm.config import CorpusConfig, UserError
+from lit_llm.data.row_files import (
+    ROW_SUFFIXES,
+    content_suffix,
+    counted,
+    find_files,
+    hub_rows,
+    json_line_rows,
+    json_list_rows,
+    open_file,
+)
 from lit_llm.tokenizer.bulk import LINE_CUT, SAFE_CUT
 
 PIECE_BYTES = 16 * 2**20
@@ -25,12 +28,6 @@ PIECE_BYTES = 16 * 2**20
 _BINARY_PROBE = 8192
 _PARQUET_ROWS = 1024
 _CUT_WINDOW = 2**20
-# Installed packages, tests, and the generated tables of encodings and pydoc_data: they are no code that people write,
-# and so repetitive that a small model learns them first and writes little else.
-_STDLIB_EXCLUDED = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
-)
-_ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
 
 
 @dataclass(frozen=True)
@@ -52,28 +49,6 @@ class Piece:
     replaced_bytes: int
 
 
-class _Invalid(threading.local):
-    bytes = 0
-
-
-_invalid = _Invalid()
-
-
-def _count_and_replace(error: UnicodeError) -> tuple[str, int]:
-    _invalid.bytes += error.end - error.start
-    return "\ufffd", error.end
-
-
-# Python's "replace", which also says how many bytes it replaced.
-codecs.register_error("lit_llm.replace", _count_and_replace)
-
-
-def _counted(decode: Callable[[], str]) -> tuple[str, int]:
-    before = _invalid.bytes
-    text = decode()
-    return text, _invalid.bytes - before
-
-
 class FileSource:
     """Texts from one or many files of this machine.
 
@@ -88,7 +63,7 @@ class FileSource:
     def __init__(self, config: CorpusConfig, piece_bytes: int = PIECE_BYTES) -> None:
         self._field = config.text_field
         self._piece_bytes = piece_bytes
-        self._root, self.files, self.description = _find(config.path)
+        self._root, self.files, self.description = find_files(config.path, "corpus.path")
         # A file that is named is read whatever it holds; one that is come across may be an image.
         self._skip_binary = not Path(config.path).is_file()
         self.binary_files = 0
@@ -96,7 +71,7 @@ class FileSource:
     @property
     def is_one_text(self) -> bool:
         """Whether all there is to read is one plain text file."""
-        return len(self.files) == 1 and _suffix(self.files[0]) not in _ROW_SUFFIXES
+        return len(self.files) == 1 and content_suffix(self.files[0]) not in ROW_SUFFIXES
 
     def size_bytes(self) -> int | None:
         """Bytes of all files; None where some are compressed."""
@@ -119,7 +94,7 @@ class FileSource:
 
     def _pieces_of(self, path: Path) -> Iterator[Piece]:
         key = path.relative_to(self._root).as_posix()
-        suffix = _suffix(path)
+        suffix = content_suffix(path)
         if suffix == ".parquet":
             yield from _parquet(path, key, self._field)
         elif suffix in (".jsonl", ".ndjson"):
@@ -159,81 +134,23 @@ class HubSource:
         Raises:
             UserError: the data set cannot be loaded, or a row has no such field.
         """
-        import datasets
-
-        try:
-            rows = iter(datasets.load_dataset(self._name, self._subset, split=self._split, streaming=True))
-            for index, row in enumerate(rows):
-                yield _row_piece(row, self._field, f"hf:{self._name}:{index}", f"hf:{self._name} row {index}")
-        except UserError:
-            raise
-        except Exception as error:  # datasets raises whatever its file systems and parsers do
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"hf:{self._name}: cannot be loaded, split {self._split!r} ({reason})") from None
-
-
-def _find(path: str) -> tuple[Path, list[Path], str]:
-    if path == "stdlib":
-        root = Path(sysconfig.get_paths()["stdlib"])
-        files = [file for file in _walk(root, _STDLIB_EXCLUDED) if file.suffix == ".py"]
-        description = f"the standard library of Python {platform.python_version()}"
-    elif Path(path).is_file():
-        return Path(path).parent, [Path(path)], path
-    elif Path(path).is_dir():
-        root, description = Path(path), f"folder {path}"
-        files = list(_walk(root))
-    elif has_magic(path):
-        parts = Path(path).parts
-        fixed = list(takewhile(lambda part: not has_magic(part), parts))
-        root, description = Path(*fixed), f"glob {path}"
-        found = root.glob(str(Path(*parts[len(fixed) :])))
-        files = [file for file in found if file.is_file() and not _hidden(file.relative_to(root))]
-    else:
-        raise UserError(f"corpus.path {path!r}: no such file, folder or glob (a Hugging Face data set is hf:NAME)")
-    if not files:
-        raise UserError(f"corpus.path {path!r}: no file found there")
-    files.sort(key=lambda file: file.relative_to(root).as_posix())
-    return root, files, f"{description}, {len(files):,} {'file' if len(files) == 1 else 'files'}"
-
-
-def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders."""
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            if entry.name not in excluded and not entry.is_symlink():
-                yield from _walk(entry, excluded)
-        elif entry.is_file():
-            yield entry
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _suffix(path: Path) -> str:
-    """The suffix that says what is inside: of x.jsonl.gz, .jsonl."""
-    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
-
-
-def _open(path: Path) -> Any:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+        for index, row in enumerate(hub_rows(self._name, self._subset, self._split)):
+            yield _row_piece(row, self._field, f"hf:{self._name}:{index}", f"hf:{self._name} row {index}")
 
 
 def _is_binary(path: Path) -> bool:
-    with _open(path) as file:
+    with open_file(path) as file:
         return b"\0" in file.read(_BINARY_PROBE)
 
 
 def _text(path: Path, key: str, piece_bytes: int) -> Iterator[Piece]:
     decoder = codecs.getincrementaldecoder("utf-8")(errors="lit_llm.replace")
     buffer, replaced, ended = "", 0, False
-    with _open(path) as file:
+    with open_file(path) as file:
         while not ended:
             chunk = file.read(piece_bytes)
             ended = not chunk
-            text, invalid = _counted(lambda chunk=chunk: decoder.decode(chunk, final=not chunk))
+            text, invalid = counted(lambda chunk=chunk: decoder.decode(chunk, final=not chunk))
             # Only more text tells that the buffer is not the end of the document.
             cut = _last_cut(buffer) if chunk and text else 0
             if cut:
@@ -254,28 +171,13 @@ def _last_cut(text: str) -> int:
 
 
 def _json_lines(path: Path, key: str, field: str) -> Iterator[Piece]:
-    with _open(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            text, invalid = _counted(lambda line=line: line.decode("utf-8", "lit_llm.replace"))
-            try:
-                row = json.loads(text.removeprefix("\ufeff") if number == 1 else text)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: broken JSON ({error.msg}); repair or remove the line") from None
-            yield _row_piece(row, field, f"{key}:{number}", f"{path}:{number}", invalid)
+    for number, row, invalid in json_line_rows(path):
+        yield _row_piece(row, field, f"{key}:{number}", f"{path}:{number}", invalid)
 
 
 def _json_list(path: Path, key: str, field: str) -> Iterator[Piece]:
-    text, invalid = _counted(lambda: path.read_bytes().decode("utf-8-sig", "lit_llm.replace"))
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); repair the file") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: not a list of rows; name it .jsonl if it has a row per line, or leave it out")
-    for index, row in enumerate(rows, start=1):
-        yield _row_piece(row, field, f"{key}:{index}", f"{path} row {index}", invalid if index == 1 else 0)
+    for number, row, invalid in json_list_rows(path):
+        yield _row_piece(row, field, f"{key}:{number}", f"{path} row {number}", invalid)
 
 
 def _parquet(path: Path, key: str, field: str) -> Iterator[Piece]:
@@ -301,7 +203,7 @@ def _parquet(path: Path, key: str, field: str) -> Iterator[Piece]:
                 where = f"{path} row {index}"
                 if value is None:
                     raise UserError(f"{where}: field {field!r} is NoneType, not a string; leave the row out")
-                text, invalid = _counted(lambda value=value: value.decode("utf-8", "lit_llm.replace"))
+                text, invalid = counted(lambda value=value: value.decode("utf-8", "lit_llm.replace"))
                 yield Piece(text, f"{key}:{index}", text, True, invalid)
                 index += 1
 

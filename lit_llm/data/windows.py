@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from lit_llm.config import UserError
 from lit_llm.data.order import MixtureOrder, mix
 from lit_llm.data.shards import ShardedTokens
 from lit_llm.objectives import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from lit_llm.data.resumable import Decodes
 
 Batch = dict[str, Tensor]
 
@@ -112,6 +116,14 @@ class WindowDataset(Dataset):
         return [
             self.sources[source].locate(start) for source, start in zip(sources.tolist(), starts.tolist(), strict=True)
         ]
+
+    def describe(self, sample_id: int, tokenizer: Decodes) -> tuple[str, str]:
+        """Where a sample begins, in words, and its text."""
+        (source,), (start,) = self.starts(np.array([sample_id]))
+        ((file, offset),) = self.locate([sample_id])
+        document = self.sources[source].count(self.eot_id, int(start) - offset, offset)
+        place = f"{file}, token {offset}, in document {document} of that file (both from 0)"
+        return place, tokenizer.decode(self[sample_id]["tokens"].tolist())
 
     def __getitem__(self, sample_id: int) -> Batch:
         """One sample, without the batch dimension."""

@@ -32,10 +32,9 @@ def write_report(config: RunConfig, result: RunResult, sections: Sequence[tuple[
         f"{count_parameters(model):,} parameters: {model.num_layers} layers, width {model.hidden_size}, "
         f"{model.num_heads} heads, vocabulary {model.vocab_size:,}"
     )
-    tokens = trainer.max_steps * data.batch_size * data.sequence_length
     facts = [
         ("model", shape),
-        ("training", f"{trainer.max_steps:,} steps of {data.batch_size} x {data.sequence_length} = {tokens:,} tokens"),
+        ("training", f"{trainer.max_steps:,} steps of {data.batch_size} rows, {result.tokens:,} tokens"),
         ("optimizer", f"{config.optimizer.name}, schedule {config.schedule.name}, precision {trainer.precision}"),
         ("speed", f"{result.tokens_per_second:,.0f} tokens/s at the end"),
         ("made with", f"torch {torch.__version__}, lightning {lightning.__version__}, {platform.machine()}"),

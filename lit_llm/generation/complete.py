@@ -21,6 +21,7 @@ def complete(
     stop_tokens: Iterable[int] = (),
     max_batch: int | None = None,
     prefill_chunk: int | None = 512,
+    compile: bool = False,
     on_event: Callable[[int, Event], None] | None = None,
 ) -> list[Completion]:
     """Continue each prompt.
@@ -33,6 +34,7 @@ def complete(
         stop_tokens: ids that end a text, besides those of `sampling`.
         max_batch: most texts written at once; None means all of them.
         prefill_chunk: most tokens of each prompt read in one pass; None reads them whole.
+        compile: write with compiled functions; see `Engine`.
         on_event: called with the number of the prompt and what was written.
 
     Returns:
@@ -51,6 +53,7 @@ def complete(
         min(limit, longest + sampling.max_new_tokens),
         tokenizer=tokenizer,
         prefill_chunk=prefill_chunk,
+        compile=compile,
     )
     stop_tokens = tuple(stop_tokens)
     numbers = {}
@@ -73,6 +76,7 @@ def generate(
     *,
     eos_id: int | None,
     tokenizer: Tokenizer | None = None,
+    compile: bool = False,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
     """The new token ids of each prompt; see `complete`.
@@ -83,6 +87,7 @@ def generate(
         sampling: how tokens are chosen; row r draws from a stream seeded by `sampling.seed + r`.
         eos_id: token that ends a text (it is not returned), or None.
         tokenizer: needed for stop strings.
+        compile: write with compiled functions; see `Engine`.
         on_token: called with the row and the id of every new token.
     """
 
@@ -91,5 +96,5 @@ def generate(
             on_token(row, event.token)
 
     ends = () if eos_id is None else (eos_id,)
-    done = complete(model, prompts, sampling, tokenizer=tokenizer, stop_tokens=ends, on_event=tell)
+    done = complete(model, prompts, sampling, tokenizer=tokenizer, stop_tokens=ends, compile=compile, on_event=tell)
     return [completion.ids for completion in done]

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
+from lit_llm.generation.compiled import CompiledStep, compiled, roomy
 from lit_llm.generation.inference import cache_for, inference
 from lit_llm.generation.request import (
     AllowedTokens,
@@ -48,9 +49,12 @@ class Engine:
         max_length: most tokens that a text may look at; None means the model's context.
         tokenizer: for text in the events, and for stop strings.
         prefill_chunk: most tokens of each prompt that one step reads; None reads them whole.
+        compile: write with a function that is compiled for the model when it is first needed, for 1, 2, 4, ... rows
+            each; see `lit_llm.generation.compiled`. Takes up to a minute each time, and none for a later engine of the
+            same model.
 
     Raises:
-        UserError: `max_length` is more than the model's context.
+        UserError: `max_length` is more than the model's context, or `compile` is asked for and there is no compiler.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Engine:
         *,
         tokenizer: Tokenizer | None = None,
         prefill_chunk: int | None = 512,
+        compile: bool = False,
     ) -> None:
         context = model.config.max_position_embeddings
         self.max_length = context if max_length is None else max_length
@@ -73,7 +78,9 @@ class Engine:
         self.device = model.embedding.weight.device
         self._sharded = is_sharded(model)
         with inference(model, self._sharded):
-            self.cache = cache_for(model, max_batch, self.max_length)
+            form = compiled(model) if compile else None
+            self.cache = cache_for(model, max_batch, self.max_length if form is None else roomy(self.max_length))
+            self._one_token = None if form is None else CompiledStep(form, self.cache)
         self.tokens_read = 0
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []  # in the order of the cache's rows
@@ -234,7 +241,10 @@ class Engine:
             last = torch.tensor([counts[row] - 1 for row in at_end], device=self.device)
             return self.model.logits(hidden[torch.tensor(at_end, device=self.device), last])
 
-        logits = self.model(tokens, cache=self.cache.step(width, rows, counts), head=last_logits)
+        if self._one_token is not None and width == 1 and rows.start == 0 and len(at_end) == len(rows):
+            logits = self._one_token(tokens)
+        else:
+            logits = self.model(tokens, cache=self.cache.step(width, rows, counts), head=last_logits)
         self.tokens_read += sum(counts)
         for request, count in zip(requests, counts, strict=True):
             request.read += count

@@ -45,7 +45,12 @@ def lay_out_for_few_rows(model: Decoder) -> None:
 
 
 def cache_for(model: Decoder, batch_size: int, max_length: int, spare: int = 0) -> KVCache:
-    """A cache in the type, on the device and for this rank's heads of `model`."""
+    """A cache in the type, on the device and for this rank's heads of `model`.
+
+    Raises:
+        UserError: it is a reward model.
+    """
+    model.config.check_gives_text("the model")
     weight = model.embedding.weight
     return KVCache(
         model.config,

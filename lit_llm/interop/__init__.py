@@ -10,16 +10,23 @@ from lit_llm.interop.folder import (
     save_model_folder,
     stop_token_ids,
     why_not_huggingface,
+    without_value_head,
 )
+from lit_llm.interop.peft import load_adapter, load_tokenizer, save_adapter, starting_adapter
 
 __all__ = [
     "iterate_weights",
+    "load_adapter",
     "load_model_folder",
+    "load_tokenizer",
     "load_weights",
     "read_generation_config",
     "read_model_config",
     "read_quantization",
+    "save_adapter",
     "save_model_folder",
+    "starting_adapter",
     "stop_token_ids",
     "why_not_huggingface",
+    "without_value_head",
 ]

@@ -16,6 +16,9 @@ OWN_KEY = "lit_llm"
 NOT_COMPUTED = ("pad_vocab_to_multiple_of", "dropout", "init_std", "zero_init_projections")
 """Fields that do not change what a trained model computes."""
 
+CLASSIFIER = "ForSequenceClassification"
+"""How the classes of transformers end that have a head of scores."""
+
 
 def read_config(values: dict[str, Any]) -> ModelConfig:
     """Our configuration from the content of a Hugging Face config.json.
@@ -43,18 +46,19 @@ def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
     values = _write(family, config)
     back = _read(family, values)
     own = {name: value for name, value in to_plain(config).items() if value != to_plain(back)[name]}
-    header = {"model_type": family.model_type, "architectures": [family.architecture]}
-    return {**header, **values, **({OWN_KEY: own} if own else {})}
+    return {"model_type": family.model_type, **values, **({OWN_KEY: own} if own else {})}
 
 
 def family_of(config: ModelConfig) -> tuple[Family | None, str]:
     """The first architecture of transformers that computes what `config` says.
 
     Returns:
-        It, or None and the reason: what the nearest one lacks.
+        It, as its class for scores where they are what the model gives; or None and the reason: what the nearest one
+        lacks.
     """
     nearest: tuple[Family, list[str]] | None = None
     for family in FAMILIES.values():
+        family = family.scoring() if config.output == "score" else family
         try:
             lacking = _differences(config, _read(family, _write(family, config)))
         except UserError as error:  # one it cannot even express
@@ -77,14 +81,35 @@ def _read(family: Family, values: dict[str, Any]) -> ModelConfig:
     for key, (name, default) in family.renamed.items():
         fields[name] = options.take(key, default)
     fields.update(family.read(options))
+    scores = _gives_scores(options)
     options.finish()
-    return from_plain(ModelConfig, fields)
+    config = from_plain(ModelConfig, fields)
+    # an embedding tied to a head that is not there, and a cap on its logits, mean nothing
+    return config.as_score() if scores else config
+
+
+def _gives_scores(options: Options) -> bool:
+    """Whether the file is of a classifier with one score.
+
+    Raises:
+        UserError: it has several.
+    """
+    if not any(str(name).endswith(CLASSIFIER) for name in options.take("architectures") or ()):
+        return False
+    labels = options.take("id2label")
+    count = options.take("num_labels", 2 if labels is None else len(labels))
+    if count != 1:
+        raise UserError(
+            f"a classifier with num_labels {count} is not supported; only reward models are read, which have 1"
+        )
+    return True
 
 
 def _write(family: Family, config: ModelConfig) -> dict[str, Any]:
     fields = vars(resolved(config))
     renamed = {key: fields[name] for key, (name, _) in family.renamed.items()}
-    return {**renamed, **family.written, **family.write(config)}
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}} if config.output == "score" else {}
+    return {"architectures": [family.architecture], **renamed, **family.written, **family.write(config), **labels}
 
 
 def resolved(config: ModelConfig) -> ModelConfig:

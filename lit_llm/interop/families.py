@@ -6,7 +6,7 @@ Source: the configuration and modelling files of each in transformers 5.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lit_llm.config import ModelConfig
@@ -49,6 +49,8 @@ class Family:
     """Its name in config.json."""
     architecture: str
     """Class that loads it there."""
+    classifier: str
+    """Class that loads it there under a head of scores."""
     base: str
     """Prefix of every weight but the head's; files of the bare model lack it."""
     weights: dict[str, Stored]
@@ -69,6 +71,10 @@ class Family:
     """Keys with one value, for readers that look for them."""
     tokenizer_pattern: str | None = None
     """Split into words that transformers gives every tokenizer of this architecture, whatever its file says."""
+
+    def scoring(self) -> Family:
+        """The same architecture as its classifier class has it, with a head of scores."""
+        return replace(self, architecture=self.classifier, weights={**self.weights, "head": Stored("score")})
 
 
 HEAD = {"head": Stored("lm_head")}
@@ -166,6 +172,7 @@ OLD_LLAMA_BUFFERS = r".*\.rotary_emb\.inv_freq$"
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
+    classifier="GPT2ForSequenceClassification",
     base="transformer.",
     weights=GPT2_WEIGHTS,
     renamed={
@@ -189,6 +196,7 @@ GPT2 = Family(
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
+    classifier="LlamaForSequenceClassification",
     base="model.",
     weights=LLAMA_WEIGHTS,
     renamed={**LLAMA_NAMES, "mlp_bias": ("mlp_bias", False)},
@@ -201,6 +209,7 @@ LLAMA = Family(
 MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
+    classifier="MistralForSequenceClassification",
     base="model.",
     weights=LLAMA_WEIGHTS,
     renamed={
@@ -218,6 +227,7 @@ MISTRAL = Family(
 QWEN2 = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
+    classifier="Qwen2ForSequenceClassification",
     base="model.",
     weights=LLAMA_WEIGHTS,
     renamed=QWEN_NAMES,
@@ -230,6 +240,7 @@ QWEN2 = Family(
 QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
+    classifier="Qwen3ForSequenceClassification",
     base="model.",
     weights=LLAMA_WEIGHTS,
     renamed={**QWEN_NAMES, "head_dim": ("head_dim", 128)},
@@ -241,6 +252,7 @@ QWEN3 = Family(
 OLMO2 = Family(
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
+    classifier="Olmo2ForSequenceClassification",
     base="model.",
     weights=OLMO2_WEIGHTS,
     renamed={**LLAMA_NAMES, "vocab_size": ("vocab_size", 50304), "rms_norm_eps": ("norm_eps", 1e-5)},
@@ -251,6 +263,7 @@ OLMO2 = Family(
 GEMMA2 = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
+    classifier="Gemma2ForSequenceClassification",
     base="model.",
     weights=GEMMA_WEIGHTS,
     renamed={
@@ -266,6 +279,7 @@ GEMMA2 = Family(
 GEMMA3 = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
+    classifier="Gemma3TextForSequenceClassification",
     base="model.",
     weights=GEMMA_WEIGHTS,
     renamed={

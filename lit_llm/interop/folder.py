@@ -3,12 +3,15 @@
 Where Hugging Face transformers has the architecture, a folder that we write is one of theirs, and theirs are read as
 they are. Otherwise `model_type` is `lit_llm`, and config.json holds our fields; so it is where weights are quantized,
 and `quantization` says how.
+
+Wherever a model folder is read, an adapter folder of PEFT can be given: it is the model that it makes of its base.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,10 +23,12 @@ from lit_llm.config import ModelConfig, UserError, from_plain, to_plain
 from lit_llm.interop import reading
 from lit_llm.interop.configuration import family_of, read_config, write_config
 from lit_llm.interop.families import FAMILIES, Family
+from lit_llm.interop.peft import adapted_config, base_of, load_tokenizer, merged_weights
 from lit_llm.interop.writing import MAX_SHARD_BYTES, outputs_of, write_json, write_weights
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import KINDS, quantize
 from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer.chat import end_of_turn_id
 
 MODEL_TYPE = "lit_llm"
 
@@ -101,6 +106,9 @@ def read_model_config(folder: Path) -> ModelConfig:
         UserError: the folder or its config.json is missing, broken, of another model type, or asks for what we do not
             compute.
     """
+    base = base_of(folder)
+    if base is not None:
+        return adapted_config(folder, read_model_config(base))
     return _read_config(folder)[0]
 
 
@@ -133,6 +141,7 @@ def stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
     Raises:
         UserError: a file is broken.
     """
+    folder = base_of(folder) or folder
     for values in (read_generation_config(folder), _read_json(folder / "config.json")):
         ids = (values or {}).get("eos_token_id")
         if ids is not None:
@@ -157,17 +166,19 @@ def load_model_folder(
         UserError: a file is missing or broken, weights are missing, left over or of another shape, or the model is of
             a kind that we do not compute, or is quantized and to be converted.
     """
-    config, family = _read_config(folder)
+    config = read_model_config(folder)
     with torch.device("meta"):
         model = Decoder(config)
-    kind = read_quantization(folder)
+    kind = read_quantization(folder) if base_of(folder) is None else None
     if kind is not None:
         _check_stored_dtype(folder, dtype)
         quantize(model, kind)
-    weights = dict(reading.iterate_weights(folder, config, family, device, dtype, kind))
+        weights = dict(reading.iterate_weights(folder, config, None, device, dtype, kind))
+    else:
+        weights = dict(iterate_weights(folder, config, device, dtype))
     model.load_state_dict(_with_tied_head(config, weights), assign=True)
     model.tie()
-    return model.eval(), Tokenizer.load(folder)
+    return model.eval(), load_tokenizer(folder)
 
 
 def iterate_weights(
@@ -175,22 +186,38 @@ def iterate_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors of `Decoder(config)` from a model folder, one at a time; a tied head is not among them.
 
+    Nor is a head of scores, where the folder is a language model, nor a value head that the folder has not: the caller
+    keeps the one it has drawn. A value head that `config` has not is passed over.
+
     Args:
         folder: a model folder.
-        config: its configuration; fields that shape no weight may differ.
+        config: its configuration; fields that shape no weight may differ, and so may the heads.
         device: where each tensor goes.
         dtype: what each is converted to; None keeps it as stored.
 
     Raises:
-        UserError: a file is missing or broken, weights are missing, left over or of another shape, or are quantized.
+        UserError: a file is missing or broken, weights are missing, left over or of another shape, or are quantized;
+            or `config` is of a language model and the folder of a reward model.
     """
+    base = base_of(folder)
+    if base is not None:
+        return merged_weights(folder, config, iterate_weights(base, config, device, dtype))
     kind = read_quantization(folder) if (folder / "config.json").is_file() else None
     if kind is not None:
         raise UserError(
             f"{folder} is quantized ({kind}): it can write text, and be neither trained nor converted; use the full "
             "model that it was made from"
         )
-    return reading.iterate_weights(folder, config, _read_config(folder)[1], device, dtype)
+    found, family = _read_config(folder)
+    heads: dict[str, Any] = {"value_head": found.value_head}
+    without = set() if config.value_head else {"value_head.weight"}
+    if found.output != config.output:
+        if found.output == "score":
+            raise UserError(f"{folder} is a reward model (it has no output head); give a language model")
+        heads |= {"output": found.output, "tie_word_embeddings": found.tie_word_embeddings}
+        without.add("head.weight")
+    stored = replace(config, **heads)
+    return reading.iterate_weights(folder, stored, family, device, dtype, without=without)
 
 
 def load_weights(
@@ -201,6 +228,20 @@ def load_weights(
     Args and raises: as `iterate_weights`.
     """
     return _with_tied_head(config, dict(iterate_weights(folder, config, device, dtype)))
+
+
+def without_value_head(config: ModelConfig, weights: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """A language model without the head of PPO's critic, which transformers has no place for.
+
+    Args:
+        config: the decoder's configuration.
+        weights: its state_dict.
+
+    Returns:
+        Both, without it; as they were where there is none.
+    """
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("value_head.")}
+    return replace(config, value_head=False), kept
 
 
 def _with_tied_head(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -225,7 +266,8 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
         raise UserError(f"{path} has model_type {kind!r}; only {', '.join([MODEL_TYPE, *FAMILIES])} can be read")
     try:
         if kind != MODEL_TYPE:
-            return read_config(values), FAMILIES[kind]
+            config = read_config(values)
+            return config, FAMILIES[kind].scoring() if config.output == "score" else FAMILIES[kind]
         native = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "quantization")}
         return from_plain(ModelConfig, native), None
     except (UserError, TypeError, ValueError) as error:  # TypeError: a number written as text
@@ -234,8 +276,15 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
 
 def _family_of(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Family | None, str]:
     family, reason = family_of(config)
-    if family is None or family.tokenizer_pattern is None or splits_by(tokenizer.state, family.tokenizer_pattern):
-        return family, reason
+    if family is None:
+        return None, reason
+    if config.output == "score" and tokenizer.pad_id in (None, *_ends(tokenizer)):
+        return None, (
+            "transformers scores a text at its last token that is not the padding token, and this tokenizer has no "
+            "padding token of its own; set pad_token in its tokenizer_config.json to a token that no text holds"
+        )
+    if family.tokenizer_pattern is None or splits_by(tokenizer.state, family.tokenizer_pattern):
+        return family, ""
     return None, (
         f"AutoTokenizer splits text by {family.model_type}'s own pattern wherever the model is of that type, so that "
         "this tokenizer would give other ids there"
@@ -255,9 +304,15 @@ def _config_values(config: ModelConfig, family: Family | None) -> dict[str, Any]
     return write_config(config, family)
 
 
+def _ends(tokenizer: Tokenizer) -> list[int]:
+    """Ids that end a text or a turn of a chat."""
+    ids = (tokenizer.eot_id, tokenizer.im_end_id, end_of_turn_id(tokenizer))
+    return list(dict.fromkeys(index for index in ids if index is not None))
+
+
 def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
     """Which ids begin, end and pad a text. The end of a chat turn ends it, too."""
-    ends = [index for index in (tokenizer.eot_id, tokenizer.im_end_id) if index is not None]
+    ends = _ends(tokenizer)
     return {
         "bos_token_id": tokenizer.eot_id,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,

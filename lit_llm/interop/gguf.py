@@ -93,6 +93,8 @@ def save_gguf(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], to
 
 def why_not_gguf(config: ModelConfig) -> str | None:
     """What of an architecture a GGUF file of Llama cannot say, or None where it can say all."""
+    if config.output == "score":
+        return "a reward model is not written as GGUF; export a language model, or give the format auto"
     family, reason = family_of(config)
     if family is None:
         return reason

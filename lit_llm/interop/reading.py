@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,11 @@ def source_of(name: str, family: Family | None) -> Source:
     return Source(f"{theirs}.{kind}", stored.transposed and kind == "weight", stored.part)
 
 
+def rows_of_tokens(config: ModelConfig) -> tuple[str, ...]:
+    """Our tensors that have a row for each token of the vocabulary."""
+    return ("embedding.weight",) if config.output == "score" else ("embedding.weight", "head.weight")
+
+
 def iterate_weights(
     folder: Path,
     config: ModelConfig,
@@ -146,6 +151,7 @@ def iterate_weights(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     quantization: str | None = None,
+    without: Collection[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of `Decoder(config)` under our name, one at a time; names and shapes are checked before the first.
 
@@ -158,6 +164,7 @@ def iterate_weights(
         device: where each tensor goes.
         dtype: what each is converted to; None keeps it as stored.
         quantization: how they are quantized, if they are; only in our own form, and without conversion.
+        without: tensors that must be there, and are not wanted.
 
     Raises:
         UserError: a file is missing or broken, or weights are missing, left over or of another shape.
@@ -172,11 +179,13 @@ def iterate_weights(
     if config.tie_word_embeddings:
         expected.pop("head.weight", None)
     # files of a bare model, without the head, lack the prefix
-    base = family.base if family is not None else ""
-    full_names = {name if name.startswith((base, "lm_head.")) else base + name: name for name in files}
+    base, head = (family.base, f"{family.weights['head'].name}.") if family is not None else ("", "")
+    full_names = {name if name.startswith((base, head)) else base + name: name for name in files}
     sources = {name: source_of(name, family) for name in expected}
     _check(files, full_names, sources, expected, config, family)
     for name, source in sources.items():
+        if name in without:
+            continue
         tensor = _convert(files, full_names[source.name], source, dtype)
         if tensor.is_floating_point() != wanted[name].is_floating_point():
             raise UserError(f"{folder}: {name} is stored as {tensor.dtype}, which does not fit its config.json")
@@ -245,7 +254,7 @@ def _fits(
         stored = (*stored[:-1], stored[-1] // 3 if stored[-1] % 3 == 0 else -1)
     if source.transposed:
         stored = stored[::-1]
-    if family is not None and name in ("embedding.weight", "head.weight"):
+    if family is not None and name in rows_of_tokens(config):
         wanted = (config.vocab_size or 0, *wanted[1:])  # the rows that pad the vocabulary are not stored
     return stored == wanted
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError
 from lit_llm.interop.families import Family
-from lit_llm.interop.reading import INDEX, WEIGHTS, Source, source_of
+from lit_llm.interop.reading import INDEX, WEIGHTS, Source, rows_of_tokens, source_of
 
 MAX_SHARD_BYTES = 5 * 1000**3
 """Size of a weight file at most, unless one tensor is larger (transformers' choice)."""
@@ -66,7 +66,7 @@ def outputs_of(config: ModelConfig, weights: Mapping[str, Tensor], family: Famil
     for name, tensor in weights.items():
         if name == "head.weight" and config.tie_word_embeddings:
             continue
-        if family is not None and name in ("embedding.weight", "head.weight"):
+        if family is not None and name in rows_of_tokens(config):
             tensor = tensor[: config.vocab_size]
         source = source_of(name, family)
         output = outputs.setdefault(source.name, Output(source.name, [], []))

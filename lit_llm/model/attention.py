@@ -16,6 +16,7 @@ from lit_llm.config import ModelConfig
 from lit_llm.model.arithmetic import without_autocast
 from lit_llm.model.cache import CacheStep
 from lit_llm.model.normalization import make_norm
+from lit_llm.model.one_token import one_query_attention
 from lit_llm.model.position import apply_rotary
 
 # The gates of value embeddings and of the token smear read this many of a token's dimensions.
@@ -142,6 +143,8 @@ def fused_attention(
     Returns:
         [b, n_h, t, d] in the dtype of q.
     """
+    if torch.compiler.is_compiling() and q.size(2) == 1 and q.device.type == "cpu" and not torch.is_grad_enabled():
+        return one_query_attention(q, k, v, context.mask, scale)
     dtype = q.dtype
     # on CPU the bfloat16 kernel's backward takes over twice as long as the float32 one
     if dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:

@@ -19,6 +19,7 @@ from lit_llm.model.feedforward import FeedForward
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.normalization import make_norm
 from lit_llm.model.position import RotaryTables, SinusoidalTable
+from lit_llm.model.scores import token_scores
 
 
 class Block(nn.Module):
@@ -121,7 +122,10 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         # the 2017 block ends in a norm of its own
         self.final_norm = make_norm(config) if config.norm_placement != "post" else None
-        self.head = nn.Linear(config.hidden_size, config.padded_vocab_size, bias=False)
+        outputs = 1 if config.output == "score" else config.padded_vocab_size
+        self.head = nn.Linear(config.hidden_size, outputs, bias=False)
+        # for a `head` callback alone: see `forward`
+        self.value_head = nn.Linear(config.hidden_size, 1, bias=False) if config.value_head else None
         self.tie()
         initialize_weights(self, config, seed)
 
@@ -138,7 +142,7 @@ class Decoder(nn.Module):
         cache: KVCache | CacheStep | None = None,
         head: Callable[[Tensor, nn.Linear], Any] | None = None,
     ) -> Any:
-        """Read tokens; return logits, or whatever `head` makes of the last hidden states.
+        """Read tokens; return logits or scores, or whatever `head` makes of the last hidden states.
 
         Args:
             tokens: ids [b, t].
@@ -148,10 +152,11 @@ class Decoder(nn.Module):
                 together with `document_ids`.
             head: called with the hidden states [b, t, hidden] and the output layer instead of computing logits, so
                 that a loss need never hold all of them and runs inside the model's forward, where sharded weights are
-                whole.
+                whole; so it is there that `value_head` is read.
 
         Returns:
-            Logits [b, t, vocab_size], in the dtype of the arithmetic; or what `head` returns.
+            Logits [b, t, vocab_size], in the dtype of the arithmetic; scores [b, t] as float32 where the
+            configuration's output is "score"; or what `head` returns.
 
         Raises:
             UserError: the text is longer than `max_position_embeddings` or than the cache.
@@ -180,7 +185,7 @@ class Decoder(nn.Module):
             x = self.final_norm(x)
         if head is not None:
             return head(x, self.head)
-        return self.logits(x)
+        return token_scores(x, self.head) if self.config.output == "score" else self.logits(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token [..., vocab_size] from normed hidden states [..., hidden]."""

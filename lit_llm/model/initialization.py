@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -16,7 +17,8 @@ RESIDUAL_PROJECTIONS = ("o_proj", "down_proj")
 # Gates that start half open, whatever they read.
 GATES = ("value_gate", "gate")
 # Learned numbers that are no matrices: the token smear starts off, a block reads the stream and not its shortcut.
-CONSTANTS = {"strength": 0.0, "stream_share": 1.0, "shortcut_share": 0.0}
+# A low-rank addition starts at zero; `lit_llm.model.lora.prepare_dora` sets the lengths beside it.
+CONSTANTS = {"strength": 0.0, "stream_share": 1.0, "shortcut_share": 0.0, "lora_B": 0.0, "lora_magnitude": 1.0}
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
@@ -26,12 +28,20 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 
 
 @torch.no_grad()
-def initialize_weights(model: nn.Module, config: ModelConfig, seed: int) -> None:
+def initialize_weights(
+    model: nn.Module, config: ModelConfig, seed: int, chosen: Callable[[str], bool] | None = None
+) -> None:
     """Normal weights of `config.init_std`, residual projections scaled down by depth, zero biases, unit norms.
 
     Numbers are drawn on the CPU, one whole parameter at a time, and each rank keeps its part: every device, strategy
     and world size gets the same ones, and no more than one parameter is ever whole. Parameters on the meta device are
     left for a later call.
+
+    Args:
+        model: a decoder.
+        config: its configuration.
+        seed: names the streams.
+        chosen: whether a parameter is meant, by the last part of its name; None: every one is.
 
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
@@ -39,16 +49,24 @@ def initialize_weights(model: nn.Module, config: ModelConfig, seed: int) -> None
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta or (module_name == "head" and config.tie_word_embeddings):
                 continue
+            if chosen is not None and not chosen(name):
+                continue
             full = torch.empty(parameter.shape, dtype=torch.float32)
-            value = _constant(module, name)
-            if value is None:
-                std = _standard_deviation(module_name.rpartition(".")[2], config)
-                value = 0.0 if std == 0.0 else None
-            if value is None:
-                full.normal_(0.0, std, generator=named_generator(seed, f"{module_name}.{name}"))
-            else:
-                full.fill_(value)
+            _fill(full, module, module_name, name, config, seed)
             parameter.copy_(shard_like(full.to(parameter.dtype), parameter))
+
+
+def _fill(full: torch.Tensor, module: nn.Module, module_name: str, name: str, config: ModelConfig, seed: int) -> None:
+    generator = named_generator(seed, f"{module_name}.{name}")
+    value = _constant(module, name)
+    if value is not None:
+        full.fill_(value)
+    elif name == "lora_A":  # as PEFT, which calls it Kaiming uniform with a = sqrt(5)
+        bound = full.size(1) ** -0.5
+        full.uniform_(-bound, bound, generator=generator)
+    else:
+        std = _standard_deviation(module_name.rpartition(".")[2], config)
+        full.normal_(0.0, std, generator=generator) if std else full.zero_()
 
 
 def _constant(module: nn.Module, name: str) -> float | None:
@@ -67,4 +85,6 @@ def _standard_deviation(kind: str, config: ModelConfig) -> float:
         return 0.0
     if kind in RESIDUAL_PROJECTIONS:
         return 0.0 if config.zero_init_projections else config.init_std / (2 * config.num_layers) ** 0.5
+    if kind == "value_head" or (kind == "head" and config.output == "score"):
+        return (config.hidden_size + 1) ** -0.5  # Stiennon et al. 2020, appendix B.1
     return config.init_std

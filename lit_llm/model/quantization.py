@@ -119,10 +119,8 @@ class QuantizedLinear(nn.Module):
     def dequantized(self) -> Tensor:
         """The weight that it computes with [out, in], in float32."""
         if self.kind != "int4":
-            return self.weight.float() * self.scale.float().unsqueeze(1)
-        scale, middle = self.scale.float().transpose(0, 1).unbind(-1)  # [rows, groups]
-        numbers = _unpack(self.weight).int().unflatten(1, (-1, GROUP_SIZE)) - 8
-        return (numbers * scale.unsqueeze(-1) + middle.unsqueeze(-1)).flatten(1)[: self.out_features]
+            return from_int8(self.weight, self.scale)
+        return from_int4(_unpack(self.weight), self.scale)[: self.out_features]
 
     def train(self, mode: bool = True) -> QuantizedLinear:
         """Evaluation mode is the only one.
@@ -141,8 +139,7 @@ class QuantizedLinear(nn.Module):
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.kind == "int4" and not self.weight.is_meta:
-            numbers = _unpack(self.weight)
-            destination[f"{prefix}weight"] = numbers[:, ::2] | (numbers[:, 1::2] << 4)
+            destination[f"{prefix}weight"] = join_halves(_unpack(self.weight))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # tensors of a mapped file begin anywhere, and kernels read from whole lines of memory
@@ -155,8 +152,7 @@ class QuantizedLinear(nn.Module):
         stored = state_dict.get(f"{prefix}weight")
         if self.kind == "int4" and stored is not None and stored.shape == self.weight.shape:
             _check_int4_device(stored.device)
-            numbers = torch.stack([stored & 15, stored >> 4], dim=-1).flatten(1)
-            state_dict = {**state_dict, f"{prefix}weight": _pack(numbers)}
+            state_dict = {**state_dict, f"{prefix}weight": _pack(split_halves(stored))}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
@@ -189,6 +185,28 @@ def round_to_int4(x: Tensor) -> tuple[Tensor, Tensor]:
         numbers.clamp(0, 15).to(torch.uint8).flatten(1),
         torch.stack([scale, middle], dim=-1).transpose(0, 1).contiguous(),
     )
+
+
+def from_int8(numbers: Tensor, scale: Tensor) -> Tensor:
+    """The reverse of `round_to_int8`: [n, k] in float32."""
+    return numbers.float() * scale.float().unsqueeze(1)
+
+
+def from_int4(numbers: Tensor, scale: Tensor) -> Tensor:
+    """The reverse of `round_to_int4`: [n, k] in float32."""
+    step, middle = scale.float().transpose(0, 1).unbind(-1)  # [n, groups]
+    groups = numbers.int().unflatten(1, (-1, GROUP_SIZE)) - 8
+    return (groups * step.unsqueeze(-1) + middle.unsqueeze(-1)).flatten(1)
+
+
+def join_halves(numbers: Tensor) -> Tensor:
+    """Two numbers from 0 to 15 in a byte, the even column in the low half: uint8 [n, k / 2] from [n, k]."""
+    return numbers[:, ::2] | (numbers[:, 1::2] << 4)
+
+
+def split_halves(joined: Tensor) -> Tensor:
+    """The reverse of `join_halves`."""
+    return torch.stack([joined & 15, joined >> 4], dim=-1).flatten(1)
 
 
 def integer_product(a: Tensor, b: Tensor) -> Tensor:
@@ -235,15 +253,18 @@ def _unpack(packed: Tensor) -> Tensor:
     return (product.t().round() + 8).to(torch.uint8)
 
 
-def quantize(model: Decoder, kind: str) -> Decoder:
+def quantize(model: Decoder, kind: str, *, tied_head: bool = False) -> Decoder:
     """Quantize a model in place, weight by weight: each is released before the next.
 
-    The projections of the blocks, and a head that is not the embedding. The model is in evaluation mode and has no
-    gradients from then on. On the meta device this lays out the shapes for `load_state_dict(..., assign=True)`.
+    The projections of the blocks, and a vocabulary's head that is not the embedding. The model is in evaluation mode
+    and has no gradients from then on. On the meta device this lays out the shapes for
+    `load_state_dict(..., assign=True)`.
 
     Args:
         model: a whole model in float32 or bfloat16.
         kind: one of `KINDS`.
+        tied_head: quantize a copy of the embedding as the head, too, where the head is the embedding. For a model that
+            writes here and now: the form that is saved has no such head.
 
     Raises:
         UserError: the model is quantized or sharded, or is of a type, width or device that `kind` is not for. The model
@@ -259,7 +280,8 @@ def quantize(model: Decoder, kind: str) -> Decoder:
         for name, child in module.named_children()
         if name in _PROJECTIONS and isinstance(child, nn.Linear)
     ]
-    if not model.config.tie_word_embeddings:
+    separate = tied_head or not model.config.tie_word_embeddings
+    if separate and model.config.output == "tokens":  # one row of scores saves nothing
         places.append((model, "head"))
     for module, name in places:
         _check(getattr(module, name), name, kind)
@@ -276,6 +298,8 @@ def quantization_of(model: nn.Module) -> str | None:
 
 def _check(linear: nn.Linear, name: str, kind: str) -> None:
     weight = linear.weight
+    if type(linear) is not nn.Linear:
+        raise UserError("a model with low-rank additions cannot be quantized; merge them first, with export.py")
     if type(weight) is not nn.Parameter:
         raise UserError("a sharded model cannot be quantized; load it whole")
     if weight.dtype not in (torch.float32, torch.bfloat16):

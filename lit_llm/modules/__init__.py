@@ -1,7 +1,17 @@
 """LightningModules. They wire and log; the mathematics is in objectives."""
 
 from lit_llm.modules.base import LanguageModule
+from lit_llm.modules.dpo import DPOModule
 from lit_llm.modules.metrics import TokenStatistics
 from lit_llm.modules.pretraining import PretrainingModule
+from lit_llm.modules.reward import RewardModule
+from lit_llm.modules.sft import SFTModule
 
-__all__ = ["LanguageModule", "PretrainingModule", "TokenStatistics"]
+__all__ = [
+    "DPOModule",
+    "LanguageModule",
+    "PretrainingModule",
+    "RewardModule",
+    "SFTModule",
+    "TokenStatistics",
+]

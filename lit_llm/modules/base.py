@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_llm.config import ModelConfig, NonFiniteStep, RunConfig, UserError, from_plain, to_plain
+from lit_llm.config import (
+    LoraConfig,
+    ModelConfig,
+    NonFiniteStep,
+    PostTrainingConfig,
+    RunConfig,
+    UserError,
+    from_plain,
+    to_plain,
+)
 from lit_llm.data.loader import data_parallel_rank
-from lit_llm.interop import iterate_weights
+from lit_llm.interop import iterate_weights, read_model_config, starting_adapter, without_value_head
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
+from lit_llm.model.lora import add_lora, merged_state, prepare_dora, quantize_base
 from lit_llm.model.parallel import arrange, local_part, shard_like
-from lit_llm.modules.metrics import TokenStatistics
+from lit_llm.modules.metrics import NamedMeans, TokenStatistics
 from lit_llm.optimization import build_optimizer, build_schedule, gradient_norm
 
 CONFIG_KEY = "lit_llm_config"
@@ -32,7 +43,8 @@ class LanguageModule(L.LightningModule):
 
     The gradient of an optimizer step is that of the summed loss divided by the number of supervised tokens in the
     *whole* step, over all ranks and accumulated micro-batches, whichever way they are spread: `training_step` divides
-    by a constant, and the exact quotient is restored once the step's tokens have been counted.
+    by a constant, and the exact quotient is restored once the step's tokens have been counted. (A stage on pairs of
+    texts counts pairs where this says tokens.)
 
     Args:
         config: the run; `config.model.vocab_size` must be set.
@@ -41,22 +53,42 @@ class LanguageModule(L.LightningModule):
     Source: the averaging of ragged micro-batches is Lightning issue 20350.
     """
 
+    metric_names: ClassVar[tuple[str, ...]] = ()
+    """Means that the stage's `token_loss` notes; those without a "/" are logged as train/NAME, all as val/NAME."""
+    counts_tokens: ClassVar[bool] = True
+    """Whether the loss is per token, so that perplexity and bits per byte mean something."""
+
     def __init__(self, config: RunConfig, token_bytes: Tensor | None = None) -> None:
         super().__init__()
         self.config = config
-        # what is to be sharded gets its memory in `configure_model`, one shard on each rank
-        sharded = config.trainer.strategy == "fsdp"
-        with torch.device("meta") if sharded else nullcontext():
-            self.model = Decoder(config.model, seed=config.seed)
-        if config.trainer.precision == "bf16-true":
-            self.model.to(torch.bfloat16)
+        self.lora = config.lora if isinstance(config, PostTrainingConfig) else LoraConfig()
+        self.model = self.new_decoder(config.model, self.lora)
+        if self.lora.active:
+            self.strict_loading = False  # a checkpoint holds what is trained; the rest is in `init_from`
         self._arranged = False
-        if not sharded:
+        if not self.sharded:
             self._load_weights()
         self.register_buffer("token_bytes", token_bytes, persistent=False)
         self.validation_statistics = TokenStatistics()
+        self.training_means = NamedMeans(self.metric_names)
+        self.validation_means = NamedMeans(self.metric_names)
         self.step_guard: Any = None  # asked before each update: a `lit_llm.training.guards.StepGuard`
         self._parts: list[tuple[Tensor, Tensor]] = []  # loss sum and tokens of each micro-batch of the step
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights get their memory in `configure_model` only, one shard on each rank."""
+        return self.config.trainer.strategy == "fsdp"
+
+    def new_decoder(self, model: ModelConfig, lora: LoraConfig | None = None) -> Decoder:
+        """A decoder with initial weights, in the run's precision; without memory where it will be sharded."""
+        with torch.device("meta") if self.sharded else nullcontext():
+            decoder = Decoder(model, seed=self.config.seed)
+        if self.config.trainer.precision == "bf16-true":
+            decoder.to(torch.bfloat16)
+        if lora is not None and lora.active:  # in float32 in any case: their updates are small
+            add_lora(decoder, lora, self.config.seed)
+        return decoder
 
     @abstractmethod
     def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
@@ -70,11 +102,21 @@ class LanguageModule(L.LightningModule):
             Loss summed over supervised tokens, and the number of those tokens.
         """
 
+    def note(self, values: Mapping[str, tuple[Tensor, Tensor | float]], training: bool) -> None:
+        """Add sums and counts to the means of `metric_names`, those of the step or those of the validation split."""
+        means = self.training_means if training else self.validation_means
+        means.update(values)
+
+    def tokens_of(self, batch: dict[str, Tensor]) -> int:
+        """Tokens that the model reads in a micro-batch, for the throughput."""
+        return batch["tokens"].numel()
+
     @property
     def nominal_tokens(self) -> int:
         """Tokens in a full micro-batch of one rank: the constant that keeps the summed loss in range."""
         data = self.config.data
-        return data.sequence_length * (data.batch_size // self.accumulation // self.data_parallel_size)
+        rows = data.batch_size // self.accumulation // self.data_parallel_size
+        return rows * (data.sequence_length if self.counts_tokens else 1)
 
     @property
     def data_parallel_size(self) -> int:
@@ -86,31 +128,74 @@ class LanguageModule(L.LightningModule):
         """Micro-batches in an optimizer step."""
         return int(self.trainer.accumulate_grad_batches)
 
+    @property
+    def trained(self) -> nn.Module:
+        """What the optimizer is made for."""
+        return self.model
+
     def configure_model(self) -> None:
         """Lay the decoder out over the strategy's devices, and give shards their memory and first values."""
         if self._arranged:  # Lightning calls this for a test that follows the training, too
             return
         self._arranged = True
-        arrange(self.model, self.config.trainer, self.device_mesh)
-        if self.device_mesh is not None:
-            self.model.to_empty(device="cpu" if self.config.trainer.offload else self.trainer.strategy.root_device)
-            self.model.tie()
-            initialize_weights(self.model, self.config.model, self.config.seed)
+        if self.lay_out(self.model):
             self._load_weights()
 
-    @torch.no_grad()
+    def lay_out(self, decoder: Decoder) -> bool:
+        """Lay a decoder out over the strategy's devices; returns whether its weights have been made anew for that."""
+        arrange(decoder, self.config.trainer, self.device_mesh)
+        if self.device_mesh is None:
+            return False
+        decoder.to_empty(device="cpu" if self.config.trainer.offload else self.trainer.strategy.root_device)
+        decoder.tie()
+        initialize_weights(decoder, decoder.config, self.config.seed)
+        return True
+
     def _load_weights(self) -> None:
-        """Start from the model folder `config.init_from`, if one is given."""
-        if self.config.init_from is None:
+        """Start from the model folder `config.init_from`, and from an adapter, where they are given."""
+        if self.config.init_from is not None:
+            copy_weights(Path(self.config.init_from), self.model)
+        if not self.lora.active:
             return
-        parameters = self.model.state_dict()
-        # one tensor at a time is whole, and each rank keeps its part of it
-        for name, weight in iterate_weights(Path(self.config.init_from), self.config.model):
-            parameters[name].copy_(shard_like(weight.to(parameters[name].dtype), parameters[name]))
+        quantize_base(self.model, self.lora.quantize_base)
+        prepare_dora(self.model)
+        if self.lora.adapter is not None:
+            _copy(starting_adapter(self.lora, self.config.model)[1].items(), self.model)
+
+    def frozen(self, folder: Path, vocab_size: int = 0) -> Decoder:
+        """A model that is only read, laid out like the trained one; it is no submodule, and so in no checkpoint.
+
+        Call it once the strategy is set up.
+
+        Args:
+            folder: model folder.
+            vocab_size: tokens that it must know; a smaller vocabulary grows as that of a trained model does.
+        """
+        config = read_model_config(folder)
+        config.dropout = 0.0
+        config.vocab_size = max(config.vocab_size or 0, vocab_size)
+        decoder = self.new_decoder(config)
+        if not self.sharded:
+            copy_weights(folder, decoder)
+        if self.lay_out(decoder):
+            copy_weights(folder, decoder)
+        elif not self.sharded:
+            decoder.to(self.device)
+        return decoder.requires_grad_(False).eval()
+
+    def finished(self, weights: Mapping[str, Tensor]) -> tuple[ModelConfig, Mapping[str, Tensor]]:
+        """What goes into the model folder of the run: a plain decoder, adapters merged.
+
+        Args:
+            weights: the state_dict of `model`, whole.
+        """
+        if self.lora.active:
+            weights = merged_state(weights, self.lora)
+        return without_value_head(self.config.model, weights)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """The optimizer, and its schedule by optimizer step."""
-        optimizer = build_optimizer(self.model, self.config.optimizer)
+        optimizer = build_optimizer(self.trained, self.config.optimizer)
         schedule = build_schedule(optimizer, self.config.schedule, self.config.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -131,28 +216,48 @@ class LanguageModule(L.LightningModule):
         Raises:
             NonFiniteStep: the gradient or the loss is not finite; weights and optimizer are those of the step before.
         """
+        self.finish_gradient(optimizer, self.accumulation)
+
+    def finish_gradient(self, optimizer: Optimizer, divisor: int) -> dict[str, float]:
+        """Turn the sum of the micro-batches' gradients into the gradient of a step; see `configure_gradient_clipping`.
+
+        Args:
+            optimizer: has the gradients.
+            divisor: what each micro-batch's loss has been divided by, besides `nominal_tokens`.
+
+        Returns:
+            What is known of the step: `loss` and `gradient_norm`.
+        """
         parts, self._parts = self._parts, []
         loss_sum, tokens = self._count(parts)
-        scale = self.accumulation * self.data_parallel_size * self.nominal_tokens / tokens if tokens else 0.0
+        scale = divisor * self.data_parallel_size * self.nominal_tokens / tokens if tokens else 0.0
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         parts_of = dist.group.WORLD if isinstance(self.trainer.strategy, FSDPStrategy) else None
-        value = float(gradient_norm(gradients, parts_of)) * scale
+        norm = float(gradient_norm(gradients, parts_of)) * scale
         loss = loss_sum / tokens if tokens else 0.0
         step = self.trainer.global_step + 1
-        if self._leaves_out(step, loss, value, parts):
+        if self._leaves_out(step, loss, norm, parts):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None  # which an optimizer passes over
             gradients = []
         limit = self.config.trainer.gradient_clip_val
-        coefficient = scale * min(1.0, limit / (value + 1e-6)) if limit is not None else scale
+        coefficient = scale * min(1.0, limit / (norm + 1e-6)) if limit is not None else scale
         if gradients and coefficient != 1.0:
             torch._foreach_mul_([local_part(gradient) for gradient in gradients], coefficient)
+        self.log_step(optimizer, step, loss, norm)
+        return {"loss": loss, "gradient_norm": norm}
+
+    def log_step(self, optimizer: Optimizer, step: int, loss: float, norm: float) -> None:
+        """Write the curves of a step, where one is due."""
         if step % self.config.trainer.log_every_n_steps == 0:
             rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
             # DeepSpeed's engine keeps the gradients to itself
-            norm = {"train/gradient_norm": value} if not isinstance(self.trainer.strategy, DeepSpeedStrategy) else {}
-            self.record({"train/loss": loss, **norm, **rates}, step)
+            norms = {"train/gradient_norm": norm} if not isinstance(self.trainer.strategy, DeepSpeedStrategy) else {}
+            means = self.training_means.compute() if self.metric_names else {}
+            named = {name if "/" in name else f"train/{name}": value for name, value in means.items()}
+            self.record({"train/loss": loss, **named, **norms, **rates}, step)
+        self.training_means.reset()
 
     def _leaves_out(self, step: int, loss: float, norm: float, parts: list[tuple[Tensor, Tensor]]) -> bool:
         """Whether the update of the step is to be left out; refuses numbers that are not finite."""
@@ -167,12 +272,16 @@ class LanguageModule(L.LightningModule):
     def _count(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """Summed loss and supervised tokens of an optimizer step, over all its micro-batches and ranks."""
         sums = torch.stack([sum(number.double() for number in numbers) for numbers in zip(*parts, strict=True)])
+        loss_sum, tokens = self.total(sums).tolist()
+        return loss_sum, tokens
+
+    def total(self, sums: Tensor) -> Tensor:
+        """The sum of a tensor over the ranks that share the batch; every rank must call it."""
         if self.trainer.world_size > 1:
             # tensor-parallel ranks have all counted the same tokens
             copies = self.trainer.world_size // self.data_parallel_size
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum") / copies
-        loss_sum, tokens = sums.tolist()
-        return loss_sum, tokens
+        return sums
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add one batch to the sums of the split."""
@@ -184,24 +293,32 @@ class LanguageModule(L.LightningModule):
 
     def _add_statistics(self, batch: dict[str, Tensor]) -> None:
         loss_sum, tokens = self.token_loss(batch, training=False)
-        targets = batch["targets"]
         num_bytes = torch.zeros((), device=self.device)
-        if self.token_bytes is not None:
+        if self.token_bytes is not None and self.counts_tokens:
+            targets = batch["targets"]
             num_bytes = self.token_bytes[targets.clamp(min=0)].masked_fill(targets < 0, 0).sum()
         self.validation_statistics.update(loss_sum, tokens, num_bytes)
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/loss` (nats per token), `val/perplexity` and `val/bits_per_byte`."""
+        """Log `val/loss`, the stage's means, and per token `val/perplexity` and `val/bits_per_byte`."""
         self._record_statistics("val")
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/loss`, `test/perplexity` and `test/bits_per_byte`."""
+        """Log the same as `test/...`."""
         self._record_statistics("test")
 
     def _record_statistics(self, split: str) -> None:
-        values = self.validation_statistics.compute()
+        values = {name: float(value) for name, value in self.validation_statistics.compute().items()}
+        if not self.counts_tokens:
+            values = {"loss": values["loss"]}
+        values |= (self.validation_means.compute() if self.metric_names else {}) | self.validation_values()
         self.validation_statistics.reset()
-        self.record({f"{split}/{name}": float(value) for name, value in values.items()}, self.trainer.global_step)
+        self.validation_means.reset()
+        self.record({f"{split}/{name}": value for name, value in values.items()}, self.trainer.global_step)
+
+    def validation_values(self) -> dict[str, float]:
+        """What a stage says of a whole split besides means; every rank calls it once, at the end of the split."""
+        return {}
 
     def record(self, values: dict[str, float], step: int) -> None:
         """Write curves now, at the number of finished optimizer steps.
@@ -215,8 +332,15 @@ class LanguageModule(L.LightningModule):
         self.log_dict(values, logger=False, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration with the weights, as a plain dict."""
+        """Keep the configuration with the weights, as a plain dict; of a model with an adapter, what is trained."""
         checkpoint[CONFIG_KEY] = to_plain(self.config)
+        if self.lora.active:
+            weights = checkpoint["state_dict"]  # empty on the ranks that do not write
+            checkpoint["state_dict"] = {name: weights[name] for name in weights if name in self._trained_names}
+
+    @property
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model.
@@ -231,3 +355,42 @@ class LanguageModule(L.LightningModule):
         if changed:
             pairs = ", ".join(f"{name} {found[name]} (this run: {wanted[name]})" for name in changed)
             raise UserError(f"the checkpoint is of another model: it has {pairs}")
+        state = checkpoint.get("state_dict")
+        if self.lora.active and state is not None and set(state) != self._trained_names:
+            other = sorted(set(state) ^ self._trained_names)
+            raise UserError(
+                f"the checkpoint is of another adapter: {other[0]} is in one of the two only; put lora back"
+            )
+
+
+def copy_weights(folder: Path, decoder: Decoder) -> None:
+    """Take the weights of a model folder; a larger vocabulary's new rows get the mean of the old ones.
+
+    Raises:
+        UserError: the folder holds another model.
+    """
+    source = read_model_config(folder)
+    grown = (decoder.config.vocab_size or 0) > (source.vocab_size or 0)
+    source.output, source.value_head = decoder.config.output, decoder.config.value_head
+    if source.output == "score":
+        source.tie_word_embeddings, source.logits_softcap = False, None
+    weights = iterate_weights(folder, source if grown else decoder.config)
+    _copy(((name, _grow(weight, decoder, name, source) if grown else weight) for name, weight in weights), decoder)
+
+
+def _grow(weight: Tensor, decoder: Decoder, name: str, source: ModelConfig) -> Tensor:
+    """The rows of a larger vocabulary, where `name` has one for each token."""
+    if not (name in ("embedding.weight", "head.weight") or name.endswith("value_embedding.weight")):
+        return weight
+    if name == "head.weight" and source.output == "score":
+        return weight
+    rows, known = decoder.get_parameter(name).size(0), weight[: source.vocab_size]
+    return torch.cat([known, known.float().mean(0, keepdim=True).to(weight.dtype).expand(rows - len(known), -1)])
+
+
+@torch.no_grad()
+def _copy(weights: Iterable[tuple[str, Tensor]], decoder: Decoder) -> None:
+    """Copy tensors by name; one at a time is whole, and each rank keeps its part of it."""
+    parameters = decoder.state_dict()
+    for name, weight in weights:
+        parameters[name].copy_(shard_like(weight.to(parameters[name].dtype), parameters[name]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lit_llm.config import PretrainConfig
+from lit_llm.config import PretrainConfig, SFTConfig
 from lit_llm.modules.base import LanguageModule
 from lit_llm.objectives import IGNORE_INDEX, linear_cross_entropy
 
@@ -17,7 +17,7 @@ class PretrainingModule(LanguageModule):
         token_bytes: UTF-8 bytes that each token id stands for [vocab_size], or None.
     """
 
-    config: PretrainConfig
+    config: PretrainConfig | SFTConfig
 
     def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
         """Cross-entropy of `targets` [b, t] given `tokens` [b, t]; see `LanguageModule.token_loss`."""
@@ -31,7 +31,7 @@ class PretrainingModule(LanguageModule):
                 targets.flatten(),
                 chunk_tokens=config.loss_chunk_tokens,
                 softcap=config.model.logits_softcap,
-                z_loss=config.z_loss if training else 0.0,
+                z_loss=config.z_loss if training and isinstance(config, PretrainConfig) else 0.0,
                 num_classes=config.model.vocab_size,
             )
 

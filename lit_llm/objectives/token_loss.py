@@ -15,8 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE_INDEX = -100
-"""Target of a token that is not supervised."""
+from lit_llm.objectives.head_chunks import (
+    IGNORE_INDEX,
+    HeadChunks,
+    SupervisedRows,
+    accumulation_dtype,
+    product_dtypes,
+)
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, softcap: float | None = None, z_loss: float = 0.0) -> Tensor:
@@ -31,7 +36,7 @@ def cross_entropy_sum(logits: Tensor, targets: Tensor, softcap: float | None = N
     Returns:
         scalar, in nats; 0 where no token is supervised.
     """
-    logits = logits.to(_accumulation_dtype(logits.dtype))
+    logits = logits.to(accumulation_dtype(logits.dtype))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     loss = F.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
@@ -74,15 +79,28 @@ def linear_cross_entropy(
     num_classes = weight.size(0) if num_classes is None else num_classes
     if chunk_tokens is None:
         return cross_entropy_sum(F.linear(hidden, weight[:num_classes]), targets, softcap, z_loss)
-    device_type = hidden.device.type
-    operand_dtype = hidden.dtype
-    if torch.is_autocast_enabled(device_type):
-        operand_dtype = torch.get_autocast_dtype(device_type)
-    options = _Options(
-        chunk_tokens, softcap, z_loss, num_classes, operand_dtype, _product_dtype(operand_dtype, device_type)
-    )
+    options = _Options(chunk_tokens, softcap, z_loss, num_classes, *product_dtypes(hidden))
     # Inside the Function grad mode is always off, so whether gradients are wanted is decided here.
     return _LinearCrossEntropy.apply(hidden, weight, targets, options, torch.is_grad_enabled())
+
+
+@torch.no_grad()
+def linear_correct(
+    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int | None, num_classes: int | None = None
+) -> Tensor:
+    """How many supervised tokens have their target as the class with the largest logit; the first one of equals.
+
+    Arguments are those of `linear_cross_entropy`; a soft cap would leave the order of the logits as it is.
+
+    Returns:
+        scalar int64.
+    """
+    rows = SupervisedRows(targets)
+    inputs, wanted = rows.select(hidden), rows.select(targets)
+    size = chunk_tokens or max(wanted.numel(), 1)
+    parts = zip(inputs.split(size), wanted.split(size), strict=True)
+    right = [(F.linear(part, weight[:num_classes]).argmax(-1) == target).sum() for part, target in parts]
+    return torch.stack(right).sum()
 
 
 class _Options(NamedTuple):
@@ -92,18 +110,6 @@ class _Options(NamedTuple):
     num_classes: int
     operand_dtype: torch.dtype  # what the operands of the matrix products are rounded to
     product_dtype: torch.dtype  # what the products are computed in
-
-
-def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _product_dtype(operand_dtype: torch.dtype, device_type: str) -> torch.dtype:
-    """float32 for bfloat16 operands on a processor without bfloat16 arithmetic: it emulates it 3-4 times slower."""
-    if operand_dtype != torch.bfloat16 or device_type != "cpu":
-        return operand_dtype
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -130,85 +136,42 @@ def _loss_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options, need_hidden: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss, and d loss / d hidden [n, d] and d loss / d weight [V, d] where needed."""
-    n, classes, product_dtype = hidden.size(0), options.num_classes, options.product_dtype
-    dtype = _accumulation_dtype(options.operand_dtype)
-    supervised = (targets != IGNORE_INDEX).nonzero().squeeze(1)
-    if supervised.numel() == n:
-        supervised, inputs = None, hidden
-    else:
-        inputs, targets = hidden.index_select(0, supervised), targets.index_select(0, supervised)
-    inputs = inputs.to(options.operand_dtype).to(product_dtype)
-    head = weight[:classes].to(options.operand_dtype).to(product_dtype)
-
-    grad_inputs = torch.empty_like(inputs) if need_hidden else None
-    grad_weight = weight.new_zeros(weight.shape, dtype=dtype) if need_weight else None
-    loss = hidden.new_zeros((), dtype=dtype)
-    num_chunks = -(-inputs.size(0) // options.chunk_tokens)
-    # Chunks of nearly equal size: the buffers are the smallest that this number of chunks allows.
-    buffers = _Buffers(-(-inputs.size(0) // max(num_chunks, 1)), classes, options, dtype, hidden.device)
-    for start in range(0, inputs.size(0), max(buffers.rows, 1)):
-        rows = slice(start, start + buffers.rows)
-        chunk_loss, grad_logits = _chunk(
-            inputs[rows], head, targets[rows], options, buffers, need_hidden or need_weight
-        )
-        loss += chunk_loss
+    rows = SupervisedRows(targets)
+    chunks = HeadChunks(
+        rows,
+        hidden,
+        weight,
+        targets,
+        chunk_tokens=options.chunk_tokens,
+        num_classes=options.num_classes,
+        softcap=options.softcap,
+        dtypes=(options.operand_dtype, options.product_dtype),
+    )
+    grad_inputs = torch.empty_like(chunks.inputs) if need_hidden else None
+    grad_weight = weight.new_zeros(weight.shape, dtype=chunks.dtype) if need_weight else None
+    loss = hidden.new_zeros((), dtype=chunks.dtype)
+    for chunk in chunks:
+        logits = chunks.logits(chunk)
+        index = chunks.targets[chunk].unsqueeze(1)
+        target_logits = logits.gather(1, index)
+        log_probs = torch.log_softmax(logits, 1, out=logits)
+        target_log_probs = log_probs.gather(1, index)
+        loss -= target_log_probs.sum()
+        if options.z_loss:
+            log_normaliser = target_logits - target_log_probs
+            loss += options.z_loss * log_normaliser.square().sum()
+        if not need_hidden and not need_weight:
+            continue
+        probs = log_probs.exp_()
+        if options.z_loss:
+            probs *= 1 + 2 * options.z_loss * log_normaliser
+        grad_logits = chunks.loss_gradients(probs, chunk)
         if grad_inputs is not None:
-            torch.mm(grad_logits, head, out=grad_inputs[rows])
-        if grad_weight is not None and product_dtype == dtype:
-            grad_weight[:classes].addmm_(grad_logits.t(), inputs[rows])
-        elif grad_weight is not None:
-            grad_weight[:classes] += torch.mm(grad_logits.t(), inputs[rows])
-
-    grad_hidden = None
-    if grad_inputs is not None:
-        grad_hidden = grad_inputs.to(hidden.dtype)
-        if supervised is not None:
-            grad_hidden = torch.zeros_like(hidden).index_copy_(0, supervised, grad_hidden)
-    return loss, grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype)
-
-
-class _Buffers:
-    """Memory for one chunk of logits, reused by every chunk; each is [rows, C]."""
-
-    def __init__(self, rows: int, classes: int, options: _Options, dtype: torch.dtype, device: torch.device) -> None:
-        self.rows = rows
-        self.probs = torch.empty(rows, classes, dtype=dtype, device=device)
-        narrow = options.product_dtype != dtype
-        self.product = torch.empty_like(self.probs, dtype=options.product_dtype) if narrow else self.probs
-        self.tanh = torch.empty_like(self.probs) if options.softcap is not None else None
-
-
-def _chunk(
-    inputs: Tensor, head: Tensor, targets: Tensor, options: _Options, buffers: _Buffers, need_grad: bool
-) -> tuple[Tensor, Tensor]:
-    """The loss of one chunk and, in the type of the matrix products, d loss / d logits [rows, C] (in a buffer).
-
-    A pass over a chunk of logits costs as much as a tenth of a matrix product at small d, so their number is kept
-    low: the log-normaliser comes out of the softmax itself, and everything is done in place.
-    """
-    rows, index = inputs.size(0), targets.unsqueeze(1)
-    product, probs = buffers.product[:rows], buffers.probs[:rows]
-    torch.mm(inputs, head.t(), out=product)
-    if options.softcap is not None:
-        tanh = torch.div(product, options.softcap, out=buffers.tanh[:rows]).tanh_()
-        torch.mul(tanh, options.softcap, out=probs)
-    elif product.dtype != probs.dtype:  # else they are the same memory
-        probs.copy_(product)
-    target_logits = probs.gather(1, index).squeeze(1)
-    largest = probs.amax(1)
-    torch.softmax(probs, 1, out=probs)
-    # The largest probability is exp(largest - logsumexp) and at least 1 / C, so its logarithm is safe.
-    log_normaliser = largest - probs.amax(1).log()
-    loss = (log_normaliser - target_logits).sum()
-    if options.z_loss:
-        loss += options.z_loss * log_normaliser.square().sum()
-    if not need_grad:
-        return loss, product
-    if options.z_loss:
-        probs *= (1 + 2 * options.z_loss * log_normaliser).unsqueeze(1)
-    probs.scatter_add_(1, index, probs.new_full((), -1.0).expand(rows, 1))
-    if options.softcap is not None:
-        probs.addcmul_(probs, tanh.square_(), value=-1)
-    if product.dtype != probs.dtype:
-        product.copy_(probs)
-    return loss, product
+            torch.mm(grad_logits, chunks.head, out=grad_inputs[chunk])
+        if grad_weight is not None:
+            chunks.add_weight_gradient(grad_weight, grad_logits, chunks.inputs[chunk])
+    return (
+        loss,
+        None if grad_inputs is None else rows.spread(grad_inputs.to(hidden.dtype)),
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+    )

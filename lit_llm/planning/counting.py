@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_llm.config import ModelConfig
@@ -20,6 +22,7 @@ _PARTS = (
     ("norm", "norms"),
     ("attention", "attention"),
     ("feedforward", "feed-forward"),
+    ("value_head", "value head"),
     ("head", "head"),
     ("embedding", "embedding"),
 )
@@ -62,10 +65,16 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
     return (few + (config.num_layers - shallow) // 2 * (more - few)) / sequence_length
 
 
+def _outputs(model: Decoder, hidden: Tensor, head: nn.Linear) -> Tensor:
+    """What all heads of a model say [b, t, outputs]."""
+    outputs = [head(hidden)] if model.value_head is None else [head(hidden), model.value_head(hidden)]
+    return torch.cat(outputs, dim=-1)
+
+
 def _count(config: ModelConfig, sequence_length: int) -> int:
     with torch.device("meta"):
         model = Decoder(config)
         tokens = torch.zeros(1, sequence_length, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
-            model(tokens).float().sum().backward()
+            model(tokens, head=partial(_outputs, model)).sum().backward()
     return counter.get_total_flops()

@@ -44,6 +44,12 @@ def puts_space_first(state: dict[str, Any]) -> bool:
     return "Replace" in decoder and strip.get("content") == " " and strip.get("start", 0) > 0
 
 
+def puts_space_once(state: dict[str, Any]) -> bool:
+    """Whether that space stands before the very first word only, and not before what follows a special token, too."""
+    steps = state["pre_tokenizer"] or {"type": "none"}
+    return any(step.get("prepend_scheme") == "first" for step in (steps, *steps.get("pretokenizers", ())))
+
+
 def _decoder_steps(state: dict[str, Any]) -> dict[str, dict[str, Any]]:
     decoder = state["decoder"] or {"type": "none"}
     return {step["type"]: step for step in (decoder, *decoder.get("decoders", ()))}

@@ -5,9 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +18,20 @@ from tokenizers import decoders, models, pre_tokenizers
 from lit_llm.config import UserError
 from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
+from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
+from lit_llm.tokenizer.files import parse_tokenizer, read_text, replace_file
 from lit_llm.tokenizer.kinds import SPACE, Kind, kind_of, puts_space_first
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 """End of a document, padding (never an end of text), and the start and end of a chat turn."""
 
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""What tokenizer_config.json calls a token by, and a chat template may."""
+
 CHAT_TEMPLATE = "chat_template.jinja"
 """File that transformers keeps the chat template in, instead of in tokenizer_config.json."""
+
+_APART = "\ue000"
 
 
 class Tokenizer:
@@ -72,8 +77,16 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template of a conversation, where the tokenizer has one."""
-        return (self._config or {}).get("chat_template")
+        """The Jinja template of a conversation, where the tokenizer has one; of several, the default."""
+        template = (self._config or {}).get("chat_template")
+        if isinstance(template, list):
+            return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        return template
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """The tokens that tokenizer_config.json names, as `eos_token`."""
+        return {name: token for name in NAMED_TOKENS if (token := self._configured(name)) is not None}
 
     @cached_property
     def digest(self) -> str:
@@ -101,6 +114,40 @@ class Tokenizer:
         require_unicode(text)
         tokenizer = self._special_tokenizer if allow_special else self._tokenizer
         return tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_further(self, text: str) -> list[int]:
+        """The ids of `text` where it goes on from other text: no space is put before it, as SentencePiece would.
+
+        Raises:
+            UserError: as `encode`.
+        """
+        if not puts_space_first(self._state):
+            return self.encode(text)
+        # A character that is in no merge, so that its ids are the same whatever follows.
+        before = self.encode(_APART)
+        return self.encode(_APART + text)[len(before) :]
+
+    def extended(self, tokens: Sequence[str], **named: str) -> Tokenizer:
+        """A copy with more special tokens, after the ids that are there.
+
+        Args:
+            tokens: Those that it lacks are added, in this order.
+            named: What tokenizer_config.json is to call some of them, as pad_token="<|pad|>".
+
+        Raises:
+            UserError: there is no free id after the existing ones.
+        """
+        tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        missing = [token for token in tokens if token not in self.special_ids]
+        tokenizer.add_special_tokens(missing)
+        ids = [tokenizer.token_to_id(token) for token in missing]
+        if any(self.token_bytes(index) not in (b"", token.encode()) for index, token in zip(ids, missing, strict=True)):
+            raise UserError(f"the tokenizer's ids have gaps, so that {', '.join(missing)} cannot be added after them")
+        config = None if self._config is None else {**self._config, **named}
+        if config is not None and "added_tokens_decoder" in config:  # wins over tokenizer.json in transformers 4
+            entries = {entry["id"]: dict(entry) for entry in json.loads(tokenizer.to_str())["added_tokens"]}
+            config["added_tokens_decoder"] = {str(entry.pop("id")): entry for entry in entries.values()}
+        return Tokenizer(tokenizer, config)
 
     def encode_bulk(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
         """The ids of each text, as `encode` gives them without special tokens, on every core.
@@ -162,8 +209,10 @@ class Tokenizer:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         config = self._default_config() if self._config is None else self._config
-        _replace(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        _replace(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
+        if not config.get("chat_template") and self.im_start_id is not None and self.im_end_id is not None:
+            config = {**config, "chat_template": CHATML_TEMPLATE}
+        replace_file(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+        replace_file(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
         (folder / CHAT_TEMPLATE).unlink(missing_ok=True)  # would win over the one in tokenizer_config.json
 
     @classmethod
@@ -182,18 +231,18 @@ class Tokenizer:
                 f"{folder} has its tokenizer as tokenizer.model only, which is not read; write a tokenizer.json with "
                 f"transformers: AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')"
             )
-        tokenizer = _parse(_read(path), path)
+        tokenizer = parse_tokenizer(read_text(path), path)
         config_path = folder / "tokenizer_config.json"
         config = None
         if config_path.is_file():
             try:
-                config = json.loads(_read(config_path))
+                config = json.loads(read_text(config_path))
             except json.JSONDecodeError as error:
                 raise UserError(f"{config_path}: broken JSON at line {error.lineno}; write the folder again") from None
             if not isinstance(config, dict):
                 raise UserError(f"{config_path}: not a JSON object; write the folder again")
         if (folder / CHAT_TEMPLATE).is_file():
-            config = {**(config or {}), "chat_template": _read(folder / CHAT_TEMPLATE)}
+            config = {**(config or {}), "chat_template": read_text(folder / CHAT_TEMPLATE)}
         try:
             return cls(tokenizer, config)
         except UserError as error:
@@ -212,7 +261,7 @@ class Tokenizer:
             UserError: a file is missing or broken.
         """
         for path in (vocab_path, merges_path):
-            _read(Path(path))
+            read_text(Path(path))
         try:
             model = models.BPE.from_file(str(vocab_path), str(merges_path))
         except Exception as error:  # the only type that tokenizers raises
@@ -338,33 +387,3 @@ def byte_level(model: models.BPE, special_tokens: Sequence[str]) -> tokenizers.T
 
 def _restore(text: str, config: dict[str, Any] | None) -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(text), config)
-
-
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-
-
-def _parse(text: str, path: Path) -> tokenizers.Tokenizer:
-    try:
-        return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the only type that tokenizers raises
-        raise UserError(f"{path}: not a tokenizer ({' '.join(str(error).split())}); write the folder again") from None
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lit_llm.config import RunConfig, UserError, from_plain, to_plain
-from lit_llm.data.datamodule import TokenDataModule
+from lit_llm.data.resumable import ResumableDataModule
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint_files import checkpoint_name, saved_checkpoints, step_of
 from lit_llm.training.checkpoint_io import read_checkpoint
@@ -163,7 +163,7 @@ def _equal_weights(record: StepRecord) -> list[int]:
 
 
 def replay_step(
-    record: StepRecord, config: RunConfig, module: L.LightningModule, data: TokenDataModule, tokenizer: Tokenizer
+    record: StepRecord, config: RunConfig, module: L.LightningModule, data: ResumableDataModule, tokenizer: Tokenizer
 ) -> ReplayReport:
     """Compute a recorded step again on one device, print what it shows, and change nothing.
 
@@ -218,7 +218,7 @@ def _device_of(config: RunConfig) -> L.Trainer:
     )
 
 
-def _compute(report: ReplayReport, module: Any, data: TokenDataModule, trainer: L.Trainer) -> None:
+def _compute(report: ReplayReport, module: Any, data: ResumableDataModule, trainer: L.Trainer) -> None:
     """Loss, gradient and the first bad module of the step as it was."""
     record = report.record
     device = trainer.strategy.root_device
@@ -280,12 +280,12 @@ def _watching(model: nn.Module, report: ReplayReport) -> Iterator[None]:
             handle.remove()
 
 
-def _batch(data: TokenDataModule, sample_ids: list[int], device: torch.device) -> dict[str, Tensor]:
+def _batch(data: ResumableDataModule, sample_ids: list[int], device: torch.device) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in data.train_dataset.__getitems__(sample_ids).items()}
 
 
 @torch.no_grad()
-def _compute_samples(report: ReplayReport, module: Any, data: TokenDataModule, trainer: L.Trainer) -> None:
+def _compute_samples(report: ReplayReport, module: Any, data: ResumableDataModule, trainer: L.Trainer) -> None:
     """The loss of each sample alone; dropout is off, as it would not be the recorded one."""
     module.eval()
     done: set[int] = set()
@@ -311,14 +311,9 @@ def _samples_of(record: StepRecord) -> Iterator[tuple[int, int, int]]:
             yield part.rank, number, sample
 
 
-def _describe_worst(report: ReplayReport, data: TokenDataModule, tokenizer: Tokenizer) -> None:
-    worst = report.samples[0].index
-    dataset = data.train_dataset
-    (source,), (start,) = dataset.starts([worst])
-    ((file, offset),) = dataset.locate([worst])
-    document = dataset.sources[source].count(dataset.eot_id, int(start) - offset, offset)
-    report.place = f"{file}, token {offset}, in document {document} of that file (both from 0)"
-    report.excerpt = tokenizer.decode(dataset[worst]["tokens"].tolist())[:_EXCERPT]
+def _describe_worst(report: ReplayReport, data: ResumableDataModule, tokenizer: Tokenizer) -> None:
+    report.place, text = data.train_dataset.describe(report.samples[0].index, tokenizer)
+    report.excerpt = text[:_EXCERPT]
 
 
 def print_report(report: ReplayReport) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,10 +12,12 @@ from pathlib import Path
 import lightning as L
 import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
-from lit_llm.config import RunConfig, TrainerConfig, to_plain
-from lit_llm.data.datamodule import TokenDataModule
+from lit_llm.config import RunConfig, TrainerConfig, UserError, to_plain
+from lit_llm.data.resumable import ResumableDataModule
 from lit_llm.interop import save_model_folder
+from lit_llm.interop.peft import save_adapter
 from lit_llm.planning import training_flops_per_token
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint import CheckpointPolicy
@@ -28,7 +31,7 @@ from lit_llm.training.profiling import StepProfiler
 from lit_llm.training.progress import TrainingProgress
 from lit_llm.training.resume import ExactResume
 from lit_llm.training.run_folder import SameStart, checkpoint_to_resume
-from lit_llm.training.samples import TextSamples
+from lit_llm.training.samples import SamplePrompts, TextSamples
 from lit_llm.training.strategies import (
     build_strategy,
     cluster_environment,
@@ -51,6 +54,8 @@ class RunResult:
     """The last value of each curve."""
     samples: list[str]
     """Texts written at the last validation."""
+    tokens: int
+    """Tokens that the model has read in training."""
     tokens_per_second: float
     """Speed at the end."""
 
@@ -58,9 +63,10 @@ class RunResult:
 def fit(
     config: RunConfig,
     module: L.LightningModule,
-    data: TokenDataModule,
+    data: ResumableDataModule,
     tokenizer: Tokenizer,
     callbacks: Sequence[L.Callback] = (),
+    prompts: SamplePrompts | None = None,
 ) -> RunResult:
     """Train `module` as `config` says, from the start or from a checkpoint, and write its model folder.
 
@@ -72,6 +78,7 @@ def fit(
         data: gives the batches.
         tokenizer: goes into the model folder, and writes the samples.
         callbacks: more of them, run before the checkpoint is written.
+        prompts: what the samples go on from; None: `config.samples.prompts`, as beginnings of documents.
 
     Raises:
         UserError: bad input, a loss that is not finite, a full disk, or a request to stop.
@@ -79,14 +86,14 @@ def fit(
     set_distributed_defaults(config.folder)
     resume_from = checkpoint_to_resume(config)
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
-    tokens_per_step = config.data.batch_size * config.data.sequence_length
     policy = CheckpointPolicy(config.folder / "checkpoints", config.trainer)
     speed = Throughput(
-        tokens_per_step,
         training_flops_per_token(config.model, config.data.sequence_length),
         config.trainer.log_every_n_steps,
     )
-    samples = TextSamples(config.samples, tokenizer)
+    if prompts is None:
+        prompts = SamplePrompts.of_texts(config.samples.prompts, tokenizer)
+    samples = TextSamples(prompts, config.samples.sampling, tokenizer)
     with _quiet():
         trainer = build_trainer(
             config.trainer,
@@ -113,18 +120,31 @@ def fit(
     model_folder = config.folder / "model"
     weights = whole_weights(trainer, module)  # every rank takes part
     if trainer.is_global_zero:
-        save_model_folder(model_folder, module.model.config, weights, tokenizer)
-    return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens_per_second)
+        _write_model(config, module, weights, tokenizer)
+    return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens, speed.tokens_per_second)
+
+
+def _write_model(
+    config: RunConfig, module: L.LightningModule, weights: dict[str, Tensor], tokenizer: Tokenizer
+) -> None:
+    """The model folder, and for a run with adapters their own, as PEFT writes it."""
+    save_model_folder(config.folder / "model", *module.finished(weights), tokenizer)
+    if not module.lora.active:
+        return
+    try:
+        save_adapter(config.folder / "adapter", config.model, module.lora, weights, str(config.init_from), tokenizer)
+    except UserError as error:  # the merged model is there in any case
+        print(f"no adapter folder: {error}", file=sys.stderr)
 
 
 def _train_and_test(
-    trainer: L.Trainer, module: L.LightningModule, data: TokenDataModule, resume_from: str | None
+    trainer: L.Trainer, module: L.LightningModule, data: ResumableDataModule, resume_from: str | None
 ) -> dict[str, float]:
     """Run the Trainer; returns the last value of each curve."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_from)
         metrics = dict(trainer.callback_metrics)
-        if data.splits["test"]:
+        if data.has_split("test"):
             trainer.test(module, datamodule=data, verbose=False)
             metrics.update(trainer.callback_metrics)
     except SystemExit as stopped:

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import lightning as L
 
-from lit_llm.config import SampleConfig
+from lit_llm.config import SamplingConfig
 from lit_llm.generation import complete
 from lit_llm.model.parallel import is_sharded
 from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer.chat import ChatFormat, Message
+
+
+@dataclass
+class SamplePrompts:
+    """What the samples go on from."""
+
+    texts: list[str]
+    """Shown before each sample."""
+    ids: list[list[int]]
+    """The same as the model reads it."""
+    stop_ids: tuple[int, ...]
+    """Tokens that end a sample."""
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], tokenizer: Tokenizer) -> SamplePrompts:
+        """Beginnings of documents."""
+        end = tokenizer.eot_id
+        return cls(list(texts), [[end, *tokenizer.encode(text)] for text in texts], (end,))
+
+    @classmethod
+    def of_turns(cls, conversations: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> SamplePrompts:
+        """Conversations whose next turn is the assistant's."""
+        chat = ChatFormat(tokenizer)
+        shown = ["".join(f"{turn.role}: {turn.content}\n" for turn in turns) + "assistant: " for turns in conversations]
+        return cls(shown, [chat.render_prompt(turns) for turns in conversations], chat.stop_ids)
 
 
 class TextSamples(L.Callback):
@@ -18,29 +45,32 @@ class TextSamples(L.Callback):
     Draws come from streams of their own, so that sampling leaves dropout and everything else as it was.
 
     Args:
-        config: prompts and how tokens are chosen.
-        tokenizer: encodes the prompts and decodes what is written.
+        prompts: what to go on from.
+        sampling: how tokens are chosen.
+        tokenizer: decodes what is written.
     """
 
-    def __init__(self, config: SampleConfig, tokenizer: Tokenizer) -> None:
-        self.config = config
+    def __init__(self, prompts: SamplePrompts, sampling: SamplingConfig, tokenizer: Tokenizer) -> None:
+        self.prompts = prompts
+        self.sampling = sampling
         self.tokenizer = tokenizer
         self.texts: list[str] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write one text for each prompt."""
         # with sharded weights every rank has to take part; elsewhere one does it for all
-        if not self.config.prompts or not (trainer.is_global_zero or is_sharded(pl_module.model)):
+        if not self.prompts.ids or not (trainer.is_global_zero or is_sharded(pl_module.model)):
             return
-        end = self.tokenizer.eot_id
-        prompts = [[end, *self.tokenizer.encode(text)] for text in self.config.prompts]
-        room = pl_module.model.config.max_position_embeddings
-        sampling = replace(
-            self.config.sampling,
-            max_new_tokens=max(1, min(self.config.sampling.max_new_tokens, room - max(map(len, prompts)))),
+        room = pl_module.model.config.max_position_embeddings - max(map(len, self.prompts.ids))
+        sampling = replace(self.sampling, max_new_tokens=max(1, min(self.sampling.max_new_tokens, room)))
+        written = complete(
+            pl_module.model,
+            self.prompts.ids,
+            sampling,
+            tokenizer=self.tokenizer,
+            stop_tokens=self.prompts.stop_ids,
         )
-        written = complete(pl_module.model, prompts, sampling, tokenizer=self.tokenizer, stop_tokens=[end])
-        self.texts = [text + sample.text for text, sample in zip(self.config.prompts, written, strict=True)]
+        self.texts = [text + sample.text for text, sample in zip(self.prompts.texts, written, strict=True)]
         for logger in trainer.loggers:
             if hasattr(logger.experiment, "add_text"):
                 for number, text in enumerate(self.texts):

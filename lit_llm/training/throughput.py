@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from lit_llm.data.loader import data_parallel_rank
 from lit_llm.planning import PEAK_FLOPS, matching_gpu
 
 
@@ -34,21 +35,27 @@ class Throughput(L.Callback):
 
     Time spent validating does not count. MFU is left out on a device whose peak is unknown.
 
+    Tokens are those that the module reads on this rank, times the ranks that share the batch.
+
     Args:
-        tokens_per_step: tokens of an optimizer step, over all ranks.
         flops_per_token: forward and backward, counted.
         every_n_steps: optimizer steps between two points.
+
+    Attributes:
+        tokens: seen so far, those before a resume included.
+        tokens_per_second: speed at the last point.
     """
 
-    def __init__(self, tokens_per_step: int, flops_per_token: float, every_n_steps: int) -> None:
-        self.tokens_per_step = tokens_per_step
+    def __init__(self, flops_per_token: float, every_n_steps: int) -> None:
         self.flops_per_token = flops_per_token
         self.every_n_steps = every_n_steps
+        self.tokens = 0
         self.tokens_per_second = 0.0
 
     def _restart(self, trainer: L.Trainer) -> None:
         self._since = time.perf_counter()
         self._step = trainer.global_step
+        self._tokens = self.tokens
         self._waited = trainer.train_dataloader.wait_seconds
 
     def on_train_batch_start(
@@ -71,13 +78,14 @@ class Throughput(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log at every `every_n_steps`-th step."""
+        self.tokens += pl_module.tokens_of(batch) * data_parallel_rank(trainer)[1]
         step = trainer.global_step
         if step % self.every_n_steps or step == self._step:
             return
         seconds = time.perf_counter() - self._since
-        self.tokens_per_second = (step - self._step) * self.tokens_per_step / seconds
+        self.tokens_per_second = (self.tokens - self._tokens) / seconds
         values = {
-            "throughput/tokens": float(step * self.tokens_per_step),
+            "throughput/tokens": float(self.tokens),
             "throughput/tokens_per_second": self.tokens_per_second,
             "throughput/data_wait_share": (trainer.train_dataloader.wait_seconds - self._waited) / seconds,
             "throughput/peak_memory_gib": peak_memory_gib(pl_module.device),
@@ -87,3 +95,11 @@ class Throughput(L.Callback):
             values["throughput/mfu"] = self.tokens_per_second * self.flops_per_token / (peak * trainer.world_size)
         pl_module.record(values, step)
         self._restart(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The tokens seen."""
+        return {"tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.tokens = state_dict["tokens"]

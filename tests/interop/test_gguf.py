@@ -89,7 +89,10 @@ def test_the_tokenizer_gives_the_same_ids(
     assert (first == tokenizer.begin_id) == (form == "llama3")  # whose own puts a beginning there, too
     assert theirs.eos_token_id == tokenizer.eot_id
     assert theirs.pad_token_id == tokenizer.pad_id
-    assert theirs.chat_template == tokenizer.chat_template
+    template = tokenizer.chat_template or ""
+    for mark in ("{% generation %}", "{% endgeneration %}"):  # for training; llama.cpp's templates do not know them
+        template = template.replace(mark, "")
+    assert template and theirs.chat_template == template
 
 
 def test_marks_for_training_are_taken_out_of_the_template(tmp_path: Path, transformers: ModuleType) -> None:

@@ -219,6 +219,19 @@ def test_only_projections_and_an_untied_head_change(tied: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_tied_head_is_rounded_apart_from_the_embedding(kind: str) -> None:
+    full = random_decoder(tiny_model("llama-10m", tie_word_embeddings=True))
+    model = quantize(random_decoder(full.config), kind, tied_head=True)
+    assert isinstance(model.head, QuantizedLinear)
+    assert torch.equal(model.embedding.weight, full.embedding.weight)
+    difference = (model.head.dequantized() - full.embedding.weight).abs().max()
+    assert 0 < difference < (0.01 if kind != "int4" else 0.1) * full.embedding.weight.abs().max()
+    kl, agreement = LIMITS[kind]
+    found = quality(full, model, list(random_tokens(full.config, 8, 32)))
+    assert found.kl < 2 * kl and found.agreement > agreement - 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_quantized_model_writes_with_a_cache(kind: str) -> None:
     model = quantize(decoder(), kind)
     text = random_tokens(model.config, 12).tolist()

@@ -1,0 +1,289 @@
+"""Rows of files as conversations, preferences and prompts, each one checked."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from lit_llm.config import UserError
+from lit_llm.data.row_files import iterate_rows
+from lit_llm.data.row_forms import (
+    FORMS,
+    Messages,
+    Row,
+    RowPlace,
+    conversation_of,
+    form_of,
+    prompt_of,
+    unknown_form,
+    with_system,
+)
+
+__all__ = [
+    "Conversation",
+    "Preference",
+    "Prompt",
+    "RowPlace",
+    "RowStatistics",
+    "Rows",
+    "read_conversations",
+    "read_preferences",
+    "read_prompts",
+]
+
+FormName = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "gsm8k"]
+
+EMPTY = "with an empty answer"
+SAME = "whose two answers are the same"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, the last an assistant's; no answer in them is empty.
+
+    Attributes:
+        messages: In order.
+        row: Where they are from.
+    """
+
+    messages: Messages
+    row: RowPlace
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two different answers to a prompt, neither of them empty.
+
+    Attributes:
+        prompt: At least one message, the last not an assistant's.
+        chosen: The better answer: one message of an assistant, or several turns that begin and end with one.
+        rejected: The worse, in the same form.
+        margin: By how much it is worse, where that is known.
+        row: Where they are from.
+    """
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    margin: float | None
+    row: RowPlace
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is to be answered.
+
+    Attributes:
+        messages: At least one, the last not an assistant's.
+        fields: The whole row, for a reward function to look at.
+        row: Where they are from.
+    """
+
+    messages: Messages
+    fields: dict[str, Any]
+    row: RowPlace
+
+
+@dataclass
+class RowStatistics:
+    """What was found in files.
+
+    Attributes:
+        rows: All rows, those left out included.
+        dropped: Rows left out, by reason.
+        turns: Of the rows kept, how many have so many messages (without the system's; of a preference, the prompt's
+            and the chosen answer's).
+    """
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    turns: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def reasons(self) -> str:
+        """How many rows are left out, why."""
+        return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
+
+    def lines(self) -> list[str]:
+        """The numbers for a reader."""
+        kept = self.turns.total()
+        lines = [f"{self.rows:,} rows, {kept:,} kept"]
+        if self.dropped:
+            count = self.dropped.total()
+            lines.append(f"{count:,} of {self.rows:,} rows left out ({count / self.rows:.1%}): {self.reasons}")
+        if kept:
+            mean = sum(turns * count for turns, count in self.turns.items()) / kept
+            lines.append(f"turns of each: min {min(self.turns):,}, mean {mean:.1f}, max {max(self.turns):,}")
+        return lines
+
+
+T = TypeVar("T")
+
+
+class Rows(list[T], Generic[T]):
+    """The rows of some files that can be used, in order.
+
+    Attributes:
+        statistics: What was found, and left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = RowStatistics()
+
+
+def read_conversations(
+    paths: Sequence[str], form: FormName = "auto", *, option: str = "data.paths"
+) -> Rows[Conversation]:
+    """Conversations to learn from. Rows with an empty answer are left out and counted.
+
+    Args:
+        paths: Files (.json with a list, .jsonl, .parquet; .gz of the first two), folders or globs of them, or
+            hf:NAME[[:CONFIG]:SPLIT].
+        form: How rows hold them; "auto" tells by the fields of a file's first row.
+        option: What gave the paths, for errors.
+
+    Raises:
+        UserError: a file is missing or broken, a row is not as it should be or of another form than the rows of its
+            file before, or none is left. The message names file and row.
+    """
+    forms: dict[str, str] = {}
+
+    def parse(row: Row) -> Conversation | str:
+        found = forms.setdefault(row.place.file, form if form != "auto" else form_of(row) or "")
+        if not found:
+            raise unknown_form(row)
+        other = form_of(row)
+        if form == "auto" and other not in (found, None) and not row.has(*FORMS[found].fields):
+            raise row.error(
+                f"the row has the form {other}, those before it the form {found}", "put rows of each form into a file"
+            )
+        messages = conversation_of(row, found)
+        if messages[-1].role != "assistant":
+            raise row.error(
+                f"the last message is from {messages[-1].role!r}, not 'assistant'",
+                "end the conversation with an answer, or leave the row out",
+            )
+        return EMPTY if _has_empty_answer(messages) else Conversation(messages, row.place)
+
+    return _read(paths, option, parse, lambda conversation: conversation.messages)
+
+
+def read_preferences(paths: Sequence[str], *, option: str = "data.paths") -> Rows[Preference]:
+    """Pairs of answers. Rows whose answers are the same, or one of them empty, are left out and counted.
+
+    A row has `chosen` and `rejected`, both text or both messages, and a prompt: as `prompt` (text or messages), in
+    Alpaca's fields, or as the messages with which both answers begin. It may have a `margin`, or `score_chosen` and
+    `score_rejected`.
+
+    Args and raises: as `read_conversations`.
+    """
+    return _read(paths, option, _preference, lambda pair: (*pair.prompt, *pair.chosen))
+
+
+def read_prompts(paths: Sequence[str], *, option: str = "data.paths") -> Rows[Prompt]:
+    """Prompts to be answered, from rows of any form; answers in them are not read.
+
+    Args and raises: as `read_conversations`.
+    """
+
+    def parse(row: Row) -> Prompt:
+        messages = _split_answers(row)[0] if row.has("chosen", "rejected") else prompt_of(row)
+        if messages is None:
+            raise row.error(
+                f"no prompt (its fields: {', '.join(map(str, row.fields)) or 'none'})",
+                "name it prompt, instruction, question, messages or conversations",
+            )
+        _check_prompt(row, messages)
+        return Prompt(messages, row.fields, row.place)
+
+    return _read(paths, option, parse, lambda prompt: prompt.messages)
+
+
+def _read(
+    paths: Sequence[str], option: str, parse: Callable[[Row], T | str], messages_of: Callable[[T], Messages]
+) -> Rows[T]:
+    """The rows that `parse` makes something of; where it returns text, that is why a row is left out."""
+    from rich.console import Console
+    from rich.progress import track
+
+    rows, console = Rows[T](), Console(stderr=True)
+    statistics = rows.statistics
+    for path in paths:
+        found = iterate_rows(path, option)
+        if console.is_terminal:
+            found = track(found, f"reading {path}", console=console, transient=True)
+        for file, number, value in found:
+            statistics.rows += 1
+            parsed = parse(Row(RowPlace(file, number), value))
+            if isinstance(parsed, str):
+                statistics.dropped[parsed] += 1
+                continue
+            statistics.turns[sum(message.role != "system" for message in messages_of(parsed))] += 1
+            rows.append(parsed)
+    if not rows:
+        why = f"all {statistics.rows:,} rows are left out: {statistics.reasons}" if statistics.rows else "no row there"
+        raise UserError(f"{option} {', '.join(paths)}: {why}; give other files")
+    return rows
+
+
+def _preference(row: Row) -> Preference | str:
+    prompt, chosen, rejected = _split_answers(row)
+    _check_prompt(row, prompt)
+    margin = _margin(row)
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        for message, which in ((answer[0], "begins with"), (answer[-1], "ends with")):
+            if message.role != "assistant":
+                raise row.error(
+                    f"{name} {which} a message from {message.role!r} where an answer is due",
+                    "both have to be an assistant's answers to the same prompt",
+                )
+    if _has_empty_answer(chosen) or _has_empty_answer(rejected):
+        return EMPTY
+    return SAME if chosen == rejected else Preference(prompt, chosen, rejected, margin, row.place)
+
+
+def _split_answers(row: Row) -> tuple[Messages, Messages, Messages]:
+    """The prompt of a pair, and what follows it on either side."""
+    are_text = [isinstance(row.value(name), str) for name in ("chosen", "rejected")]
+    if are_text[0] != are_text[1]:
+        raise row.error("one of chosen and rejected is text, the other is not", "make both text or both messages")
+    chosen, rejected = (row.text_or_messages(name, "assistant") for name in ("chosen", "rejected"))
+    prompt = prompt_of(row)
+    if chosen[0].role == "assistant" or rejected[0].role == "assistant":
+        if prompt is None:
+            raise row.error(
+                "no prompt (a preference file without prompts)",
+                "add a field 'prompt', or let chosen and rejected be the messages of the whole conversation",
+            )
+        return prompt, chosen, rejected
+    # One message is left on either side, also where one conversation is how the other begins.
+    longest = min(len(chosen), len(rejected)) - 1
+    common = next((index for index in range(longest) if chosen[index] != rejected[index]), longest)
+    if not common:
+        raise row.error("chosen and rejected have no first message in common", "both have to begin with the prompt")
+    asked = {message.content.strip() for message in chosen[:common]}
+    if prompt is not None and prompt[-1].content.strip() not in asked:
+        raise row.error("the prompt is not what chosen and rejected begin with", "correct it, or leave it out")
+    return with_system(row, chosen[:common]), chosen[common:], rejected[common:]
+
+
+def _margin(row: Row) -> float | None:
+    if row.has("margin"):
+        return row.number("margin")
+    scores = ("score_chosen", "score_rejected")
+    if not any(map(row.has, scores)):
+        return None
+    return row.number(scores[0]) - row.number(scores[1])
+
+
+def _check_prompt(row: Row, messages: Messages) -> None:
+    if not messages or messages[-1].role == "assistant":
+        what = "ends with an assistant's message" if messages else "is empty"
+        raise row.error(f"the prompt {what}", "end it with a message to be answered, or leave the row out")
+
+
+def _has_empty_answer(messages: Messages) -> bool:
+    return any(message.role == "assistant" and not message.content.strip() for message in messages)

@@ -1,0 +1,115 @@
+"""What a model makes of requests that it has not seen: its answers, and what it thinks of given ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lit_llm.config import ConversationDataConfig, PreferenceDataConfig, SamplingConfig
+from lit_llm.data.preferences import PreferenceDataModule
+from lit_llm.data.supervised import ConversationDataModule
+from lit_llm.generation import Completion, complete
+from lit_llm.model import Decoder
+from lit_llm.objectives import IGNORE_INDEX
+from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer.chat import ChatFormat, Message
+
+_ROWS = 16
+
+
+def write_answers(
+    model: Decoder, tokenizer: Tokenizer, requests: Sequence[str], sampling: SamplingConfig
+) -> list[Completion]:
+    """What the model answers to each request of a user; request i draws with `sampling.seed + i`.
+
+    Args:
+        model: a language model.
+        tokenizer: its own; has chat tokens.
+        requests: the user's turns.
+        sampling: how tokens are chosen.
+    """
+    chat = ChatFormat(tokenizer)
+    prompts = [chat.render_prompt([Message("user", request)]) for request in requests]
+    return complete(model, prompts, sampling, tokenizer=tokenizer, stop_tokens=chat.stop_ids)
+
+
+def answer_loss(model: Decoder, tokenizer: Tokenizer, path: Path) -> float:
+    """Nats per token of the answers in a file of conversations, the ends of their turns included.
+
+    Args:
+        model: a language model.
+        tokenizer: its own; has chat tokens.
+        path: the file; conversations that are too long for the model are cut off.
+    """
+    config = ConversationDataConfig(
+        paths=[str(path)],
+        validation_fraction=0.0,
+        sequence_length=model.config.max_position_embeddings,
+        batch_size=_ROWS,
+        packing=False,
+        too_long="truncate",
+    )
+    batches = ConversationDataModule(config, tokenizer, seed=0).make_evaluation_loader("train", 0, 1)
+    sums = [(-log_probs.sum(), count) for log_probs, count in _answer_log_probs(model, batches)]
+    total, tokens = (float(sum(numbers)) for numbers in zip(*sums, strict=True))
+    return total / tokens
+
+
+def preference_log_probs(model: Decoder, tokenizer: Tokenizer, path: Path) -> Tensor:
+    """Log-probabilities of the answers in a file of preferences, chosen and rejected: [pairs, 2]."""
+    batches = _pairs(model, tokenizer, path)
+    return torch.cat([log_probs.view(2, -1).T for log_probs, _ in _answer_log_probs(model, batches)])
+
+
+@torch.no_grad()
+def preference_scores(model: Decoder, tokenizer: Tokenizer, path: Path) -> Tensor:
+    """What a reward model gives the answers in a file of preferences, chosen and rejected: [pairs, 2]."""
+    found = []
+    for batch in _on_device(_pairs(model, tokenizer, path), model):
+        scores = model.eval()(batch["tokens"]).gather(1, batch["lengths"][:, None] - 1)
+        found.append(scores.view(2, -1).T.cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def answer_scores(model: Decoder, tokenizer: Tokenizer, requests: Sequence[str], answers: Sequence[str]) -> Tensor:
+    """What a reward model gives each answer to the request of the same number [answers]."""
+    chat, scores = ChatFormat(tokenizer), []
+    for request, answer in zip(requests, answers, strict=True):
+        rendered = chat.render([Message("user", request), Message("assistant", answer)])
+        end = len(rendered.ids) - rendered.supervised[::-1].index(True)
+        # an answer may be longer as text is read again than as it was written
+        ids = rendered.ids[:end][: model.config.max_position_embeddings]
+        scores.append(model.eval()(torch.tensor([ids], device=model.embedding.weight.device))[0, -1].cpu())
+    return torch.stack(scores)
+
+
+def _pairs(model: Decoder, tokenizer: Tokenizer, path: Path) -> Iterable[dict[str, Any]]:
+    config = PreferenceDataConfig(
+        paths=[str(path)],
+        validation_fraction=0.0,
+        sequence_length=model.config.max_position_embeddings,
+        batch_size=_ROWS,
+        too_long="truncate",
+    )
+    return PreferenceDataModule(config, tokenizer, seed=0).make_evaluation_loader("train", 0, 1)
+
+
+def _on_device(batches: Iterable[dict[str, Any]], model: Decoder) -> Iterator[dict[str, Any]]:
+    device = model.embedding.weight.device
+    for batch in batches:
+        yield {name: value.to(device) for name, value in batch.items()}
+
+
+@torch.no_grad()
+def _answer_log_probs(model: Decoder, batches: Iterable[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each batch the log-probability of each row's answer [rows], and the answers' tokens in all."""
+    for batch in _on_device(batches, model):
+        logits, targets = model.eval()(batch["tokens"]).float(), batch["targets"]
+        losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")
+        yield -losses.sum(1).cpu(), (targets != IGNORE_INDEX).sum().cpu()

@@ -1,0 +1,204 @@
+"""The compiled step of the engine: one token of each text, by a function made for the model and the number of rows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import chain
+from types import FunctionType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from lit_llm.config import UserError
+from lit_llm.generation.inference import cache_for
+from lit_llm.model import Decoder, KVCache
+from lit_llm.model.one_token import FEW_ROWS, OneTokenStep, with_few_rows_linears
+from lit_llm.model.parallel import is_sharded
+from lit_llm.model.position import DeviceTables
+
+# Slots are read in steps of so many: whole vectors, and few different sizes.
+SLOT_STEP = 16
+# Sizes that the functions are made with. They differ from each other, so that the compiler does not take what is equal
+# there for what is always equal.
+_EXAMPLE_CAPACITY = 80
+
+# Checking at each step that nothing has changed costs as much as a small model's step; `compiled` and `CompiledStep` see
+# to that.
+_OPTIONS: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}
+
+Step = Callable[..., Tensor]
+
+
+class CompiledModel:
+    """A decoder's step over one token of each row, compiled for 1, 2, 4, ... rows when they are first asked for.
+
+    It reads the tensors of the model itself. Use `compiled`, which keeps it for as long as the model.
+
+    Args:
+        model: a whole decoder.
+    """
+
+    def __init__(self, model: Decoder) -> None:
+        device = model.embedding.weight.device
+        for module in model.modules():
+            if isinstance(module, DeviceTables):
+                module.on(device)  # built here, which the compiler cannot follow
+        self.windows = tuple(model.windows)
+        self.context = model.config.max_position_embeddings
+        self._few = with_few_rows_linears(model) if device.type == "cpu" else None
+        self._many = copy.copy(model)  # not itself, which would then never be let go
+        self._steps: dict[int, Step] = {}
+        self.state = _state_of(model)
+
+    def step(self, rows: int) -> Step:
+        """The function for so many rows: (tokens [b, 1], keys, values, lengths [b], slots [s], last_tokens) -> logits
+        [b, vocab]; see `OneTokenStep`.
+
+        Raises:
+            UserError: it could not be compiled.
+        """
+        if rows not in self._steps:
+            self._steps[rows] = self._compile(rows)
+        return self._steps[rows]
+
+    def _compile(self, rows: int) -> Step:
+        model: Any = self._few if self._few is not None and rows <= FEW_ROWS else self._many
+        windows = self.windows
+
+        def one_token(
+            tokens: Tensor,
+            keys: list[Tensor],
+            values: list[Tensor],
+            lengths: Tensor,
+            slots: Tensor,
+            last_tokens: Tensor | None,
+        ) -> Tensor:
+            step = OneTokenStep(windows, keys, values, lengths, slots, last_tokens)
+            return model(tokens, cache=step, head=lambda hidden, head: model.logits(hidden[:, -1]))
+
+        # the compiler counts how often it has compiled a code object, so each function has one of its own
+        own = FunctionType(
+            one_token.__code__.replace(), one_token.__globals__, closure=one_token.__closure__, name="one_token"
+        )
+        step = torch.compile(own, fullgraph=True, options=_OPTIONS)
+        try:
+            # sizes vary where `_example` says so, and nowhere else
+            with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
+                step(*_example(model, rows))
+        except Exception as error:
+            reason = str(error).strip().splitlines()
+            raise UserError(
+                f"the model could not be compiled ({type(error).__name__}: {reason[0] if reason else ''}); leave "
+                "compile off"
+            ) from error
+        return step
+
+
+def _example(model: Decoder, rows: int) -> tuple[Any, ...]:
+    """Arguments of a step whose sizes may vary where they do."""
+    device = model.embedding.weight.device
+    cache = cache_for(model, rows, _EXAMPLE_CAPACITY)
+    for number, window in enumerate(cache.capacities):
+        for layer, own in enumerate(cache.windows):
+            if own == window:
+                capacity = _EXAMPLE_CAPACITY + SLOT_STEP * number
+                for memories in (cache.keys, cache.values):
+                    memory = memories[layer]
+                    memories[layer] = memory.new_zeros(*memory.shape[:2], capacity, memory.size(3))
+                    torch._dynamo.mark_dynamic(memories[layer], 2)
+    slots = torch.arange(2 * SLOT_STEP, device=device)
+    torch._dynamo.mark_dynamic(slots, 0)
+    tokens, lengths = (torch.zeros(shape, dtype=torch.long, device=device) for shape in ((rows, 1), (rows,)))
+    return tokens, cache.keys, cache.values, lengths, slots, cache.last_tokens
+
+
+def roomy(max_length: int) -> int:
+    """Capacity of a cache for `CompiledStep` whose rows reach `max_length`.
+
+    Never as many slots as are read: what is read would be whole memory then, for which the compiler makes another
+    function.
+    """
+    return _whole_steps(max_length) + SLOT_STEP
+
+
+def _whole_steps(length: int) -> int:
+    return -(-length // SLOT_STEP) * SLOT_STEP
+
+
+class CompiledStep:
+    """One-token passes over the first rows of an engine's cache.
+
+    Args:
+        model: its compiled form.
+        cache: its cache, of a length that `roomy` gave.
+    """
+
+    def __init__(self, model: CompiledModel, cache: KVCache) -> None:
+        self.model = model
+        self.cache = cache
+        self._rows = len(cache.lengths)
+        self._memories: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
+        self._slots = torch.arange(cache.max_length, device=cache.keys[0].device)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Read one token of each of the first rows [n, 1]; returns the logits [n, vocab] of the next."""
+        cache, count = self.cache, tokens.size(0)
+        rows = min(1 << (count - 1).bit_length(), self._rows)
+        if rows not in self._memories:
+            self._memories[rows] = [m[:rows] for m in cache.keys], [m[:rows] for m in cache.values]
+        keys, values = self._memories[rows]
+        slots = self._slots[: _whole_steps(max(cache.lengths[:count]) + 1)]
+        # rows that are only computed along write where their own next token will; one that is free may be full
+        along = [min(length, self.model.context - 1) for length in cache.lengths[count:rows]]
+        lengths = torch.tensor(cache.lengths[:count] + along, device=tokens.device)
+        last_tokens = None if cache.last_tokens is None else cache.last_tokens[:rows]
+        padded = tokens if count == rows else torch.cat([tokens, tokens.new_zeros(rows - count, 1)])
+        logits = self.model.step(rows)(padded, keys, values, lengths, slots, last_tokens)
+        cache.lengths[:count] = [length + 1 for length in cache.lengths[:count]]
+        if cache.last_tokens is not None:
+            cache.last_tokens[:count] = tokens
+        return logits[:count]
+
+
+_COMPILED: WeakKeyDictionary[Decoder, CompiledModel] = WeakKeyDictionary()
+
+
+def compiled(model: Decoder) -> CompiledModel:
+    """The compiled form of a model: the same one as before, unless its weights lie elsewhere now.
+
+    Raises:
+        UserError: the model is sharded, or there is nothing to compile it with.
+    """
+    if is_sharded(model):
+        raise UserError("a sharded model cannot be compiled for generation; leave compile off, or load it whole")
+    if model.embedding.weight.device.type == "cpu":
+        check_compiler()
+    found = _COMPILED.get(model)
+    if found is None or found.state != _state_of(model):
+        found = _COMPILED[model] = CompiledModel(model)
+    return found
+
+
+def check_compiler() -> None:
+    """Raises:
+    UserError: there is no C++ compiler.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise UserError(
+            "compile needs a C++ compiler, and none was found; install g++ (apt install g++), name one in the "
+            "environment variable CXX, or leave compile off"
+        ) from error
+
+
+def _state_of(model: Decoder) -> tuple[Any, ...]:
+    """What a compiled form is made for: where the tensors lie, and the number of threads."""
+    tensors = chain(model.parameters(), model.buffers())
+    return torch.get_num_threads(), tuple((t.data_ptr(), t.dtype, t.stride()) for t in tensors)

@@ -1,0 +1,371 @@
+"""Adapter folders of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors beside a base model.
+
+Their layers have the names that transformers gives them in the base, whichever of the two forms our base folder is of.
+
+Source: PEFT 0.21, `peft/tuners/lora`; the names in a file are those of the checkpoint format in its documentation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lit_llm.config import LoraConfig, ModelConfig, UserError
+from lit_llm.config.lora import PROJECTIONS
+from lit_llm.interop.configuration import family_of
+from lit_llm.interop.families import Family
+from lit_llm.interop.reading import source_of
+from lit_llm.interop.writing import write_json
+from lit_llm.model import Decoder
+from lit_llm.model.lora import is_adapter, is_target, merged_weight
+from lit_llm.tokenizer import Tokenizer
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
+MERGE = "merge the additions into a model folder instead (export.py --lora merged)"
+_FIELDS = ("rank", "alpha", "targets", "rslora", "dora")
+
+_NAMES = """
+auto_mapping base_model_name_or_path revision inference_mode peft_version peft_type task_type
+r lora_alpha lora_dropout use_rslora use_dora bias init_lora_weights modules_to_save
+target_modules exclude_modules layers_to_transform layers_pattern
+megatron_core loftq_config eva_config runtime_config qalora_group_size ensure_weight_tying
+"""
+_KNOWN = frozenset(_NAMES.split())
+"""Keys that are read, or say only how the adapter was made or which layers it has (the file has those anyway)."""
+_FIRST_VALUES = (True, False, "gaussian", "eva", "orthogonal")
+"""Kinds of first values that leave the base's weights as they are."""
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """An adapter folder in our names."""
+
+    config: LoraConfig
+    weights: dict[str, Tensor]
+
+
+def save_adapter(
+    folder: Path,
+    model_config: ModelConfig,
+    lora_config: LoraConfig,
+    weights: Mapping[str, Tensor],
+    base_model: str,
+    tokenizer: Tokenizer | None = None,
+) -> None:
+    """Write an adapter folder that PEFT loads, each file whole or not at all.
+
+    With output "score" the head goes along, and PEFT's task is SEQ_CLS. A value head has no place there and is left
+    out.
+
+    Args:
+        folder: made if it is not there.
+        model_config: of the decoder.
+        lora_config: with the rank of the additions.
+        weights: of a decoder with additions, or those of them alone that are trained; tensors are whole.
+        base_model: folder or name on the Hub of what the additions are added to.
+        tokenizer: goes along.
+
+    Raises:
+        UserError: transformers has no such architecture, or fuses the layers that the additions are to; the model has
+            more tokens than its base; or a file cannot be written.
+    """
+    family = _family(model_config, MERGE)
+    _check_vocabulary(Path(base_model), model_config)
+    scores = model_config.output == "score"
+    tensors = {_stored_name(name, family): tensor for name, tensor in weights.items() if is_adapter(name)}
+    if scores:
+        tensors[PREFIX + source_of("head.weight", family).name] = weights["head.weight"]
+    names = sorted({name.rsplit(".", 2)[1] for name in weights if is_adapter(name)})
+    values = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS" if scores else "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": lora_config.rank,
+        "lora_alpha": lora_config.alpha,
+        "lora_dropout": lora_config.dropout,
+        "use_rslora": lora_config.rslora,
+        "use_dora": lora_config.dora,
+        "target_modules": names,
+        "modules_to_save": ["score"] if scores else None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / WEIGHTS, tensors)
+        write_json(folder / CONFIG, values)
+        if tokenizer is not None:
+            tokenizer.save(folder)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the adapter folder {folder}: {error}") from error
+
+
+def load_adapter(folder: Path, model_config: ModelConfig) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """An adapter to train further: its options, and its additions (and head of scores) in our names.
+
+    Args:
+        folder: written by `save_adapter` or by PEFT.
+        model_config: of the decoder that it is for.
+
+    Raises:
+        UserError: a file is missing or broken, the adapter is of a kind that we do not compute or of another model, or
+            a layer has an addition in some blocks only.
+    """
+    adapter = _read(folder, model_config)
+    for name in adapter.config.targets:
+        found = sum(1 for module in adapter.weights if module.endswith(f".{name}.lora_A"))
+        if found != model_config.num_layers:
+            raise UserError(
+                f"{folder} adapts {name} in {found} of {model_config.num_layers} blocks; that can be merged "
+                "(give the folder to export.py), but not trained further"
+            )
+    return adapter.config, adapter.weights
+
+
+def starting_adapter(config: LoraConfig, model_config: ModelConfig) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """What training starts from: `config` with the rank, alpha, targets and kind of `config.adapter`, and its values.
+
+    Args:
+        config: dropout and the quantized base are its own, whatever the adapter was trained with.
+        model_config: of the decoder.
+
+    Returns:
+        The options, and tensors to load into the decoder once `prepare_dora` has run; none where no adapter is given.
+
+    Raises:
+        UserError: as `load_adapter`; or an option contradicts the adapter.
+    """
+    if config.adapter is None:
+        return config, {}
+    found, weights = load_adapter(Path(config.adapter), model_config)
+    for name in _FIELDS:
+        given, theirs = getattr(config, name), getattr(found, name)
+        same = config.projections == found.projections if name == "targets" else given == theirs
+        if not same and given != getattr(LoraConfig(), name):
+            raise UserError(f"lora.{name} is {given}, but {config.adapter} has {theirs}; leave the option out")
+    return replace(config, **{name: getattr(found, name) for name in _FIELDS}), weights
+
+
+def base_of(folder: Path) -> Path | None:
+    """The model folder that an adapter folder is for; None where `folder` is no adapter folder.
+
+    Raises:
+        UserError: the base is not a folder here.
+    """
+    if not (folder / CONFIG).is_file() or (folder / "config.json").is_file():
+        return None
+    name = _read_values(folder).get("base_model_name_or_path")
+    for base in (Path(str(name)), folder / str(name)):
+        has_model = (base / "config.json").is_file() or (base / CONFIG).is_file()
+        if name and has_model and base.resolve() != folder.resolve():
+            return base
+    raise UserError(
+        f"{folder} is an adapter of {name!r}, which is no model folder here; download that model and set "
+        f"base_model_name_or_path in {folder / CONFIG} to its folder"
+    )
+
+
+def adapted_config(folder: Path, base: ModelConfig) -> ModelConfig:
+    """The configuration of the model that an adapter folder and its base make together."""
+    if _read_values(folder).get("task_type") == "SEQ_CLS" and base.output != "score":
+        return base.as_score()
+    return base
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder, or of an adapter folder: that of its base where it has none.
+
+    Raises:
+        UserError: it is missing or broken.
+    """
+    base = base_of(folder)
+    if base is None or (folder / "tokenizer.json").is_file():
+        return Tokenizer.load(folder)
+    return load_tokenizer(base)
+
+
+def merged_weights(
+    folder: Path, config: ModelConfig, weights: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a base with the additions of an adapter folder summed in, in the types they have.
+
+    Raises:
+        UserError: as `load_adapter`, but an addition may be in some blocks only.
+    """
+    adapter = _read(folder, config)
+    head = {name: tensor for name, tensor in adapter.weights.items() if not is_adapter(name)}
+    for name, weight in weights:
+        module, _, kind = name.rpartition(".")
+        if name not in head:
+            yield name, merged_weight(module, weight, adapter.weights, adapter.config) if kind == "weight" else weight
+    yield from head.items()
+
+
+def _family(config: ModelConfig, fix: str) -> Family:
+    family, reason = family_of(replace(config, value_head=False))
+    if family is None:
+        raise UserError(f"an adapter names layers as transformers does, and {reason}; {fix}")
+    if any(stored.transposed for stored in family.weights.values()):
+        raise UserError(
+            f"an adapter of {family.model_type} is of fused layers (c_attn), which are three of ours (q_proj, k_proj, "
+            f"v_proj); {fix}"
+        )
+    return family
+
+
+def _check_vocabulary(base: Path, config: ModelConfig) -> None:
+    """Refuse tokens that the base has no rows for: they would be missing where the adapter is read."""
+    if not (base / "config.json").is_file():
+        return
+    rows = json.loads((base / "config.json").read_text(encoding="utf-8")).get("vocab_size", config.vocab_size)
+    if rows < (config.vocab_size or 0):
+        raise UserError(f"the model has {config.vocab_size} tokens and its base {base} has rows for {rows}; {MERGE}")
+
+
+def _stored_name(name: str, family: Family) -> str:
+    module, _, part = name.rpartition(".")
+    return PREFIX + source_of(f"{module}.weight", family).name.removesuffix("weight") + _SUFFIXES[part]
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, partial, metadata={"format": "pt"})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    partial.replace(path)
+
+
+def _read(folder: Path, model_config: ModelConfig) -> _Adapter:
+    values = _read_values(folder)
+    _check_values(folder / CONFIG, values)
+    tensors = _read_tensors(folder)
+    family = _family(model_config, "adapt a model of another architecture, or have PEFT merge the adapter")
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in Decoder(model_config).state_dict().items()}
+    weights = _renamed(folder, tensors, shapes, family, model_config)
+    _check_parts(folder, weights, shapes, values)
+    adapted = {name.rsplit(".", 2)[1] for name in weights if is_adapter(name)}
+    try:
+        config = LoraConfig(
+            rank=values["r"],
+            alpha=values.get("lora_alpha", 8),
+            dropout=values.get("lora_dropout", 0.0),
+            targets=[name for name in PROJECTIONS if name in adapted],
+            rslora=bool(values.get("use_rslora")),
+            dora=bool(values.get("use_dora")),
+        )
+    except (UserError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from error
+    return _Adapter(config, weights)
+
+
+def _read_values(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder} is not an adapter folder: {CONFIG} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object")
+    return values
+
+
+def _check_values(path: Path, values: dict[str, Any]) -> None:
+    """Refuse what would change the result and is not computed here."""
+    kind = values.get("peft_type")
+    if kind != "LORA":
+        raise UserError(f"{path} has peft_type {kind!r}; only LORA can be read")
+    if values.get("task_type") not in ("CAUSAL_LM", "SEQ_CLS", None):
+        raise UserError(f"{path} has task_type {values['task_type']!r}; only CAUSAL_LM and SEQ_CLS can be read")
+    if values.get("bias", "none") != "none":
+        raise UserError(f"{path} has bias {values['bias']!r}; only adapters that leave biases alone (none) can be read")
+    if values.get("init_lora_weights", True) not in _FIRST_VALUES:
+        raise UserError(
+            f"{path} has init_lora_weights {values['init_lora_weights']!r}, which changes the base's weights; have "
+            "PEFT save it as an ordinary adapter (save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    if not isinstance(values.get("r"), int):
+        raise UserError(f"{path} has no rank r")
+    # what is switched off says nothing, whatever it is
+    unknown = sorted(key for key, value in values.items() if value and key not in _KNOWN)
+    if unknown:
+        raise UserError(f"{path} has {unknown[0]} {values[unknown[0]]!r}, which is not supported; merge it with PEFT")
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        if (folder / "adapter_model.bin").is_file():
+            raise UserError(
+                f"{folder} has its weights as a pickle only (adapter_model.bin), which could run any code and is not "
+                "read; load it with PEFT where you trust it, and save it again"
+            )
+        raise UserError(f"{folder} has no {WEIGHTS}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+
+
+def _renamed(
+    folder: Path,
+    tensors: dict[str, Tensor],
+    shapes: dict[str, tuple[int, ...]],
+    family: Family,
+    model_config: ModelConfig,
+) -> dict[str, Tensor]:
+    """The tensors in our names; refuses those that have no place."""
+    modules = [name.removesuffix(".weight") for name in shapes if is_target(name, LoraConfig(rank=1))]
+    ours = {_stored_name(f"{module}.{part}", family): f"{module}.{part}" for module in modules for part in _SUFFIXES}
+    if model_config.output == "score":
+        ours[PREFIX + source_of("head.weight", family).name] = "head.weight"
+    unknown = sorted(set(tensors) - set(ours))
+    if PREFIX + "score.weight" in unknown:
+        raise UserError(f"{folder} is an adapter of a reward model (it has a head of scores); give a language model's")
+    if unknown:
+        raise UserError(
+            f"{folder / WEIGHTS} holds {unknown[0]}, which is no addition to a layer of this model's blocks; merge it "
+            "with PEFT (merge_and_unload)"
+        )
+    return {ours[name]: tensor for name, tensor in tensors.items()}
+
+
+def _check_parts(
+    folder: Path, weights: dict[str, Tensor], shapes: dict[str, tuple[int, ...]], values: dict[str, Any]
+) -> None:
+    """Refuse additions that lack a part, or do not fit their layers."""
+    parts = list(_SUFFIXES) if values.get("use_dora") else list(_SUFFIXES)[:2]
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in weights if is_adapter(name))
+    if not modules:
+        raise UserError(f"{folder / WEIGHTS} holds no addition")
+    wanted = {"head.weight": shapes["head.weight"]} if "head.weight" in weights else {}
+    for module in modules:
+        out_features, in_features = shapes[f"{module}.weight"]
+        sizes = ((values["r"], in_features), (out_features, values["r"]), (out_features,))
+        wanted |= {f"{module}.{part}": size for part, size in zip(parts, sizes, strict=False)}
+    missing, left = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    reshaped = [name for name, size in wanted.items() if name in weights and tuple(weights[name].shape) != size]
+    for what, names in (("lacks", missing), ("must not have", left), ("has another shape for", reshaped)):
+        if names:
+            raise UserError(f"{folder} does not fit the model or its {CONFIG}: it {what} {names[0]} (our name)")

@@ -1,0 +1,246 @@
+"""Direct preference optimization: align a model with preferences, without a reward model."""
+
+from __future__ import annotations
+
+import os
+from contextlib import nullcontext
+from hashlib import blake2b
+from pathlib import Path
+from typing import ClassVar
+
+import safetensors.torch
+import torch
+from rich.console import Console
+from rich.progress import track
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from lit_llm.config import DPOConfig, UserError
+from lit_llm.data.loader import data_parallel_rank
+from lit_llm.data.preferences import PreferenceDataModule
+from lit_llm.interop import read_model_config
+from lit_llm.model import Decoder
+from lit_llm.model.lora import adapters_off
+from lit_llm.modules.base import LanguageModule
+from lit_llm.objectives import IGNORE_INDEX, PreferenceLoss, linear_log_probs, sequence_log_probs, tail_weights
+
+
+class DPOModule(LanguageModule):
+    """DPO and its family, on the log-probabilities of the two answers of a pair.
+
+    Args:
+        config: the run.
+        data: gives the pairs; the reference's log-probabilities are computed for all of them at the start.
+
+    Raises:
+        UserError: the reference cannot say how probable the tokens of this model are.
+    """
+
+    metric_names: ClassVar[tuple[str, ...]] = (
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+        "logps/chosen_drift",
+        "entropy",
+        "completion_length",
+    )
+    counts_tokens: ClassVar[bool] = False
+    config: DPOConfig
+
+    def __init__(self, config: DPOConfig, data: PreferenceDataModule) -> None:
+        super().__init__(config)
+        self.loss = PreferenceLoss(config.loss, config.beta, config.label_smoothing, config.simpo_gamma)
+        self.data = data
+        self._frozen: list[Decoder] = []  # in a list, it is no submodule
+        self._table: dict[str, Tensor] = {}  # reference log-probabilities by split, [pairs, 2]
+        if self.loss.needs_reference and config.reference != "base":
+            self._check_reference()
+
+    @property
+    def _reference_folder(self) -> Path:
+        return Path(str(self.config.reference_model or self.config.init_from))
+
+    def _check_reference(self) -> None:
+        reference, wanted = read_model_config(self._reference_folder), self.config.model.vocab_size or 0
+        # what the policy starts from grows as the policy itself has grown
+        grows = str(self._reference_folder) == self.config.init_from and (reference.vocab_size or 0) < wanted
+        if reference.output != "tokens" or not (grows or reference.vocab_size in (wanted, None)):
+            raise UserError(
+                f"the reference {self._reference_folder} is not a language model of {wanted} tokens (it has "
+                f"{reference.vocab_size}): it cannot judge this policy's answers; give reference_model a folder with "
+                "the same tokenizer"
+            )
+
+    def _new_reference(self) -> Decoder:
+        return self.frozen(self._reference_folder, self.config.model.vocab_size or 0)
+
+    def on_fit_start(self) -> None:
+        """Get the reference ready."""
+        if not self.loss.needs_reference or self.config.reference == "base":
+            return
+        if self.config.reference == "live":
+            self._frozen = [self._new_reference()]
+            return
+        self._table = {split: self._log_probs_of(split).to(self.device) for split in ("train", "validation")}
+        self._frozen = []
+
+    def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
+        """The loss summed over pairs, and their number; `tokens` [2b, t] hold chosen texts, then rejected ones."""
+        real = batch["sample_ids"] >= 0
+        mask = batch["targets"] != IGNORE_INDEX
+        log_probs, entropy = self._token_log_probs(self.model, batch, with_entropy=True)
+        plain, tokens = sequence_log_probs(log_probs, mask)
+        sums = self._sums(log_probs, mask)
+        reference = self._reference(batch, "train" if training else "validation")
+        arguments = (*sums.chunk(2), *reference, *tokens.chunk(2))
+        losses = self.loss(*arguments)
+        if self.config.sft_weight and training:
+            losses = losses - self.config.sft_weight * (plain / tokens.clamp(min=1)).chunk(2)[0]
+        self._note(arguments, plain.detach(), entropy.sum(), mask.sum(), real, training)
+        return torch.where(real, losses, 0.0).sum(), real.sum()
+
+    def tokens_of(self, batch: dict[str, Tensor]) -> int:
+        """Tokens that are not padding."""
+        return int(batch["lengths"].sum())
+
+    def _note(
+        self,
+        arguments: tuple[Tensor | None, ...],
+        plain: Tensor,
+        entropy: Tensor,
+        supervised: Tensor,
+        real: Tensor,
+        training: bool,
+    ) -> None:
+        chosen, rejected = self.loss.implicit_rewards(*arguments)
+        logps_chosen, logps_rejected = plain.chunk(2)
+        count = real.sum()
+        values = {
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "rewards/accuracies": (chosen > rejected).float() + 0.5 * (chosen == rejected),
+            "rewards/margins": chosen - rejected,
+            "logps/chosen": logps_chosen,
+            "logps/rejected": logps_rejected,
+        }
+        if arguments[2] is not None:
+            values["logps/chosen_drift"] = chosen / self.config.beta  # below 0: the chosen answer is being forgotten
+        sums = {name: (torch.where(real, value, 0.0).sum(), count) for name, value in values.items()}
+        lengths = {"entropy": (entropy, supervised), "completion_length": (supervised, 2 * count)}
+        self.note({**sums, **lengths}, training)
+
+    def _token_log_probs(
+        self, model: Decoder, batch: dict[str, Tensor], with_entropy: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Log-probabilities of the targets [2b, t], and the entropy there."""
+        targets = batch["targets"]
+
+        def read(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, ...]:
+            found = linear_log_probs(
+                hidden.flatten(0, 1),
+                head.weight,
+                targets.flatten(),
+                chunk_tokens=self.config.loss_chunk_tokens,
+                softcap=model.config.logits_softcap,
+                num_classes=model.config.vocab_size,
+                with_entropy=with_entropy,
+            )
+            return tuple(each.view_as(targets) for each in (found if with_entropy else (found,)))
+
+        return model(batch["tokens"], head=read)
+
+    def _sums(self, log_probs: Tensor, mask: Tensor) -> Tensor:
+        """Log-probability of each answer [2b], that of a longer one's tail discounted by `ld_alpha`."""
+        if self.config.ld_alpha < 1.0:
+            log_probs = log_probs * torch.cat(tail_weights(*mask.chunk(2), self.config.ld_alpha))
+        return sequence_log_probs(log_probs, mask)[0]
+
+    @torch.no_grad()
+    def _reference(self, batch: dict[str, Tensor], split: str) -> tuple[Tensor | None, Tensor | None]:
+        """Log-probabilities of the chosen and the rejected answers [b] under the reference."""
+        if not self.loss.needs_reference:
+            return None, None
+        if self.config.reference == "precomputed":
+            chosen, rejected = self._table[split][batch["row_ids"]].unbind(1)
+            return chosen, rejected
+        base = self.config.reference == "base"
+        model = self.model if base else self._frozen[0]
+        was_training = model.training
+        model.eval()
+        with adapters_off(model) if base else nullcontext():
+            (log_probs,) = self._token_log_probs(model, batch)
+        model.train(was_training)
+        chosen, rejected = self._sums(log_probs, batch["targets"] != IGNORE_INDEX).chunk(2)
+        return chosen, rejected
+
+    @torch.no_grad()
+    def _log_probs_of(self, split: str) -> Tensor:
+        """The reference's log-probabilities of all pairs of a split [pairs, 2], kept on the disk under a digest."""
+        pairs = len(self.data.items(split))
+        if not pairs:
+            return torch.zeros(0, 2)
+        kept = None
+        if self._trainer is None or self.trainer.is_global_zero:
+            kept = Path(self.config.output_root) / "reference_log_probs" / f"{self._digest(split)}.safetensors"
+        found = _read(kept, pairs) if kept is not None else None
+        if self._trainer is not None:  # ranks that saw different files would wait for each other for ever
+            found = self.trainer.strategy.broadcast(found)
+        if found is not None:
+            return found
+        if not self._frozen:
+            self._frozen = [self._new_reference()]
+        rank, shares = (0, 1) if self._trainer is None else data_parallel_rank(self.trainer)
+        loader = self.data.make_reference_loader(split, rank, shares)
+        table = torch.zeros(pairs, 2, device=self.device)
+        context = nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
+        console = Console(stderr=True)
+        shown = track(
+            loader, f"reference, {split}", console=console, disable=rank > 0 or not console.is_terminal, transient=True
+        )
+        with context:
+            for batch in shown:
+                batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+                (log_probs,) = self._token_log_probs(self._frozen[0], batch)
+                sums = self._sums(log_probs, batch["targets"] != IGNORE_INDEX)
+                real = batch["row_ids"] >= 0
+                table[batch["row_ids"][real]] = torch.stack(sums.chunk(2), dim=1)[real]
+        if shares > 1:
+            copies = self.trainer.world_size // shares
+            table = self.trainer.strategy.reduce(table, reduce_op="sum") / copies
+        if kept is not None:
+            _write(kept, table.cpu())
+        return table
+
+    def _digest(self, split: str) -> str:
+        """Of all that the reference's log-probabilities depend on."""
+        digest = blake2b(digest_size=16)
+        for path in sorted(self._reference_folder.glob("*.safetensors")):
+            with path.open("rb") as file:
+                while block := file.read(2**22):
+                    digest.update(block)
+        about = (self.data.items(split).digest, self.config.ld_alpha, self.config.trainer.precision)
+        digest.update((self._reference_folder / "config.json").read_bytes() + repr(about).encode())
+        return digest.hexdigest()
+
+
+def _read(path: Path, pairs: int) -> Tensor | None:
+    """A table of [pairs, 2] that was kept; None where there is none, or it is damaged."""
+    try:
+        table = safetensors.torch.load_file(path)["log_probs"]
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return table if table.shape == (pairs, 2) else None
+
+
+def _write(path: Path, table: Tensor) -> None:
+    """Whole or not at all; several runs may write the same one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        safetensors.torch.save_file({"log_probs": table.contiguous()}, partial)
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}") from error

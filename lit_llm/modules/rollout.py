@@ -1,0 +1,179 @@
+"""Answers that a policy writes, and what PPO has to know of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from hashlib import blake2b
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lit_llm.config import SamplingConfig
+from lit_llm.data.items import padded_width
+from lit_llm.generation import Engine
+from lit_llm.model import Decoder
+from lit_llm.model.parallel import is_sharded
+from lit_llm.objectives import IGNORE_INDEX
+
+
+@dataclass
+class Answer:
+    """What a policy said to a prompt.
+
+    Attributes:
+        prompt: token ids.
+        ids: token ids, the one that ended the answer included.
+        ended: whether it ended by itself; otherwise it was cut off.
+    """
+
+    prompt: list[int]
+    ids: list[int]
+    ended: bool = False
+
+
+@dataclass
+class Experience:
+    """Answers as padded rows: b of t tokens. Position i is about the choice of token i + 1.
+
+    Attributes:
+        tokens: [b, t] prompt and answer, then padding.
+        targets: [b, t] the next token where it is the answer's, elsewhere IGNORE_INDEX.
+        lengths: [b] tokens of a row without its padding.
+        ended: [b] bool; see `Answer`.
+        log_probs: [b, t] of the targets, under the policy that wrote them.
+        reference_log_probs: [b, t] under the reference.
+        values: [b, t] expected reward before the choice; zeros where no values are learned.
+        scores: [b] reward of the whole answer.
+        advantages, returns: [b, t].
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    lengths: Tensor
+    ended: Tensor
+    log_probs: Tensor
+    reference_log_probs: Tensor
+    values: Tensor
+    scores: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    @classmethod
+    def of_answers(cls, answers: Sequence[Answer], most: int, device: torch.device) -> Experience:
+        """The rows of some answers, as wide as `padded_width` says; all that is not known yet is 0."""
+        lengths = [len(answer.prompt) + len(answer.ids) for answer in answers]
+        width = padded_width(max(lengths), most)
+        tokens = torch.zeros(len(answers), width, dtype=torch.long)
+        targets = torch.full_like(tokens, IGNORE_INDEX)
+        for row, answer in enumerate(answers):
+            tokens[row, : lengths[row]] = torch.tensor(answer.prompt + answer.ids)
+            targets[row, len(answer.prompt) - 1 : lengths[row] - 1] = torch.tensor(answer.ids)
+        ended = torch.tensor([answer.ended for answer in answers], device=device)
+        per_token = torch.zeros(tokens.shape, device=device)
+        return cls(
+            tokens.to(device),
+            targets.to(device),
+            torch.tensor(lengths, device=device),
+            ended,
+            *(per_token for _ in range(3)),
+            torch.zeros(len(answers), device=device),
+            *(per_token for _ in range(2)),
+        )
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def mask(self) -> Tensor:
+        """[b, t] bool: where a token of the answer is chosen."""
+        return self.targets != IGNORE_INDEX
+
+    def rows(self, index: slice | Tensor) -> Experience:
+        """Some of the answers."""
+        return Experience(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def split(self, rows: int | None) -> list[Experience]:
+        """All of the answers, at most `rows` at a time."""
+        rows = len(self) if rows is None else rows
+        return [self.rows(slice(start, start + rows)) for start in range(0, len(self), rows)]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The plain values of all ranks, in order; every rank must call it."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def answer_seed(*parts: int | str) -> int:
+    """A seed for the draws of one answer, from what tells it from all others."""
+    digest = blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def write_answers(
+    model: Decoder,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    stop_ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    max_batch: int,
+) -> list[Answer]:
+    """Draw an answer to each prompt; it depends on the weights, the prompt and the seed alone.
+
+    The ranks of a sharded model all write the answers to the prompts of all of them, in the same steps.
+
+    Args:
+        model: the policy.
+        prompts: token ids.
+        seeds: one for each prompt, no two equal on any rank.
+        stop_ids: tokens that end an answer.
+        max_new_tokens: most tokens of an answer.
+        temperature: divides the logits.
+        max_batch: answers written at once.
+    """
+    asked = dict(zip(seeds, prompts, strict=True))
+    if is_sharded(model):
+        asked = {seed: prompt for each in gather_objects(asked) for seed, prompt in each.items()}
+    sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, context_full="stop")
+    longest = max(map(len, asked.values()))
+    engine = Engine(model, min(max_batch, len(asked)), longest + max_new_tokens)
+    written: dict[int, Answer] = {}
+    for seed, prompt in asked.items():
+        written[engine.submit(prompt, replace(sampling, seed=seed))] = Answer(prompt, [])
+    by_seed = dict(zip(asked, written.values(), strict=True))
+    while engine.busy:
+        for event in engine.step():
+            answer = written[event.request]
+            assert event.token is not None  # the engine knows no stop token, and so writes them all
+            answer.ids.append(event.token)
+            if event.token in stop_ids:
+                answer.ended = True
+                engine.cancel(event.request)
+    return [by_seed[seed] for seed in seeds]
+
+
+def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor], shift_mean: bool = True) -> Tensor:
+    """`masked_whiten` with the mean and the variance over all ranks.
+
+    Args:
+        values: [b, t].
+        mask: [b, t] where a value counts.
+        total: sums a tensor over the ranks.
+        shift_mean: False gives the values their mean back.
+    """
+    kept = torch.where(mask, values, 0.0).double()
+    mean, count = total(torch.stack([kept.sum(), mask.sum().double()])).unbind()
+    mean = mean / count
+    squares = total(torch.where(mask, kept - mean, 0.0).square().sum())
+    whitened = (kept - mean) * torch.rsqrt(squares / (count - 1).clamp(min=1) + 1e-8)
+    if not shift_mean:
+        whitened = whitened + mean
+    return torch.where(mask, whitened, 0.0).to(values.dtype)

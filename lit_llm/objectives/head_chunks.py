@@ -1,0 +1,146 @@
+"""The output head applied to chunks of supervised tokens: logits and their gradients in memory that chunks share.
+
+Shapes: n tokens, s of them supervised, r in a chunk, d hidden size, V rows of the head, C <= V classes that take part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100
+"""Target of a token that is not supervised."""
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that softmax and sums are computed in for operands of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def product_dtypes(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """The type that the operands of the head's matrix products are rounded to, and the one they are computed in.
+
+    Under `torch.autocast` operands get its type. The second type is float32 for bfloat16 operands on a processor
+    without bfloat16 arithmetic: it emulates it 3-4 times slower.
+    """
+    device_type = hidden.device.type
+    operand = hidden.dtype
+    if torch.is_autocast_enabled(device_type):
+        operand = torch.get_autocast_dtype(device_type)
+    if operand != torch.bfloat16 or device_type != "cpu":
+        return operand, operand
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return operand, torch.bfloat16 if native else torch.float32
+
+
+class SupervisedRows:
+    """Which of n tokens are supervised.
+
+    Args:
+        targets: [n] class ids, IGNORE_INDEX where not supervised.
+    """
+
+    def __init__(self, targets: Tensor) -> None:
+        self._total = targets.size(0)
+        index = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+        self._index = None if index.numel() == self._total else index
+
+    def select(self, rows: Tensor) -> Tensor:
+        """[n, ...] -> [s, ...]."""
+        return rows if self._index is None else rows.index_select(0, self._index)
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """[s, ...] -> [n, ...] with zeros where not supervised."""
+        if self._index is None:
+            return rows
+        return rows.new_zeros(self._total, *rows.shape[1:]).index_copy_(0, self._index, rows)
+
+
+class HeadChunks:
+    """Logits of the supervised tokens, a chunk at a time.
+
+    A pass over a chunk of logits costs as much as a tenth of a matrix product at small d, so scalings are left to the
+    matrix products and the rest is done in place. Iterating gives the chunks as slices of the supervised tokens, of
+    nearly equal size: the buffers are the smallest that this number of chunks allows.
+
+    Args:
+        rows: which tokens are supervised.
+        hidden: [n, d].
+        weight: [V, d].
+        targets: [n].
+        chunk_tokens: largest r.
+        num_classes: C.
+        softcap: replaces each logit x by softcap * tanh(x / softcap).
+        dtypes: see `product_dtypes`.
+        temperature: divides the (capped) logits.
+    """
+
+    def __init__(
+        self,
+        rows: SupervisedRows,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        *,
+        chunk_tokens: int,
+        num_classes: int,
+        softcap: float | None,
+        dtypes: tuple[torch.dtype, torch.dtype],
+        temperature: float = 1.0,
+    ) -> None:
+        operand, product = dtypes
+        self.dtype = accumulation_dtype(operand)
+        self.inputs = rows.select(hidden).to(operand).to(product)
+        self.targets = rows.select(targets)
+        self.head = weight[:num_classes].to(operand).to(product)
+        self.softcap, self.temperature = softcap, temperature
+        num_chunks = -(-self.inputs.size(0) // chunk_tokens)
+        self._rows = -(-self.inputs.size(0) // max(num_chunks, 1))
+        self._logits = self.buffer()
+        self._product = self._logits if product == self.dtype else torch.empty_like(self._logits, dtype=product)
+        self._tanh = None if softcap is None else self.buffer()
+
+    def __iter__(self) -> Iterator[slice]:
+        for start in range(0, self.inputs.size(0), max(self._rows, 1)):
+            yield slice(start, start + self._rows)
+
+    def buffer(self) -> Tensor:
+        """Memory of the size of a chunk of logits, not initialised."""
+        return torch.empty(self._rows, self.head.size(0), dtype=self.dtype, device=self.inputs.device)
+
+    def logits(self, chunk: slice) -> Tensor:
+        """[r, C] capped and divided by the temperature, in a buffer that the caller may overwrite."""
+        inputs = self.inputs[chunk]
+        logits, product = self._logits[: inputs.size(0)], self._product[: inputs.size(0)]
+        scale = 1.0 / (self.temperature if self.softcap is None else self.softcap)
+        torch.addmm(product, inputs, self.head.t(), beta=0, alpha=scale, out=product)
+        if self.softcap is not None:
+            tanh = self._tanh[: inputs.size(0)].copy_(product).tanh_()
+            torch.mul(tanh, self.softcap / self.temperature, out=logits)
+        elif product.dtype != logits.dtype:  # else they are the same memory
+            logits.copy_(product)
+        return logits
+
+    def loss_gradients(self, probs: Tensor, chunk: slice) -> Tensor:
+        """d(-log p(target)) / d(inputs @ head.T), times the temperature: [r, C] in the type of the matrix products.
+
+        Args:
+            probs: [r, C] softmax of the chunk whose `logits` were asked for last; overwritten. Rows may be scaled.
+            chunk: that chunk.
+        """
+        rows = probs.size(0)
+        probs.scatter_add_(1, self.targets[chunk].unsqueeze(1), probs.new_full((), -1.0).expand(rows, 1))
+        if self.softcap is not None:
+            probs.addcmul_(probs, self._tanh[:rows].square_(), value=-1)
+        product = self._product[:rows]
+        return probs if product.dtype == probs.dtype else product.copy_(probs)
+
+    def add_weight_gradient(self, total: Tensor, grad_logits: Tensor, inputs: Tensor) -> None:
+        """Add grad_logits.T @ inputs to the first C rows of `total` [V, d], which has the accumulation type."""
+        total = total[: self.head.size(0)]
+        if grad_logits.dtype == total.dtype:
+            total.addmm_(grad_logits.t(), inputs)
+        else:
+            total += torch.mm(grad_logits.t(), inputs)

@@ -1,0 +1,117 @@
+"""Compiled generation writes what the engine writes without it."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny_model
+from random_decoder import random_decoder, random_tokens
+
+from lit_llm.config import GenerateConfig, ModelConfig, SamplingConfig, UserError
+from lit_llm.generation import Engine, complete, generate
+from lit_llm.generation import compiled as compilation
+from lit_llm.model import Decoder
+from lit_llm.model.quantization import quantize
+
+GREEDY = SamplingConfig(max_new_tokens=20, temperature=0.0)
+DRAWN = SamplingConfig(max_new_tokens=12, temperature=1.0, top_k=50, seed=5)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    yield
+    torch._dynamo.reset()
+
+
+def prompt(model: Decoder, length: int) -> list[int]:
+    return random_tokens(model.config, length, seed=length).tolist()
+
+
+def one_layer(name: str = "llama-10m", **fields: Any) -> ModelConfig:
+    return tiny_model(name, num_layers=1, max_position_embeddings=64, **fields)
+
+
+def test_text_is_that_without_compiling_and_nothing_is_compiled_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_decoder(one_layer(num_key_value_heads=2))
+    made = []
+    own = compilation.CompiledModel._compile
+    monkeypatch.setattr(
+        compilation.CompiledModel, "_compile", lambda self, rows: made.append(rows) or own(self, rows)
+    )
+    # two rows, then one; over several sizes of what is read; and another engine with other sizes
+    texts = [prompt(model, 3), prompt(model, 21)]
+    for sampling in (GREEDY, DRAWN):
+        assert generate(model, texts, sampling, eos_id=None, compile=True) == generate(
+            model, texts, sampling, eos_id=None
+        )
+    long = SamplingConfig(max_new_tokens=70, temperature=0.0)  # past the context, where it begins again
+    assert generate(model, texts[:1], long, eos_id=None, compile=True) == generate(model, texts[:1], long, eos_id=None)
+    assert sorted(made) == [1, 2]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [None, "int8", "int8_dynamic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("mistral-7b", {"num_key_value_heads": 2, "sliding_window": 5, "full_attention_every": 2, "num_layers": 2}),
+        ("modern-1m", {}),
+        ("gpt2", {}),
+    ],
+)
+def test_every_form_is_compiled(name: str, fields: dict[str, Any], dtype: torch.dtype, kind: str | None) -> None:
+    model = random_decoder(tiny_model(name, **fields)).to(dtype)
+    if kind is not None:
+        quantize(model, kind, tied_head=True)
+    texts = [prompt(model, length) for length in (3, 17, 1)]
+    written = complete(model, texts, GREEDY, compile=True, max_batch=3)
+    if dtype == torch.float32 and kind != "int8_dynamic":
+        assert [row.ids for row in written] == [row.ids for row in complete(model, texts, GREEDY, max_batch=3)]
+    # rounding differs, and with it what comes after two tokens that are about as likely
+    assert all(len(row.ids) == 20 for row in written)
+
+
+def test_texts_that_join_late_are_those_without_compiling() -> None:
+    model = random_decoder(one_layer())
+    texts = [prompt(model, length) for length in (2, 30, 9)]
+
+    def write(compile: bool) -> dict[int, list[int]]:
+        engine = Engine(model, 2, prefill_chunk=4, compile=compile)
+        for text in texts:
+            engine.submit(text, GREEDY)
+        return {number: done.ids for number, done in engine.run().items()}
+
+    assert write(True) == write(False)
+
+
+def test_the_compiled_form_goes_with_the_model() -> None:
+    model = random_decoder(one_layer())
+    form = compilation.compiled(model)
+    assert compilation.compiled(model) is form
+    model.to(torch.bfloat16)
+    assert compilation.compiled(model) is not form
+    gone = weakref.ref(model)
+    del model, form
+    gc.collect()
+    assert gone() is None
+
+
+def test_without_a_compiler_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    with pytest.raises(UserError, match=r"compile needs a C\+\+ compiler, .* install g\+\+"):
+        Engine(random_decoder(one_layer()), 1, compile=True)
+
+
+@pytest.mark.parametrize("mode", [{"num_beams": 2}, {"draft_model": "x"}])
+def test_modes_that_are_not_compiled_say_so(mode: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(mode))} cannot be had together with compile"):
+        GenerateConfig(compile=True, **mode)

@@ -1,0 +1,441 @@
+"""Conversations as ids: what transformers' templates give, with the assistant's words marked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import tokenizers
+from foreign_tokenizers import BOS, EOS, FORMS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, pre_tokenizers
+
+from lit_llm.config import UserError
+from lit_llm.interop.folder import _token_ids
+from lit_llm.tokenizer import (
+    CHATML_TEMPLATE,
+    SPECIAL_TOKENS,
+    ChatFormat,
+    Message,
+    Tokenizer,
+    train_bpe,
+    train_character,
+    with_chat_tokens,
+)
+
+SAMPLE = Path(__file__).read_text(encoding="utf-8")
+LLAMA3_TOKENS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
+
+LLAMA3 = (
+    "{%- set today = '2024' %}"
+    "{{- bos_token }}"
+    "{%- if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}"
+    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
+    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\nYear: ' + today + '\\n\\n' + system + '<|eot_id|>' }}"
+    "{%- for message in messages %}"
+    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim }}"
+    "{{- '<|eot_id|>' }}{% endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+QWEN2 = """{% for message in messages %}
+    {%- if loop.first and messages[0]['role'] != 'system' %}
+        {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+    {%- endif %}
+    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+# Thoughts are kept in the last turn only, which has an empty thought where it has none.
+QWEN3 = """{%- set ns = namespace(last=-1) %}
+{%- for message in messages %}{% if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' %}
+        {%- set thought = '' %}
+        {%- if '</think>' in content %}
+            {%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last %}
+            {{- '<|im_start|>assistant\\n<think>\\n' + thought + '\\n</think>\\n\\n' + content + '<|im_end|>\\n' }}
+        {%- else %}
+            {{- '<|im_start|>assistant\\n' + content + '<|im_end|>\\n' }}
+        {%- endif %}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
+# The system's message stands in the user's last turn; turns have to alternate; there is no generation prompt.
+MISTRAL = """{%- if messages[0]['role'] == 'system' %}
+    {%- set system = messages[0]['content'] %}{% set turns = messages[1:] %}
+{%- else %}
+    {%- set turns = messages %}
+{%- endif %}
+{{- bos_token }}
+{%- for message in turns %}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+        {{- raise_exception('roles must alternate user/assistant') }}
+    {%- endif %}
+    {%- if message['role'] == 'user' %}
+        {%- if system is defined and message == (turns | selectattr('role', 'equalto', 'user') | list)[-1] %}
+            {{- '[INST] ' + system + '\\n\\n' + message['content'] + ' [/INST]' }}
+        {%- else %}
+            {{- '[INST] ' + message['content'] + ' [/INST]' }}
+        {%- endif %}
+    {%- else %}
+        {{- ' ' + message['content'] | trim + eos_token }}
+    {%- endif %}
+{%- endfor %}"""
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
+    "{% endif %}{% for message in messages %}"
+    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
+    "{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+PHI = (  # whose tokens swallow the white space after them
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+PHI_TOKENS = [AddedToken(name, rstrip=True) for name in ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")]
+# form of the tokenizer, its special tokens, template, what ends a turn, how an assistant's words look
+TEMPLATES: dict[str, tuple[str, list[Any], str, str]] = {
+    "llama3": ("llama3", LLAMA3_TOKENS, LLAMA3, "<|eot_id|>"),
+    "qwen2": ("qwen", CHATML_TOKENS, QWEN2, "<|im_end|>"),
+    "qwen3": ("qwen", CHATML_TOKENS, QWEN3, "<|im_end|>"),
+    "mistral": ("llama2", ["[INST]", "[/INST]"], MISTRAL, EOS),
+    "llama2": ("llama2", [], MISTRAL, EOS),
+    "metaspace": ("metaspace", [], MISTRAL, EOS),
+    "gemma": ("gemma", ["<start_of_turn>", "<end_of_turn>"], GEMMA, "<end_of_turn>"),
+    "phi": ("llama2", PHI_TOKENS, PHI, "<|end|>"),
+}
+
+
+def chat(*contents: str, system: str | None = None) -> list[Message]:
+    """The user's and the assistant's turns in turn."""
+    start = [] if system is None else [Message("system", system)]
+    return start + [Message(("user", "assistant")[index % 2], content) for index, content in enumerate(contents)]
+
+
+def plain(messages: list[Message]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+def said(tokenizer: Tokenizer, messages: list[Message]) -> str:
+    """What is supervised, as text."""
+    rendered = ChatFormat(tokenizer).render(messages)
+    return tokenizer.decode(index for index, keep in zip(rendered.ids, rendered.supervised, strict=True) if keep)
+
+
+@pytest.fixture(scope="module")
+def transformers() -> ModuleType:
+    return pytest.importorskip("transformers")
+
+
+@pytest.fixture(params=["bpe", "character"], scope="module")
+def ours(request: pytest.FixtureRequest) -> Tokenizer:
+    if request.param == "character":
+        return train_character([SAMPLE], show_progress=False)
+    return train_bpe([SAMPLE], 400, show_progress=False)
+
+
+def foreign_tokenizer(form: str, tokens: list[Any]) -> tokenizers.Tokenizer:
+    tokenizer = FORMS["llama2" if form == "metaspace" else form]([SAMPLE])
+    if form == "metaspace":  # as transformers now reads Llama 2: a space before the first word of all, nowhere else
+        state = json.loads(tokenizer.to_str())
+        state["normalizer"] = None
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(state))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="first", split=False)
+        steps = [decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), *steps])
+    tokenizer.add_special_tokens(tokens)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    return tokenizer
+
+
+def save_foreign(folder: Path, form: str, tokens: list[Any], template: str | None) -> Path:
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(
+        tokenizer_object=foreign_tokenizer(form, tokens), bos_token=BOS, eos_token=EOS, chat_template=template
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=TEMPLATES)
+def foreign(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, transformers: ModuleType
+) -> Iterator[tuple[str, Tokenizer, Any]]:
+    form, tokens, template, _ = TEMPLATES[request.param]
+    folder = save_foreign(tmp_path_factory.mktemp(request.param), form, tokens, template)
+    yield request.param, Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+any_content = st.lists(
+    st.one_of(
+        st.text(max_size=8),
+        st.sampled_from([*SPECIAL_TOKENS, *LLAMA3_TOKENS, BOS, EOS, "<end_of_turn>", "[/INST]", "<|end|>"]),
+        st.sampled_from(["\n\n", " ", "  x", "assistant\n", "don't", "\ue000", "\ue001\U000f0000", "é", "</think>"]),
+    ),
+    max_size=4,
+).map("".join)
+any_turns = st.lists(st.tuples(any_content, any_content), min_size=1, max_size=3)
+# hypothesis also tries strings that it finds in the source, such as the names of special tokens
+ordinary = st.text(st.characters(exclude_categories=["Cs", "Co", "Cc"], include_characters="\n"), max_size=12).filter(
+    lambda text: "<|" not in text
+)
+
+
+def test_chatml_by_hand(ours: Tokenizer) -> None:
+    messages = chat("Hi", "Yes <|im_end|>\n", "  go on", "", system="Be\nbrief")
+    start, end, newline = [ours.im_start_id], [ours.im_end_id], ours.encode("\n")
+    expected = [
+        (start + ours.encode("system\nBe\nbrief") + end + newline, False),
+        (start + ours.encode("user\nHi") + end + newline, False),
+        (start + ours.encode("assistant\n"), False),
+        (ours.encode("Yes <|im_end|>\n") + end, True),
+        (newline + start + ours.encode("user\n  go on") + end + newline, False),
+        (start + ours.encode("assistant\n"), False),
+        (end, True),
+        (newline, False),
+    ]
+    rendered = ChatFormat(ours).render(messages)
+    assert rendered.ids == [index for ids, _ in expected for index in ids]
+    assert rendered.supervised == [kept for ids, kept in expected for _ in ids]
+    assert ours.decode(rendered.ids).startswith(
+        "<|im_start|>system\nBe\nbrief<|im_end|>\n<|im_start|>user\nHi<|im_end|>"
+    )
+    assert ChatFormat(ours).stop_ids == [ours.im_end_id, ours.eot_id]
+    assert ChatFormat(ours).render_prompt(messages[:2]) == [i for ids, _ in expected[:3] for i in ids]
+
+
+@given(turns=any_turns)
+@settings(max_examples=60, deadline=None)
+def test_a_prompt_is_where_the_rendering_of_its_answer_begins(ours: Tokenizer, turns: list[tuple[str, str]]) -> None:
+    messages = chat(*(content for turn in turns for content in turn))
+    form = ChatFormat(ours)
+    rendered = form.render(messages)
+    prompt = form.render_prompt(messages[:-1])
+    assert rendered.ids[: len(prompt)] == prompt
+    assert not any(form.render(messages).supervised[len(prompt) :][-1:])
+    # The template's tokens are those of the turns, whatever the contents hold.
+    special = [index for index in rendered.ids if index in ours.special_ids.values()]
+    assert special == [ours.im_start_id, ours.im_end_id] * len(messages)
+    assert said(ours, messages) == "".join(answer + "<|im_end|>" for _, answer in turns)
+
+
+@pytest.fixture(scope="module")
+def ours_in_transformers(
+    ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory, transformers: ModuleType
+) -> tuple[Tokenizer, Any]:
+    folder = tmp_path_factory.mktemp("ours")
+    ours.save(folder)
+    loaded = Tokenizer.load(folder)
+    assert loaded.chat_template == CHATML_TEMPLATE and loaded.digest == ours.digest
+    return loaded, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@given(turns=st.lists(st.tuples(ordinary, ordinary), min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_the_exported_template_gives_the_same_ids_and_mask(
+    ours_in_transformers: tuple[Tokenizer, Any], turns: list[tuple[str, str]]
+) -> None:
+    tokenizer, theirs = ours_in_transformers
+    messages = chat(*(content for user, answer in turns for content in (user, answer.lstrip())), system=" s ")
+    rendered = ChatFormat(tokenizer).render(messages)
+    both = theirs.apply_chat_template(plain(messages), return_assistant_tokens_mask=True)
+    assert rendered.ids == both["input_ids"]
+    assert rendered.supervised == [bool(kept) for kept in both["assistant_masks"]]
+    prompt = theirs.apply_chat_template(plain(messages[:-1]), add_generation_prompt=True, return_dict=False)
+    assert ChatFormat(tokenizer).render_prompt(messages[:-1]) == prompt
+
+
+def test_words_are_encoded_as_they_are_generated(ours_in_transformers: tuple[Tokenizer, Any]) -> None:
+    """Where words begin with white space, transformers may join it with the header's newline; generation cannot."""
+    tokenizer, theirs = ours_in_transformers
+    messages = chat("Hi", "\n\n    indented")
+    ids = ChatFormat(tokenizer).render(messages).ids
+    assert tokenizer.decode(ids) == theirs.decode(theirs.apply_chat_template(plain(messages), return_dict=False))
+    assert ids[len(ChatFormat(tokenizer).render_prompt(messages[:1])) :][:-2] == tokenizer.encode("\n\n    indented")
+
+
+def test_no_template_learns_the_date(tokenizer: Tokenizer) -> None:
+    """Tokenised rows would be others tomorrow, and a run could not be resumed."""
+    dated = CHATML_TEMPLATE + "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}"
+    config = {**json.loads(json.dumps({"eos_token": "<|endoftext|>"})), "chat_template": dated}
+    foreign = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(tokenizer.state)), config)
+    turns = [Message("user", "a"), Message("assistant", "b")]
+    assert ChatFormat(foreign).render(turns).ids == ChatFormat(tokenizer).render(turns).ids
+
+
+def test_foreign_templates_give_the_ids_of_transformers(foreign: tuple[str, Tokenizer, Any]) -> None:
+    name, tokenizer, theirs = foreign
+    form = ChatFormat(tokenizer)
+    conversations = [
+        chat("Hi there", "Größe 北京 👍"),
+        chat(" white\n", "space \n", "one\n\n  two ", "three  four"),
+        chat("a", "b", "c", "d", "e", "f"),
+    ]
+    if name != "gemma":
+        conversations += [chat("Hi", "Yes", system="Be brief"), chat("Hi", "Yes", "So", "No", system=" Be ")]
+    for messages in conversations:
+        ids = form.render(messages).ids
+        assert ids == theirs.apply_chat_template(plain(messages), return_dict=False)
+        prompt = theirs.apply_chat_template(plain(messages[:-1]), add_generation_prompt=True, return_dict=False)
+        assert form.render_prompt(messages[:-1]) == prompt == ids[: len(prompt)]
+        assert ids.count(tokenizer.special_ids[BOS]) == (name not in ("qwen2", "qwen3", "phi"))
+    end = TEMPLATES[name][3]
+    assert form.stop_ids == [tokenizer.special_ids[end], *([tokenizer.eot_id] if end != EOS else [])]
+    eos = _token_ids(tokenizer)["eos_token_id"]
+    assert (eos if isinstance(eos, list) else [eos]) == sorted(form.stop_ids)
+
+
+EXPECTED_WORDS = {
+    "llama3": "b<|eot_id|>d  d<|eot_id|>",
+    "qwen2": "b<|im_end|>d  d \n<|im_end|>",
+    "qwen3": "b<|im_end|><think>\n\n</think>\n\nd  d \n<|im_end|>",
+    "mistral": f"  b{EOS}  d  d{EOS}",  # Llama 2's tokenizer puts a space after each special token
+    "llama2": f" b{EOS} d  d{EOS}",
+    "metaspace": f" b{EOS} d  d{EOS}",
+    "gemma": "b<end_of_turn>d  d<end_of_turn>",
+    "phi": " b<|end|> d  d \n<|end|>",
+}
+
+
+def test_foreign_templates_supervise_the_assistants_words(foreign: tuple[str, Tokenizer, Any]) -> None:
+    name, tokenizer, _ = foreign
+    messages = chat("a", "b", "c", "d  d \n", system=None if name == "gemma" else "s")
+    rendered = ChatFormat(tokenizer).render(messages)
+    kept = [index for index, keep in zip(rendered.ids, rendered.supervised, strict=True) if keep]
+    assert b"".join(map(tokenizer.token_bytes, kept)).decode() == EXPECTED_WORDS[name]
+
+
+@given(turns=any_turns)
+@settings(max_examples=15, deadline=None)
+def test_foreign_contents_forge_no_token(foreign: tuple[str, Tokenizer, Any], turns: list[tuple[str, str]]) -> None:
+    _, tokenizer, _ = foreign
+    messages = chat(*(content for turn in turns for content in turn))
+    form = ChatFormat(tokenizer)
+    rendered = form.render(messages)
+    prompt = form.render_prompt(messages[:-1])
+    assert rendered.ids[: len(prompt)] == prompt
+    innocent = form.render(chat(*["x"] * len(messages))).ids
+    special = set(tokenizer.special_ids.values()) - {tokenizer.special_ids.get("<unk>")}
+    assert [index for index in rendered.ids if index in special] == [index for index in innocent if index in special]
+    ends = [i for i, keep in zip(rendered.ids, rendered.supervised, strict=True) if keep and i == form.stop_ids[0]]
+    assert len(ends) == len(turns)
+
+
+@pytest.mark.parametrize("foreign", ["qwen3"], indirect=True)
+def test_thoughts_are_left_out_of_earlier_turns(foreign: tuple[str, Tokenizer, Any]) -> None:
+    _, tokenizer, theirs = foreign
+    messages = chat("a", "<think>\nhm\n</think>\n\nb", "c", "<think>\nso\n</think>\n\nd")
+    assert said(tokenizer, messages) == "b<|im_end|><think>\nso\n</think>\n\nd<|im_end|>"
+    assert ChatFormat(tokenizer).render(messages).ids == theirs.apply_chat_template(plain(messages), return_dict=False)
+
+
+def with_template(template: str, tokens: list[str]) -> Tokenizer:
+    tokenizer = FORMS["gpt2"]([SAMPLE])
+    tokenizer.add_special_tokens(tokens)
+    return Tokenizer(tokenizer, {"chat_template": template, "bos_token": BOS, "eos_token": {"content": EOS}})
+
+
+def test_a_template_without_generation_prompt() -> None:
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    tokenizer = with_template(template, [])
+    messages = chat("a", "b", "c", " d")
+    assert said(tokenizer, messages) == f"b{EOS} d{EOS}"
+    prompt = ChatFormat(tokenizer).render_prompt(messages[:1])
+    assert tokenizer.decode(prompt) == f"{BOS}[user]a{EOS}[assistant]"
+    assert ChatFormat(tokenizer).stop_ids == [tokenizer.special_ids[EOS]]
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+UNUSABLE = {
+    "nothing": (None, "neither a chat template nor <|im_start|> and <|im_end|>; set data.add_chat_tokens true"),
+    "no end": (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}",
+        "ends an assistant's turn with no special token",
+    ),
+    "no jinja": ("{% for %}", "chat template is broken"),
+    "no words": ("{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}", "leaves out the content of message 2"),
+    "another header": (
+        CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}",
+        "does not show where the words of message 2, an assistant's, begin",
+    ),
+    "refusing": ("{{ raise_exception('I want\nmore') }}", r"refuses the conversation \(I want more\)"),
+    "unsafe": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "refuses the conversation"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_templates_that_cannot_be_used(name: str) -> None:
+    template, message = UNUSABLE[name]
+    with pytest.raises(UserError, match=message) as error:
+        ChatFormat(with_template(template, CHATML_TOKENS if template else []))
+    assert "\n" not in str(error.value)
+
+
+def test_conversations_that_cannot_be_rendered(ours: Tokenizer) -> None:
+    tokenizer = with_template(MISTRAL, [])
+    with pytest.raises(UserError, match="roles must alternate user/assistant"):
+        ChatFormat(tokenizer).render([*chat("a"), *chat("b", "c")])
+    with pytest.raises(UserError, match="without messages"):
+        ChatFormat(ours).render([])
+    with pytest.raises(UserError, match="role 'bot'; it must be one of system, user, assistant, tool"):
+        Message("bot", "x")
+    # whose end is missing in the middle: the user's words would be learnt
+    broken = (
+        "{% for m in messages %}{{ bos_token }}{{ m.content }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}"
+    )
+    with pytest.raises(UserError, match="does not end message 2, an assistant's, as it ends others"):
+        ChatFormat(with_template(broken, [])).render(chat("a", "b", "c", "d"))
+
+
+@pytest.mark.parametrize("form", ["gpt2", "llama2"])
+def test_chat_tokens_are_added_after_the_ids(form: str, tmp_path: Path, transformers: ModuleType) -> None:
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=FORMS[form]([SAMPLE]), bos_token=BOS, eos_token=EOS, pad_token=EOS
+    ).save_pretrained(tmp_path)
+    before = Tokenizer.load(tmp_path)
+    assert before.pad_id == before.eot_id
+    after = with_chat_tokens(before)
+    size = before.vocab_size
+    assert (after.pad_id, after.im_start_id, after.im_end_id) == (size, size + 1, size + 2)
+    assert after.vocab_size == size + 3 and after.eot_id == before.eot_id
+    assert after.encode(SAMPLE) == before.encode(SAMPLE)
+    assert with_chat_tokens(after).digest == after.digest != before.digest
+    assert before.vocab_size == size and before.im_end_id is None  # which is left alone
+    after.save(tmp_path / "after")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "after")
+    assert (theirs.pad_token_id, theirs.eos_token_id, len(theirs)) == (size, after.eot_id, size + 3)
+    messages = chat("Hi there", "Yes", "\nso", "No")
+    assert theirs.apply_chat_template(plain(messages), return_dict=False) == ChatFormat(after).render(messages).ids
+    assert _token_ids(after)["eos_token_id"] == [after.eot_id, after.im_end_id]
+
+
+def test_a_template_of_its_own_is_kept() -> None:
+    tokenizer = with_chat_tokens(with_template(GEMMA, ["<end_of_turn>"]))
+    assert (tokenizer.im_start_id, tokenizer.im_end_id, tokenizer.chat_template) == (None, None, GEMMA)
+    assert tokenizer.token_bytes(tokenizer.pad_id) == b"<|pad|>" and tokenizer.named_tokens["pad_token"] == "<|pad|>"
+    several = Tokenizer(
+        FORMS["gpt2"]([SAMPLE]),
+        {"chat_template": [{"name": "tools", "template": "t"}, {"name": "default", "template": "d"}]},
+    )
+    assert several.chat_template == "d"
+
+
+def test_ids_with_gaps_are_refused() -> None:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "c": 3}, []))
+    tokenizer.decoder = decoders.ByteLevel()
+    with pytest.raises(UserError, match="ids have gaps"):
+        with_chat_tokens(Tokenizer(tokenizer))
