@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.cli.quickstart_comparison import compare, show, stage_is_finished
 from lit_llm.cli.quickstart_stages import (
-    FEWEST_STEPS,
     SEQUENCE_LENGTH,
     TIMED_STEPS,
     affordable_steps,
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from lit_llm.training.run import RunResult
 
 BATCH_SIZE = 8
+_FEWEST_STEPS = 20
 PYTHON_PROMPTS = ("import os\n\ndef read(path):\n", "class Parser:\n    def ", "def main():\n")
 
 # shares of the whole time; what data and report leave of it is pretraining's
@@ -80,9 +80,9 @@ def _run(config: QuickstartConfig, stage: str, left: float) -> None:
             run = saved_run(config.folder, PretrainConfig)
         else:
             began = time.monotonic()
-            run = pretraining(config, FEWEST_STEPS)
+            run = pretraining(config, _FEWEST_STEPS)
             step = _time_pretraining(run)
-            run = pretraining(config, affordable_steps(step, left - (time.monotonic() - began)))
+            run = pretraining(config, affordable_steps(step, left - (time.monotonic() - began), _FEWEST_STEPS))
         _compare(run, pretrain(run))
     elif begun:
         resume_stage(config, stage)

@@ -40,10 +40,10 @@ CONVERSATION_TOKENS = 208
 """Most tokens of a request and its function; a spoiled function takes some more than the function itself."""
 ANSWER_TOKENS = 112
 """Most tokens of a function, and of what is written when one is asked for."""
-PREFERENCE_BATCH = 16
+PREFERENCE_BATCH = 8
 SAMPLING = SamplingConfig(max_new_tokens=ANSWER_TOKENS, temperature=0.7)
 """How functions are written, for the comparison and to learn from."""
-FEWEST_STEPS = 20
+FEWEST_STEPS = 8
 TIMED_STEPS = 6
 
 Run = TypeVar("Run", bound=RunConfig)
@@ -278,9 +278,9 @@ def step_seconds(module: LanguageModule, run: RunConfig, batches: Sequence[dict[
     return statistics.median(times[2:])
 
 
-def affordable_steps(step: float, seconds: float) -> int:
+def affordable_steps(step: float, seconds: float, fewest: int = FEWEST_STEPS) -> int:
     """Steps of so many seconds each that fit in `seconds`, with what else a run does."""
-    return max(FEWEST_STEPS, int(seconds * _TRAINING_SHARE / step))
+    return max(fewest, int(seconds * _TRAINING_SHARE / step))
 
 
 def write_sampled(config: QuickstartConfig, seconds: float) -> None:

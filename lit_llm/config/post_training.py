@@ -218,8 +218,11 @@ class DPOConfig(PostTrainingConfig):
             raise UserError("reference base is the policy without its adapter: give lora.rank, or use precomputed")
         if self.reference == "base" and self.reference_model is not None:
             raise UserError("reference base is the policy without its adapter; leave reference_model out")
-        if self.reference == "base" and self.lora.adapter is not None:
-            raise UserError("reference base would leave out lora.adapter, too; use reference precomputed")
+        if self.lora.adapter is not None and self.reference_model is None and self.loss not in REFERENCE_FREE_LOSSES:
+            raise UserError(
+                "the reference would be init_from without lora.adapter, which the policy starts with; give "
+                "reference_model a folder in which the adapter is merged"
+            )
 
     def _check_effect(self) -> None:
         """An option that the chosen loss does not read is an error."""

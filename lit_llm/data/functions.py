@@ -243,6 +243,9 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 """What spoils a function, by name."""
 
+# Only a model that understands requests can tell a foreign body: few of a small model's lessons should be about that.
+_RARE = {"foreign body": 0.4}
+
 
 def is_one_function(text: str) -> bool:
     """Whether `text` parses as a single function and nothing else."""
@@ -266,8 +269,8 @@ def corrupt(functions: Sequence[Function], seed: int) -> list[tuple[str, str]]:
     spoiled = []
     for function in functions:
         random = Random(f"{seed} {function.place} {function.request}")
-        kinds = list(CORRUPTIONS)
-        random.shuffle(kinds)
+        # drawn one after the other without replacement, each as likely as its weight (Efraimidis and Spirakis, 2006)
+        kinds = sorted(CORRUPTIONS, key=lambda kind: -(random.random() ** (1 / _RARE.get(kind, 1.0))))
         other = random.choice(functions)
         found = next(
             ((text, kind) for kind in kinds if (text := CORRUPTIONS[kind](function, other, random)) is not None), None

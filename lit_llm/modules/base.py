@@ -57,6 +57,8 @@ class LanguageModule(L.LightningModule):
     """Means that the stage's `token_loss` notes; those without a "/" are logged as train/NAME, all as val/NAME."""
     counts_tokens: ClassVar[bool] = True
     """Whether the loss is per token, so that perplexity and bits per byte mean something."""
+    replayable: ClassVar[bool] = True
+    """Whether a step can be computed again from its samples and random states."""
 
     def __init__(self, config: RunConfig, token_bytes: Tensor | None = None) -> None:
         super().__init__()

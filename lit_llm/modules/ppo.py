@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,37 +20,21 @@ from lit_llm.model.lora import adapters_off, prepare_dora, quantize_base
 from lit_llm.model.scores import token_scores
 from lit_llm.modules.base import LanguageModule, copy_weights
 from lit_llm.modules.metrics import NamedMeans
+from lit_llm.modules.policy_updates import ROUND_MEANS, UPDATE_MEANS, round_sums, set_advantages, update_loss
 from lit_llm.modules.rewards import Rewards, check_same_tokens
-from lit_llm.modules.rollout import Answer, Experience, answer_seed, whiten, write_answers
-from lit_llm.objectives import (
-    AdaptiveKL,
-    clipped_policy_loss,
-    clipped_value_loss,
-    gae,
-    group_advantages,
-    kl_estimate,
-    linear_log_probs,
-    shaped_rewards,
+from lit_llm.modules.rollout import (
+    Answer,
+    Experience,
+    answer_seed,
+    autocast_without_memory,
+    evaluating,
+    write_answers,
 )
+from lit_llm.objectives import AdaptiveKL, kl_estimate, linear_log_probs
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat
 
 KL_KEY = "adaptive_kl"
-MEANS = (
-    "objective/kl",
-    "objective/entropy",
-    "objective/non_score_reward",
-    "objective/rlhf_reward",
-    "objective/scores",
-    "objective/response_length",
-    "policy/approxkl",
-    "policy/clipfrac",
-    "policy/entropy",
-    "policy/ratio",
-    "loss/policy",
-    "loss/value",
-    "value/clipfrac",
-)
 
 
 class PPOModule(LanguageModule):
@@ -75,8 +58,9 @@ class PPOModule(LanguageModule):
     have the names and meanings of TRL's.
     """
 
-    metric_names: ClassVar[tuple[str, ...]] = MEANS
+    metric_names: ClassVar[tuple[str, ...]] = (*ROUND_MEANS, *UPDATE_MEANS)
     counts_tokens: ClassVar[bool] = False
+    replayable: ClassVar[bool] = False
     config: PPOConfig
 
     def __init__(self, config: PPOConfig, tokenizer: Tokenizer) -> None:
@@ -92,7 +76,7 @@ class PPOModule(LanguageModule):
             self.critic = self._new_critic()
         self._check_folders()
         names = [f"rewards/{name}" for name in self.rewards.names]
-        self.training_means = NamedMeans([*MEANS, *names])
+        self.training_means = NamedMeans([*self.metric_names, *names])
         self.validation_means = NamedMeans(["reward", "response_length", "ended", *names])
         self._reference: list[Decoder] = []  # in a list, it is no submodule
         self._updates: list[tuple[float, float]] = []  # loss and gradient norm of each update of the round
@@ -103,7 +87,11 @@ class PPOModule(LanguageModule):
     @property
     def trained(self) -> nn.Module:
         """Policy and critic."""
-        return nn.ModuleList([self.model] if self.critic is None else [self.model, self.critic])
+        return nn.ModuleList(self._models)
+
+    @property
+    def _models(self) -> list[Decoder]:
+        return [self.model] if self.critic is None else [self.model, self.critic]
 
     @property
     def _critic_folder(self) -> Path:
@@ -127,15 +115,19 @@ class PPOModule(LanguageModule):
 
     def _check_folders(self) -> None:
         config = self.config
+        if config.reference_model is not None:
+            read_model_config(Path(config.reference_model)).check_gives_text(
+                f"reference_model {config.reference_model}"
+            )
         others = {"critic_from": config.critic_from, "reference_model": config.reference_model}
-        for option, folder in others.items():
-            if folder is not None:
-                check_same_tokens(Path(folder), self.tokenizer, option)
-        for folder in (*filter(None, others.values()), *self.rewards.folders):
-            most = read_model_config(Path(folder)).max_position_embeddings
+        for option, other in others.items():
+            if other is not None:
+                check_same_tokens(Path(other), self.tokenizer, option)
+        for each in (*filter(None, others.values()), *self.rewards.folders):
+            most = read_model_config(Path(each)).max_position_embeddings
             if most < config.data.sequence_length:
                 raise UserError(
-                    f"data.sequence_length {config.data.sequence_length} is more than the {most} positions of {folder}"
+                    f"data.sequence_length {config.data.sequence_length} is more than the {most} positions of {each}"
                 )
 
     def configure_model(self) -> None:
@@ -169,14 +161,15 @@ class PPOModule(LanguageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """One round: answers to a batch of prompts, and all updates from them."""
         step = self.trainer.global_step + 1
-        with _autocast_without_memory():
+        with autocast_without_memory():
             experience = self._collect(batch, step)
             optimizer = self.optimizers(use_pl_optimizer=False)
             minibatches = self._minibatches(experience, step)
             for number, minibatch in enumerate(minibatches, start=1):
                 for part in minibatch.split(self.config.update_micro_batch_size):
-                    loss_sum, tokens = self._loss(part)
-                    self._parts.append((loss_sum.detach(), tokens))
+                    loss_sum, sums = update_loss(part, *self._read(self.model, part), self.config)
+                    self.note(sums, training=True)
+                    self._parts.append((loss_sum.detach(), part.mask.sum()))
                     self.manual_backward(loss_sum / self.nominal_tokens)
                 self.finish_gradient(optimizer, divisor=1)
                 # Lightning counts a step for each update that it knows of
@@ -214,7 +207,7 @@ class PPOModule(LanguageModule):
         fields = [fields for fields in batch["fields"] for _ in range(config.group_size)]
         rewards = self.rewards(answers, fields, experience, config.update_micro_batch_size)
         experience.scores = self._score(rewards, experience)
-        with self._evaluating():
+        with evaluating(*self._models):
             # shaped as in the first pass of updates, so that the first one finds the very same numbers
             parts = [
                 self._score_tokens(part)
@@ -223,21 +216,10 @@ class PPOModule(LanguageModule):
             ]
         columns = [torch.cat(column) for column in zip(*parts, strict=True)]
         experience.log_probs, experience.reference_log_probs, experience.values = columns
-        mask = experience.mask
         kl = kl_estimate(experience.reference_log_probs - experience.log_probs, self.kl_kind)
-        if config.algorithm == "grpo":
-            advantages = group_advantages(experience.scores, config.group_size)
-            experience.advantages = torch.where(mask, advantages.unsqueeze(1), 0.0)
-        else:
-            token_rewards = shaped_rewards(experience.scores, kl, mask, self.kl_price.coefficient)
-            if config.whiten_rewards:
-                token_rewards = whiten(token_rewards, mask, self.total, shift_mean=False)
-            experience.advantages, experience.returns = gae(
-                token_rewards, experience.values, mask, config.discount, config.gae_lambda
-            )
-            if config.whiten_advantages:
-                experience.advantages = whiten(experience.advantages, mask, self.total)
-        self._note_round(experience, kl, rewards)
+        price = self.kl_price.coefficient
+        set_advantages(experience, kl, price, config, self.total)
+        self.note(round_sums(experience, kl, price, rewards), training=True)
         return experience
 
     def _score(self, rewards: dict[str, Tensor], experience: Experience) -> Tensor:
@@ -294,31 +276,6 @@ class PPOModule(LanguageModule):
             entropy.view_as(targets),
             values if values is None else torch.where(part.mask, values, 0.0),
         )
-
-    def _loss(self, part: Experience) -> tuple[Tensor, Tensor]:
-        """The loss summed over the tokens of some answers, and their number."""
-        config, mask = self.config, part.mask
-        count = mask.sum()
-        log_probs, entropy, values = self._read(self.model, part)
-        policy = clipped_policy_loss(log_probs, part.log_probs, part.advantages, config.clip_range, mask)
-        loss = policy.loss.sum()
-        ratio = torch.where(mask, log_probs.detach() - part.log_probs, 0.0).exp()
-        sums = {
-            "loss/policy": loss,
-            "policy/approxkl": policy.approx_kl.sum(),
-            "policy/clipfrac": policy.clipped.sum(),
-            "policy/entropy": entropy.sum(),
-            "policy/ratio": torch.where(mask, ratio, 0.0).sum(),
-        }
-        if values is not None:
-            value = clipped_value_loss(values, part.values, part.returns, config.value_clip_range, mask)
-            sums |= {"loss/value": value.loss.sum(), "value/clipfrac": value.clipped.sum()}
-            loss = loss + config.value_coefficient * value.loss.sum()
-        if config.algorithm == "grpo":
-            kl = kl_estimate(part.reference_log_probs - log_probs, self.kl_kind)
-            loss = loss + config.kl_coefficient * torch.where(mask, kl, 0.0).sum()
-        self.note({name: (total, count) for name, total in sums.items()}, training=True)
-        return loss, count
 
     # What the base class asks for.
 
@@ -378,21 +335,6 @@ class PPOModule(LanguageModule):
 
     # Curves.
 
-    def _note_round(self, experience: Experience, kl: Tensor, rewards: dict[str, Tensor]) -> None:
-        mask = experience.mask
-        kl = torch.where(mask, kl, 0.0).sum(1)
-        cost = -self.kl_price.coefficient * kl
-        values = {
-            "objective/kl": kl,
-            "objective/entropy": -experience.log_probs.sum(1),
-            "objective/non_score_reward": cost,
-            "objective/rlhf_reward": experience.scores + cost,
-            "objective/scores": experience.scores,
-            "objective/response_length": mask.sum(1).float(),
-            **{f"rewards/{name}": value for name, value in rewards.items()},
-        }
-        self.note({name: (value.sum(), len(experience)) for name, value in values.items()}, training=True)
-
     def _end_round(self, optimizer: Optimizer, step: int, experience: Experience) -> None:
         """Write the curves of the round, look for a spike, and adapt the price of leaving the reference."""
         updates, self._updates = self._updates, []
@@ -411,19 +353,6 @@ class PPOModule(LanguageModule):
             known = {"objective/num_eos": ended, "objective/kl_coefficient": coefficient}
             self.record({"train/loss": loss, "train/gradient_norm": norm, **means, **known, **rates}, step)
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """A block without dropout."""
-        models = [model for model in (self.model, self.critic) if model is not None]
-        modes = [model.training for model in models]
-        for model in models:
-            model.eval()
-        try:
-            yield
-        finally:
-            for model, training in zip(models, modes, strict=True):
-                model.train(training)
-
 
 def check_room(longest_prompt: int, config: PPOConfig) -> None:
     """Raises UserError where a prompt and its answer may not fit a row."""
@@ -438,14 +367,3 @@ def check_room(longest_prompt: int, config: PPOConfig) -> None:
 def _sum(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     loss, tokens = (torch.stack(column).sum() for column in zip(*parts, strict=True))
     return loss, tokens
-
-
-@contextmanager
-def _autocast_without_memory() -> Iterator[None]:
-    """A block in which autocast keeps no converted weights: a round updates them, and reads them without gradients."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)

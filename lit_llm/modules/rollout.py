@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from hashlib import blake2b
 from typing import Any
@@ -160,20 +161,25 @@ def write_answers(
     return [by_seed[seed] for seed in seeds]
 
 
-def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor], shift_mean: bool = True) -> Tensor:
-    """`masked_whiten` with the mean and the variance over all ranks.
+@contextmanager
+def evaluating(*models: Decoder) -> Iterator[None]:
+    """A block in which models are in evaluation mode: without dropout."""
+    modes = [model.training for model in models]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for model, training in zip(models, modes, strict=True):
+            model.train(training)
 
-    Args:
-        values: [b, t].
-        mask: [b, t] where a value counts.
-        total: sums a tensor over the ranks.
-        shift_mean: False gives the values their mean back.
-    """
-    kept = torch.where(mask, values, 0.0).double()
-    mean, count = total(torch.stack([kept.sum(), mask.sum().double()])).unbind()
-    mean = mean / count
-    squares = total(torch.where(mask, kept - mean, 0.0).square().sum())
-    whitened = (kept - mean) * torch.rsqrt(squares / (count - 1).clamp(min=1) + 1e-8)
-    if not shift_mean:
-        whitened = whitened + mean
-    return torch.where(mask, whitened, 0.0).to(values.dtype)
+
+@contextmanager
+def autocast_without_memory() -> Iterator[None]:
+    """A block in which autocast keeps no converted weights: a round updates them, and reads them without gradients."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)

@@ -7,6 +7,7 @@ import math
 import sys
 from collections import deque
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -153,7 +154,8 @@ class StepGuard(L.Callback):
         Returns:
             What to tell the user besides.
         """
-        return f"{self._write(step, loss, norm, parts, None, updated=False)} shows which sample and which layer"
+        path = self._write(step, loss, norm, parts, None, updated=False)
+        return self._advice(path, "shows which sample and which layer")
 
     def leaves_out(self, step: int, loss: float, norm: float, parts: list[tuple[Tensor, Tensor]]) -> bool:
         """Whether the update of a step with finite numbers is to be left out; every rank must call it.
@@ -171,13 +173,13 @@ class StepGuard(L.Callback):
         if verdict.score is not None and (verdict.spike or step % options.log_every_n_steps == 0):
             self._module().record({"train/spike_score": verdict.score}, step)
         if verdict.spike:
-            command = self._write(step, loss, norm, parts, verdict.score, updated=not verdict.leave_out)
+            path = self._write(step, loss, norm, parts, verdict.score, updated=not verdict.leave_out)
             done = "its update is left out" if verdict.leave_out else "its update is made"
             if verdict.new_level:
                 done += f" (after {MOST_SKIPS_IN_A_ROW} in a row this is a new level, no spike)"
             self._say(
                 f"step {step} is a spike: loss {loss:.4f}, gradient norm {norm:.4f}, {verdict.score:.1f} standard "
-                f"deviations above the steps before; {done}; {command} looks into it"
+                f"deviations above the steps before; {done}; {self._advice(path, 'looks into it')}"
             )
         return verdict.leave_out
 
@@ -192,6 +194,9 @@ class StepGuard(L.Callback):
     def _module(self) -> Any:
         return self._trainer.lightning_module  # type: ignore[union-attr]
 
+    def _advice(self, path: Path, gain: str) -> str:
+        return f"--replay {path} {gain}" if self._module().replayable else f"{path} names its samples"
+
     def _say(self, line: str) -> None:
         if self._trainer.is_global_zero:  # type: ignore[union-attr]
             print(line, file=sys.stderr)
@@ -204,8 +209,8 @@ class StepGuard(L.Callback):
         parts: list[tuple[Tensor, Tensor]],
         score: float | None,
         updated: bool,
-    ) -> str:
-        """Write the replay file on the first rank; returns the option that replays it."""
+    ) -> Path:
+        """Write the replay file on the first rank; returns its path."""
         mine = {
             "random_state": self._random_state,
             "micro_batches": [
@@ -217,7 +222,7 @@ class StepGuard(L.Callback):
         path = self.config.folder / "replay" / f"step_{step:08d}.json"
         trainer = self._trainer
         if trainer is None or not trainer.is_global_zero:
-            return f"--replay {path}"
+            return path
         micro_batches = [MicroBatch(rank, **part) for rank, each in enumerate(ranks) for part in each["micro_batches"]]
         ids = sorted({index for part in micro_batches for index in part.sample_ids})
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -248,7 +253,7 @@ class StepGuard(L.Callback):
             record.save(path)
         except UserError as error:  # on one rank, and of no importance beside what is being reported
             self._say(str(error))
-        return f"--replay {path}"
+        return path
 
 
 def encoded_random_state() -> dict[str, str]:

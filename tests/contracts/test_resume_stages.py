@@ -59,10 +59,85 @@ def test_a_crashed_run_goes_on_bit_identically(case: str, tmp_path: Path) -> Non
     straight = run_of(case, tmp_path, "straight")
     run_stage(straight)
     micro_batches = straight.data.batch_size // (straight.data.micro_batch_size or straight.data.batch_size)
-    # once between two checkpoints, once in a later epoch, right after a validation
-    for name, batch in (("between", 4 * micro_batches), ("after", 7 * micro_batches - 1)):
-        with pytest.raises(RuntimeError, match="power"):
-            run_stage(run_of(case, tmp_path, name), Crash(batch))
-        resumed = run_of(case, tmp_path, name, ckpt_path="last")
-        run_stage(resumed)
-        assert_same_run(straight, resumed)
+    # in the middle of step 4, between two checkpoints; and, once resumed, in a later epoch after a validation
+    with pytest.raises(RuntimeError, match="power"):
+        run_stage(run_of(case, tmp_path, "crashed"), Crash(4 * micro_batches))
+    with pytest.raises(RuntimeError, match="power"):
+        run_stage(run_of(case, tmp_path, "crashed", ckpt_path="last"), Crash(5 * micro_batches))
+    resumed = run_of(case, tmp_path, "crashed", ckpt_path="last")
+    run_stage(resumed)
+    assert_same_run(straight, resumed)
+
+
+def test_a_reference_that_was_kept_no_longer_is_computed_again(tmp_path: Path) -> None:
+    straight = run_of("dpo", tmp_path, "straight")
+    run_stage(straight)
+    with pytest.raises(RuntimeError, match="power"):
+        run_stage(run_of("dpo", tmp_path, "crashed"), Crash(8))
+    kept = list((tmp_path / "reference_log_probs").iterdir())
+    assert len(kept) == 2  # of the rows of the two splits, which are the same in both runs
+    kept[0].write_bytes(b"damaged")
+    kept[1].unlink()
+    resumed = run_of("dpo", tmp_path, "crashed", ckpt_path="last")
+    run_stage(resumed)
+    assert_same_run(straight, resumed)
+
+
+def launch(config: PostTrainingConfig, stage: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """The real script, in a process of its own."""
+    recipe = config.folder.with_suffix(".yaml")
+    recipe.write_text(yaml.safe_dump(to_plain(config)))
+    command = [sys.executable, str(ROOT / "experiments" / f"{stage}.py"), "--config", str(recipe), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+@pytest.mark.parametrize("case", ["dpo", pytest.param("sft, lora", marks=pytest.mark.slow)])
+def test_sigkill_of_the_script(case: str, tmp_path: Path) -> None:
+    """Killed while or after a checkpoint is written, wherever the process then is."""
+    stage = CASES[case][0]
+    steps = {"max_steps": 40, "val_every_n_steps": 10}
+    straight = run_of(case, tmp_path, "straight", trainer=steps)
+    run_stage(straight)
+    killed = run_of(case, tmp_path, "killed", trainer=steps)
+    checkpoints = killed.folder / "checkpoints"
+
+    process = launch(killed, stage)
+    wait_for(lambda: list(checkpoints.glob("step_*.ckpt")), process)
+    kill(process)
+    process = launch(killed, stage, "--ckpt_path", "last")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()
+    assert_same_run(straight, killed)
+
+
+RANKS = ("sft", "reward", "dpo", "sft, lora", "dpo, base")
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c != "dpo" else c for c in RANKS])
+def test_killed_ranks_go_on_bit_identically(case: str, tmp_path: Path) -> None:
+    trainer = {"max_steps": 20, "val_every_n_steps": 8, "devices": 2, "strategy": "ddp"}
+    straight = run_of(case, tmp_path, "straight", trainer=trainer)
+    train_on_ranks(straight, 2, port())
+    killed = run_of(case, tmp_path, "killed", trainer=trainer)
+    kill_when(killed, lambda: list((killed.folder / "checkpoints").glob("step_*.ckpt")))
+    killed.ckpt_path = "last"
+    train_on_ranks(killed, 2, port())
+    assert_same_run(straight, killed)
+
+
+@pytest.mark.parametrize("stage", ["sft", pytest.param("reward", marks=pytest.mark.slow), "dpo"])
+def test_a_run_of_two_ranks_goes_on_at_one(stage: str, tmp_path: Path) -> None:
+    options = {"schedule": {"name": "constant", "warmup_steps": 0}, "optimizer": {"learning_rate": 1e-3, "eps": 1e-5}}
+    straight = make_stage(stage, tmp_path, "straight", trainer={"max_steps": 8}, **options)
+    run_stage(straight)
+    train_on_ranks(
+        make_stage(stage, tmp_path, "moved", trainer={"max_steps": 4, "devices": 2, "strategy": "ddp"}, **options),
+        2,
+        port(),
+    )
+    moved = make_stage(stage, tmp_path, "moved", trainer={"max_steps": 8}, ckpt_path="last", **options)
+    run_stage(moved)
+    for name in ("train/loss", "train/gradient_norm", "learning_rate/adamw_decay"):
+        found, expected = curves(moved)[name], curves(straight)[name]
+        assert [step for step, _ in found] == [step for step, _ in expected] == list(range(1, 9))
+        assert [value for _, value in found] == pytest.approx([value for _, value in expected], abs=5e-5)

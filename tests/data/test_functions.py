@@ -196,7 +196,7 @@ def test_corruptions_come_from_the_seed_and_are_mixed(functions: list[Function])
     assert first == corrupt(functions, seed=1)
     assert first != corrupt(functions, seed=2)
     assert all(text != function.source for function, (text, _) in zip(functions, first, strict=True))
-    counts = Counter(kind for kind, _ in first)
+    counts = Counter(kind for _, kind in first)
     assert set(counts) == set(CORRUPTIONS)
     assert max(counts.values()) < 0.5 * len(functions)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
+
+_calls = count()
 
 
 def letters(prompts: list[str], completions: list[str], **fields: Any) -> list[float]:
@@ -13,6 +16,11 @@ def letters(prompts: list[str], completions: list[str], **fields: Any) -> list[f
 def wanted_length(prompts: list[str], completions: list[str], wanted: list[int], **fields: Any) -> list[float]:
     """Distance of an answer's length from a field of its row."""
     return [-float(abs(len(text) - number)) for text, number in zip(completions, wanted, strict=True)]
+
+
+def grows(prompts: list[str], completions: list[str], **fields: Any) -> list[float]:
+    """Ten times as much at every call."""
+    return [10.0 ** next(_calls)] * len(prompts)
 
 
 def fails(prompts: list[str], completions: list[str], **fields: Any) -> list[float]:

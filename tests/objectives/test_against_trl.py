@@ -52,16 +52,16 @@ class Accelerator:
         return model
 
 
-class Model:
+class Model(torch.nn.Module):
     """What TRL asks of a model, over fixed logits [2b, t, V]; newer versions ask for more than the logits."""
 
-    training = True
     is_gradient_checkpointing = False
 
     def __init__(self, logits):
+        super().__init__()
         self.logits = logits
 
-    def __call__(self, labels=None, **_):
+    def forward(self, labels=None, **_):
         full = torch.log_softmax(self.logits[:, :-1], -1)
         outputs = SimpleNamespace(logits=self.logits)
         if labels is not None:

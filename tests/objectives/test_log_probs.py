@@ -95,20 +95,22 @@ def test_gradients_equal_finite_differences(options, frozen):
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("with_entropy", [False, True])
-@pytest.mark.parametrize("trained", ["hidden", "weight"])
+@pytest.mark.parametrize("trained", [("hidden",), ("weight",), ("hidden", "weight")], ids="+".join)
 def test_only_the_gradient_that_is_needed(trained, with_entropy, options):
     hidden, weight, targets = problem()
     names = ("hidden", "weight")
     both = linear_log_probs(hidden, weight, targets, chunk_tokens=8, **options) @ coefficients()
     full = dict(zip(names, torch.autograd.grad(both, (hidden, weight)), strict=True))
     leaves = {"hidden": hidden.detach(), "weight": weight.detach()}
-    leaves[trained].requires_grad_()
+    for name in trained:
+        leaves[name].requires_grad_()
     with CountMatmuls() as count:
         result = linear_log_probs(**leaves, targets=targets, chunk_tokens=1000, with_entropy=with_entropy, **options)
         ((result[0] if with_entropy else result) @ coefficients()).backward()
-    torch.testing.assert_close(leaves[trained].grad, full[trained])
+    for name in trained:
+        torch.testing.assert_close(leaves[name].grad, full[name])
     # a frozen head needs no second look at the logits
-    assert count.total == (2 if trained == "hidden" else 3)
+    assert count.total == {("hidden",): 2, ("weight",): 3, ("hidden", "weight"): 4}[trained]
 
 
 def test_no_gradient_costs_one_matrix_product():
