@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.cli.generate import find_model
@@ -79,8 +80,7 @@ def build_reward(config: RewardConfig) -> Built:
     from lit_llm.data.preferences import PreferenceDataModule
     from lit_llm.modules import RewardModule
 
-    tokenizer = _open_model(config)
-    config.model = config.model.as_score()
+    tokenizer = _open_model(config, ModelConfig.as_score)
     data = PreferenceDataModule(config.data, tokenizer, config.seed)
     _open_data(config, data)
     return RewardModule(config), data, tokenizer
@@ -92,6 +92,8 @@ def build_dpo(config: DPOConfig) -> Built:
     from lit_llm.modules import DPOModule
 
     tokenizer = _open_model(config)
+    if config.reference_model is not None:
+        config.reference_model = str(find_model(config.reference_model))
     data = PreferenceDataModule(config.data, tokenizer, config.seed)
     _open_data(config, data)
     return DPOModule(config, data), data, tokenizer
@@ -103,8 +105,8 @@ def build_ppo(config: PPOConfig) -> Built:
     from lit_llm.modules.ppo import PPOModule, check_room
     from lit_llm.modules.rewards import is_function
 
-    tokenizer = _open_model(config)
-    config.model.value_head = config.algorithm == "ppo" and config.learns_values_by == "head"
+    has_head = config.algorithm == "ppo" and config.learns_values_by == "head"
+    tokenizer = _open_model(config, lambda model: replace(model, value_head=has_head))
     config.rewards = [source if is_function(source) else str(find_model(source)) for source in config.rewards]
     if config.critic_from is not None:
         config.critic_from = str(find_model(config.critic_from))
@@ -139,8 +141,15 @@ def _run(config: Any, build: Callable[[Any], Built], callbacks: Sequence[Callbac
     return result
 
 
-def _open_model(config: PostTrainingConfig) -> Tokenizer:
-    """The tokenizer of the model folder; puts the folder's shape, with room for new tokens, into `config`."""
+def _open_model(
+    config: PostTrainingConfig, shape: Callable[[ModelConfig], ModelConfig] = lambda model: model
+) -> Tokenizer:
+    """The tokenizer of the model folder; puts the folder's model, with room for new tokens, into `config`.
+
+    Args:
+        config: the run.
+        shape: what the stage makes of the model.
+    """
     from lit_llm.interop import load_tokenizer, read_model_config, starting_adapter
     from lit_llm.tokenizer import with_chat_tokens
 
@@ -166,6 +175,7 @@ def _open_model(config: PostTrainingConfig) -> Tokenizer:
         )
     model.vocab_size = max(model.vocab_size or 0, tokenizer.vocab_size)
     model.dropout = config.dropout
+    model = shape(model)
     _check_model_options(config, model)
     config.model = model
     if config.data.sequence_length > model.max_position_embeddings:
@@ -182,10 +192,10 @@ def _check_model_options(config: PostTrainingConfig, model: ModelConfig) -> None
     from lit_llm.config import to_plain
 
     given, default, wanted = to_plain(config.model), to_plain(ModelConfig()), to_plain(model)
-    made_here = ("output", "value_head", "tie_word_embeddings", "logits_softcap", "dropout")
     for name, value in given.items():
-        if value != default[name] and value != wanted[name] and name not in made_here:
-            raise UserError(f"model.{name} has no effect: the model is that of init_from; leave it out")
+        if value != default[name] and value != wanted[name]:
+            instead = "give dropout instead" if name == "dropout" else "leave it out"
+            raise UserError(f"model.{name} has no effect: the model is that of init_from; {instead}")
 
 
 def _open_data(config: PostTrainingConfig, data: RowsDataModule) -> None:

@@ -48,8 +48,8 @@ _FEWEST_STEPS = 20
 PYTHON_PROMPTS = ("import os\n\ndef read(path):\n", "class Parser:\n    def ", "def main():\n")
 
 # shares of the whole time; what data and report leave of it is pretraining's
-_SHARES = {"sft": 0.16, "reward": 0.08, "dpo": 0.13}
-_COMPARISON_SHARE = 0.06
+_SHARES = {"sft": 0.14, "reward": 0.09, "dpo": 0.14}
+_COMPARISON_SHARE = 0.05
 _NEEDS = {"sft": "pretrain", "reward": "sft", "dpo": "sft"}
 
 

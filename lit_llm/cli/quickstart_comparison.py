@@ -156,8 +156,9 @@ def _explanation(config: QuickstartConfig) -> str:
     count = len(read_rows(Files(config.folder).corrupted("validation")))
     return (
         f"{len(held_out_requests(config))} requests from files that no stage has trained on, answered at temperature "
-        f"{SAMPLING.temperature} with the same draws; answer loss is that of the {count} true functions, in nats per "
-        "token; pairs are those functions and spoiled ones; the margin is over what the fine-tuned model writes."
+        f"{SAMPLING.temperature} with the same draws. Answer loss is that of the {count} true functions there, in nats "
+        "per token; pairs are these and spoiled ones. The margin is between answers of the fine-tuned model that parse "
+        "and others that do not."
     )
 
 

@@ -33,7 +33,9 @@ from lit_llm.config import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from lit_llm.model import Decoder
     from lit_llm.modules import LanguageModule
+    from lit_llm.tokenizer import Tokenizer
 
 SEQUENCE_LENGTH = 256
 CONVERSATION_TOKENS = 208
@@ -43,7 +45,7 @@ ANSWER_TOKENS = 112
 PREFERENCE_BATCH = 8
 SAMPLING = SamplingConfig(max_new_tokens=ANSWER_TOKENS, temperature=0.7)
 """How functions are written, for the comparison and to learn from."""
-FEWEST_STEPS = 8
+FEWEST_STEPS = 4
 TIMED_STEPS = 6
 
 Run = TypeVar("Run", bound=RunConfig)
@@ -51,8 +53,9 @@ Run = TypeVar("Run", bound=RunConfig)
 # share of a stage's time for its steps; the rest goes to rows, validation, samples and start-up
 _TRAINING_SHARE = 0.8
 # share of DPO's time in which the model writes what is then preferred or not
-_WRITING_SHARE = 0.35
-_REQUESTS_AT_ONCE = 64
+_WRITING_SHARE = 0.4
+_REQUESTS_AT_ONCE = 32
+_DRAWS = 4  # answers to each request
 _MOST_EPOCHS = 3
 
 
@@ -75,7 +78,7 @@ class Files:
         return self.folder / "preferences" / f"corrupted_{split}.jsonl"
 
     def sampled(self, split: str) -> Path:
-        """Functions preferred to what the fine-tuned model writes."""
+        """Answers of the fine-tuned model that parse, preferred to those that do not."""
         return self.folder / "preferences" / f"sampled_{split}.jsonl"
 
 
@@ -137,11 +140,15 @@ def reward_run(config: QuickstartConfig, steps: int) -> RewardConfig:
 
 
 def dpo_run(config: QuickstartConfig, steps: int) -> DPOConfig:
-    """Align the model with what is preferred to its own functions."""
+    """Align the model with those of its own answers that parse.
+
+    Without the cross-entropy of the preferred answers, these become less likely, too.
+    """
     return DPOConfig(
         **_common(config, "dpo", steps),
         init_from=str(config.folder / "sft" / "model"),
         data=_preferences(config, Files(config.folder).sampled),
+        sft_weight=1.0,
         optimizer=OptimizerConfig(learning_rate=2e-4, weight_decay=0.0),
         sample_prompts=0,
     )
@@ -284,38 +291,52 @@ def affordable_steps(step: float, seconds: float, fewest: int = FEWEST_STEPS) ->
 
 
 def write_sampled(config: QuickstartConfig, seconds: float) -> None:
-    """Let the fine-tuned model answer requests, and write down the true functions as preferred to its answers.
+    """Let the fine-tuned model answer requests several times, and write down answers that parse as preferred.
 
-    An answer that parses is no mistake to unlearn; the spoiled function takes its place.
+    Preferred to a true function, its answers would only be pushed down; preferred to one another, they show the way.
+    Where too few answers parse, functions preferred to spoiled ones make up a batch.
 
     Args:
         config: of the quickstart.
-        seconds: to spend on the training requests; at least a few are answered, and each at most once.
+        seconds: to spend on the training requests; at least a few are answered.
     """
     from lit_llm.data.functions import write_rows
-    from lit_llm.evaluation.code import parses
-    from lit_llm.evaluation.held_out import write_answers
     from lit_llm.interop import load_model_folder
 
     files = Files(config.folder)
     model, tokenizer = load_model_folder(config.folder / "sft" / "model", device=device())
-
-    def answered(rows: list[Any], seed: int) -> list[Any]:
-        requests = [row["prompt"][0]["content"] for row in rows]
-        answers = write_answers(model, tokenizer, requests, replace(SAMPLING, seed=seed))
-        for row, answer in zip(rows, answers, strict=True):
-            if answer.text.strip() and not parses(answer.text):
-                row.update(rejected=[{"role": "assistant", "content": answer.text}], corruption="written")
-        return rows
-
-    write_rows(files.sampled("validation"), answered(read_rows(files.corrupted("validation")), config.seed))
+    rows = {split: read_rows(files.corrupted(split)) for split in ("train", "validation")}
+    for split, seed in (("train", config.seed), ("validation", config.seed + 1)):
+        Random(seed).shuffle(rows[split])
+    found: dict[str, list[Any]] = {"train": [], "validation": []}
+    found["validation"] = _answer_pairs(model, tokenizer, rows["validation"][:_REQUESTS_AT_ONCE], config.seed)
     began = time.monotonic()
-    rows = read_rows(files.corrupted("train"))
-    Random(config.seed).shuffle(rows)
-    found: list[Any] = []
-    while len(found) < len(rows) and (not found or time.monotonic() - began < seconds):
-        found += answered(rows[len(found) :][:_REQUESTS_AT_ONCE], config.seed + 1000 + len(found))
-    write_rows(files.sampled("train"), found)
+    for start in range(0, len(rows["train"]), _REQUESTS_AT_ONCE):
+        if start and time.monotonic() - began > seconds:
+            break
+        asked = rows["train"][start : start + _REQUESTS_AT_ONCE]
+        found["train"] += _answer_pairs(model, tokenizer, asked, config.seed + _DRAWS * (start + _REQUESTS_AT_ONCE))
+    for split, pairs in found.items():
+        pairs += rows[split][: max(0, PREFERENCE_BATCH - len(pairs))]
+        print(f"{split}: {len(pairs):,} pairs of answers in {files.sampled(split)}")
+    for split in ("validation", "train"):
+        write_rows(files.sampled(split), found[split])
+
+
+def _answer_pairs(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Any], seed: int) -> list[Any]:
+    """Pairs of an answer that parses and one that does not, each answer in one pair at most."""
+    from lit_llm.data.functions import preference_row
+    from lit_llm.evaluation.code import parses
+    from lit_llm.evaluation.held_out import write_answers
+
+    requests = [row["prompt"][0]["content"] for row in rows for _ in range(_DRAWS)]
+    answers = [answer.text for answer in write_answers(model, tokenizer, requests, replace(SAMPLING, seed=seed))]
+    pairs = []
+    for start in range(0, len(requests), _DRAWS):
+        drawn = [text for text in dict.fromkeys(answers[start : start + _DRAWS]) if text.strip()]
+        good, bad = [text for text in drawn if parses(text)], [text for text in drawn if not parses(text)]
+        pairs += [preference_row(requests[start], *pair) for pair in zip(good, bad, strict=False)]
+    return pairs
 
 
 def read_rows(path: Path) -> list[Any]:

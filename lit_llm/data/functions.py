@@ -222,12 +222,13 @@ def cut_off(function: Function, other: Function, random: Random) -> str | None:
 
 
 def unbalanced(function: Function, other: Function, random: Random) -> str | None:
-    """A bracket is missing, or there twice."""
-    places = [place for place, character in enumerate(function.source) if character in _BRACKETS]
-    for _ in range(_TRIES if places else 0):
-        place = random.choice(places)
-        copies = function.source[place] * random.choice((0, 2))
-        spoiled = function.source[:place] + copies + function.source[place + 1 :]
+    """A third of the brackets, at least one, are missing or there twice."""
+    source = function.source
+    places = [place for place, character in enumerate(source) if character in _BRACKETS]
+    for _ in range(_TRIES):
+        chosen = set(random.sample(places, -(-len(places) // 3)))
+        copies = {place: random.choice((0, 2)) for place in sorted(chosen)}
+        spoiled = "".join(character * copies.get(place, 1) for place, character in enumerate(source))
         if not parses(spoiled):
             return spoiled
     return None

@@ -27,7 +27,11 @@ _EXAMPLE_CAPACITY = 80
 
 # Checking at each step that nothing has changed costs as much as a small model's step; `compiled` and `CompiledStep` see
 # to that.
-_OPTIONS: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}
+_OPTIONS: dict[str, Any] = {
+    "guard_filter_fn": lambda guards: [False] * len(guards),
+    "size_asserts": False,
+    "cpp.enable_floating_point_contract_flag": "fast",  # multiply and add in one instruction
+}
 
 Step = Callable[..., Tensor]
 

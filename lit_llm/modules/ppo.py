@@ -26,7 +26,6 @@ from lit_llm.modules.rollout import (
     Answer,
     Experience,
     answer_seed,
-    autocast_without_memory,
     evaluating,
     write_answers,
 )
@@ -161,22 +160,21 @@ class PPOModule(LanguageModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """One round: answers to a batch of prompts, and all updates from them."""
         step = self.trainer.global_step + 1
-        with autocast_without_memory():
-            experience = self._collect(batch, step)
-            optimizer = self.optimizers(use_pl_optimizer=False)
-            minibatches = self._minibatches(experience, step)
-            for number, minibatch in enumerate(minibatches, start=1):
-                for part in minibatch.split(self.config.update_micro_batch_size):
-                    loss_sum, sums = update_loss(part, *self._read(self.model, part), self.config)
-                    self.note(sums, training=True)
-                    self._parts.append((loss_sum.detach(), part.mask.sum()))
-                    self.manual_backward(loss_sum / self.nominal_tokens)
-                self.finish_gradient(optimizer, divisor=1)
-                # Lightning counts a step for each update that it knows of
-                known = self.optimizers() if number == len(minibatches) else optimizer
-                with torch.autocast(self.device.type, enabled=False):
-                    known.step()
-                optimizer.zero_grad()
+        experience = self._collect(batch, step)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        minibatches = self._minibatches(experience, step)
+        for number, minibatch in enumerate(minibatches, start=1):
+            for part in minibatch.split(self.config.update_micro_batch_size):
+                loss_sum, sums = update_loss(part, *self._read(self.model, part), self.config)
+                self.note(sums, training=True)
+                self._parts.append((loss_sum.detach(), part.mask.sum()))
+                self.manual_backward(loss_sum / self.nominal_tokens)
+            self.finish_gradient(optimizer, divisor=1)
+            # Lightning counts a step for each update that it knows of
+            known = self.optimizers() if number == len(minibatches) else optimizer
+            with torch.autocast(self.device.type, enabled=False):
+                known.step()
+            optimizer.zero_grad()
         self._end_round(optimizer, step, experience)
         self.lr_schedulers().step()
 
@@ -233,11 +231,10 @@ class PPOModule(LanguageModule):
         minibatches = experience.split(size)
         rank = data_parallel_rank(self.trainer)[0]
         for epoch in range(1, self.config.update_epochs):
-            order = torch.arange(len(experience))
             if self.config.minibatches > 1:
                 stream = named_generator(self.config.seed, f"minibatches {step} {epoch} {rank}")
-                order = torch.randperm(len(experience), generator=stream)
-            minibatches += experience.rows(order.to(self.device)).split(size)
+                experience = experience.rows(torch.randperm(len(experience), generator=stream).to(self.device))
+            minibatches += experience.split(size)
         return minibatches
 
     def _score_tokens(self, part: Experience) -> tuple[Tensor, Tensor, Tensor]:

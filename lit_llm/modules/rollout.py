@@ -172,14 +172,3 @@ def evaluating(*models: Decoder) -> Iterator[None]:
     finally:
         for model, training in zip(models, modes, strict=True):
             model.train(training)
-
-
-@contextmanager
-def autocast_without_memory() -> Iterator[None]:
-    """A block in which autocast keeps no converted weights: a round updates them, and reads them without gradients."""
-    before = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(before)

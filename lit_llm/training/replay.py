@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lit_llm.config import RunConfig, UserError, from_plain, to_plain
+from lit_llm.config import PretrainConfig, RunConfig, UserError, from_plain, to_plain
 from lit_llm.data.resumable import ResumableDataModule
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint_files import checkpoint_name, saved_checkpoints, step_of
@@ -115,7 +115,8 @@ def recorded_run(config: C) -> tuple[StepRecord, C]:
     )
     data = replace(recorded.data, paths=config.data.paths or recorded.data.paths)
     ckpt_path = str(_weights_of(record, config)) if record.checkpoint is not None or config.ckpt_path else None
-    init_from = recorded.init_from if ckpt_path is None else None
+    # a checkpoint has all weights of a pretraining run; the other stages take their tokenizer from the folder, too
+    init_from = None if isinstance(recorded, PretrainConfig) and ckpt_path is not None else recorded.init_from
     return record, replace(recorded, trainer=trainer, data=data, ckpt_path=ckpt_path, init_from=init_from)
 
 
@@ -186,8 +187,10 @@ def replay_step(
     module.configure_model()
     checkpoint = None if config.ckpt_path is None else Path(config.ckpt_path)
     if checkpoint is not None:
-        module.load_state_dict(read_checkpoint(checkpoint, keys=("state_dict",))["state_dict"])
+        weights = read_checkpoint(checkpoint, keys=("state_dict",))["state_dict"]
+        module.load_state_dict(weights, strict=module.strict_loading)
     module.to(trainer.strategy.root_device).train()
+    module.on_fit_start()
     largest = {name: float(weight.detach().abs().max()) for name, weight in module.model.named_parameters()}
     report = ReplayReport(
         record,
@@ -239,12 +242,13 @@ def _compute(report: ReplayReport, module: Any, data: ResumableDataModule, train
             if tuple(part.sample_ids) in seen:
                 continue  # tensor-parallel ranks read the same samples, which count once
             seen.add(tuple(part.sample_ids))
-            # divided as in training, so that the gradient's range is the same
-            (loss_sum / batch["tokens"].numel() / record.accumulation).backward()
+            # divided as in training, so that the gradient is rounded in the same way
+            nominal = len(part.sample_ids) * (data.config.sequence_length if module.counts_tokens else 1)
+            (loss_sum / nominal / record.accumulation).backward()
             tokens_in_all += int(tokens)
             loss_sum_in_all += loss_sum.detach().double().cpu()
     report.loss = float(loss_sum_in_all) / tokens_in_all if tokens_in_all else 0.0
-    scale = batch["tokens"].numel() * record.accumulation / max(tokens_in_all, 1)
+    scale = nominal * record.accumulation / max(tokens_in_all, 1)
     squares: dict[str, float] = {}
     for name, parameter in module.model.named_parameters():
         if parameter.grad is not None:

@@ -12,10 +12,21 @@ from typing import Any
 
 import pytest
 import torch
-from chat_rows import letter_tokenizer, letters, make_dpo, make_reward, make_sft, pair, save_policy, talk, write_rows
+from chat_rows import (
+    letter_tokenizer,
+    letters,
+    make_dpo,
+    make_ppo,
+    make_reward,
+    make_sft,
+    pair,
+    save_policy,
+    talk,
+    write_rows,
+)
 from run_files import all_curves
 
-from lit_llm.cli.post_training import dpo, reward, sft
+from lit_llm.cli.post_training import dpo, ppo, reward, sft
 from lit_llm.config import RewardConfig, SamplingConfig
 from lit_llm.data.preferences import PreferenceDataModule
 from lit_llm.generation import complete
@@ -31,6 +42,11 @@ ONCE = {"val_every_n_steps": None, "save_every_n_steps": None, "log_every_n_step
 
 def true_reward(answer: str) -> int:
     return answer.count("b") - answer.count("c")
+
+
+def rule(prompts: list[str], completions: list[str], **fields: Any) -> list[float]:
+    """The rule as a reward function."""
+    return [float(true_reward(answer)) for answer in completions]
 
 
 def an_answer(chance: random.Random) -> str:
@@ -123,9 +139,15 @@ def train_reward_model(folder: Path, beginning: Path, flipped: float) -> tuple[R
         beginning,
         preferences(4096, seed=1, flipped=flipped),
         optimizer={"learning_rate": 3e-3},
-        **settings(folder, preferences(HELD_OUT, seed=2, flipped=flipped), max_steps=128),
+        **settings(folder, preferences(HELD_OUT, seed=2, flipped=flipped), max_steps=96),
     )
     return config, reward(config)
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory, beginning: Path) -> tuple[RewardConfig, Any]:
+    """A reward model of clean preferences: its run and what came of it."""
+    return train_reward_model(tmp_path_factory.mktemp("judge"), beginning, flipped=0.0)
 
 
 @torch.no_grad()
@@ -135,10 +157,10 @@ def scores_of(model: Decoder, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return found
 
 
-def test_a_reward_model_learns_the_rule_and_keeps_its_scores(tmp_path: Path, beginning: Path) -> None:
+def test_a_reward_model_learns_the_rule_and_keeps_its_scores(judge: tuple[RewardConfig, Any]) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    config, result = train_reward_model(tmp_path, beginning, flipped=0.0)
+    config, result = judge
     assert result.metrics["val/accuracy"] >= 0.95
     model, tokenizer = load_model_folder(result.model_folder)
     data = PreferenceDataModule(config.data, tokenizer, config.seed)
@@ -178,3 +200,57 @@ def test_dpo_makes_the_policy_follow_the_rule(tmp_path: Path, policy: Path) -> N
     assert result.metrics["val/rewards/accuracies"] >= 0.95
     before, after = (share_by_the_rule(generations(folder)) for folder in (policy, result.model_folder))
     assert before < 0.55 and after >= 0.9
+
+
+@torch.no_grad()
+def distance(folder: Path, reference_folder: Path, count: int = 200) -> float:
+    """Nats of the policy's answers from the reference: the exact divergence at each token, summed over an answer."""
+    model, tokenizer = load_model_folder(folder)
+    reference, _ = load_model_folder(reference_folder)
+    chat, chance, total = ChatFormat(tokenizer), random.Random(23), 0.0
+    prompts = [chat.render_prompt([Message("user", a_prompt(chance))]) for _ in range(count)]
+    sampling = SamplingConfig(max_new_tokens=10, temperature=1.0, seed=6)
+    for prompt, each in zip(prompts, complete(model, prompts, sampling, stop_tokens=chat.stop_ids), strict=True):
+        ids = torch.tensor([[*prompt, *each.ids]])
+        ours, theirs = (
+            torch.log_softmax(decoder.eval()(ids)[0, len(prompt) - 1 :], -1) for decoder in (model, reference)
+        )
+        total += float((ours.exp() * (ours - theirs)).sum())
+    return total / count
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_the_true_reward_rises_while_the_policy_stays_near(
+    algorithm: str, tmp_path: Path, policy: Path, judge: tuple[RewardConfig, Any]
+) -> None:
+    """PPO learns from the reward model, which never saw the rule itself; GRPO from the rule as a function."""
+    chance = random.Random(31)
+    options: dict[str, dict[str, Any]] = {
+        "ppo": {"rewards": [str(judge[1].model_folder)], "data": {"batch_size": 64}, "kl_coefficient": 0.1},
+        "grpo": {
+            "algorithm": "grpo",
+            "rewards": ["test_known_answers:rule"],
+            "data": {"batch_size": 16},
+            "group_size": 4,
+            "kl_coefficient": 0.2,
+        },
+    }
+    own = options[algorithm]
+    own["data"] |= {"sequence_length": 32, "validation_rows": 8}
+    config = make_ppo(
+        tmp_path,
+        policy,
+        [{"prompt": a_prompt(chance)} for _ in range(500)],
+        trainer={**ONCE, "max_steps": 16 if algorithm == "ppo" else 12},
+        max_new_tokens=LONGEST + 1,
+        temperature=1.0,
+        **own,
+    )
+    result = ppo(config)
+    before, after = (
+        sum(rule([], answers)) / len(answers) for answers in map(generations, (policy, result.model_folder))
+    )
+    assert abs(before) < 0.5
+    assert after - before >= 0.5 * (LONGEST - before)
+    # to write nothing but b's would be more than 12 nats away
+    assert 1.0 < distance(result.model_folder, policy) < 8.0

@@ -205,12 +205,13 @@ FINES = (("plain", None), ("fined", 3.0))
 
 
 def test_bfloat16_arithmetic_moves_the_weights(make: MakePPO) -> None:
-    """Weights that autocast had converted for the rollout would get no gradient, and be old after an update."""
+    """Weights that autocast had converted before would get no gradient, and be those from before an update."""
     config = make(trainer={"max_steps": 1, "precision": "bf16-mixed", "activation_checkpointing": "full"})
     ppo(config)
     start, _ = load_model_folder(Path(str(config.init_from)))
     for name, weight in start.state_dict().items():
         assert not torch.equal(weight, weights(config)[f"model.{name}"]), name
+    assert values(config, "policy/approxkl")[0] > 1e-3  # of the second update
 
 
 def test_a_spike_is_told_without_a_replay(make: MakePPO, capsys: pytest.CaptureFixture[str]) -> None:
@@ -290,6 +291,24 @@ def test_answers_are_those_of_the_engine_and_keep_their_end(make: MakePPO) -> No
         assert (answer.ids[:-1] if answer.ended else answer.ids) == ids
         assert (answer.ids[-1] in ends) == answer.ended
         assert len(answer.ids) == 8 or answer.ended
+
+
+def test_answers_are_scored_at_the_temperature_that_they_are_drawn_at(make: MakePPO) -> None:
+    """`objective/entropy` of the first round, from the same answers and the model's own logits."""
+    config = make(temperature=0.1, trainer={"max_steps": 1})
+    ppo(config)
+    module, data, _ = build_ppo(make("again", temperature=0.1))
+    batch = data.train_dataset.__getitems__(range(8))
+    seeds = [answer_seed(config.seed, 1, sample, 0) for sample in range(8)]
+    options = {"max_new_tokens": 8, "temperature": 0.1, "max_batch": 8}
+    answers = write_answers(module.model, batch["prompts"], seeds, module.stop_ids, **options)
+    surprise = 0.0
+    for answer in answers:
+        logits = module.model(torch.tensor([answer.prompt + answer.ids]))[0, len(answer.prompt) - 1 : -1]
+        log_probs = torch.log_softmax(logits / 0.1, -1)
+        surprise -= float(log_probs[torch.arange(len(answer.ids)), answer.ids].sum()) / len(answers)
+    assert values(config, "objective/entropy")[0] == pytest.approx(surprise, rel=1e-5)
+    assert values(config, "objective/response_length")[0] == sum(len(each.ids) for each in answers) / 8
 
 
 def test_rows_of_answers() -> None:
