@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -102,7 +101,7 @@ def build_dpo(config: DPOConfig) -> Built:
 def build_ppo(config: PPOConfig) -> Built:
     """See `build_sft`."""
     from lit_llm.data.prompts import PromptDataModule
-    from lit_llm.modules.ppo import PPOModule, check_room
+    from lit_llm.modules.ppo import PPOModule
     from lit_llm.modules.rewards import is_function
 
     has_head = config.algorithm == "ppo" and config.learns_values_by == "head"
@@ -112,10 +111,8 @@ def build_ppo(config: PPOConfig) -> Built:
         config.critic_from = str(find_model(config.critic_from))
     if config.reference_model is not None:
         config.reference_model = str(find_model(config.reference_model))
-    data = PromptDataModule(config.data, tokenizer, config.seed)
+    data = PromptDataModule(config.data, tokenizer, config.seed, config.max_new_tokens)
     _open_data(config, data)
-    for split in ("train", "validation"):
-        check_room(max(data.items(split).token_lengths(), default=0), config)
     return PPOModule(config, tokenizer), data, tokenizer
 
 
@@ -201,13 +198,7 @@ def _check_model_options(config: PostTrainingConfig, model: ModelConfig) -> None
 def _open_data(config: PostTrainingConfig, data: RowsDataModule) -> None:
     """Read the rows, and count the steps of the epochs."""
     data.setup("fit")
-    if config.epochs is not None:
-        config.trainer.max_steps = max(1, math.ceil(config.epochs * data.num_samples / config.data.batch_size))
-    if config.schedule.warmup_steps > config.trainer.max_steps:
-        raise UserError(
-            f"schedule.warmup_steps {config.schedule.warmup_steps} is more than the run's {config.trainer.max_steps} "
-            "steps; lower it, or train longer"
-        )
+    config.set_steps(data.num_samples)
 
 
 def _show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:

@@ -124,7 +124,7 @@ def sft_run(config: QuickstartConfig, steps: int) -> SFTConfig:
             sequence_length=SEQUENCE_LENGTH,
             batch_size=4,
         ),
-        optimizer=_optimizer(2e-3, 0.01),
+        optimizer=_optimizer(1e-3, 0.005),
         sample_prompts=0,
     )
 
@@ -135,7 +135,7 @@ def reward_run(config: QuickstartConfig, steps: int) -> RewardConfig:
         **_common(config, "reward", steps),
         init_from=str(config.folder / "sft" / "model"),
         data=_preferences(config, Files(config.folder).corrupted),
-        optimizer=_optimizer(1e-3, 0.005),
+        optimizer=_optimizer(2e-3, 0.01),
     )
 
 
@@ -149,7 +149,7 @@ def dpo_run(config: QuickstartConfig, steps: int) -> DPOConfig:
         init_from=str(config.folder / "sft" / "model"),
         data=_preferences(config, Files(config.folder).sampled),
         sft_weight=1.0,
-        optimizer=OptimizerConfig(learning_rate=2e-4, weight_decay=0.0),
+        optimizer=OptimizerConfig(learning_rate=5e-4, weight_decay=0.0),
         sample_prompts=0,
     )
 
@@ -293,8 +293,8 @@ def affordable_steps(step: float, seconds: float, fewest: int = FEWEST_STEPS) ->
 def write_sampled(config: QuickstartConfig, seconds: float) -> None:
     """Let the fine-tuned model answer requests several times, and write down answers that parse as preferred.
 
-    Preferred to a true function, its answers would only be pushed down; preferred to one another, they show the way.
-    Where too few answers parse, functions preferred to spoiled ones make up a batch.
+    With true functions as the preferred ones, DPO moves the model away from its answers without raising the share that
+    parses. Where too few of its own parse, functions preferred to spoiled ones make up a batch.
 
     Args:
         config: of the quickstart.
@@ -317,8 +317,10 @@ def write_sampled(config: QuickstartConfig, seconds: float) -> None:
         asked = rows["train"][start : start + _REQUESTS_AT_ONCE]
         found["train"] += _answer_pairs(model, tokenizer, asked, config.seed + _DRAWS * (start + _REQUESTS_AT_ONCE))
     for split, pairs in found.items():
-        pairs += rows[split][: max(0, PREFERENCE_BATCH - len(pairs))]
-        print(f"{split}: {len(pairs):,} pairs of answers in {files.sampled(split)}")
+        filled = rows[split][: max(0, PREFERENCE_BATCH - len(pairs))]
+        more = f", and {len(filled)} of functions, as few answers parse," if filled else ""
+        print(f"{split}: {len(pairs):,} pairs of answers{more} in {files.sampled(split)}")
+        pairs += filled
     for split in ("validation", "train"):
         write_rows(files.sampled(split), found[split])
 

@@ -108,9 +108,9 @@ class GenerateConfig:
     CPU only), and say what that costs in quality; the draft model stays as it is. Without compile, int8 and int4 are
     fast with dtype bfloat16 and slower than the full model in float32."""
     compile: bool = False
-    """Write with code compiled for the model: up to a minute at the start, twice as fast or more from then on, so it
-    pays for long texts. On the CPU it needs a C++ compiler. With quantize, a head that is the embedding is rounded as
-    well: int8 is fastest."""
+    """Write with code compiled for the model: a minute or more at the start, more for more layers, and faster from then
+    on, so it pays for long texts, and most with quantize int8. On the CPU it needs a C++ compiler. With quantize, a
+    head that is the embedding is rounded as well."""
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "batch_size", "prefill_chunk", "num_beams", "draft_tokens"):

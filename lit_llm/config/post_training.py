@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -102,6 +103,24 @@ class PostTrainingConfig(RunConfig):
             raise UserError(f"loss_chunk_tokens is {self.loss_chunk_tokens}; it must be at least 1, or null")
         if self.sample_prompts < 0:
             raise UserError(f"sample_prompts is {self.sample_prompts}; it must be at least 0")
+
+    def set_steps(self, samples: int) -> None:
+        """Put the steps of `epochs`, where they are given, into trainer.max_steps.
+
+        Args:
+            samples: rows of a batch that one pass over the training rows takes.
+
+        Raises:
+            UserError: the warm-up is longer than that.
+        """
+        if self.epochs is not None:
+            self.trainer.max_steps = max(1, math.ceil(self.epochs * samples / self.data.batch_size))
+            super().check_warmup()
+
+    def check_warmup(self) -> None:
+        """See `RunConfig`; with `epochs` the length is not known before the data is."""
+        if self.epochs is None:
+            super().check_warmup()
 
     def _check_strategy(self) -> None:
         super()._check_strategy()
@@ -322,6 +341,11 @@ class PPOConfig(PostTrainingConfig):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
         if self.kl_target is not None and self.kl_target <= 0:
             raise UserError(f"kl_target is {self.kl_target}; it must be above 0, or null for a fixed kl_coefficient")
+        if self.max_new_tokens >= self.data.sequence_length:
+            raise UserError(
+                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in data.sequence_length "
+                f"{self.data.sequence_length}; lower it, or raise data.sequence_length"
+            )
         if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
             raise UserError(f"reward_weights has {len(self.reward_weights)} numbers for {len(self.rewards)} rewards")
         if self.update_micro_batch_size is not None and self.update_micro_batch_size < 1:

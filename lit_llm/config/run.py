@@ -61,6 +61,14 @@ class RunConfig:
         if self.ckpt_path is not None and self.overwrite:
             raise UserError("ckpt_path resumes a run and overwrite deletes it; give one of the two")
         self._check_strategy()
+        self.check_warmup()
+
+    def check_warmup(self) -> None:
+        """Refuse a warm-up that the run does not reach the end of.
+
+        Raises:
+            UserError: it is longer than the run.
+        """
         if self.schedule.warmup_steps > self.trainer.max_steps:
             raise UserError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than "

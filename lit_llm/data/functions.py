@@ -76,12 +76,19 @@ def functions_in(text: str, place: str = "") -> Iterator[Function]:
     # ast counts lines by these three ends alone, where str.splitlines knows more of them
     lines = re.split(r"\r\n|\r|\n", text)
     tree = _parse(text)
-    nodes = [] if tree is None else ast.walk(tree)
-    found = [node for node in nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
-    for node in sorted(found, key=lambda node: node.lineno):
+    for node in _definitions(tree.body if tree is not None else ()):
         function = _function(node, lines, place)
         if function is not None:
             yield function
+
+
+def _definitions(statements: Sequence[ast.AST]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The functions that statements define, at any depth; expressions, most of a tree, are not looked into."""
+    for statement in statements:
+        if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield statement
+        for part in ("body", "cases", "handlers", "orelse", "finalbody"):
+            yield from _definitions(getattr(statement, part, ()))
 
 
 def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str], place: str) -> Function | None:

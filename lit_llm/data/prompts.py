@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +13,9 @@ from lit_llm.data.conversations import Prompt, RowPlace, Rows, read_prompts
 from lit_llm.data.items import Items, Ragged
 from lit_llm.data.rows import Encoded, RowsDataModule, too_long
 from lit_llm.tokenizer.chat import Message
+
+if TYPE_CHECKING:
+    from lit_llm.tokenizer import Tokenizer
 
 
 class PromptItems(Items):
@@ -66,11 +69,21 @@ class PromptItems(Items):
 class PromptDataModule(RowsDataModule):
     """Batches of prompts; `PromptItems` says what a batch holds.
 
-    A prompt leaves room for at least one token of an answer. One that is too long loses its beginning where it may be
-    truncated: its end is what asks for the answer.
+    A prompt leaves room for its answer. One that is too long for that loses its beginning where it may be truncated:
+    its end is what asks for the answer.
+
+    Args:
+        config: options.
+        tokenizer: has chat tokens.
+        seed: keys the order of the samples.
+        answer_tokens: room to leave in data.sequence_length.
     """
 
     config: PromptDataConfig
+
+    def __init__(self, config: PromptDataConfig, tokenizer: Tokenizer, seed: int, answer_tokens: int = 1) -> None:
+        super().__init__(config, tokenizer, seed)
+        self.answer_tokens = answer_tokens
 
     def read(self, paths: Sequence[str], option: str) -> Rows[Prompt]:
         """See `RowsDataModule`."""
@@ -87,11 +100,12 @@ class PromptDataModule(RowsDataModule):
     def encode(self, row: Prompt) -> Encoded:
         """The prompt's ids and the row's other fields."""
         ids = np.array(self.chat.render_prompt(row.messages), dtype=np.int32)
-        excess = len(ids) + 1 - self.config.sequence_length
+        excess = len(ids) + self.answer_tokens - self.config.sequence_length
         if excess <= 0:
             return Encoded(len(ids), (ids, row.fields))
         if self.config.too_long == "drop" or excess >= len(ids):
-            return Encoded(len(ids), reason=too_long(self.config))
+            room = f" with an answer of {self.answer_tokens} tokens" if self.answer_tokens > 1 else ""
+            return Encoded(len(ids), reason=too_long(self.config) + room)
         return Encoded(len(ids), (ids[excess:], row.fields), truncated=True)
 
     def make_items(self, places: Sequence[RowPlace], contents: Sequence[Any]) -> PromptItems:

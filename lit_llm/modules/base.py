@@ -357,12 +357,14 @@ class LanguageModule(L.LightningModule):
         if changed:
             pairs = ", ".join(f"{name} {found[name]} (this run: {wanted[name]})" for name in changed)
             raise UserError(f"the checkpoint is of another model: it has {pairs}")
-        state = checkpoint.get("state_dict")
-        if self.lora.active and state is not None and set(state) != self._trained_names:
-            other = sorted(set(state) ^ self._trained_names)
-            raise UserError(
-                f"the checkpoint is of another adapter: {other[0]} is in one of the two only; put lora back"
-            )
+        lora = from_plain(LoraConfig, checkpoint.get(CONFIG_KEY, {}).get("lora", {}))
+        for name in ("rank", "alpha", "targets", "rslora", "dora", "quantize_base"):
+            theirs, ours = (getattr(each, "projections" if name == "targets" else name) for each in (lora, self.lora))
+            if theirs != ours:
+                raise UserError(
+                    f"the checkpoint is of another adapter: its lora.{name} is {theirs} (this run: {ours}); put lora "
+                    "back as it was"
+                )
 
 
 def copy_weights(folder: Path, decoder: Decoder) -> None:

@@ -73,6 +73,12 @@ class DPOModule(LanguageModule):
                 f"{reference.vocab_size}): it cannot judge this policy's answers; give reference_model a folder with "
                 "the same tokenizer"
             )
+        length = self.config.data.sequence_length
+        if reference.max_position_embeddings < length:
+            raise UserError(
+                f"the reference {self._reference_folder} has {reference.max_position_embeddings} positions, fewer than "
+                f"data.sequence_length {length}; lower it, or give reference_model another folder"
+            )
 
     def _new_reference(self) -> Decoder:
         return self.frozen(self._reference_folder, self.config.model.vocab_size or 0)
@@ -221,7 +227,8 @@ class DPOModule(LanguageModule):
             with path.open("rb") as file:
                 while block := file.read(2**22):
                     digest.update(block)
-        about = (self.data.items(split).digest, self.config.ld_alpha, self.config.trainer.precision)
+        config = self.config
+        about = (self.data.items(split).digest, config.ld_alpha, config.trainer.precision, config.model.vocab_size)
         digest.update((self._reference_folder / "config.json").read_bytes() + repr(about).encode())
         return digest.hexdigest()
 

@@ -55,7 +55,10 @@ class RewardModule(LanguageModule):
             training,
         )
         if not training:
-            self.validation_pairs.update(chosen[real], rejected[real], *lengths.view(2, -1)[:, real])
+            mesh = self.device_mesh
+            # tensor-parallel ranks have read the same pairs, of which the first speaks
+            kept = real & (mesh is None or mesh["tensor_parallel"].get_local_rank() == 0)
+            self.validation_pairs.update(chosen[kept], rejected[kept], *lengths.view(2, -1)[:, kept])
         return _sum_of(losses, real), count
 
     def tokens_of(self, batch: dict[str, Tensor]) -> int:
@@ -64,7 +67,8 @@ class RewardModule(LanguageModule):
 
     def validation_values(self) -> dict[str, float]:
         """What is said of all validation pairs together."""
-        chosen, rejected, chosen_lengths, rejected_lengths = self.validation_pairs.compute()
+        # of a single pair, torchmetrics gives scalars
+        chosen, rejected, chosen_lengths, rejected_lengths = map(torch.atleast_1d, self.validation_pairs.compute())
         self.validation_pairs.reset()
         margins, rewards = chosen - rejected, torch.cat([chosen, rejected])
         # a tie is half right

@@ -223,6 +223,7 @@ class _quiet(warnings.catch_warnings):
             ".*number of training batches.*",
             ".*Checkpoint directory.*exists and is not empty.*",
             ".*sync_dist=True.*",  # what is logged has been reduced over the ranks
+            ".*Total length of `list` across ranks is zero.*",  # there is nothing to validate on
             ".*LeafSpec.*",  # between Lightning and torch
         ):
             warnings.filterwarnings("ignore", message=pattern)

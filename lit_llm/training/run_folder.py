@@ -37,7 +37,7 @@ def open_run_folder(config: RunConfig) -> None:
         return
     folder = config.folder
     if config.overwrite and folder.exists():
-        for name in ("checkpoints", "tensorboard", "model", "replay", "profile", "flight_recorder"):
+        for name in ("checkpoints", "tensorboard", "model", "adapter", "replay", "profile", "flight_recorder"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in ("config.yaml", "report.md"):
             (folder / name).unlink(missing_ok=True)

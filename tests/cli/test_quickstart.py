@@ -200,7 +200,7 @@ def test_text_without_functions_is_pretrained_on_alone(capsys: pytest.CaptureFix
     text = tmp_path / "prose.txt"
     text.write_text("It was a dark and stormy night. " * 400)
     with pytest.raises(SystemExit):
-        run("--corpus", str(text), "--stages", "pretrain,sft", "--vocab_size", "300", "--output_root", str(tmp_path))
+        run("--corpus", str(text), "--stages", "pretrain,sft", "--vocab_size", "270", "--output_root", str(tmp_path))
     errors = capsys.readouterr().err
     assert "no train file has a function with a docstring" in errors
     assert not (tmp_path / "quickstart" / "model").exists()

@@ -19,6 +19,7 @@ from test_resume_ranks import kill_when, port
 from lit_llm.config import PostTrainingConfig, to_plain
 
 DROPOUT = {"dropout": 0.2}
+FEW = {"data": {"batch_size": 4, "validation_rows": 2}}
 LORA = {"rank": 4, "alpha": 8.0, "dropout": 0.2}
 
 # 48 training rows: a pair's epoch has 6 steps, that of packed conversations 2 to 3
@@ -31,8 +32,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo": ("dpo", {**DROPOUT, "data": {"micro_batch_size": 4}}),
     "dpo, live": ("dpo", {**DROPOUT, "reference": "live", "loss": "ipo"}),
     "dpo, base": ("dpo", {"lora": LORA, "reference": "base"}),
+    "ppo": ("ppo", {"update_epochs": 2, "minibatches": 2, "kl_target": 0.5, **FEW}),
+    "ppo, head": ("ppo", {"learns_values_by": "head", "whiten_rewards": True, "lora": LORA, **FEW}),
+    "grpo": ("ppo", {"algorithm": "grpo", "group_size": 2, **FEW}),
 }
-SLOW = ("sft, noise and workers", "reward, lora", "dpo, live")
+# PPO at one rank is in tests/modules/test_ppo.py, too
+SLOW = ("sft, noise and workers", "reward, lora", "dpo, live", "ppo", "ppo, head", "grpo")
 
 
 def assert_same_run(straight: PostTrainingConfig, resumed: PostTrainingConfig) -> None:
@@ -110,7 +115,7 @@ def test_sigkill_of_the_script(case: str, tmp_path: Path) -> None:
     assert_same_run(straight, killed)
 
 
-RANKS = ("sft", "reward", "dpo", "sft, lora", "dpo, base")
+RANKS = ("sft", "reward", "dpo", "sft, lora", "dpo, base", "ppo", "grpo")
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c != "dpo" else c for c in RANKS])

@@ -104,6 +104,8 @@ def test_same_answer(name: str, plain: Kept, tmp_path: Path, free_port: int) -> 
     assert len(names) > 5
     for curve in names:
         assert [step for step, _ in found[curve]] == [step for step, _ in expected[curve]], curve
+        if curve == "rewards/accuracies":  # of the first step, where all rewards are 0 up to rounding
+            found[curve], expected[curve] = found[curve][1:], expected[curve][1:]
         scale = 10 if "calibration" in curve or "logps" in curve or "perplexity" in curve else 1
         assert [value for _, value in found[curve]] == pytest.approx(
             [value for _, value in expected[curve]], abs=5e-5 * scale, rel=1e-6

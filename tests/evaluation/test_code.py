@@ -46,7 +46,7 @@ def test_reward() -> None:
 def test_the_recipe_has_it_as_its_reward() -> None:
     recipe = ROOT / "experiments" / "configs" / "ppo" / "stdlib_parse.yaml"
     run = parse(PPOConfig, ["--config", str(recipe)])
-    assert run.run_name == recipe.stem
+    assert run.run_name == f"ppo_{recipe.stem}"
     module, _, name = run.rewards[0].partition(":")
     assert getattr(importlib.import_module(module), name) is parse_reward
     assert (str(recipe.relative_to(ROOT))) in recipe.read_text()

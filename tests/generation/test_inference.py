@@ -40,9 +40,7 @@ def test_text_is_that_without_compiling_and_nothing_is_compiled_twice(monkeypatc
     model = random_decoder(one_layer(num_key_value_heads=2))
     made = []
     own = compilation.CompiledModel._compile
-    monkeypatch.setattr(
-        compilation.CompiledModel, "_compile", lambda self, rows: made.append(rows) or own(self, rows)
-    )
+    monkeypatch.setattr(compilation.CompiledModel, "_compile", lambda self, rows: made.append(rows) or own(self, rows))
     # two rows, then one; over several sizes of what is read; and another engine with other sizes
     texts = [prompt(model, 3), prompt(model, 21)]
     for sampling in (GREEDY, DRAWN):
@@ -78,6 +76,7 @@ def test_every_form_is_compiled(name: str, fields: dict[str, Any], dtype: torch.
     assert all(len(row.ids) == 20 for row in written)
 
 
+@pytest.mark.slow
 def test_texts_that_join_late_are_those_without_compiling() -> None:
     model = random_decoder(one_layer())
     texts = [prompt(model, length) for length in (2, 30, 9)]
