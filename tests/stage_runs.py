@@ -26,8 +26,8 @@ def chat_tokenizer() -> Tokenizer:
 
 
 def count_letters(prompts: Sequence[Any], completions: Sequence[str], **fields: Any) -> list[float]:
-    """A reward function: the letters b in an answer."""
-    return [float(text.count("b")) for text in completions]
+    """A reward function: the characters of an answer that are ASCII, of which a policy without training writes some."""
+    return [float(sum(letter.isascii() for letter in text)) for text in completions]
 
 
 def rows_of(stage: str, count: int = 60, **options: Any) -> list[dict[str, Any]]:

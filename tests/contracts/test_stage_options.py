@@ -26,6 +26,7 @@ from lit_llm.config import (
     DPOConfig,
     LoraConfig,
     ModelConfig,
+    PPOConfig,
     RewardConfig,
     RowsConfig,
     RunConfig,
@@ -38,6 +39,8 @@ from lit_llm.config import (
 STAGES = ("sft", "reward", "dpo")
 QUIET = {"max_steps": 3, "val_every_n_steps": None, "save_every_n_steps": None}
 LORA = {"rank": 4}
+PPO = {"data": {"batch_size": 4, "validation_rows": 2}, "update_epochs": 2}
+UPDATES = 3 * 2
 
 
 def quiet(stage: str, folder: Path, name: str, **groups: Any) -> Any:
@@ -62,8 +65,8 @@ class Seen(Watch):
         self.passes = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        def count(*_: Any) -> None:
-            self.passes += pl_module.training
+        def count(module: torch.nn.Module, inputs: Any) -> None:
+            self.passes += module.training  # PPO writes its answers in between
 
         pl_module.model.blocks[0].feedforward.register_forward_pre_hook(count)
         self.seen["sharded"] = isinstance(pl_module.model.embedding.weight, DTensor)
@@ -97,7 +100,8 @@ def both(
     """The numbers of a run with the options `base`, and of one with those of `change`, too."""
     merged = {**base, **change}
     for name in base.keys() & change.keys():
-        merged[name] = {**base[name], **change[name]}
+        if isinstance(base[name], dict):
+            merged[name] = {**base[name], **change[name]}
     config = quiet(stage, plain.folder, "changed", overwrite=True, **merged)
     run_stage(config, *callbacks)
     return plain(stage, base), numbers(config)
@@ -133,6 +137,36 @@ OTHERS: list[tuple[tuple[str, ...], dict[str, Any], dict[str, Any]]] = [
     *((("dpo",), {}, {"loss": kind}) for kind in ("hinge", "ipo", "sigmoid_norm", "nca", "bco", "sppo")),
     *((("dpo",), {}, {"loss": kind}) for kind in ("apo_zero", "apo_down", "simpo")),
     (("dpo",), {"label_smoothing": 0.2}, {"loss": "exo"}),
+    *(
+        (("ppo",), PPO, change)
+        for change in (
+            {"dropout": 0.3},
+            {"seed": 7},
+            {"lora": LORA},
+            {"trainer": {"precision": "bf16-mixed"}},
+            {"discount": 0.5},
+            {"gae_lambda": 0.3},
+            {"clip_range": 0.01},
+            {"value_clip_range": 0.001},
+            {"value_coefficient": 1.0},
+            {"whiten_advantages": False},
+            {"whiten_rewards": True},
+            {"kl_coefficient": 1.0},
+            {"kl_estimator": "k3"},
+            {"kl_target": 0.001, "kl_horizon": 10},
+            {"temperature": 1.5},
+            {"max_new_tokens": 5},
+            {"group_size": 2},
+            {"update_epochs": 1},
+            {"minibatches": 2},
+            {"missing_eos_penalty": 1.0},
+            {"reward_weights": [2.0]},
+            {"learns_values_by": "head"},
+        )
+    ),
+    (("ppo",), {**PPO, "kl_target": 0.001}, {"kl_horizon": 10}),
+    (("ppo",), {**PPO, "group_size": 2}, {"algorithm": "grpo"}),
+    (("ppo",), {**PPO, "group_size": 2, "algorithm": "grpo"}, {"clip_range": 0.01}),
 ]
 # the same numbers in another way, which a `Watch` sees
 SAME: list[tuple[tuple[str, ...], dict[str, Any], dict[str, Any], Callable[[Seen], bool]]] = [
@@ -143,6 +177,12 @@ SAME: list[tuple[tuple[str, ...], dict[str, Any], dict[str, Any], Callable[[Seen
     (("sft",), {}, {"trainer": {"activation_checkpointing": "selective"}}, lambda seen: seen.passes == 6),
     (STAGES, {}, {"trainer": {"strategy": "fsdp"}}, lambda seen: seen.seen["sharded"]),
     (STAGES, {"lora": LORA}, {"trainer": {"strategy": "fsdp"}}, lambda seen: seen.seen["sharded"]),
+    (("ppo",), PPO, {"update_micro_batch_size": 2}, lambda seen: seen.passes == 2 * UPDATES),
+    (("ppo",), PPO, {"rollout_batch_size": 2}, lambda seen: True),
+    (("ppo",), PPO, {"loss_chunk_tokens": 5}, lambda seen: True),
+    (("ppo",), PPO, {"data": {"num_workers": 2}}, lambda seen: seen.seen["processes"] >= 2),
+    (("ppo",), PPO, {"trainer": {"activation_checkpointing": "full"}}, lambda seen: seen.passes == 2 * UPDATES),
+    (("ppo",), PPO, {"trainer": {"strategy": "fsdp"}}, lambda seen: seen.seen["sharded"]),
     (("dpo",), {}, {"reference": "live"}, lambda seen: seen.seen["reference"] == (True, False)),
     (("dpo",), {"lora": LORA}, {"reference": "base"}, lambda seen: seen.seen["reference"] == (False, False)),
 ]
@@ -326,6 +366,24 @@ def test_form(tmp_path: Path) -> None:
     refused(lambda: run_stage(wrong), "row 1", "question")
 
 
+def test_reference_and_critic_of_ppo(tmp_path: Path) -> None:
+    """Models of other widths with the same tokenizer."""
+    other = save_policy(tmp_path / "other", chat_tokenizer(), hidden_size=64)
+    found = {}
+    for name, options in {
+        "plain": {},
+        "reference": {"reference_model": str(other)},
+        "critic": {"critic_from": str(other)},
+    }.items():
+        config = quiet("ppo", tmp_path, name, **PPO, **options)
+        run_stage(config)
+        found[name] = curves(config)
+    assert found["plain"]["objective/kl"][0] == (1, 0.0)
+    assert abs(found["reference"]["objective/kl"][0][1]) > 1e-3
+    assert found["critic"]["objective/kl"][0] == (1, 0.0)
+    assert found["critic"]["loss/value"][0] != found["plain"]["loss/value"][0]
+
+
 def test_reference_model(tmp_path: Path) -> None:
     """A wider reference with the same tokenizer judges the same answers, and otherwise."""
     other = save_policy(tmp_path / "other", chat_tokenizer(), hidden_size=64)
@@ -386,6 +444,7 @@ ELSEWHERE = {
     "paths": "every test",
     "add_chat_tokens": "test_stage_bad_input",
     "samples": "test_samples",
+    "rewards": "test_rewards",
     "data": "its fields",
     "lora": "its fields",
     "optimizer": "test_options_run",
@@ -394,7 +453,9 @@ ELSEWHERE = {
 }
 
 
-@pytest.mark.parametrize("kind", [SFTConfig, RewardConfig, DPOConfig, ConversationDataConfig, LoraConfig, RowsConfig])
+@pytest.mark.parametrize(
+    "kind", [SFTConfig, RewardConfig, DPOConfig, PPOConfig, ConversationDataConfig, LoraConfig, RowsConfig]
+)
 def test_every_option_is_in_this_file(kind: type) -> None:
     """A new option has to be tried, too."""
     inherited = {field.name for base in (RunConfig, BatchConfig) if issubclass(kind, base) for field in fields(base)}
