@@ -7,9 +7,14 @@ from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from lit_llm.config import RunConfig
 from lit_llm.training.checkpoint_files import saved_checkpoints
+
+# The files of a run that crashes and goes on within a second are told apart by a counter alone, and are read in the
+# order of their names, in which 10 comes before 9: it starts where its length stays the same.
+event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 
 def all_curves(config: RunConfig) -> dict[str, list[tuple[int, float]]]:

@@ -51,7 +51,10 @@ def resident_mib() -> float:
 def measure(path: Path, options: argparse.Namespace, num_workers: int) -> tuple[float, float]:
     """Tokens per second of the loader, and the most that resident memory grew, in MiB."""
     config = DataConfig(
-        [str(path)], sequence_length=options.sequence_length, batch_size=options.batch_size, num_workers=num_workers
+        paths=[str(path)],
+        sequence_length=options.sequence_length,
+        batch_size=options.batch_size,
+        num_workers=num_workers,
     )
     data = TokenDataModule(config, None, seed=0)
     whole_epoch = -(-data.train_dataset.order.num_windows[0] // options.batch_size)

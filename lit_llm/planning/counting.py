@@ -72,6 +72,17 @@ def _outputs(model: Decoder, hidden: Tensor, head: nn.Linear) -> Tensor:
 
 
 def _count(config: ModelConfig, sequence_length: int) -> int:
+    """Operations of one window; kept, as the runs of a process often have the same model."""
+    key = f"{config} {sequence_length}"
+    if key not in _counted:
+        _counted[key] = _count_anew(config, sequence_length)
+    return _counted[key]
+
+
+_counted: dict[str, int] = {}
+
+
+def _count_anew(config: ModelConfig, sequence_length: int) -> int:
     with torch.device("meta"):
         model = Decoder(config)
         tokens = torch.zeros(1, sequence_length, dtype=torch.long)

@@ -20,12 +20,16 @@ import lit_llm.config
 from lit_llm.cli import main, parse
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import (
+    DPOConfig,
     ExportConfig,
     GenerateConfig,
     PlanConfig,
+    PPOConfig,
     PrepareConfig,
     PretrainConfig,
     QuickstartConfig,
+    RewardConfig,
+    SFTConfig,
     TokenizerTrainingConfig,
     UserError,
     preset,
@@ -34,6 +38,10 @@ from lit_llm.config import (
 
 SCRIPTS = {
     "pretrain": PretrainConfig,
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "ppo": PPOConfig,
     "generate": GenerateConfig,
     "prepare_data": PrepareConfig,
     "train_tokenizer": TokenizerTrainingConfig,
@@ -205,8 +213,10 @@ def test_help_says_what_every_option_is(
 
 
 def test_every_dataclass_is_an_option_of_some_script() -> None:
-    """So the test above reads all of them; RunConfig is what stages have in common."""
-    reached = {group for kind in SCRIPTS.values() for group, _ in groups(kind)} | {lit_llm.config.RunConfig}
+    """So the test above reads all of them; some are only what stages have in common."""
+    config = lit_llm.config
+    common = {config.RunConfig, config.BatchConfig, config.PostTrainingConfig, config.RowsConfig}
+    reached = {group for kind in SCRIPTS.values() for group, _ in groups(kind)} | common
     exported = (getattr(lit_llm.config, name) for name in lit_llm.config.__all__)
     assert {kind for kind in exported if dataclasses.is_dataclass(kind)} == reached
 

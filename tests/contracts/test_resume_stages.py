@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "grpo": ("ppo", {"algorithm": "grpo", "group_size": 2, **FEW}),
 }
 # PPO at one rank is in tests/modules/test_ppo.py, too
-SLOW = ("sft, noise and workers", "reward, lora", "dpo, live", "ppo", "ppo, head", "grpo")
+SLOW = ("sft, noise and workers", "reward, lora", "dpo, live", "dpo, base", "ppo", "ppo, head", "grpo")
 
 
 def assert_same_run(straight: PostTrainingConfig, resumed: PostTrainingConfig) -> None:
@@ -100,7 +101,7 @@ def launch(config: PostTrainingConfig, stage: str, *arguments: str) -> subproces
 def test_sigkill_of_the_script(case: str, tmp_path: Path) -> None:
     """Killed while or after a checkpoint is written, wherever the process then is."""
     stage = CASES[case][0]
-    steps = {"max_steps": 40, "val_every_n_steps": 10}
+    steps = {"max_steps": 24, "val_every_n_steps": 10}
     straight = run_of(case, tmp_path, "straight", trainer=steps)
     run_stage(straight)
     killed = run_of(case, tmp_path, "killed", trainer=steps)
@@ -140,6 +141,7 @@ def test_a_run_of_two_ranks_goes_on_at_one(stage: str, tmp_path: Path) -> None:
         2,
         port(),
     )
+    time.sleep(1.0)  # TensorBoard reads the files of two processes in the order of the seconds they were made in
     moved = make_stage(stage, tmp_path, "moved", trainer={"max_steps": 8}, ckpt_path="last", **options)
     run_stage(moved)
     for name in ("train/loss", "train/gradient_norm", "learning_rate/adamw_decay"):

@@ -188,8 +188,46 @@ SAME: list[tuple[tuple[str, ...], dict[str, Any], dict[str, Any], Callable[[Seen
 ]
 
 
+# changes that one stage shows for all, or that tests of losses, adapters and PPO show, too
+SLOW = (
+    *(f"dpo {{'loss': '{kind}'}}" for kind in ("sigmoid_norm", "nca", "bco", "sppo", "apo_zero", "apo_down", "exo")),
+    *(f"sft {{'lora': {change}}}" for change in ({"alpha": 64.0}, {"rslora": True}, {"targets": ["q_proj"]})),
+    *(
+        f"{stage} {change}"
+        for stage in ("reward", "dpo", "ppo")
+        for change in (
+            {"seed": 7},
+            {"data": {"batch_size": 4}},
+            {"data": {"validation_rows": 2}},
+            {"data": {"num_workers": 2}},
+            {"data": {"validation_batch_size": 3}},
+            {"trainer": {"precision": "bf16-mixed"}},
+            {"trainer": {"activation_checkpointing": "full"}},
+        )
+    ),
+    *(
+        f"ppo {change}"
+        for change in (
+            {"dropout": 0.3},
+            {"gae_lambda": 0.3},
+            {"value_clip_range": 0.001},
+            {"value_coefficient": 1.0},
+            {"whiten_advantages": False},
+            {"whiten_rewards": True},
+            {"kl_estimator": "k3"},
+            {"update_epochs": 1},
+            {"minibatches": 2},
+            {"reward_weights": [2.0]},
+            {"rollout_batch_size": 2},
+            {"loss_chunk_tokens": 5},
+        )
+    ),
+)
+
+
 def cases(table: list[Any]) -> list[Any]:
-    return [pytest.param(stage, *rest, id=f"{stage} {rest[1]}") for stages, *rest in table for stage in stages]
+    named = [(f"{stage} {rest[1]}", stage, *rest) for stages, *rest in table for stage in stages]
+    return [pytest.param(*rest, id=name, marks=pytest.mark.slow if name in SLOW else ()) for name, *rest in named]
 
 
 @pytest.mark.parametrize(("stage", "base", "change"), cases(OTHERS))

@@ -45,7 +45,7 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sft lora fsdp": ("sft", {"lora": {"rank": 4}}, {"strategy": "fsdp"}),
     "dpo lora fsdp": ("dpo", {"lora": {"rank": 4}, "reference": "base"}, {"strategy": "fsdp"}),
 }
-FAST = ("sft ddp", "sft fsdp", "sft tensor parallel", "reward fsdp", "dpo ddp", "dpo fsdp, live")
+FAST = ("sft ddp", "sft tensor parallel", "reward fsdp", "dpo fsdp, live")
 
 
 def run_of(stage: str, folder: Path, name: str, trainer: dict[str, Any], **options: Any) -> Any:
@@ -132,6 +132,8 @@ REPLAYED: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo, simpo": ("dpo", {"loss": "simpo"}),
 }
 
+QUICK = ("sft, noise", "sft, lora", "reward", "dpo", "dpo, live")
+
 
 def replayed(stage: str, file: Path, **options: Any) -> ReplayReport:
     kind = next(kind for kind, run in STAGES.items() if run.__name__ == stage)
@@ -139,7 +141,9 @@ def replayed(stage: str, file: Path, **options: Any) -> ReplayReport:
     return replay_step(record, config, *BUILD[stage](config))
 
 
-@pytest.mark.parametrize("case", REPLAYED)
+@pytest.mark.parametrize(
+    "case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in REPLAYED]
+)
 def test_the_recorded_loss_comes_out_again_bit_for_bit(case: str, tmp_path: Path) -> None:
     stage, options = REPLAYED[case]
     trainer = {**NOTICED, **options.get("trainer", {})}

@@ -20,7 +20,7 @@ def test_contents(make_run: MakeRun) -> None:
     # embedding 400 x 32; each of two blocks: q, k, v, o, three matrices of SwiGLU, two norms; the last norm
     parameters = 400 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
     assert f"{parameters:,} parameters: 2 layers, width 32, 4 heads, vocabulary 400" in report
-    assert "6 steps of 4 x 32 = 768 tokens" in report
+    assert "6 steps of 4 rows, 768 tokens" in report
     assert "adamw, schedule cosine, precision 32-true" in report
     for name in ("train/loss", "val/loss", "val/perplexity", "val/bits_per_byte"):
         assert f"| {name} | {result.metrics[name]:.4f} |" in report
