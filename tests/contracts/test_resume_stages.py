@@ -97,7 +97,8 @@ def launch(config: PostTrainingConfig, stage: str, *arguments: str) -> subproces
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-@pytest.mark.parametrize("case", ["dpo", pytest.param("sft, lora", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["dpo", "sft, lora"])
 def test_sigkill_of_the_script(case: str, tmp_path: Path) -> None:
     """Killed while or after a checkpoint is written, wherever the process then is."""
     stage = CASES[case][0]

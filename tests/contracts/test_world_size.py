@@ -73,7 +73,8 @@ def assert_same(one: PretrainConfig, other: PretrainConfig) -> None:
         assert values == pytest.approx(wanted, abs=1e-5, rel=1e-5), name
 
 
-@pytest.mark.parametrize("launch", [by_torchrun, pytest.param(by_lightning, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("launch", [by_torchrun, by_lightning])
 def test_two_ranks_are_one_process(
     launch: Callable[[PretrainConfig, int], None], make_run: MakeRun, short_documents: Path, free_port: int
 ) -> None:

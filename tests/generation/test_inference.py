@@ -36,6 +36,7 @@ def one_layer(name: str = "llama-10m", **fields: Any) -> ModelConfig:
     return tiny_model(name, num_layers=1, max_position_embeddings=64, **fields)
 
 
+@pytest.mark.slow
 def test_text_is_that_without_compiling_and_nothing_is_compiled_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_decoder(one_layer(num_key_value_heads=2))
     made = []

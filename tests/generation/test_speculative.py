@@ -61,7 +61,7 @@ def chi_squared(counts: Counter[tuple[int, ...]], expected: dict[tuple[int, ...]
     return sum((counts[ids] - draws * p) ** 2 / (draws * p) for ids, p in expected.items())
 
 
-@pytest.mark.parametrize("filters", [{}, {"top_k": 2, "temperature": 0.8}])
+@pytest.mark.parametrize("filters", [pytest.param({}, marks=pytest.mark.slow), {"top_k": 2, "temperature": 0.8}])
 def test_the_distribution_is_that_of_the_model_alone(filters: dict[str, Any]) -> None:
     fields = {"vocab_size": 3, "num_layers": 1, "hidden_size": 16, "num_heads": 2}
     model = random_decoder(tiny_model(**fields), std=0.15)
