@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -124,7 +125,9 @@ def launch(folder: Path, config: PretrainConfig, *arguments: str) -> subprocess.
     recipe = folder / f"{config.run_name}.yaml"
     recipe.write_text(yaml.safe_dump(to_plain(config)))
     command = [sys.executable, str(ROOT / "experiments" / "pretrain.py"), "--config", str(recipe), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # sums over another number of threads end in other bits
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 
 
 def test_sigkill_at_any_moment(make_run: MakeRun, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -94,7 +95,9 @@ def launch(config: PostTrainingConfig, stage: str, *arguments: str) -> subproces
     recipe = config.folder.with_suffix(".yaml")
     recipe.write_text(yaml.safe_dump(to_plain(config)))
     command = [sys.executable, str(ROOT / "experiments" / f"{stage}.py"), "--config", str(recipe), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # sums over another number of threads end in other bits
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 
 
 @pytest.mark.slow
