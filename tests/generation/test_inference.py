@@ -54,15 +54,18 @@ def test_text_is_that_without_compiling_and_nothing_is_compiled_twice(monkeypatc
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
+WINDOWED = {"num_key_value_heads": 2, "sliding_window": 5, "full_attention_every": 2, "num_layers": 2}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [None, "int8", "int8_dynamic"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("name", "fields"),
+    ("name", "fields", "dtype", "kind"),
     [
-        ("mistral-7b", {"num_key_value_heads": 2, "sliding_window": 5, "full_attention_every": 2, "num_layers": 2}),
-        ("modern-1m", {}),
-        ("gpt2", {}),
+        ("mistral-7b", WINDOWED, torch.float32, "int8"),
+        ("modern-1m", {}, torch.float32, None),
+        ("gpt2", {}, torch.float32, "int8_dynamic"),
+        ("gpt2", {}, torch.bfloat16, None),
+        ("llama-10m", {"num_layers": 1}, torch.bfloat16, "int8"),
     ],
 )
 def test_every_form_is_compiled(name: str, fields: dict[str, Any], dtype: torch.dtype, kind: str | None) -> None:
