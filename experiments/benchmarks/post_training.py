@@ -129,7 +129,7 @@ def ours(stage: str, folder: Path, options: argparse.Namespace, clock: Clock) ->
             max_steps=options.steps,
             val_every_n_steps=None,
             save_every_n_steps=None,
-            log_every_n_steps=1,
+            log_every_n_steps=10,
             enable_progress_bar=False,
         ),
     }
@@ -187,7 +187,7 @@ def trl(stage: str, folder: Path, options: argparse.Namespace, clock: Clock) -> 
         "bf16": False,
         "fp16": False,
         "gradient_checkpointing": False,
-        "logging_steps": 1,
+        "logging_steps": 10,
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,

@@ -109,6 +109,13 @@ class LanguageModule(L.LightningModule):
         means = self.training_means if training else self.validation_means
         means.update(values)
 
+    @property
+    def logs(self) -> bool:
+        """Whether the curves of the present step will be written."""
+        if self._trainer is None:
+            return True
+        return (self.trainer.global_step + 1) % self.config.trainer.log_every_n_steps == 0
+
     def tokens_of(self, batch: dict[str, Tensor]) -> int:
         """Tokens that the model reads in a micro-batch, for the throughput."""
         return batch["tokens"].numel()
@@ -252,7 +259,7 @@ class LanguageModule(L.LightningModule):
 
     def log_step(self, optimizer: Optimizer, step: int, loss: float, norm: float) -> None:
         """Write the curves of a step, where one is due."""
-        if step % self.config.trainer.log_every_n_steps == 0:
+        if self.logs:
             rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
             # DeepSpeed's engine keeps the gradients to itself
             norms = {"train/gradient_norm": norm} if not isinstance(self.trainer.strategy, DeepSpeedStrategy) else {}

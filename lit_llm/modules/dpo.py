@@ -97,7 +97,8 @@ class DPOModule(LanguageModule):
         """The loss summed over pairs, and their number; `tokens` [2b, t] hold chosen texts, then rejected ones."""
         real = batch["sample_ids"] >= 0
         mask = batch["targets"] != IGNORE_INDEX
-        log_probs, entropy = self._token_log_probs(self.model, batch, with_entropy=True)
+        # the entropy is for the curves alone, and a tenth of the head's work
+        log_probs, *entropy = self._token_log_probs(self.model, batch, with_entropy=self.logs or not training)
         plain, tokens = sequence_log_probs(log_probs, mask)
         sums = self._sums(log_probs, mask)
         reference = self._reference(batch, "train" if training else "validation")
@@ -105,7 +106,9 @@ class DPOModule(LanguageModule):
         losses = self.loss(*arguments)
         if self.config.sft_weight and training:
             losses = losses - self.config.sft_weight * (plain / tokens.clamp(min=1)).chunk(2)[0]
-        self._note(arguments, plain.detach(), entropy.sum(), mask.sum(), real, training)
+        self._note(arguments, plain.detach(), mask.sum(), real, training)
+        if entropy:
+            self.note({"entropy": (entropy[0].sum(), mask.sum())}, training)
         return torch.where(real, losses, 0.0).sum(), real.sum()
 
     def tokens_of(self, batch: dict[str, Tensor]) -> int:
@@ -116,7 +119,6 @@ class DPOModule(LanguageModule):
         self,
         arguments: tuple[Tensor | None, ...],
         plain: Tensor,
-        entropy: Tensor,
         supervised: Tensor,
         real: Tensor,
         training: bool,
@@ -135,8 +137,7 @@ class DPOModule(LanguageModule):
         if arguments[2] is not None:
             values["logps/chosen_drift"] = chosen / self.config.beta  # below 0: the chosen answer is being forgotten
         sums = {name: (torch.where(real, value, 0.0).sum(), count) for name, value in values.items()}
-        lengths = {"entropy": (entropy, supervised), "completion_length": (supervised, 2 * count)}
-        self.note({**sums, **lengths}, training)
+        self.note({**sums, "completion_length": (supervised, 2 * count)}, training)
 
     def _token_log_probs(
         self, model: Decoder, batch: dict[str, Tensor], with_entropy: bool = False
