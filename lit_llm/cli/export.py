@@ -158,7 +158,7 @@ def _merged(trained: _Trained) -> dict[str, Tensor]:
 
     from lit_llm.model import Decoder
     from lit_llm.model.lora import merged_state, rounded_base
-    from lit_llm.modules.base import copy_weights
+    from lit_llm.modules.weights import copy_weights
 
     base = _base_folder(trained)
     with torch.device("meta"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,12 +27,13 @@ from lit_llm.config import (
     to_plain,
 )
 from lit_llm.data.loader import data_parallel_rank
-from lit_llm.interop import iterate_weights, read_model_config, starting_adapter, without_value_head
+from lit_llm.interop import read_model_config, starting_adapter, without_value_head
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.lora import add_lora, merged_state, prepare_dora, quantize_base
-from lit_llm.model.parallel import arrange, local_part, shard_like
+from lit_llm.model.parallel import arrange, local_part
 from lit_llm.modules.metrics import NamedMeans, TokenStatistics
+from lit_llm.modules.weights import copy_into, copy_weights
 from lit_llm.optimization import build_optimizer, build_schedule, gradient_norm
 
 CONFIG_KEY = "lit_llm_config"
@@ -169,7 +170,7 @@ class LanguageModule(L.LightningModule):
         quantize_base(self.model, self.lora.quantize_base)
         prepare_dora(self.model)
         if self.lora.adapter is not None:
-            _copy(starting_adapter(self.lora, self.config.model)[1].items(), self.model)
+            copy_into(starting_adapter(self.lora, self.config.model)[1].items(), self.model)
 
     def frozen(self, folder: Path, vocab_size: int = 0) -> Decoder:
         """A model that is only read, laid out like the trained one; it is no submodule, and so in no checkpoint.
@@ -372,36 +373,3 @@ class LanguageModule(L.LightningModule):
                     f"the checkpoint is of another adapter: its lora.{name} is {theirs} (this run: {ours}); put lora "
                     "back as it was"
                 )
-
-
-def copy_weights(folder: Path, decoder: Decoder) -> None:
-    """Take the weights of a model folder; a larger vocabulary's new rows get the mean of the old ones.
-
-    Raises:
-        UserError: the folder holds another model.
-    """
-    source = read_model_config(folder)
-    grown = (decoder.config.vocab_size or 0) > (source.vocab_size or 0)
-    source.output, source.value_head = decoder.config.output, decoder.config.value_head
-    if source.output == "score":
-        source.tie_word_embeddings, source.logits_softcap = False, None
-    weights = iterate_weights(folder, source if grown else decoder.config)
-    _copy(((name, _grow(weight, decoder, name, source) if grown else weight) for name, weight in weights), decoder)
-
-
-def _grow(weight: Tensor, decoder: Decoder, name: str, source: ModelConfig) -> Tensor:
-    """The rows of a larger vocabulary, where `name` has one for each token."""
-    if not (name in ("embedding.weight", "head.weight") or name.endswith("value_embedding.weight")):
-        return weight
-    if name == "head.weight" and source.output == "score":
-        return weight
-    rows, known = decoder.get_parameter(name).size(0), weight[: source.vocab_size]
-    return torch.cat([known, known.float().mean(0, keepdim=True).to(weight.dtype).expand(rows - len(known), -1)])
-
-
-@torch.no_grad()
-def _copy(weights: Iterable[tuple[str, Tensor]], decoder: Decoder) -> None:
-    """Copy tensors by name; one at a time is whole, and each rank keeps its part of it."""
-    parameters = decoder.state_dict()
-    for name, weight in weights:
-        parameters[name].copy_(shard_like(weight.to(parameters[name].dtype), parameters[name]))

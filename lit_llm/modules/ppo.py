@@ -18,7 +18,7 @@ from lit_llm.model import Decoder
 from lit_llm.model.initialization import named_generator
 from lit_llm.model.lora import adapters_off, prepare_dora, quantize_base
 from lit_llm.model.scores import token_scores
-from lit_llm.modules.base import LanguageModule, copy_weights
+from lit_llm.modules.base import LanguageModule
 from lit_llm.modules.metrics import NamedMeans
 from lit_llm.modules.policy_updates import ROUND_MEANS, UPDATE_MEANS, round_sums, set_advantages, update_loss
 from lit_llm.modules.rewards import Rewards, check_same_tokens
@@ -29,6 +29,7 @@ from lit_llm.modules.rollout import (
     evaluating,
     write_answers,
 )
+from lit_llm.modules.weights import copy_weights
 from lit_llm.objectives import AdaptiveKL, kl_estimate, linear_log_probs
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat

@@ -1,0 +1,47 @@
+"""From model folders into decoders, whole or sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_llm.config import ModelConfig
+from lit_llm.interop import iterate_weights, read_model_config
+from lit_llm.model import Decoder
+from lit_llm.model.parallel import shard_like
+
+
+def copy_weights(folder: Path, decoder: Decoder) -> None:
+    """Take the weights of a model folder; a larger vocabulary's new rows get the mean of the old ones.
+
+    Raises:
+        UserError: the folder holds another model.
+    """
+    source = read_model_config(folder)
+    grown = (decoder.config.vocab_size or 0) > (source.vocab_size or 0)
+    source.output, source.value_head = decoder.config.output, decoder.config.value_head
+    if source.output == "score":
+        source.tie_word_embeddings, source.logits_softcap = False, None
+    weights = iterate_weights(folder, source if grown else decoder.config)
+    copy_into(((name, _grow(weight, decoder, name, source) if grown else weight) for name, weight in weights), decoder)
+
+
+def _grow(weight: Tensor, decoder: Decoder, name: str, source: ModelConfig) -> Tensor:
+    """The rows of a larger vocabulary, where `name` has one for each token."""
+    if not (name in ("embedding.weight", "head.weight") or name.endswith("value_embedding.weight")):
+        return weight
+    if name == "head.weight" and source.output == "score":
+        return weight
+    rows, known = decoder.get_parameter(name).size(0), weight[: source.vocab_size]
+    return torch.cat([known, known.float().mean(0, keepdim=True).to(weight.dtype).expand(rows - len(known), -1)])
+
+
+@torch.no_grad()
+def copy_into(weights: Iterable[tuple[str, Tensor]], decoder: Decoder) -> None:
+    """Copy tensors by name; one at a time is whole, and each rank keeps its part of it."""
+    parameters = decoder.state_dict()
+    for name, weight in weights:
+        parameters[name].copy_(shard_like(weight.to(parameters[name].dtype), parameters[name]))
