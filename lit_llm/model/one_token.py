@@ -27,21 +27,16 @@ class FewRowsLinear(nn.Module):
         weight: [out, in], of any type; rows contiguous.
         scale: of each row of an int8 weight [out], or None.
         bias: [out] or None.
-        round_inputs: round each token's inputs to 8 bits, as `int8_dynamic` does.
     """
 
-    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None, round_inputs: bool = False) -> None:
+    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()
         self.in_features = weight.size(1)
-        self.weight, self.scale, self.bias, self.round_inputs = weight, scale, bias, round_inputs
+        self.weight, self.scale, self.bias = weight, scale, bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x: [..., in]. Returns: [..., out]."""
         rows = x.reshape(-1, self.in_features).float()
-        if self.round_inputs:
-            step = rows.abs().amax(1, keepdim=True) / 127
-            step = torch.where(step > 0, step, 1.0)
-            rows = (rows / step).round() * step
         # in memory: otherwise the compiler computes what makes the inputs again for every output
         rows = rows.as_strided(rows.shape, (self.in_features, 1))
         # sums that share one pass over the weight; for one token two halves at once, which memory gives faster
@@ -142,8 +137,8 @@ def with_few_rows_linears(module: nn.Module) -> nn.Module:
     # imported here, as quantization imports the decoder and the decoder's attention this module
     from lit_llm.model.quantization import QuantizedLinear
 
-    if isinstance(module, QuantizedLinear) and module.kind != "int4":
-        return FewRowsLinear(module.weight, module.scale, module.bias, module.kind == "int8_dynamic")
+    if isinstance(module, QuantizedLinear) and module.kind == "int8":
+        return FewRowsLinear(module.weight, module.scale, module.bias)
     if type(module) is nn.Linear:
         if not module.weight.is_contiguous():
             module.weight.data = module.weight.data.contiguous()

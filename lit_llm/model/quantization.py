@@ -29,6 +29,10 @@ GROUP_SIZE = 32
 # the CPU's int4 kernel takes whole tiles of so many rows
 _INT4_ROWS = 16
 _LINE = 64  # bytes
+# Weights that are converted at a time, which stay in a processor core's cache; for more inputs than this, the product
+# takes so long that it does not matter.
+_BLOCK = 2**18
+_BLOCK_INPUTS = 64
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -111,7 +115,7 @@ class QuantizedLinear(nn.Module):
         elif _fits_int8_kernel(rows, self.weight):
             y = torch.ops.aten._weight_int8pack_mm(rows, self.weight, self.scale)
         else:
-            y = F.linear(rows, self.weight.to(x.dtype)) * self.scale
+            y = converted_product(rows, self.weight) * self.scale
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)
@@ -207,6 +211,17 @@ def join_halves(numbers: Tensor) -> Tensor:
 def split_halves(joined: Tensor) -> Tensor:
     """The reverse of `join_halves`."""
     return torch.stack([joined & 15, joined >> 4], dim=-1).flatten(1)
+
+
+def converted_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows [m, k] times the transpose of an int8 weight [n, k], in the type of the rows: [m, n].
+
+    For few rows on the CPU the weight is converted block by block, so that it is read from memory once, as it is.
+    """
+    if rows.device.type != "cpu" or rows.size(0) > _BLOCK_INPUTS or torch.compiler.is_compiling():
+        return F.linear(rows, weight.to(rows.dtype))
+    blocks = weight.split(max(1, _BLOCK // weight.size(1)))
+    return torch.cat([F.linear(rows, block.to(rows.dtype)) for block in blocks], dim=-1)
 
 
 def integer_product(a: Tensor, b: Tensor) -> Tensor:
