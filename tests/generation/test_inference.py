@@ -26,6 +26,7 @@ DRAWN = SamplingConfig(max_new_tokens=12, temperature=1.0, top_k=50, seed=5)
 def _fresh_compiler() -> Iterator[None]:
     yield
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
 
 
 def prompt(model: Decoder, length: int) -> list[int]:
