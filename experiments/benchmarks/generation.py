@@ -36,7 +36,8 @@ from lit_llm.generation import generate, lay_out_for_few_rows
 from lit_llm.interop.families import FAMILIES
 from lit_llm.interop.writing import outputs_of
 from lit_llm.model import Decoder
-from lit_llm.model.quantization import quality, quantize
+from lit_llm.model.quality import quality
+from lit_llm.model.quantization import quantize
 from lit_llm.planning import count_parameters
 
 SHAPES = {

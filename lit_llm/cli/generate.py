@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.cli.quantization import quantize_and_tell
+from lit_llm.cli.loading import load
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError
 
 if TYPE_CHECKING:
@@ -32,27 +32,10 @@ class _Writer:
     """A model, ready to write."""
 
     def __init__(self, config: GenerateConfig) -> None:
-        import torch
-
-        from lit_llm.generation import lay_out_for_few_rows
-        from lit_llm.interop import load_model_folder, read_model_config, stop_token_ids
-
-        on_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available())
-        if on_gpu and not torch.cuda.is_available():
-            raise UserError("accelerator is cuda, but torch finds no CUDA device here; use cpu or auto")
         self.config = config
-        self.device = "cuda" if on_gpu else "cpu"
-        self.dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-        folder = find_model(config.model)
-        read_model_config(folder).check_gives_text(str(folder))
-        self.model, self.tokenizer = load_model_folder(folder, device=self.device, dtype=self.dtype)
-        if config.quantize != "none":
-            quantize_and_tell(
-                self.model, self.tokenizer, config.quantize, read_prompts(config), tied_head=config.compile
-            )
-        if not config.compile:
-            lay_out_for_few_rows(self.model)
-        self.stop_tokens = stop_token_ids(folder, self.tokenizer)
+        self.loaded = load(config, read_prompts(config), compile=config.compile)
+        self.model, self.tokenizer = self.loaded.model, self.loaded.tokenizer
+        self.stop_tokens = self.loaded.stop_tokens
 
     def texts(self) -> list[_Text]:
         """Every sample of every prompt."""
@@ -67,12 +50,7 @@ class _Writer:
 
     def draft(self) -> Decoder:
         """The draft model."""
-        from lit_llm.generation import lay_out_for_few_rows
-        from lit_llm.interop import load_model_folder
-
-        model, _ = load_model_folder(find_model(str(self.config.draft_model)), device=self.device, dtype=self.dtype)
-        lay_out_for_few_rows(model)
-        return model
+        return load(replace(self.config, model=str(self.config.draft_model), quantize="none")).model
 
     def engine(self, texts: list[_Text], max_batch: int) -> Engine:
         """An engine with room for these texts, which are submitted to it."""
@@ -240,14 +218,6 @@ def _write_by_search(writer: _Writer, texts: list[_Text]) -> int:
 def _continuation(tokenizer: Tokenizer, ids: list[int]) -> str:
     decoder = tokenizer.stream_decoder()
     return "".join(map(decoder.push, ids)) + decoder.flush()
-
-
-def find_model(path: str) -> Path:
-    """The model folder that `path` means: itself, or the one inside a run folder."""
-    folder = Path(path)
-    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
-        return folder / "model"
-    return folder
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.cli.generate import find_model
+from lit_llm.cli.loading import find_model
 from lit_llm.cli.stages import print_result
 from lit_llm.config import (
     DPOConfig,

@@ -43,7 +43,7 @@ def quantize_and_tell(
         tokenizer: its tokenizer.
         kind: "int8", "int8_dynamic" or "int4".
         texts: measured on, up to `MOST_TOKENS` tokens in all.
-        source: what the texts are called; None: they are the prompts, and `SAMPLE` is measured on as well.
+        source: what the texts are called; None: they are prompts, if any, and `SAMPLE` is measured on as well.
         tied_head: round a head that is the embedding as well; see `quantize`.
 
     Raises:
@@ -52,12 +52,14 @@ def quantize_and_tell(
     model.config.check_gives_text("what is to be quantized")
     import torch
 
-    from lit_llm.model.quantization import compare, predictions, quantize
+    from lit_llm.model.quality import compare, predictions
+    from lit_llm.model.quantization import quantize
 
     begin = [] if tokenizer.begin_id is None else [tokenizer.begin_id]
     context = model.config.max_position_embeddings
     windows: list[torch.Tensor] = []
     room = MOST_TOKENS
+    texts = [text for text in texts if text]
     for text in dict.fromkeys([*texts, SAMPLE] if source is None else texts):
         ids = (begin + tokenizer.encode(text))[:room]
         room -= len(ids)
@@ -65,7 +67,7 @@ def quantize_and_tell(
     before = list(predictions(model, windows))
     quantize(model, kind, tied_head=tied_head)
     found = compare(windows, before, predictions(model, windows))
-    where = "the prompts and a built-in text" if source is None else source
+    where = source or ("the prompts and a built-in text" if texts else "a built-in text")
     print(f"{kind} against the full model, on {where}: {found}", file=sys.stderr)
 
 

@@ -1,10 +1,12 @@
 """Configuration: dataclasses that import neither torch nor lightning."""
 
+from lit_llm.config.chat import ChatConfig
 from lit_llm.config.corpus import CorpusConfig, PrepareConfig, TokenizerTrainingConfig
 from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
+from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
-from lit_llm.config.generation import GenerateConfig, SamplingConfig
+from lit_llm.config.generation import GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
@@ -24,18 +26,22 @@ from lit_llm.config.post_training import (
 from lit_llm.config.presets import PRESETS, preset, preset_fields
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
 from lit_llm.config.run import PretrainConfig, RunConfig, SampleConfig
+from lit_llm.config.serving import ServeConfig
 from lit_llm.config.trainer import TrainerConfig
 
 __all__ = [
     "PRESETS",
     "STAGES",
     "BatchConfig",
+    "ChatConfig",
     "ConversationDataConfig",
     "CorpusConfig",
     "DPOConfig",
     "DataConfig",
+    "EvaluateConfig",
     "ExportConfig",
     "GenerateConfig",
+    "LoadConfig",
     "LoraConfig",
     "ModelConfig",
     "NonFiniteStep",
@@ -56,6 +62,7 @@ __all__ = [
     "SampleConfig",
     "SamplingConfig",
     "ScheduleConfig",
+    "ServeConfig",
     "TokenizerTrainingConfig",
     "TrainerConfig",
     "UserError",

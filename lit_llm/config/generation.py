@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from lit_llm.config.errors import UserError
@@ -66,11 +66,34 @@ class SamplingConfig:
 
 
 @dataclass
-class GenerateConfig:
-    """Write text with a trained model."""
+class LoadConfig:
+    """Which model is used, and how: not to be trained."""
 
     model: str = "checkpoints/pretrain/model"
     """Model folder (ours or Hugging Face's), or a run folder that holds one."""
+    _: KW_ONLY
+    accelerator: str = "auto"
+    """Device to run on: auto, cpu or cuda."""
+    dtype: str = "auto"
+    """Arithmetic: auto (as stored), float32 or bfloat16."""
+    quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"
+    """Round the weights to 8 or 4 bits after reading them (int8_dynamic: what they are multiplied with as well), and
+    tell what that costs in quality. On the CPU it is fast with dtype bfloat16, or compiled; in plain float32 the full model
+    is mostly faster."""
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ("auto", "cpu", "cuda"):
+            raise UserError(f"accelerator is {self.accelerator!r}; it must be auto, cpu or cuda")
+        if self.dtype not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
+        if self.quantize not in ("none", "int8", "int8_dynamic", "int4"):
+            raise UserError(f"quantize is {self.quantize!r}; it must be none, int8, int8_dynamic or int4")
+
+
+@dataclass
+class GenerateConfig(LoadConfig):
+    """Write text with a trained model."""
+
     prompts: list[str] = field(default_factory=list)
     """Texts to go on from; none: start from the end-of-text token."""
     prompts_file: str | None = None
@@ -92,38 +115,26 @@ class GenerateConfig:
     length_penalty: float = 1.0
     """Beam search divides a text's log-probability by its length to this power; higher favours longer texts."""
     draft_model: str | None = None
-    """Folder of a small model of the same vocabulary that guesses ahead; texts are drawn from the same distribution."""
+    """Folder of a small model of the same vocabulary that guesses ahead; texts are drawn from the same distribution.
+    It is never quantized."""
     draft_tokens: int = 4
     """Tokens that the draft model guesses at a time."""
     regex: str | None = None
     """Write only texts that match this regular expression (needs the extra `constrained`)."""
     json_schema: str | None = None
     """Write only JSON of this schema: a file, or the schema itself (needs the extra `constrained`)."""
-    accelerator: str = "auto"
-    """Device to run on: auto, cpu or cuda."""
-    dtype: str = "auto"
-    """Arithmetic: auto (as stored), float32 or bfloat16."""
-    quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"
-    """Round the weights to 8 or 4 bits after reading them (int8_dynamic: what they are multiplied with as well; int4:
-    CPU only), and say what that costs in quality; the draft model stays as it is. Without compile, int8 and int4 are
-    fast with dtype bfloat16 and slower than the full model in float32."""
     compile: bool = False
     """Write with code compiled for the model: a minute or more at the start, more for more layers, and faster from then
     on, so it pays for long texts, and most with quantize int8. On the CPU it needs a C++ compiler. With quantize, a
     head that is the embedding is rounded as well."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("num_samples", "batch_size", "prefill_chunk", "num_beams", "draft_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.log_probs is not None and self.log_probs < 0:
             raise UserError(f"log_probs is {self.log_probs}; it must be at least 0, or null")
-        if self.accelerator not in ("auto", "cpu", "cuda"):
-            raise UserError(f"accelerator is {self.accelerator!r}; it must be auto, cpu or cuda")
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise UserError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
-        if self.quantize not in ("none", "int8", "int8_dynamic", "int4"):
-            raise UserError(f"quantize is {self.quantize!r}; it must be none, int8, int8_dynamic or int4")
         if self.regex is not None and self.json_schema is not None:
             raise UserError("regex and json_schema cannot be had together; give one of the two")
         self._check_modes()

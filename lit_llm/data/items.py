@@ -42,6 +42,7 @@ class Ragged:
         return len(self._ends) - 1
 
     def __getitem__(self, index: int) -> np.ndarray:
+        """One array [its length]: a view, not a copy."""
         return self._values[self._ends[index] : self._ends[index + 1]]
 
     @property

@@ -83,6 +83,7 @@ class ConsumedBatchSampler(Sampler[list[int]]):
         return self.num_steps * self.accumulate_grad_batches
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Numbers of the samples of each micro-batch of this rank."""
         # Steps follow each other without a gap, so that micro-batches are evenly spaced over the whole run.
         stride = self.micro_batch_size * self.world_size
         for index in range(len(self)):

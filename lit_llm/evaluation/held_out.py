@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lit_llm.config import ConversationDataConfig, PreferenceDataConfig, SamplingConfig
 from lit_llm.data.preferences import PreferenceDataModule
 from lit_llm.data.supervised import ConversationDataModule
+from lit_llm.evaluation.perplexity import token_log_probs
 from lit_llm.generation import Completion, complete
 from lit_llm.model import Decoder
 from lit_llm.objectives import IGNORE_INDEX
@@ -46,23 +46,35 @@ def answer_loss(model: Decoder, tokenizer: Tokenizer, path: Path) -> float:
         tokenizer: its own; has chat tokens.
         path: the file; conversations that are too long for the model are cut off.
     """
+    log_probs, tokens = answer_log_probs(model, tokenizer, str(path))
+    return float(-log_probs.sum() / tokens.sum())
+
+
+def answer_log_probs(model: Decoder, tokenizer: Tokenizer, path: str, batch_size: int = _ROWS) -> tuple[Tensor, Tensor]:
+    """Log-probability of all answers in each conversation [rows], and their tokens [rows]; see `answer_loss`.
+
+    Args:
+        model: a language model.
+        tokenizer: its own; has chat tokens.
+        path: a file, folder, glob or hf:NAME.
+        batch_size: conversations at once.
+    """
     config = ConversationDataConfig(
-        paths=[str(path)],
+        paths=[path],
         validation_fraction=0.0,
         sequence_length=model.config.max_position_embeddings,
-        batch_size=_ROWS,
+        batch_size=batch_size,
         packing=False,
         too_long="truncate",
     )
     batches = ConversationDataModule(config, tokenizer, seed=0).make_evaluation_loader("train", 0, 1)
-    sums = [(-log_probs.sum(), count) for log_probs, count in _answer_log_probs(model, batches)]
-    total, tokens = (float(sum(numbers)) for numbers in zip(*sums, strict=True))
-    return total / tokens
+    log_probs, tokens = zip(*_answer_log_probs(model, batches), strict=True)
+    return torch.cat(log_probs), torch.cat(tokens)
 
 
-def preference_log_probs(model: Decoder, tokenizer: Tokenizer, path: Path) -> Tensor:
+def preference_log_probs(model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int = _ROWS) -> Tensor:
     """Log-probabilities of the answers in a file of preferences, chosen and rejected: [pairs, 2]."""
-    batches = _pairs(model, tokenizer, path)
+    batches = _pairs(model, tokenizer, path, batch_size)
     return torch.cat([log_probs.view(2, -1).T for log_probs, _ in _answer_log_probs(model, batches)])
 
 
@@ -89,12 +101,12 @@ def answer_scores(model: Decoder, tokenizer: Tokenizer, requests: Sequence[str],
     return torch.stack(scores)
 
 
-def _pairs(model: Decoder, tokenizer: Tokenizer, path: Path) -> Iterable[dict[str, Any]]:
+def _pairs(model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int = _ROWS) -> Iterable[dict[str, Any]]:
     config = PreferenceDataConfig(
         paths=[str(path)],
         validation_fraction=0.0,
         sequence_length=model.config.max_position_embeddings,
-        batch_size=_ROWS,
+        batch_size=batch_size,
         too_long="truncate",
     )
     return PreferenceDataModule(config, tokenizer, seed=0).make_evaluation_loader("train", 0, 1)
@@ -106,10 +118,15 @@ def _on_device(batches: Iterable[dict[str, Any]], model: Decoder) -> Iterator[di
         yield {name: value.to(device) for name, value in batch.items()}
 
 
-@torch.no_grad()
 def _answer_log_probs(model: Decoder, batches: Iterable[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each batch the log-probability of each row's answer [rows], and the answers' tokens in all."""
-    for batch in _on_device(batches, model):
-        logits, targets = model.eval()(batch["tokens"]).float(), batch["targets"]
-        losses = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORE_INDEX, reduction="none")
-        yield -losses.sum(1).cpu(), (targets != IGNORE_INDEX).sum().cpu()
+    """For each batch the log-probability of each row's answers [rows], and their tokens [rows]."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    shown = track(batches, "reading answers", console=console, disable=not console.is_terminal, transient=True)
+    for batch in _on_device(shown, model):
+        scored = batch["targets"] != IGNORE_INDEX
+        log_probs, _ = token_log_probs(model.eval(), batch["tokens"], batch["targets"])
+        sums = torch.zeros(len(scored), dtype=torch.float64)
+        yield sums.index_add_(0, scored.nonzero()[:, 0].cpu(), log_probs.double().cpu()), scored.sum(1).cpu()

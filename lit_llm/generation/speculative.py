@@ -61,13 +61,7 @@ def speculate(
         UserError: the vocabularies differ, the prompt does not fit, or `sampling` has penalties, a bias or stop
             strings.
     """
-    if model.config.vocab_size != draft.config.vocab_size:
-        raise UserError(
-            f"the draft model has a vocabulary of {draft.config.vocab_size} tokens and the model one of "
-            f"{model.config.vocab_size}; they must be the same"
-        )
-    if sampling.penalizes or sampling.logit_bias or sampling.stop_strings:
-        raise UserError("a draft model cannot be used together with penalties, logit_bias or stop_strings")
+    _check(model, draft, sampling)
     limit = min(model.config.max_position_embeddings, draft.config.max_position_embeddings)
     context = fitted_prompt(list(prompt), sampling, limit)
     ends = frozenset((*stop_tokens, *sampling.stop_token_ids))
@@ -95,6 +89,16 @@ def speculate(
                     return done
                 context = context[-(limit // 2) :]
                 pair.forget()
+
+
+def _check(model: Decoder, draft: Decoder, sampling: SamplingConfig) -> None:
+    if model.config.vocab_size != draft.config.vocab_size:
+        raise UserError(
+            f"the draft model has a vocabulary of {draft.config.vocab_size} tokens and the model one of "
+            f"{model.config.vocab_size}; they must be the same"
+        )
+    if sampling.penalizes or sampling.logit_bias or sampling.stop_strings:
+        raise UserError("a draft model cannot be used together with penalties, logit_bias or stop_strings")
 
 
 class _Pair:

@@ -22,7 +22,7 @@ from lit_llm.model.arithmetic import compute_dtype, without_autocast
 from lit_llm.model.decoder import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.parallel import local_part
-from lit_llm.model.quantization import (
+from lit_llm.model.rounding import (
     GROUP_SIZE,
     from_int4,
     from_int8,

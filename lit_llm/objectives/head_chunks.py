@@ -103,6 +103,7 @@ class HeadChunks:
         self._tanh = None if softcap is None else self.buffer()
 
     def __iter__(self) -> Iterator[slice]:
+        """The rows of each chunk."""
         for start in range(0, self.inputs.size(0), max(self._rows, 1)):
             yield slice(start, start + self._rows)
 

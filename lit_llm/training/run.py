@@ -86,7 +86,6 @@ def fit(
     set_distributed_defaults(config.folder)
     resume_from = checkpoint_to_resume(config)
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
-    policy = CheckpointPolicy(config.folder / "checkpoints", config.trainer)
     speed = Throughput(
         training_flops_per_token(config.model, config.data.sequence_length),
         config.trainer.log_every_n_steps,
@@ -100,20 +99,7 @@ def fit(
             folder=config.folder,
             accumulation=accumulation,
             first_step=0 if resume_from is None else step_of(Path(resume_from)),
-            callbacks=[
-                SameStart(resume_from),
-                SaveConfig(config),
-                NamedOptimizerState(),
-                ExactResume(config.seed, config.data.batch_size // accumulation),
-                speed,
-                samples,
-                StepGuard(config),
-                StepProfiler(config.folder / "profile", config.trainer.profile_steps),
-                *([TrainingProgress()] if config.trainer.enable_progress_bar else []),
-                *callbacks,
-                GracefulStop(policy),
-                policy,
-            ],
+            callbacks=_callbacks(config, resume_from, accumulation, (speed, samples), callbacks),
         )
         with readable_failures(config):
             metrics = _train_and_test(trainer, module, data, resume_from)
@@ -122,6 +108,30 @@ def fit(
     if trainer.is_global_zero:
         _write_model(config, module, weights, tokenizer)
     return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens, speed.tokens_per_second)
+
+
+def _callbacks(
+    config: RunConfig,
+    resume_from: str | None,
+    accumulation: int,
+    measuring: Sequence[L.Callback],
+    more: Sequence[L.Callback],
+) -> list[L.Callback]:
+    """Those of every run and `more`, in the order in which they are called: checkpoints are written at the end."""
+    policy = CheckpointPolicy(config.folder / "checkpoints", config.trainer)
+    return [
+        SameStart(resume_from),
+        SaveConfig(config),
+        NamedOptimizerState(),
+        ExactResume(config.seed, config.data.batch_size // accumulation),
+        *measuring,
+        StepGuard(config),
+        StepProfiler(config.folder / "profile", config.trainer.profile_steps),
+        *([TrainingProgress()] if config.trainer.enable_progress_bar else []),
+        *more,
+        GracefulStop(policy),
+        policy,
+    ]
 
 
 def _write_model(

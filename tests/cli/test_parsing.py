@@ -20,7 +20,9 @@ import lit_llm.config
 from lit_llm.cli import main, parse
 from lit_llm.cli.stages import pretrain
 from lit_llm.config import (
+    ChatConfig,
     DPOConfig,
+    EvaluateConfig,
     ExportConfig,
     GenerateConfig,
     PlanConfig,
@@ -29,6 +31,7 @@ from lit_llm.config import (
     PretrainConfig,
     QuickstartConfig,
     RewardConfig,
+    ServeConfig,
     SFTConfig,
     TokenizerTrainingConfig,
     UserError,
@@ -43,6 +46,9 @@ SCRIPTS = {
     "dpo": DPOConfig,
     "ppo": PPOConfig,
     "generate": GenerateConfig,
+    "chat": ChatConfig,
+    "serve": ServeConfig,
+    "evaluate": EvaluateConfig,
     "prepare_data": PrepareConfig,
     "train_tokenizer": TokenizerTrainingConfig,
     "quickstart": QuickstartConfig,
@@ -215,7 +221,7 @@ def test_help_says_what_every_option_is(
 def test_every_dataclass_is_an_option_of_some_script() -> None:
     """So the test above reads all of them; some are only what stages have in common."""
     config = lit_llm.config
-    common = {config.RunConfig, config.BatchConfig, config.PostTrainingConfig, config.RowsConfig}
+    common = {config.RunConfig, config.BatchConfig, config.LoadConfig, config.PostTrainingConfig, config.RowsConfig}
     reached = {group for kind in SCRIPTS.values() for group, _ in groups(kind)} | common
     exported = (getattr(lit_llm.config, name) for name in lit_llm.config.__all__)
     assert {kind for kind in exported if dataclasses.is_dataclass(kind)} == reached

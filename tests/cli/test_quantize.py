@@ -15,7 +15,8 @@ from lit_llm.cli.export import export
 from lit_llm.cli.generate import generate
 from lit_llm.config import ExportConfig, GenerateConfig, SamplingConfig, UserError
 from lit_llm.interop import load_model_folder, load_weights, read_quantization, save_model_folder
-from lit_llm.model.quantization import KINDS, quality, quantize
+from lit_llm.model.quality import quality
+from lit_llm.model.quantization import KINDS, quantize
 from lit_llm.tokenizer import Tokenizer
 
 SHORT = SamplingConfig(max_new_tokens=8, temperature=0.0)

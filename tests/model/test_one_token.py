@@ -51,7 +51,7 @@ def one_token_logits(model: Decoder, cache: KVCache, tokens: torch.Tensor, slots
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("quantized", [None, "int8", "int8_dynamic"])
+@pytest.mark.parametrize("quantized", [None, "int8", "int8_dynamic", "int4"])
 def test_rows_of_different_lengths_go_on_as_in_the_decoder(config: ModelConfig, quantized: str | None) -> None:
     model = random_decoder(config).eval()
     if quantized:

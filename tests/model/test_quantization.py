@@ -15,16 +15,10 @@ from torch import nn
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation import complete
 from lit_llm.model import Decoder
-from lit_llm.model.quantization import (
-    KINDS,
-    QuantizedLinear,
-    integer_product,
-    quality,
-    quantization_of,
-    quantize,
-    round_to_int8,
-    tiled_integer_product,
-)
+from lit_llm.model.quality import quality
+from lit_llm.model.quantization import KINDS, QuantizedLinear, quantization_of, quantize
+from lit_llm.model.quantized_products import integer_product, tiled_integer_product
+from lit_llm.model.rounding import round_to_int8
 
 DTYPES = [torch.float32, torch.bfloat16]
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import tokenizers
+from chat_templates import CHATML_TOKENS, GEMMA, LLAMA3_TOKENS, MISTRAL, TEMPLATES
 from foreign_tokenizers import BOS, EOS, FORMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, pre_tokenizers
+from tokenizers import decoders, pre_tokenizers
 
 from lit_llm.config import UserError
 from lit_llm.interop.folder import _token_ids
@@ -29,95 +30,6 @@ from lit_llm.tokenizer import (
 )
 
 SAMPLE = Path(__file__).read_text(encoding="utf-8")
-LLAMA3_TOKENS = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-CHATML_TOKENS = ["<|im_start|>", "<|im_end|>"]
-
-LLAMA3 = (
-    "{%- set today = '2024' %}"
-    "{{- bos_token }}"
-    "{%- if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] | trim %}"
-    "{% set messages = messages[1:] %}{% else %}{% set system = '' %}{% endif %}"
-    "{{- '<|start_header_id|>system<|end_header_id|>\\n\\nYear: ' + today + '\\n\\n' + system + '<|eot_id|>' }}"
-    "{%- for message in messages %}"
-    "{{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim }}"
-    "{{- '<|eot_id|>' }}{% endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
-)
-QWEN2 = """{% for message in messages %}
-    {%- if loop.first and messages[0]['role'] != 'system' %}
-        {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
-    {%- endif %}
-    {{- '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\\n' }}
-{%- endif %}
-"""
-# Thoughts are kept in the last turn only, which has an empty thought where it has none.
-QWEN3 = """{%- set ns = namespace(last=-1) %}
-{%- for message in messages %}{% if message.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}
-{%- for message in messages %}
-    {%- set content = message.content %}
-    {%- if message.role == 'assistant' %}
-        {%- set thought = '' %}
-        {%- if '</think>' in content %}
-            {%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
-            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
-        {%- endif %}
-        {%- if loop.index0 > ns.last %}
-            {{- '<|im_start|>assistant\\n<think>\\n' + thought + '\\n</think>\\n\\n' + content + '<|im_end|>\\n' }}
-        {%- else %}
-            {{- '<|im_start|>assistant\\n' + content + '<|im_end|>\\n' }}
-        {%- endif %}
-    {%- else %}
-        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
-    {%- endif %}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{% endif %}"""
-# The system's message stands in the user's last turn; turns have to alternate; there is no generation prompt.
-MISTRAL = """{%- if messages[0]['role'] == 'system' %}
-    {%- set system = messages[0]['content'] %}{% set turns = messages[1:] %}
-{%- else %}
-    {%- set turns = messages %}
-{%- endif %}
-{{- bos_token }}
-{%- for message in turns %}
-    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
-        {{- raise_exception('roles must alternate user/assistant') }}
-    {%- endif %}
-    {%- if message['role'] == 'user' %}
-        {%- if system is defined and message == (turns | selectattr('role', 'equalto', 'user') | list)[-1] %}
-            {{- '[INST] ' + system + '\\n\\n' + message['content'] + ' [/INST]' }}
-        {%- else %}
-            {{- '[INST] ' + message['content'] + ' [/INST]' }}
-        {%- endif %}
-    {%- else %}
-        {{- ' ' + message['content'] | trim + eos_token }}
-    {%- endif %}
-{%- endfor %}"""
-GEMMA = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
-    "{% endif %}{% for message in messages %}"
-    "{% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}"
-    "{% endif %}{{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
-)
-PHI = (  # whose tokens swallow the white space after them
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
-)
-PHI_TOKENS = [AddedToken(name, rstrip=True) for name in ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")]
-# form of the tokenizer, its special tokens, template, what ends a turn, how an assistant's words look
-TEMPLATES: dict[str, tuple[str, list[Any], str, str]] = {
-    "llama3": ("llama3", LLAMA3_TOKENS, LLAMA3, "<|eot_id|>"),
-    "qwen2": ("qwen", CHATML_TOKENS, QWEN2, "<|im_end|>"),
-    "qwen3": ("qwen", CHATML_TOKENS, QWEN3, "<|im_end|>"),
-    "mistral": ("llama2", ["[INST]", "[/INST]"], MISTRAL, EOS),
-    "llama2": ("llama2", [], MISTRAL, EOS),
-    "metaspace": ("metaspace", [], MISTRAL, EOS),
-    "gemma": ("gemma", ["<start_of_turn>", "<end_of_turn>"], GEMMA, "<end_of_turn>"),
-    "phi": ("llama2", PHI_TOKENS, PHI, "<|end|>"),
-}
 
 
 def chat(*contents: str, system: str | None = None) -> list[Message]:

@@ -1,0 +1,173 @@
+"""Talking with a model in the terminal. Heavy libraries are imported only once the options are right."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING
+
+from lit_llm.cli.loading import load
+from lit_llm.config import ChatConfig, UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lit_llm.cli.conversation import Answer, Conversation
+
+# A model may write what a terminal takes for an order: control characters are shown as their pictures.
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_PICTURES |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
+
+
+def chat(config: ChatConfig) -> None:
+    """Answer what comes in on stdin, with the conversation in mind, until it ends.
+
+    Answers go to stdout, everything else to stderr; prompts are shown where stdin is a terminal.
+
+    Raises:
+        UserError: the model is not there, cannot be used as asked, or has no form for conversations.
+    """
+    loaded = load(config, [config.system] if config.system else [], compile=config.compile)
+    from lit_llm.cli.conversation import Conversation
+
+    conversation = Conversation(loaded, config)
+    terminal = _Terminal()
+    if terminal.asks:
+        quantized = "" if config.quantize == "none" else f", {config.quantize}"
+        terminal.tell(
+            f"{loaded.folder}{quantized}, on {loaded.device}, {conversation.context} tokens of context. "
+            "/help lists the commands, Ctrl-D ends."
+        )
+        if config.compile:
+            terminal.tell("the first answer waits until the model is compiled, a minute or more")
+    with contextlib.suppress(KeyboardInterrupt):  # at the prompt
+        while (line := terminal.read()) is not None:
+            if line.strip() and not _reply(conversation, terminal, line):
+                break
+    terminal.leave()
+
+
+def _reply(conversation: Conversation, terminal: _Terminal, line: str) -> bool:
+    """Show what a line leads to; returns whether the conversation goes on."""
+    try:
+        reply = conversation.handle(line)
+        if reply.text:
+            terminal.tell(reply.text)
+        if reply.answer is not None:
+            _show_answer(conversation, terminal, reply.answer)
+    except UserError as error:
+        terminal.tell(" ".join(f"error: {error}".split()), style="red")
+        return True
+    return not reply.ends
+
+
+def _show_answer(conversation: Conversation, terminal: _Terminal, answer: Generator[str, None, None]) -> None:
+    began = time.perf_counter()
+    stopped = False
+    try:
+        terminal.begin_answer()
+        for piece in answer:
+            terminal.write(piece)
+    except KeyboardInterrupt:
+        stopped = True
+        answer.close()
+    finally:
+        terminal.end_answer()
+    last = conversation.last
+    assert last is not None
+    if stopped and not last.written.text:
+        terminal.tell("stopped before a word was written; the conversation is as it was")
+    elif terminal.asks:
+        terminal.tell(_account(conversation, last, time.perf_counter() - began, stopped))
+
+
+def _account(conversation: Conversation, answer: Answer, seconds: float, stopped: bool) -> str:
+    """One line on how an answer went."""
+    tokens = len(answer.written.ids)
+    total = answer.prompt_tokens + tokens
+    parts = [f"{tokens} tokens", f"{tokens / seconds:.1f} tokens/s", f"{total} of {conversation.context} in context"]
+    if stopped:
+        parts.append("stopped")
+    elif answer.written.finish_reason == "length":
+        reached = tokens >= conversation.sampling.max_new_tokens
+        parts.append("cut at max_new_tokens" if reached else "cut where the context was full")
+    return ", ".join(parts)
+
+
+class _Terminal:
+    """Where lines come from and go to."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.asks = sys.stdin.isatty()
+        self._shows = sys.stdout.isatty()
+        self._notes = Console(stderr=True, highlight=False)
+        self._out = Console(highlight=False)
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            # the conversation refuses what is not UTF-8 and goes on
+            sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+        if self.asks:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  gives `input` editing and a history
+
+    def read(self) -> str | None:
+        """The next message or command, where a backslash at the end of a line joins the next to it; None at the end."""
+        lines: list[str] = []
+        while (line := self._read_line("...> " if lines else "you> ")) is not None:
+            if not line.endswith("\\"):
+                return "\n".join([*lines, line])
+            lines.append(line[:-1])
+        return "\n".join(lines) if lines else None
+
+    def _read_line(self, prompt: str) -> str | None:
+        if not self.asks:
+            line = sys.stdin.readline()
+            return line.rstrip("\r\n") if line else None
+        if not self._shows:
+            self._print(self._notes, prompt, "bold cyan", end="")
+            prompt = ""
+        try:
+            return input(self._styled(prompt))
+        except EOFError:
+            return None
+
+    def _styled(self, prompt: str) -> str:
+        """The prompt in color, with marks around what takes no place on the line."""
+        with self._out.capture() as captured:
+            self._print(self._out, prompt, "bold cyan", end="")
+        return re.sub(r"(\x1b\[[\d;]*m)", "\x01\\1\x02", captured.get())
+
+    def begin_answer(self) -> None:
+        """Say whose words follow."""
+        if self._shows and self.asks:
+            self._print(self._out, "model> ", "bold green", end="")
+
+    def write(self, piece: str) -> None:
+        """A part of an answer."""
+        sys.stdout.write(piece.translate(_PICTURES) if self._shows else piece)
+        sys.stdout.flush()
+
+    def end_answer(self) -> None:
+        """End an answer's last line."""
+        sys.stdout.write("\n" if self.asks else "\n\n")
+        sys.stdout.flush()
+
+    def tell(self, text: str, style: str = "dim") -> None:
+        """Say something that is no answer."""
+        self._print(self._notes, text.translate(_PICTURES), style)
+
+    def leave(self) -> None:
+        """Leave the cursor at the beginning of a line."""
+        if self.asks:
+            self._print(self._notes, "", "dim")
+
+    @staticmethod
+    def _print(console: Console, text: str, style: str, end: str = "\n") -> None:
+        from rich.text import Text
+
+        console.print(Text(text, style=style), end=end, soft_wrap=True)

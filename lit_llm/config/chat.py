@@ -1,0 +1,27 @@
+"""A conversation in the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from lit_llm.config.errors import UserError
+from lit_llm.config.generation import LoadConfig, SamplingConfig
+
+
+@dataclass
+class ChatConfig(LoadConfig):
+    """Talk with a trained model in the terminal."""
+
+    system: str | None = None
+    """What the model is told before the conversation begins."""
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_new_tokens=512, context_full="stop"))
+    """How tokens are chosen; room for max_new_tokens, but at most half of the context, is kept free for an answer."""
+    prefill_chunk: int = 512
+    """Tokens of the conversation read in one pass; smaller takes less memory."""
+    compile: bool = False
+    """Write with code compiled for the model: the first answer waits a minute or more for it, and all are faster."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prefill_chunk < 1:
+            raise UserError(f"prefill_chunk is {self.prefill_chunk}; it must be at least 1")

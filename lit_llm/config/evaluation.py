@@ -1,0 +1,97 @@
+"""What a trained model is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lit_llm.config.errors import UserError
+from lit_llm.config.generation import LoadConfig
+
+
+@dataclass
+class EvaluateConfig(LoadConfig):
+    """Measure a trained model: its loss on texts, shards and answers, its preferences, and benchmark tasks.
+
+    With `quantize`, texts, shards, answers and preferences are measured with the full model as well, and the difference
+    is told.
+    """
+
+    texts: list[str] = field(default_factory=list)
+    """Documents to predict: files (.txt, .jsonl, .parquet), folders, globs or hf:NAME[:CONFIG]; each is one source."""
+    text_field: str = "text"
+    """Field of a .jsonl, .parquet or Hugging Face row that holds the text."""
+    hf_split: str = "test"
+    """Split of a Hugging Face data set to read."""
+    end_of_text: bool = True
+    """Predict the end-of-text token after each document of texts, too, as pretraining does."""
+    shards: list[str] = field(default_factory=list)
+    """Folders written by prepare_data, read as pretraining reads them: one stream, in which a window goes on from one
+    document into the next."""
+    split: Literal["train", "validation", "test"] = "validation"
+    """Split of the shards."""
+    mask_documents: bool = False
+    """Keep attention and positions inside each document of a window of shards; as data.mask_documents of the run."""
+    verify: bool = True
+    """Check the sha256 of every shard first."""
+    context: int | None = None
+    """Tokens in a window, all that a prediction can look at; null: the model's context."""
+    stride: int | None = None
+    """Tokens that a window is moved on by; what is new in it is scored, so that every token is scored once, with at
+    least context - stride tokens before it where the document has them. Null: half of the context. The context itself
+    is the fastest, and what validation in pretraining does."""
+    max_documents: int | None = None
+    """Read only the first so many documents of each source; null: all."""
+    max_tokens: int | None = None
+    """Score only the first so many tokens of each source; null: all."""
+    answers: list[str] = field(default_factory=list)
+    """Files of conversations, as sft.py reads them: the loss of the assistant's tokens. Too long ones are cut off."""
+    preferences: list[str] = field(default_factory=list)
+    """Files of preferences, as dpo.py reads them: how often the chosen answer is likelier than the rejected one."""
+    tasks: list[str] = field(default_factory=list)
+    """Tasks of the lm-evaluation-harness, as arc_easy (needs the extra `eval`)."""
+    tasks_folder: str | None = None
+    """Folder with task definitions of your own for the lm-evaluation-harness."""
+    num_fewshot: int | None = None
+    """Solved examples before each question of a task; null: as the task has it."""
+    limit: int | None = None
+    """Read only the first so many questions of each task; null: all."""
+    chat_template: bool = False
+    """Put the questions of tasks as turns of a conversation."""
+    batch_size: int = 8
+    """Windows, conversations, pairs or requests read at once; results do not depend on it."""
+    output: str | None = None
+    """Folder for evaluation.json and evaluation.md; null: "evaluation" in the run folder, or else in the model folder.
+    """
+    overwrite: bool = False
+    """Replace an evaluation that is already there."""
+    seed: int = 0
+    """Seed of the resamples behind the intervals, and of the tasks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("context", "stride", "max_documents", "max_tokens", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1, or null")
+        if self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise UserError(f"num_fewshot is {self.num_fewshot}; it must be at least 0, or null")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}; it must be at least 0")
+        if self.split not in ("train", "validation", "test"):
+            raise UserError(f"split is {self.split!r}; it must be train, validation or test")
+        if self.context is not None and self.stride is not None and self.stride > self.context:
+            raise UserError(f"stride {self.stride} is more than context {self.context}, which would leave tokens out")
+        self._refuse_without("texts or shards", "context", "stride", "max_documents", "max_tokens")
+        self._refuse_without("shards", "mask_documents")
+        self._refuse_without("tasks", "tasks_folder", "num_fewshot", "limit", "chat_template")
+
+    def _refuse_without(self, needed: str, *names: str) -> None:
+        """Refuse options that say how something is measured that is not asked for."""
+        if any(getattr(self, each) for each in needed.split(" or ")):
+            return
+        for name in names:
+            if getattr(self, name) not in (None, False):
+                raise UserError(f"{name} is given, but no {needed}, which alone it is for; give {needed}, or leave it")

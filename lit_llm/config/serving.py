@@ -1,0 +1,49 @@
+"""Serving a model over HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_llm.config.errors import UserError
+from lit_llm.config.generation import LoadConfig
+
+
+@dataclass
+class ServeConfig(LoadConfig):
+    """Serve a model over HTTP, with the interface of OpenAI's API and a page to chat on."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets other machines in, for which an api_key is wise."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one, which is printed."""
+    max_batch: int = 8
+    """Texts that are written at once; others wait for a place."""
+    max_waiting: int = 64
+    """Requests that may wait for a place; more are refused with status 429."""
+    max_length: int | None = None
+    """Tokens that a prompt and its answer may have together, for each of which memory is kept; null: the model's
+    context."""
+    default_max_tokens: int = 512
+    """Tokens to write at most where a request does not say."""
+    prefill_chunk: int = 512
+    """Tokens of each prompt read in one pass; smaller takes less memory and makes other texts wait less."""
+    compile: bool = False
+    """Write with code compiled for the model: a minute or more at the start for each of 1, 2, 4, ... max_batch texts at
+    once. On the CPU it needs a C++ compiler. With quantize, a head that is the embedding is rounded as well."""
+    api_key: str | None = None
+    """Requests must bring this key, as `Authorization: Bearer KEY`; null: anyone may ask."""
+    name: str | None = None
+    """What the model is called by requests; null: the name of its run or folder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("max_batch", 1), ("max_waiting", 0), ("default_max_tokens", 1), ("prefill_chunk", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.max_length is not None and self.max_length < 2:
+            raise UserError(f"max_length is {self.max_length}; it must be at least 2, or null")
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"port is {self.port}; it must be from 0 to 65535")
+        for name in ("api_key", "name"):
+            if getattr(self, name) == "":
+                raise UserError(f"{name} is empty; give one, or null")

@@ -1,0 +1,313 @@
+"""How well a model predicts text: nats per token of windows that are moved over it, and how sure that is.
+
+Notation used for tensor shapes: b windows in a batch, t tokens of the longest, n tokens that are scored in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_llm.config import UserError
+from lit_llm.data.windows import make_batch
+from lit_llm.evaluation.sources import Source, TextSource, Window, WindowOptions
+from lit_llm.model import Decoder
+from lit_llm.objectives import IGNORE_INDEX
+from lit_llm.tokenizer import Tokenizer
+
+RESAMPLES = 1000
+"""Draws of the bootstrap."""
+
+_CHUNK_TOKENS = 512  # whose logits exist at a time
+_MOST_UNITS = 4096  # of the bootstrap; more are put together at random
+_SORTED_TOKENS = 1 << 18  # windows of so many tokens are put in the order of their lengths, which saves padding
+
+
+@dataclass
+class Sums:
+    """Losses added up by unit, which are documents or windows, numbered from 0.
+
+    Attributes:
+        losses: summed negative log-likelihood of each unit in nats, float64 [units].
+        tokens: scored tokens of each, int64 [units]; 0 in the room that is left for more.
+    """
+
+    losses: np.ndarray = field(default_factory=lambda: np.zeros(64))
+    tokens: np.ndarray = field(default_factory=lambda: np.zeros(64, np.int64))
+
+    def add(self, units: np.ndarray, losses: np.ndarray) -> None:
+        """Add tokens: unit [n] and loss [n] of each."""
+        if not len(units):
+            return
+        low, high = int(units.min()), int(units.max()) + 1
+        while high > len(self.losses):
+            self.losses = np.concatenate([self.losses, np.zeros_like(self.losses)])
+            self.tokens = np.concatenate([self.tokens, np.zeros_like(self.tokens)])
+        self.losses[low:high] += np.bincount(units - low, losses)
+        self.tokens[low:high] += np.bincount(units - low)
+
+    def __len__(self) -> int:
+        """Units with a scored token."""
+        return int(np.count_nonzero(self.tokens))
+
+    def used(self) -> tuple[np.ndarray, np.ndarray]:
+        """Losses and tokens of units with a scored token."""
+        kept = self.tokens > 0
+        return self.losses[kept], self.tokens[kept]
+
+
+@dataclass
+class Scores:
+    """What came out for a source.
+
+    Attributes:
+        documents: sums by document.
+        windows: the same by window.
+        correct: tokens that were the likeliest; None where that is not known.
+        num_bytes: UTF-8 bytes of the text that the scored tokens spell; None where that is not known.
+        unit: what a document is called.
+    """
+
+    documents: Sums = field(default_factory=Sums)
+    windows: Sums = field(default_factory=Sums)
+    correct: int | None = 0
+    num_bytes: int | None = 0
+    unit: str = "documents"
+
+    @classmethod
+    def of_rows(cls, log_probs: Tensor, tokens: Tensor) -> Scores:
+        """Scores of conversations; correct tokens and bytes are not known.
+
+        Args:
+            log_probs: of the answers of each [rows].
+            tokens: of them [rows].
+        """
+        sums = Sums(-log_probs.double().numpy(), tokens.numpy())
+        return cls(sums, sums, correct=None, num_bytes=None, unit="conversations")
+
+    @property
+    def tokens(self) -> int:
+        """Scored tokens."""
+        return int(self.documents.tokens.sum())
+
+    def units(self) -> tuple[str, np.ndarray, np.ndarray]:
+        """What the bootstrap draws from, the losses and the tokens of each: documents, or windows of a single one."""
+        if len(self.documents) > 1:
+            return self.unit, *self.documents.used()
+        return "windows", *self.windows.used()
+
+
+def score(
+    model: Decoder,
+    tokenizer: Tokenizer,
+    source: Source,
+    options: WindowOptions,
+    batch_size: int,
+    on_bytes: Callable[[int], None] | None = None,
+) -> Scores:
+    """Score every token of a source once.
+
+    Args:
+        model: a language model, in evaluation mode.
+        tokenizer: its own.
+        source: what is predicted.
+        options: the windows.
+        batch_size: windows at once.
+        on_bytes: called after each batch with the bytes of text that its scored tokens spell.
+
+    Raises:
+        UserError: nothing can be read or scored, or predictions are not finite.
+    """
+    scores, device = Scores(), model.embedding.weight.device
+    lengths = torch.from_numpy(np.array(tokenizer.byte_lengths()))
+    for numbered in _batches(source.windows(tokenizer, options), batch_size):
+        numbers, windows = zip(*numbered, strict=True)
+        batch = _collate(windows, source.mask_id)
+        moved = {name: value.to(device) for name, value in batch.items()}
+        log_probs, correct = token_log_probs(model, moved["tokens"], moved["targets"], moved.get("document_ids"))
+        losses = -log_probs.double().cpu().numpy()
+        scored = batch["targets"] != IGNORE_INDEX
+        kept = [window.documents[window.targets != IGNORE_INDEX] for window in windows]
+        scores.documents.add(np.concatenate(kept), losses)
+        scores.windows.add(np.repeat(numbers, list(map(len, kept))), losses)
+        scores.correct += int(correct.sum())
+        num_bytes = int(lengths[batch["targets"][scored]].sum())
+        scores.num_bytes += num_bytes
+        if on_bytes is not None:
+            on_bytes(num_bytes)
+    if not scores.tokens:
+        raise UserError(f"{source.name}: there is no token to predict; give more text")
+    total = scores.documents.losses.sum()
+    if not np.isfinite(total):
+        raise UserError(
+            f"{source.name}: the loss is {total}, as the model's predictions are not finite; its weights are "
+            "damaged, or need dtype float32"
+        )
+    if isinstance(source, TextSource):
+        scores.num_bytes = source.num_bytes
+    return scores
+
+
+@torch.no_grad()
+def token_log_probs(
+    model: Decoder, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each scored target, with the logits of a few hundred tokens at a time.
+
+    Args:
+        model: a language model, in evaluation mode; its head may be quantized.
+        tokens: [b, t].
+        targets: [b, t], IGNORE_INDEX where not scored.
+        document_ids: [b, t], as of `Decoder.forward`.
+
+    Returns:
+        Log-probabilities in nats, float32 [n], row by row; and whether the target was the likeliest token [n].
+    """
+    scored = targets != IGNORE_INDEX
+    wanted = targets[scored]
+
+    def head(hidden: Tensor, _: nn.Module) -> tuple[Tensor, Tensor]:
+        log_probs, correct = [], []
+        for inputs, ids in zip(hidden[scored].split(_CHUNK_TOKENS), wanted.split(_CHUNK_TOKENS), strict=True):
+            logits = model.logits(inputs).float()
+            chosen = logits.gather(1, ids.unsqueeze(1)).squeeze(1)
+            log_probs.append(chosen - logits.logsumexp(1))
+            correct.append(logits.argmax(1) == ids)
+        return torch.cat(log_probs), torch.cat(correct)
+
+    return model(tokens, document_ids=document_ids, head=head)
+
+
+def _batches(windows: Iterable[Window], batch_size: int) -> Iterator[list[tuple[int, Window]]]:
+    """Windows with their numbers, those of like lengths together."""
+    several: list[tuple[int, Window]] = []
+    tokens = 0
+    for number, window in enumerate(windows):
+        several.append((number, window))
+        tokens += len(window.tokens)
+        if tokens >= _SORTED_TOKENS and len(several) % batch_size == 0:
+            yield from _by_length(several, batch_size)
+            several, tokens = [], 0
+    yield from _by_length(several, batch_size)
+
+
+def _by_length(numbered: list[tuple[int, Window]], batch_size: int) -> Iterator[list[tuple[int, Window]]]:
+    numbered.sort(key=lambda each: len(each[1].tokens))
+    for start in range(0, len(numbered), batch_size):
+        yield numbered[start : start + batch_size]
+
+
+def _collate(windows: Sequence[Window], mask_id: int | None) -> dict[str, Tensor]:
+    """Padding comes last, where causal attention lets no token see it, so that any token will do."""
+    shape = len(windows), max(len(window.tokens) for window in windows)
+    tokens, targets = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE_INDEX)
+    for row, window in enumerate(windows):
+        tokens[row, : len(window.tokens)] = torch.from_numpy(window.tokens)
+        targets[row, : len(window.targets)] = torch.from_numpy(window.targets)
+    return make_batch(tokens, targets, torch.arange(shape[0]), mask_id or 0, mask_documents=mask_id is not None)
+
+
+Units = tuple[np.ndarray, np.ndarray]
+"""Sums and counts of the units of a source, [units] each."""
+
+
+def bootstrap_interval(sources: Sequence[Units], seed: int) -> tuple[float, float] | None:
+    """95% interval of sum of sums / sum of counts, were other units drawn from where those of each source come from.
+
+    The units of each source are drawn with replacement `RESAMPLES` times (the stratified percentile bootstrap, Efron
+    1979): which sources there are is no accident, so their shares stay about as they are. Where there are more than
+    some thousand units, they are first put together at random into so many, which leaves the variance as it is.
+
+    Args:
+        sources: of each, the sums and the counts; these are above 0.
+        seed: of the draws.
+
+    Returns:
+        The ends, or None where each source has a single unit.
+    """
+    if all(len(sums) < 2 for sums, _ in sources):
+        return None
+    draws = np.random.default_rng(seed)
+    totals, sizes = np.zeros(RESAMPLES), np.zeros(RESAMPLES)
+    for sums, counts in sources:
+        if len(sums) > _MOST_UNITS:
+            group = draws.permutation(len(sums)) % _MOST_UNITS
+            sums, counts = np.bincount(group, sums), np.bincount(group, counts)
+        times = draws.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES).astype(np.float64)
+        totals += times @ sums
+        sizes += times @ counts
+    low, high = np.quantile(totals / sizes, [0.025, 0.975]).tolist()
+    return low, high
+
+
+def summary(scores: Sequence[Scores], seed: int) -> dict[str, Any]:
+    """What a reader wants to know of some sources together.
+
+    Args:
+        scores: of the sources.
+        seed: of the bootstrap.
+
+    Returns:
+        `loss` in nats per token, `interval` (two ends, or None) and what it was drawn over, `perplexity`,
+        `bits_per_byte`, `token_accuracy` (the share of tokens that were the likeliest), `documents`, `tokens` and
+        `bytes`; None where it is not known.
+    """
+    over, units = _units(scores)
+    count = sum(each.tokens for each in scores)
+    loss = float(sum(losses.sum() for losses, _ in units) / count)
+    correct, num_bytes = _total(each.correct for each in scores), _total(each.num_bytes for each in scores)
+    interval = bootstrap_interval(units, seed)
+    return {
+        "loss": loss,
+        "interval": interval,
+        "interval_over": over if interval else None,
+        "perplexity": float(np.exp(loss)),
+        "bits_per_byte": loss * count / np.log(2) / num_bytes if num_bytes else None,
+        "token_accuracy": None if correct is None else correct / count,
+        "documents": sum(len(each.documents) for each in scores),
+        "tokens": count,
+        "bytes": num_bytes,
+    }
+
+
+def _total(numbers: Iterable[int | None]) -> int | None:
+    known = list(numbers)
+    return None if None in known else sum(known)  # type: ignore[arg-type]
+
+
+def difference(one: Sequence[Scores], other: Sequence[Scores], seed: int) -> dict[str, Any]:
+    """Loss per token of two models on the same sources, and its paired interval: the same units are drawn for both.
+
+    Args:
+        one: scores of the first model.
+        other: of the second, with the same options.
+        seed: of the bootstrap.
+
+    Returns:
+        `from`, `to` and `difference` in nats per token, `interval` and what it was drawn over.
+    """
+    (over, first), (_, second) = _units(one), _units(other)
+    pairs = zip(first, second, strict=True)
+    interval = bootstrap_interval([(later - losses, tokens) for (losses, tokens), (later, _) in pairs], seed)
+    start, end = (
+        float(sum(losses.sum() for losses, _ in units) / sum(tokens.sum() for _, tokens in units))
+        for units in (first, second)
+    )
+    return {
+        "from": start,
+        "to": end,
+        "difference": end - start,
+        "interval": interval,
+        "interval_over": over if interval else None,
+    }
+
+
+def _units(scores: Sequence[Scores]) -> tuple[str, list[Units]]:
+    """What the units of some sources are called, and they themselves."""
+    found = [each.units() for each in scores]
+    return " and ".join(dict.fromkeys(name for name, _, _ in found)), [(losses, tokens) for _, losses, tokens in found]

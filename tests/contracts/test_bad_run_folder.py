@@ -1,0 +1,199 @@
+"""What is wrong with a run folder or a checkpoint is said in one line, and nothing that was already written is lost."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import yaml
+from conftest import MakeRun
+from run_files import assert_identical
+from test_bad_input import contents, refused
+from test_resume import final_state
+
+from lit_llm.cli.stages import pretrain
+from lit_llm.training.checkpoint import saved_checkpoints
+
+# run folders
+
+
+def test_a_used_run_folder(make_run: MakeRun) -> None:
+    finished = make_run("finished", trainer={"max_steps": 2})
+    pretrain(finished)
+    before = contents(finished.folder)
+    ways = ("--ckpt_path last", "--overwrite true", "--run_name")
+    refused(lambda: pretrain(make_run("finished")), "already holds a finished run at step 2", *ways)
+    half = make_run("half")
+    with pytest.raises(ZeroDivisionError):
+        pretrain(half, callbacks=[At(5, divide)])
+    refused(lambda: pretrain(make_run("half")), "already holds a half-finished run at step 4", *ways)
+    empty = make_run("empty")
+    with pytest.raises(ZeroDivisionError):
+        pretrain(empty, callbacks=[At(1, divide)])
+    refused(lambda: pretrain(make_run("empty")), "already holds a half-finished run without a checkpoint", *ways)
+    assert contents(finished.folder) == before
+
+
+def test_overwrite_replaces_the_run_and_nothing_else(make_run: MakeRun) -> None:
+    first = make_run(trainer={"max_steps": 6})
+    pretrain(first)
+    (first.folder / "notes.txt").write_text("mine")
+    (first.folder / "plots").mkdir()
+    (first.folder / "plots" / "a.png").write_bytes(b"picture")
+    second = make_run(trainer={"max_steps": 3, "save_every_n_steps": None}, overwrite=True)
+    pretrain(second)
+    assert (first.folder / "notes.txt").read_text() == "mine"
+    assert (first.folder / "plots" / "a.png").read_bytes() == b"picture"
+    assert list(saved_checkpoints(second.folder / "checkpoints")) == [3]
+    saved = yaml.safe_load((second.folder / "config.yaml").read_text())
+    assert saved["trainer"]["max_steps"] == 3 and saved["overwrite"] is False
+
+
+def test_last_without_a_run_starts_one(make_run: MakeRun) -> None:
+    config = make_run(ckpt_path="last", trainer={"max_steps": 2})
+    pretrain(config)
+    assert final_state(config)["global_step"] == 2
+
+
+# checkpoints
+
+
+class At(L.Callback):
+    """Does something at the start of the n-th micro-batch of this process."""
+
+    def __init__(self, number: int, what: Callable[[L.LightningModule], Any]) -> None:
+        self.number, self.what, self.seen = number, what, 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.seen += 1
+        if self.seen == self.number:
+            self.what(pl_module)
+
+
+def divide(module: L.LightningModule) -> None:
+    """A bug."""
+    raise ZeroDivisionError
+
+
+def test_a_missing_checkpoint(make_run: MakeRun, tmp_path: Path) -> None:
+    config = make_run(ckpt_path=str(tmp_path / "step_00000009.ckpt"))
+    refused(lambda: pretrain(config), "there is no checkpoint", "step_00000009.ckpt", "--ckpt_path last")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "other"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(
+    damage: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = make_run("straight")
+    pretrain(straight)
+    config = make_run("damaged")
+    with pytest.raises(ZeroDivisionError):
+        pretrain(config, callbacks=[At(5, divide)])
+    older, newest = (config.folder / "checkpoints" / f"step_0000000{step}.ckpt" for step in (2, 4))
+    go_on = "last"
+    if damage == "other":
+        torch.save({"weights": torch.ones(3)}, newest)
+        refused(lambda: pretrain(make_run("damaged", ckpt_path="last")), str(newest))
+        go_on = str(older)
+    else:
+        whole = newest.read_bytes()
+        newest.write_bytes({"truncated": whole[: len(whole) // 2], "text": b"not a checkpoint", "empty": b""}[damage])
+        refused(lambda: pretrain(make_run("damaged", ckpt_path=str(newest))), str(newest))
+    resumed = make_run("damaged", ckpt_path=go_on)
+    pretrain(resumed)
+    assert (f"warning: {newest} is damaged (" in capsys.readouterr().err) == (damage != "other")
+    assert_identical(final_state(resumed)["state_dict"], final_state(straight)["state_dict"])
+
+
+def test_a_checkpoint_of_another_model(make_run: MakeRun) -> None:
+    config = make_run(trainer={"max_steps": 2})
+    pretrain(config)
+    before = {name: content for name, content in contents(config.folder).items() if "tensorboard" not in name}
+    wider = make_run(model={"intermediate_size": 96, "qk_norm": True}, ckpt_path="last")
+    refused(
+        lambda: pretrain(wider),
+        "the checkpoint is of another model",
+        "intermediate_size 64 (this run: 96)",
+        "qk_norm False (this run: True)",
+    )
+    # config.yaml is still that of the run
+    after = contents(config.folder)
+    assert len(before) > 5 and {name: after[name] for name in before} == before
+
+
+def test_a_checkpoint_of_other_data(make_run: MakeRun) -> None:
+    pretrain(make_run(trainer={"max_steps": 2}))
+    refused(
+        lambda: pretrain(make_run(data={"sequence_length": 16}, ckpt_path="last")),
+        "data.sequence_length (from 32 to 16) changed",
+        "init_from",
+    )
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[Callable[[], None]]:
+    """Gives a function after which no file grows beyond `size` bytes, as on a full disk, and takes that back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_while_a_checkpoint_is_written(make_run: MakeRun) -> None:
+    straight = make_run("straight")
+    pretrain(straight)
+    config = make_run("full")
+    with largest_file(100_000) as limit:
+        message = refused(lambda: pretrain(config, callbacks=[At(3, lambda module: limit())]), "cannot write")
+    folder = config.folder / "checkpoints"
+    assert str(folder / "step_00000004.ckpt") in message and "earlier checkpoints are intact" in message
+    assert [path.name for path in folder.iterdir()] == ["step_00000002.ckpt"]
+    assert (folder / "step_00000002.ckpt").stat().st_size > 100_000
+    resumed = make_run("full", ckpt_path="last")
+    pretrain(resumed)
+    assert_identical(final_state(resumed)["state_dict"], final_state(straight)["state_dict"])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("micro", [None, 2])
+def test_a_loss_that_is_not_finite_stops_before_the_update(value: float, micro: int | None, make_run: MakeRun) -> None:
+    """One number of a norm goes bad before step 4; the others must stay what they were."""
+    kept: dict[str, torch.Tensor] = {}
+    modules = []
+
+    def spoil(module: L.LightningModule) -> None:
+        kept.update({name: tensor.clone() for name, tensor in module.state_dict().items()})
+        modules.append(module)
+        with torch.no_grad():
+            module.model.final_norm.weight[0] = value
+
+    data = {"micro_batch_size": micro}
+    config = make_run(data=data, trainer={"save_every_n_steps": 1, "keep_last_checkpoints": 9})
+    first_of_step_4 = 3 * (4 // (micro or 4)) + 1
+    refused(
+        lambda: pretrain(config, callbacks=[At(first_of_step_4, spoil)]),
+        "of step 4 is not finite",
+        "optimizer.learning_rate",
+    )
+    now = modules[0].state_dict()
+    changed = [name for name in kept if not torch.equal(now[name], kept[name])]
+    assert changed == ["model.final_norm.weight"]
+    assert list(saved_checkpoints(config.folder / "checkpoints")) == [1, 2, 3]
+    weights = final_state(config)["state_dict"]
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    # and the run goes on from there as if nothing had been
+    straight = make_run("straight", data=data)
+    pretrain(straight)
+    resumed = make_run(data=data, ckpt_path="last")
+    pretrain(resumed)
+    assert_identical(final_state(resumed)["state_dict"], final_state(straight)["state_dict"])
