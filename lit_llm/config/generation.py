@@ -78,8 +78,8 @@ class LoadConfig:
     """Arithmetic: auto (as stored), float32 or bfloat16."""
     quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"
     """Round the weights to 8 or 4 bits after reading them (int8_dynamic: what they are multiplied with as well), and
-    tell what that costs in quality. On the CPU it is fast with dtype bfloat16, or compiled; in plain float32 the full model
-    is mostly faster."""
+    tell what that costs in quality. On the CPU it is fast with dtype bfloat16, or compiled; in plain float32 the full
+    model is mostly faster."""
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "cuda"):
