@@ -1,0 +1,162 @@
+"""Serving a model over HTTP. Heavy libraries are imported only once the options are right."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from lit_llm.cli.loading import LoadedModel, load
+from lit_llm.config import ServeConfig, UserError
+
+if TYPE_CHECKING:
+    from lit_llm.serving.served import Served
+    from lit_llm.serving.worker import Worker
+
+# How long the requests that run may go on after Ctrl-C or SIGTERM, in seconds.
+GRACE = 10
+
+
+def serve(config: ServeConfig) -> None:
+    """Serve until Ctrl-C or SIGTERM; what runs then is finished within `GRACE` seconds.
+
+    Raises:
+        UserError: the extra `serve` is not installed, the port is taken, the model cannot be used as asked, or the
+            engine fails and cannot be started again.
+    """
+    for package in ("fastapi", "uvicorn"):
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError:
+            raise UserError(
+                f"serving needs the package {package}; install it with: pip install 'lit-llm[serve]'"
+            ) from None
+    with bound_socket(config.host, config.port) as listener:  # before the model is read, which takes longer
+        loaded = load(config, compile=config.compile)
+        served = describe(config, loaded)
+        worker = make_worker(config, loaded)
+        if config.compile:
+            print("compiling the model; this takes some minutes", file=sys.stderr)
+        worker.start()
+        _listen(config, served, worker, listener, _said_at_start(config, loaded, served, listener))
+    if worker.failure is not None:
+        raise UserError(f"the engine failed and could not be started again: {worker.failure}")
+
+
+def describe(config: ServeConfig, loaded: LoadedModel) -> Served:
+    """The model as requests are to see it.
+
+    Raises:
+        UserError: `max_length` is more than the model's context.
+    """
+    from lit_llm.interop import read_quantization
+    from lit_llm.interop.peft import base_of
+    from lit_llm.serving.served import Served
+
+    context = loaded.model.config.max_position_embeddings
+    if config.max_length is not None and config.max_length > context:
+        raise UserError(f"max_length is {config.max_length}; the model's context is {context} tokens")
+    stored = read_quantization(base_of(loaded.folder) or loaded.folder)
+    folder = loaded.folder.resolve()
+    return Served(
+        config.name or (folder.parent.name if folder.name == "model" else folder.name),
+        loaded.tokenizer,
+        loaded.model.config.vocab_size or 0,
+        config.max_length or context,
+        loaded.stop_tokens,
+        default_max_tokens=config.default_max_tokens,
+        quantize=stored if config.quantize == "none" else config.quantize,
+    )
+
+
+def make_worker(config: ServeConfig, loaded: LoadedModel) -> Worker:
+    """The thread that is going to write, not yet started."""
+    from lit_llm.generation import Engine
+    from lit_llm.serving.worker import Worker
+
+    def engine() -> Engine:
+        return Engine(
+            loaded.model,
+            config.max_batch,
+            config.max_length,
+            tokenizer=loaded.tokenizer,
+            prefill_chunk=config.prefill_chunk,
+            compile=config.compile,
+        )
+
+    # compiled functions are for 1, 2, 4, ... rows
+    rows = [1 << power for power in range((config.max_batch - 1).bit_length())] + [config.max_batch]
+    return Worker(engine, config.max_batch, config.max_waiting, warm_up=rows if config.compile else ())
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """A socket that has the port, but does not listen yet.
+
+    Raises:
+        UserError: the address is not there, or the port is taken or not allowed.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise UserError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another port or host"
+        ) from None
+    return listener
+
+
+def _said_at_start(config: ServeConfig, loaded: LoadedModel, served: Served, listener: socket.socket) -> str:
+    from lit_llm.planning.counting import count_parameters
+
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    url = f"http://[{host}]" if ":" in host else f"http://{host}"
+    url += f":{listener.getsockname()[1]}"
+    millions = count_parameters(loaded.model.config) / 1e6
+    quantized = f"quantized to {served.quantize}" if served.quantize else "not quantized"
+    return (
+        f"{url}/v1 serves {served.name} ({millions:.1f}M parameters, {quantized}, context {served.context_length}, "
+        f"{loaded.device}); chat page: {url}/"
+    )
+
+
+def _listen(config: ServeConfig, served: Served, worker: Worker, listener: socket.socket, line: str) -> None:
+    import uvicorn
+
+    from lit_llm.serving.app import create_app
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(line, flush=True)
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            asyncio.get_running_loop().call_later(GRACE, worker.end)
+            await super().shutdown(sockets)
+
+    app = create_app(served, worker, config.api_key)
+    # uvicorn breaks off without a word what does not end although the worker has: a client that does not read
+    patience = GRACE + 5
+    server = Server(
+        uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=patience)
+    )
+
+    def end() -> None:
+        server.should_exit = True
+
+    worker.on_failure = end
+    # uvicorn ends in good order on these signals, and then raises them again: by then there is nothing left to do
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        server.run(sockets=[listener])
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,48 @@
+"""What is answered to a request that cannot be served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+
+
+class ApiError(Exception):
+    """One readable message, and the fields that OpenAI's clients look for.
+
+    Args:
+        message: what is wrong, with the name of the option.
+        status: of the HTTP response.
+        param: the option.
+        code: a word for programs.
+    """
+
+    def __init__(self, message: str, status: int = 400, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.status, self.param, self.code = message, status, param, code
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object to answer with."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def error_of_validation(errors: Sequence[dict[str, Any]]) -> ApiError:
+    """The first complaint of pydantic, with the option's name and what was given.
+
+    Args:
+        errors: as `ValidationError.errors()` gives them, and FastAPI with "body" before the place.
+    """
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return ApiError(f"the body is not JSON ({first.get('ctx', {}).get('error', first['msg'])})")
+    place = [part for part in first["loc"] if part != "body"]
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    if not param:
+        return ApiError("the request has no body; send a JSON object")
+    if first["type"] == "missing":
+        return ApiError(f"{param} is missing", param=param)
+    given = repr(first["input"])
+    given = given if len(given) <= 60 else given[:57] + "..."
+    return ApiError(f"{param} is {given}; {first['msg'].replace('Input should', 'it must')}", param=param)

@@ -1,0 +1,234 @@
+"""The bodies of requests: which options there are, their types and ranges. Every other option is refused."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from lit_llm.serving.errors import ApiError
+
+MOST_SAMPLES = 128
+MOST_TEXTS = 1024
+MOST_ALTERNATIVES = 20
+
+# What OpenAI's API has, and asks something of the text that is not done here.
+_REFUSED = frozenset(
+    [
+        "audio",
+        "best_of",
+        "function_call",
+        "functions",
+        "modalities",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "suffix",
+        "tool_choice",
+        "tools",
+        "verbosity",
+        "web_search_options",
+    ]
+)
+
+
+class Body(BaseModel):
+    """An object without options that we do not know; null stands for an option that is left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_options(cls, given: Any) -> Any:
+        if isinstance(given, bytes):
+            raise ApiError("the body is not marked as JSON; send it with the header Content-Type: application/json")
+        if not isinstance(given, dict):
+            return given
+        known = {field.alias or name for name, field in cls.model_fields.items()}
+        for name, value in given.items():
+            if name in known or (name in _REFUSED and value is None):
+                continue
+            if name in _REFUSED:
+                raise ApiError(f"{name} is not supported by this server; leave it out", param=name)
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise ApiError(f"there is no option {name} here{hint}", param=name, code="unknown_parameter")
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _as_text(content: Any) -> Any:
+    """Content as text: itself, or the texts of its parts."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            raise ApiError('content must be text, or a list of {"type": "text", "text": ...}', param="messages")
+        if set(part) != {"type", "text"}:
+            raise ApiError(f"a part of content has {', '.join(sorted(part))}; only type and text", param="messages")
+    return "".join(part["text"] for part in content)
+
+
+class ChatMessage(Body):
+    """A turn of a conversation; what answers have besides role and content may come back, as null."""
+
+    role: Literal["system", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_as_text)]
+    refusal: None = None
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
+
+
+class StreamOptions(Body):
+    """What a stream tells besides its text."""
+
+    include_usage: bool = False
+
+
+class JsonSchema(Body):
+    """A JSON schema, which texts are always held to strictly."""
+
+    name: str = ""
+    description: str = ""
+    strict: bool = True
+    json_schema: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(Body):
+    """The form that texts are held to."""
+
+    type: Literal["text", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+def _stop_strings(given: Any) -> Any:
+    strings = [given] if isinstance(given, str) else given
+    if not isinstance(strings, list) or len(strings) > 4 or not all(isinstance(s, str) and s for s in strings):
+        raise ApiError("stop must be a text, or a list of up to 4, and none of them empty", param="stop")
+    return strings
+
+
+def _logit_bias(given: Any) -> Any:
+    if isinstance(given, dict):
+        for token in given:
+            if not token.isdecimal():
+                raise ApiError(f"logit_bias has {token!r}; its keys must be token ids", param="logit_bias")
+    return given
+
+
+class Request(Body):
+    """What both kinds of request take."""
+
+    model: str
+    n: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 1
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_logit_bias)] = Field(
+        default_factory=dict
+    )
+    stop: Annotated[list[str], BeforeValidator(_stop_strings)] = Field(default_factory=list)
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    response_format: ResponseFormat | None = None
+    # these ask nothing of the text
+    user: str = ""
+    metadata: dict[str, str] = Field(default_factory=dict)
+    store: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Request:
+        if self.stream_options is not None and not self.stream:
+            raise ApiError("stream_options needs stream to be true", param="stream_options")
+        if self.schema_format and self.schema_format.json_schema is None:
+            raise ApiError("response_format of type json_schema needs a json_schema", param="response_format")
+        return self
+
+    @property
+    def schema_format(self) -> ResponseFormat | None:
+        """The form, where it is more than text."""
+        return self.response_format if self.response_format and self.response_format.type == "json_schema" else None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with the number of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens to write at most, if the request says."""
+        return self.max_tokens
+
+
+class ChatRequest(Request):
+    """POST /v1/chat/completions."""
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool = False
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
+
+    @model_validator(mode="after")
+    def _fit_together_in_chat(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ApiError("max_tokens and max_completion_tokens mean the same; give one of them", param="max_tokens")
+        return self
+
+    @property
+    def token_limit(self) -> int | None:
+        """Tokens to write at most, if the request says."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many of the likeliest tokens to tell for each place; None: no log-probabilities at all."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+def _prompts(given: Any) -> Any:
+    """Any of the four forms of a prompt as a list of texts and lists of ids."""
+    prompts = [given] if isinstance(given, str) or _is_ids(given) else given
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _is_ids(p) for p in prompts):
+        raise ApiError(
+            "prompt must be a text, a list of texts, a list of token ids, or a list of those", param="prompt"
+        )
+    return prompts
+
+
+def _is_ids(given: Any) -> bool:
+    return isinstance(given, list) and bool(given) and all(type(token) is int for token in given)
+
+
+class CompletionRequest(Request):
+    """POST /v1/completions."""
+
+    prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
+    logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
+    echo: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> CompletionRequest:
+        if len(self.prompt) * self.n > MOST_TEXTS:
+            raise ApiError(
+                f"{len(self.prompt)} prompts with n {self.n} are more than {MOST_TEXTS} texts; send several requests",
+                param="prompt",
+            )
+        return self
+
+    @property
+    def alternatives(self) -> int | None:
+        """See `ChatRequest`."""
+        return self.logprobs

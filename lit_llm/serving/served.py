@@ -1,0 +1,176 @@
+"""The model as requests see it, and what a request asks of it in tokens."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lit_llm.config import SamplingConfig, UserError
+from lit_llm.generation import TextConstraint
+from lit_llm.serving.errors import ApiError
+from lit_llm.serving.protocol import ChatRequest, CompletionRequest
+from lit_llm.serving.worker import Text
+from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
+
+# A compiled schema is kept for the requests after it; it may take some megabytes.
+_KEPT_CONSTRAINTS = 16
+
+
+class Served:
+    """A model's name, tokenizer and limits.
+
+    Its methods may be called from any thread.
+
+    Args:
+        name: what requests call it.
+        tokenizer: its tokenizer.
+        vocab_size: width of its logits.
+        context_length: tokens that a prompt and its answer may have together.
+        stop_tokens: ids that end a text.
+        default_max_tokens: tokens to write at most where a request does not say.
+        quantize: how its weights are rounded; None: they are not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Tokenizer,
+        vocab_size: int,
+        context_length: int,
+        stop_tokens: Iterable[int],
+        *,
+        default_max_tokens: int = 512,
+        quantize: str | None = None,
+    ) -> None:
+        self.name, self.tokenizer, self.quantize = name, tokenizer, quantize
+        self.context_length = context_length
+        self._vocab_size, self._stop_tokens = vocab_size, tuple(stop_tokens)
+        self._default_max_tokens = default_max_tokens
+        self._created = int(time.time())
+        self._chat: ChatFormat | None = None
+        try:
+            self._chat = ChatFormat(tokenizer)
+        except UserError as error:
+            self._why_no_chat = str(error)
+        self._constraints: OrderedDict[tuple[str, tuple[int, ...]], TextConstraint] = OrderedDict()
+        self._constraints_lock = threading.Lock()
+
+    def description(self) -> dict[str, Any]:
+        """The model's entry in GET /v1/models."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "lit_llm",
+            "context_length": self.context_length,
+            "chat": self._chat is not None,
+            "quantize": self.quantize,
+        }
+
+    def check_name(self, name: str) -> None:
+        """Raises: ApiError: the model has another name."""
+        if name != self.name:
+            message = f"there is no model {name!r} here; the model is {self.name!r}"
+            raise ApiError(message, 404, param="model", code="model_not_found")
+
+    def texts_of_chat(self, body: ChatRequest) -> list[Text]:
+        """The texts that a conversation asks for: `n` answers.
+
+        Raises:
+            ApiError: the model has no form for conversations, the template refuses this one, or it is too long.
+        """
+        if self._chat is None:
+            raise ApiError(f"{self.name} cannot chat ({self._why_no_chat}); ask /v1/completions instead", param="model")
+        try:
+            prompt = self._chat.render_prompt([Message(turn.role, turn.content) for turn in body.messages])
+        except UserError as error:
+            raise ApiError(str(error), param="messages") from None
+        ends = tuple(dict.fromkeys((*self._stop_tokens, *self._chat.stop_ids)))
+        return self._texts(body, [prompt], ends, "messages")
+
+    def texts_of_completion(self, body: CompletionRequest) -> list[Text]:
+        """The texts that prompts ask for: `n` of each, one prompt after the other.
+
+        Raises:
+            ApiError: a prompt is too long, empty, or has an id that is not in the vocabulary.
+        """
+        begin = [] if self.tokenizer.begin_id is None else [self.tokenizer.begin_id]
+        prompts = []
+        for prompt in body.prompt:
+            try:
+                prompts.append(begin + self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+            except UserError as error:
+                raise ApiError(str(error), param="prompt") from None
+        return self._texts(body, prompts, self._stop_tokens, "prompt")
+
+    def _texts(
+        self, body: ChatRequest | CompletionRequest, prompts: Sequence[list[int]], ends: tuple[int, ...], param: str
+    ) -> list[Text]:
+        for prompt in prompts:
+            self._check_prompt(prompt, param)
+        bias = {int(token): value for token, value in body.logit_bias.items()}
+        self._check_ids(bias, "logit_bias")
+        constraint = self._constraint(body, ends)
+        # each prompt draws as if it had been sent alone
+        seed = secrets.randbits(62) if body.seed is None else body.seed
+        samplings = [
+            SamplingConfig(
+                max_new_tokens=body.token_limit or self._default_max_tokens,
+                temperature=body.temperature,
+                top_k=body.top_k,
+                top_p=body.top_p,
+                min_p=body.min_p,
+                repetition_penalty=body.repetition_penalty,
+                presence_penalty=body.presence_penalty,
+                frequency_penalty=body.frequency_penalty,
+                logit_bias=bias,
+                stop_strings=body.stop,
+                context_full="stop",
+                seed=seed + sample,
+            )
+            for sample in range(body.n)
+        ]
+        return [
+            Text(prompt, sampling, ends, body.alternatives, constraint) for prompt in prompts for sampling in samplings
+        ]
+
+    def _check_prompt(self, prompt: Sequence[int], param: str) -> None:
+        if not prompt:
+            raise ApiError(f"{param} has no tokens; give it at least one", param=param)
+        if len(prompt) >= self.context_length:
+            raise ApiError(
+                f"the prompt has {len(prompt)} tokens, and the context of {self.context_length} tokens must have room "
+                "for one more; shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
+        self._check_ids(prompt, param)
+
+    def _check_ids(self, ids: Iterable[int], param: str) -> None:
+        for token in ids:
+            if not 0 <= token < self._vocab_size:
+                message = f"{param} has the token id {token}, which is not in the vocabulary of {self._vocab_size}"
+                raise ApiError(message, param=param)
+
+    def _constraint(self, body: ChatRequest | CompletionRequest, ends: tuple[int, ...]) -> TextConstraint | None:
+        if body.schema_format is None:
+            return None
+        # not sorted: the order of properties is the order in which they are written
+        schema = json.dumps(body.schema_format.json_schema.json_schema)
+        with self._constraints_lock:  # one schema is compiled at a time
+            found = self._constraints.get((schema, ends))
+            if found is None:
+                try:
+                    found = TextConstraint.of_schema(schema, self.tokenizer, self._vocab_size, ends)
+                except UserError as error:
+                    raise ApiError(str(error), param="response_format") from None
+                self._constraints[schema, ends] = found
+            self._constraints.move_to_end((schema, ends))
+            if len(self._constraints) > _KEPT_CONSTRAINTS:
+                self._constraints.popitem(last=False)
+        return found

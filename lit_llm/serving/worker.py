@@ -1,0 +1,257 @@
+"""The thread that owns the engine: texts come to it by a queue, and what is written goes back to asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from lit_llm.config import SamplingConfig, UserError
+from lit_llm.generation import Engine, Event, TextConstraint
+from lit_llm.serving.errors import ApiError
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text to write."""
+
+    prompt: list[int]
+    sampling: SamplingConfig
+    stop_tokens: tuple[int, ...] = ()
+    log_probs: int | None = None
+    constraint: TextConstraint | None = None
+
+
+class Job:
+    """The texts of one request, as asyncio sees them. To be made and used in one event loop.
+
+    Args:
+        texts: at least one.
+    """
+
+    def __init__(self, texts: Sequence[Text]) -> None:
+        self.texts = list(texts)
+        self.unfinished = set(range(len(texts)))
+        """Places of the texts that still go on."""
+        self._loop = asyncio.get_running_loop()
+        self._heard: asyncio.Queue[tuple[int, Event] | ApiError] = asyncio.Queue()
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Each event with the place of its text, until all have ended.
+
+        Raises:
+            ApiError: the engine failed.
+        """
+        ended = 0
+        while ended < len(self.texts):
+            heard = await self._heard.get()
+            if isinstance(heard, ApiError):
+                raise heard
+            ended += heard[1].finish_reason is not None
+            yield heard
+
+    def tell(self, news: tuple[int, Event] | ApiError) -> None:
+        """Pass something on from any thread; where the loop is closed nobody listens any more."""
+        try:
+            self._loop.call_soon_threadsafe(self._hear, news)
+        except RuntimeError:
+            _LOG.debug("an event came after the end of its loop")
+
+    def _hear(self, news: tuple[int, Event] | ApiError) -> None:
+        if isinstance(news, ApiError):
+            self.unfinished.clear()
+        elif news[1].finish_reason is not None:
+            self.unfinished.discard(news[0])
+        self._heard.put_nowait(news)
+
+
+class Worker:
+    """Writes texts on a thread of its own, with one engine.
+
+    `submit`, `cancel` and `load` belong to the event loop; the engine is touched on the thread alone. A step that fails
+    ends the requests that run, and a new engine goes on with those that wait.
+
+    Args:
+        make_engine: called on the thread, at the start and after a failure.
+        max_batch: texts that the engine writes at once.
+        max_waiting: requests that may wait while none of their texts has a place.
+        warm_up: numbers of rows to write a token with before the start, for what an engine compiles.
+    """
+
+    def __init__(
+        self, make_engine: Callable[[], Engine], max_batch: int, max_waiting: int, warm_up: Iterable[int] = ()
+    ) -> None:
+        self.steps = 0
+        """Steps of the engine so far."""
+        self.failure: BaseException | None = None
+        """Why the thread ended, where it was not asked to."""
+        self.on_failure: Callable[[], None] = lambda: None
+        """Called on the thread when it ends so."""
+        self._make_engine, self._max_batch, self._max_waiting = make_engine, max_batch, max_waiting
+        self._warm_up = tuple(warm_up)
+        self._jobs: list[Job] = []
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._ready, self._ended = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        # the thread's own
+        self._engine: Engine | None = None
+        self._waiting: deque[tuple[Job, int]] = deque()
+        self._running: dict[int, tuple[Job, int]] = {}
+
+    def start(self) -> None:
+        """Start the thread and wait until its engine is ready.
+
+        Raises:
+            UserError: as the engine's construction; any other exception of it comes through as well.
+        """
+        self._thread.start()
+        self._ready.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    def end(self) -> None:
+        """Ask the thread to end after the step that runs; what is not finished then fails."""
+        self._commands.put(None)
+
+    def stop(self) -> None:
+        """End the thread, and wait until it has."""
+        self.end()
+        self._thread.join()
+
+    def load(self) -> tuple[int, int]:
+        """How many requests run, and how many wait: those none of whose texts can have a place yet."""
+        self._jobs = [job for job in self._jobs if job.unfinished]
+        running = texts = 0
+        for job in self._jobs:
+            running += texts < self._max_batch
+            texts += len(job.unfinished)
+        return running, len(self._jobs) - running
+
+    def submit(self, texts: Sequence[Text]) -> Job:
+        """Ask for texts.
+
+        Raises:
+            ApiError: too many requests wait (429), or the thread has ended (503).
+        """
+        _, waiting = self.load()
+        full = sum(len(job.unfinished) for job in self._jobs) >= self._max_batch
+        if full and waiting >= self._max_waiting:
+            raise ApiError(f"{waiting} requests are waiting already; try again later", 429, code="too_many_requests")
+        job = Job(texts)
+        self._commands.put(partial(self._add, job))
+        if self._ended.is_set():  # asked after the command is there: the thread sets it before it looks a last time
+            raise _ended()
+        self._jobs.append(job)
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """End what is left of a request; nothing more is told of it."""
+        if job.unfinished:
+            job.unfinished.clear()
+            self._commands.put(partial(self._drop, job))
+
+    def _run(self) -> None:
+        try:
+            self._engine = self._make_engine()
+            self._warm()
+            self._ready.set()
+            while self._follow_commands():
+                self._admit()
+                if self._running:
+                    self._step()
+        except BaseException as error:
+            self.failure = error
+        finally:
+            self._ended.set()
+            self._ready.set()
+            self._fail_everything()
+            self._engine = None
+        if self.failure is not None:
+            self.on_failure()
+
+    def _warm(self) -> None:
+        for rows in self._warm_up:
+            for _ in range(rows):
+                self._engine.submit([0], SamplingConfig(max_new_tokens=1, temperature=0.0))
+            self._engine.run()
+
+    def _follow_commands(self) -> bool:
+        """Take in what was asked for, and wait for something where there is nothing to do; False: end."""
+        idle = not self._waiting and not self._running
+        while True:
+            try:
+                command = self._commands.get(block=idle)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            command()
+            idle = False
+
+    def _add(self, job: Job) -> None:
+        self._waiting.extend((job, place) for place in range(len(job.texts)))
+
+    def _drop(self, job: Job) -> None:
+        self._waiting = deque(text for text in self._waiting if text[0] is not job)
+        for request in [request for request, (other, _) in self._running.items() if other is job]:
+            del self._running[request]
+            self._engine.cancel(request)
+
+    def _admit(self) -> None:
+        """Hand over as many texts as there are places: those that wait outlive an engine that fails."""
+        while self._waiting and len(self._running) < self._max_batch:
+            job, place = self._waiting.popleft()
+            text = job.texts[place]
+            try:
+                request = self._engine.submit(
+                    text.prompt,
+                    text.sampling,
+                    stop_tokens=text.stop_tokens,
+                    log_probs=text.log_probs,
+                    allowed_tokens=None if text.constraint is None else text.constraint.start(),
+                )
+            except UserError as error:
+                self._drop(job)
+                job.tell(ApiError(str(error)))
+            else:
+                self._running[request] = job, place
+
+    def _step(self) -> None:
+        try:
+            events = self._engine.step()
+        except Exception:
+            _LOG.exception("the engine failed; what it was writing is lost, and it starts again")
+        else:
+            self.steps += 1
+            for event in events:
+                job, place = self._running[event.request]
+                if event.finish_reason is not None:
+                    del self._running[event.request]
+                job.tell((place, event))
+            return
+        failed = {job for job, _ in self._running.values()}
+        self._running = {}
+        self._waiting = deque(text for text in self._waiting if text[0] not in failed)
+        for job in failed:
+            job.tell(ApiError("the model failed while it wrote this text; the server's log has more", 500))
+        self._engine = None  # its cache goes before another is made
+        self._engine = self._make_engine()
+
+    def _fail_everything(self) -> None:
+        while not self._commands.empty():
+            command = self._commands.get()
+            if command is not None:
+                command()
+        for job in {job for job, _ in (*self._waiting, *self._running.values())}:
+            job.tell(_ended())
+
+
+def _ended() -> ApiError:
+    return ApiError("the server is ending; try again later", 503)

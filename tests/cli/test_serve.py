@@ -1,0 +1,130 @@
+"""serve.py: from the command line to the last answer, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chat_rows import letter_tokenizer, save_policy
+from conftest import ROOT
+
+from lit_llm.cli import parse
+from lit_llm.cli.loading import load
+from lit_llm.cli.serve import bound_socket, make_worker, serve
+from lit_llm.config import ServeConfig, UserError
+from lit_llm.generation.compiled import compiled
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder named run with a model folder in it."""
+    save_policy(tmp_path / "run" / "model", letter_tokenizer(), max_position_embeddings=1024)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.Signals) -> None:
+    """What is being written when the signal comes is finished, and the process ends well."""
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
+    words = ["--model", str(folder), "--quantize", "int8", "--port", "0", "--max_batch", "2", "--accelerator", "cpu"]
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / "serve.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    ) as process:
+        try:
+            assert select.select([process.stdout], [], [], 120)[0], "it did not start"
+            line = process.stdout.readline()
+            found = re.match(r"(http://127.0.0.1:\d+)/v1 serves run \(0.0M parameters, quantized to int8, ", line)
+            assert found, line + process.stderr.read()
+            assert line.endswith(f"chat page: {found[1]}/\n")
+            model = httpx.get(f"{found[1]}/v1/models").json()["data"][0]
+            assert (model["id"], model["quantize"], model["context_length"]) == ("run", "int8", 1024)
+            ends = {str(token): -100 for token in range(256, 271)}
+            body = {"model": "run", "prompt": "b", "max_tokens": 250, "stream": True, "logit_bias": ends}
+            with httpx.stream("POST", f"{found[1]}/v1/completions", json=body, timeout=60) as response:
+                lines = response.iter_lines()
+                next(lines)
+                process.send_signal(number)
+                rest = [*lines]
+            assert rest[-2] == "data: [DONE]" and '"finish_reason":"length"' in rest[-4]
+            assert process.wait(30) == 0
+            said = process.stderr.read()
+            assert "int8 against the full model" in said and "Traceback" not in said
+            with pytest.raises(httpx.ConnectError):
+                httpx.get(f"{found[1]}/health")
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+def test_a_missing_package_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "uvicorn":
+        pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    with pytest.raises(UserError, match=rf"the package {package}; install it with: pip install 'lit-llm\[serve\]'"):
+        serve(ServeConfig("nowhere"))
+
+
+def test_a_port_that_is_taken_is_named(folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"cannot listen on 127.0.0.1, port {port}: Address already in use"):
+            bound_socket("127.0.0.1", port)
+    with bound_socket("127.0.0.1", 0) as free:
+        assert free.getsockname()[1] > 0
+
+
+def test_a_context_beyond_the_models(folder: Path) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    with pytest.raises(UserError, match="max_length is 4096; the model's context is 1024 tokens"):
+        serve(ServeConfig(str(folder), port=0, max_length=4096))
+
+
+@pytest.mark.slow
+def test_everything_is_compiled_before_the_first_request(tmp_path: Path) -> None:
+    folder = save_policy(tmp_path, letter_tokenizer(), num_layers=1)
+    config = ServeConfig(str(folder), compile=True, max_batch=3)
+    loaded = load(config, compile=True)
+    worker = make_worker(config, loaded)
+    worker.start()
+    worker.stop()
+    assert sorted(compiled(loaded.model)._steps) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 0}, "max_batch is 0"),
+        ({"max_waiting": -1}, "max_waiting is -1"),
+        ({"max_length": 1}, "max_length is 1"),
+        ({"prefill_chunk": 0}, "prefill_chunk is 0"),
+        ({"default_max_tokens": 0}, "default_max_tokens is 0"),
+        ({"port": 70000}, "port is 70000; it must be from 0 to 65535"),
+        ({"api_key": ""}, "api_key is empty"),
+        ({"name": ""}, "name is empty"),
+        ({"quantize": "int3"}, "quantize is 'int3'"),
+    ],
+)
+def test_impossible_options_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ServeConfig(**options)
+
+
+def test_options_are_read_from_the_command_line() -> None:
+    words = "--model checkpoints/dpo --quantize int8 --compile false --host 127.0.0.1 --port 8000 --api_key k --name x"
+    config = parse(ServeConfig, words.split())
+    assert config == ServeConfig("checkpoints/dpo", quantize="int8", api_key="k", name="x")
