@@ -70,6 +70,10 @@ def quickstart(config: QuickstartConfig) -> None:
     if stages[-1] != "pretrain":
         show(config, compare(config))
     print(f"{(time.monotonic() - started) / 60:.1f} minutes in all")
+    talking = [stage for stage in stages if stage in ("sft", "dpo")]
+    if talking:
+        folder = stage_folder(config, talking[-1])
+        print(f"talk with it: python experiments/chat.py --model {folder}")
 
 
 def _run(config: QuickstartConfig, stage: str, left: float) -> None:
