@@ -25,6 +25,7 @@ def assert_reported(figures: dict[str, Any], *keys: str) -> None:
     assert {*keys, "versions", "processor", "threads"} <= figures.keys()
 
 
+@pytest.mark.slow
 def test_data_loading() -> None:
     figures = last_line("data_loading")
     assert_reported(figures, "tokens_per_second", "resident_growth_mib", "corpus_gib")

@@ -105,6 +105,7 @@ def rows_of(path: Path) -> list[dict]:
         return [json.loads(line) for line in lines]
 
 
+@pytest.mark.slow
 def test_the_stages_leave_their_models(aligned: tuple[Path, list[str]], finished: tuple[Path, list[str]]) -> None:
     folder, _ = aligned
     weights = {"pretrain": folder / "model", **{stage: folder / stage / "model" for stage in ("sft", "reward", "dpo")}}
@@ -115,6 +116,7 @@ def test_the_stages_leave_their_models(aligned: tuple[Path, list[str]], finished
     assert all((folder / stage / "report.md").exists() for stage in ("sft", "reward", "dpo"))
 
 
+@pytest.mark.slow
 def test_rows_are_split_by_file_as_the_text_is(aligned: tuple[Path, list[str]], modules: Path) -> None:
     folder, _ = aligned
     split = {document.key: document.split for document in Corpus(CorpusConfig(path=str(modules))).documents()}
@@ -131,6 +133,7 @@ def test_rows_are_split_by_file_as_the_text_is(aligned: tuple[Path, list[str]], 
     assert train and held_out and not train & held_out
 
 
+@pytest.mark.slow
 def test_the_report_compares_the_stages(aligned: tuple[Path, list[str]]) -> None:
     folder, _ = aligned
     report = (folder / "report.md").read_text()
@@ -159,6 +162,7 @@ def test_the_report_compares_the_stages(aligned: tuple[Path, list[str]]) -> None
         assert 2 <= report.count(f"\n{name}:\n") <= 3
 
 
+@pytest.mark.slow
 def test_an_interrupted_stage_goes_on(
     aligned: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -178,6 +182,7 @@ def test_an_interrupted_stage_goes_on(
     assert "quickstart/sft already holds a run" in errors and "--ckpt_path last" in errors
     run(*arguments, "--ckpt_path", "last")
     assert (folder / "sft" / "model" / "model.safetensors").read_bytes() == before
+    assert f"experiments/chat.py --model {folder / 'sft'}" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_stage_without_its_input_names_what_to_add(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

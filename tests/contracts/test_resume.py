@@ -130,6 +130,7 @@ def launch(folder: Path, config: PretrainConfig, *arguments: str) -> subprocess.
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment(make_run: MakeRun, tmp_path: Path) -> None:
     """Kill the process twice wherever it happens to be, the second time while a checkpoint is being written."""
     options = {
