@@ -46,6 +46,20 @@ def no_process_group_is_left() -> Iterator[None]:
         torch.distributed.destroy_process_group()
 
 
+@pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing is compiled, or counted as compiled, by tests before and after."""
+    import torch._dynamo
+
+    def forget() -> None:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+
+    forget()
+    yield
+    forget()
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real texts, where there is one."""

@@ -95,6 +95,7 @@ def test_a_context_beyond_the_models(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_everything_is_compiled_before_the_first_request(tmp_path: Path) -> None:
     folder = save_policy(tmp_path, letter_tokenizer(), num_layers=1)
     config = ServeConfig(str(folder), compile=True, max_batch=3)

@@ -136,6 +136,7 @@ WEIGHTS = {"bf16-mixed": "float32", "bf16-true": "bfloat16"}
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compile(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamo traces the blocks; its eager backend needs no C++ compiler."""
     import torch._dynamo
@@ -146,12 +147,8 @@ def test_compile(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
     compiled = make_run("compiled", trainer={"max_steps": 2, "compile": True})
-    try:
-        pretrain(compiled)
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
-    finally:
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
+    pretrain(compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
     assert final_state(compiled)["state_dict"].keys() == final_state(plain)["state_dict"].keys()
     for name in ("train/loss", "val/loss"):
         assert values(curves(compiled)[name]) == pytest.approx(values(curves(plain)[name]), abs=1e-5)

@@ -251,6 +251,7 @@ def test_loss_chunk_tokens(stage: str, plain: Plain) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("stage", STAGES)
 def test_compile(stage: str, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> None:
     """Dynamo traces the blocks; its eager backend needs no C++ compiler."""
@@ -260,12 +261,8 @@ def test_compile(stage: str, plain: Plain, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
     plain(stage, {})
     assert not torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    try:
-        before, after = both(plain, stage, {}, {"trainer": {"compile": True}})
-        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
-    finally:
-        torch._dynamo.reset()
-        torch._dynamo.utils.counters.clear()
+    before, after = both(plain, stage, {}, {"trainer": {"compile": True}})
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
     torch.testing.assert_close(after, before, atol=2e-5, rtol=1e-4)
 
 

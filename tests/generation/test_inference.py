@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,11 +21,7 @@ GREEDY = SamplingConfig(max_new_tokens=20, temperature=0.0)
 DRAWN = SamplingConfig(max_new_tokens=12, temperature=1.0, top_k=50, seed=5)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    yield
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def prompt(model: Decoder, length: int) -> list[int]:
