@@ -25,7 +25,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "tensor parallel": {"trainer": {"strategy": "fsdp", "tensor_parallel_size": 2, "sharded_checkpoints": True}},
 }
-SLOW = ("fsdp", "tensor parallel")
+SLOW = ("fsdp, sharded in the background", "fsdp", "tensor parallel")
 
 
 def port() -> int:
