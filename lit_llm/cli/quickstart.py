@@ -199,7 +199,8 @@ def _compare(run: PretrainConfig, result: RunResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lit_llm.evaluation.report import markdown_table, write_report
+    from lit_llm.evaluation.report import write_report
+    from lit_llm.evaluation.tables import markdown_table
     from lit_llm.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.load(result.model_folder)

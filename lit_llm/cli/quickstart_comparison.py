@@ -132,7 +132,7 @@ def show(config: QuickstartConfig, results: list[StageResult]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from lit_llm.evaluation.report import markdown_table
+    from lit_llm.evaluation.tables import markdown_table
 
     rows = [result.row() for result in results]
     table = Table(*HEADER, title=TITLE)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+from lit_llm.evaluation.tables import markdown_table
+
+_table = partial(markdown_table, aligned=True)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -20,15 +25,6 @@ def markdown(report: dict[str, Any]) -> str:
     if report["tasks"]:
         parts += ["## Tasks", _tasks(report)]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown, with columns of one width so that it can be read in a terminal as well."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = [header, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )
 
 
 def _facts(report: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_llm.config import SamplingConfig, UserError
+from lit_llm.evaluation.log_probs import chosen_log_probs
 from lit_llm.generation import Engine, Event
 from lit_llm.generation.inference import inference
 from lit_llm.model import Decoder
@@ -27,9 +28,6 @@ from lit_llm.tokenizer.chat import ChatFormat, Message
 
 MAX_NEW_TOKENS = 256
 """Tokens of a text at most where a task does not say (the harness's own default)."""
-
-# Logits that exist at once, in float32: 128 MB.
-_LOGITS = 1 << 25
 
 # What a task may say about how tokens are chosen, besides do_sample, temperature, until and its length.
 _SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -303,15 +301,9 @@ class HarnessModel(TemplateLM):
             for offset, token in enumerate(ids)
         ]
         rows, columns, targets = torch.tensor(places, device=self._device).unbind(1)
-        chunk = max(_LOGITS // (self._model.config.vocab_size or 1), 1)
 
         def score(hidden: Tensor, head: torch.nn.Linear) -> tuple[Tensor, Tensor]:
-            log_probs, likeliest = [], []
-            for states, ids in zip(hidden[rows, columns].split(chunk), targets.split(chunk), strict=True):
-                logits = self._model.logits(states).float()
-                log_probs.append(logits.gather(1, ids.unsqueeze(1)).squeeze(1) - logits.logsumexp(1))
-                likeliest.append(logits.argmax(1) == ids)
-            return torch.cat(log_probs), torch.cat(likeliest)
+            return chosen_log_probs(self._model, hidden[rows, columns], targets)
 
         with inference(self._model, is_sharded(self._model)):
             log_probs, likeliest = self._model(tokens, head=score)

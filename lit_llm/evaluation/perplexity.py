@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_llm.config import UserError
 from lit_llm.data.windows import make_batch
+from lit_llm.evaluation.log_probs import chosen_log_probs
 from lit_llm.evaluation.sources import Source, TextSource, Window, WindowOptions
 from lit_llm.model import Decoder
 from lit_llm.objectives import IGNORE_INDEX
@@ -23,7 +24,6 @@ from lit_llm.tokenizer import Tokenizer
 RESAMPLES = 1000
 """Draws of the bootstrap."""
 
-_CHUNK_TOKENS = 512  # whose logits exist at a time
 _MOST_UNITS = 4096  # of the bootstrap; more are put together at random
 _SORTED_TOKENS = 1 << 18  # windows of so many tokens are put in the order of their lengths, which saves padding
 
@@ -157,7 +157,7 @@ def score(
 def token_log_probs(
     model: Decoder, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each scored target, with the logits of a few hundred tokens at a time.
+    """Log-probability of each scored target, without the logits of all of them at once.
 
     Args:
         model: a language model, in evaluation mode; its head may be quantized.
@@ -172,13 +172,7 @@ def token_log_probs(
     wanted = targets[scored]
 
     def head(hidden: Tensor, _: nn.Module) -> tuple[Tensor, Tensor]:
-        log_probs, correct = [], []
-        for inputs, ids in zip(hidden[scored].split(_CHUNK_TOKENS), wanted.split(_CHUNK_TOKENS), strict=True):
-            logits = model.logits(inputs).float()
-            chosen = logits.gather(1, ids.unsqueeze(1)).squeeze(1)
-            log_probs.append(chosen - logits.logsumexp(1))
-            correct.append(logits.argmax(1) == ids)
-        return torch.cat(log_probs), torch.cat(correct)
+        return chosen_log_probs(model, hidden[scored], wanted)
 
     return model(tokens, document_ids=document_ids, head=head)
 

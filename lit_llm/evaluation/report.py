@@ -9,14 +9,9 @@ import lightning
 import torch
 
 from lit_llm.config import RunConfig
+from lit_llm.evaluation.tables import markdown_table
 from lit_llm.planning import count_parameters
 from lit_llm.training.run import RunResult
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def write_report(config: RunConfig, result: RunResult, sections: Sequence[tuple[str, str]] = ()) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from lit_llm.config import UserError
 from lit_llm.model.decoder import Decoder
 from lit_llm.model.quantized_products import (
+    LINE,
     from_kernel_order,
     has_int4_kernel,
     int4_kernel_product,
@@ -44,7 +45,6 @@ from lit_llm.model.rounding import (
 KINDS = ("int8", "int8_dynamic", "int4")
 # the CPU's int4 kernel takes whole tiles of so many rows
 _INT4_ROWS = 16
-_LINE = 64  # bytes
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -179,7 +179,7 @@ class QuantizedLinear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # tensors of a mapped file begin anywhere, and kernels read from whole lines of memory
         aligned = {
-            name: tensor if tensor.is_meta or tensor.data_ptr() % _LINE == 0 else tensor.clone()
+            name: tensor if tensor.is_meta or tensor.data_ptr() % LINE == 0 else tensor.clone()
             for name, tensor in state_dict.items()
             if name.startswith(prefix)
         }

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from lit_llm.model.rounding import GROUP_SIZE, from_int4, join_halves, split_halves
 
-_LINE = 64  # bytes
+LINE = 64
+"""Bytes of a line of memory, which kernels read whole."""
+
 # Weights that are converted at a time on the CPU, which stay in a processor core's cache; and elsewhere, where this
 # bounds the memory that the conversion takes.
 _BLOCK = 2**18
@@ -111,5 +113,5 @@ def _fits_int8_kernel(rows: Tensor, weight: Tensor) -> bool:
         and rows.dtype == torch.bfloat16
         and rows.size(1) % 32 == 0
         and rows.is_contiguous()
-        and rows.data_ptr() % _LINE == weight.data_ptr() % _LINE == 0
+        and rows.data_ptr() % LINE == weight.data_ptr() % LINE == 0
     )

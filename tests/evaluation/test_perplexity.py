@@ -16,7 +16,7 @@ from random_decoder import random_decoder
 
 from lit_llm.config import CorpusConfig, UserError
 from lit_llm.data.corpus import Corpus
-from lit_llm.evaluation import perplexity, sources
+from lit_llm.evaluation import log_probs, perplexity, sources
 from lit_llm.evaluation.perplexity import Scores, Sums, bootstrap_interval, difference, score, summary, token_log_probs
 from lit_llm.evaluation.sources import ShardSource, TextSource, WindowOptions, sliding_windows
 from lit_llm.model import Decoder
@@ -68,7 +68,7 @@ def test_texts_one_token_at_a_time(
     stride: int, model: Decoder, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perplexity, "_SORTED_TOKENS", 40)  # windows are sorted several times over
-    monkeypatch.setattr(perplexity, "_CHUNK_TOKENS", 7)
+    monkeypatch.setattr(log_probs, "_LOGITS", 7 * model.config.vocab_size)
     documents = [[tokenizer.begin_id, *tokenizer.encode(text), tokenizer.eot_id] for text in TEXTS]
     assert min(map(len, documents)) == 3 and max(map(len, documents)) > 3 * CONTEXT
     expected = [one_at_a_time(model, ids, CONTEXT, stride) for ids in documents]

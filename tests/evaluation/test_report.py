@@ -5,7 +5,8 @@ from __future__ import annotations
 from conftest import MakeRun
 
 from lit_llm.cli.stages import pretrain
-from lit_llm.evaluation.report import markdown_table, write_report
+from lit_llm.evaluation.report import write_report
+from lit_llm.evaluation.tables import markdown_table
 
 
 def test_table() -> None:
