@@ -6,8 +6,6 @@ import contextlib
 import io
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -16,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_rows import LETTERS, letter_tokenizer, save_policy
-from conftest import ROOT, tiny_model
+from chat_rows import LETTERS, save_policy
+from chat_script import ENVIRONMENT, ONLY_LETTERS, TOKENIZER, Terminal, command
+from conftest import tiny_model
 from foreign_tokenizers import save_foreign_tokenizer
 from random_decoder import random_decoder
 
@@ -31,10 +30,6 @@ from lit_llm.generation import complete
 from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
 CONTEXT = 64
-TOKENIZER = letter_tokenizer()
-# Answers of letters, each of which is a token also when it is read again: a turn costs five tokens and its letters
-# (the system's, ten), and the header of the answer to come three.
-ONLY_LETTERS = {TOKENIZER.encode(letter)[0]: 50.0 for letter in LETTERS}
 GREEDY = SamplingConfig(max_new_tokens=8, temperature=0.0, context_full="stop", logit_bias=ONLY_LETTERS)
 DRAWN = replace(GREEDY, temperature=1.0, seed=5)
 
@@ -361,15 +356,6 @@ def test_an_interrupt_at_the_prompt_ends_the_chat(
     assert capsys.readouterr().out.endswith("\n\n")
 
 
-def command(folder: Path, *words: str) -> list[str]:
-    letters = "{" + ", ".join(f"{token}: 50" for token in ONLY_LETTERS) + "}"
-    options = ["--model", str(folder), "--accelerator", "cpu", "--sampling.logit_bias", letters, *words]
-    return [sys.executable, str(ROOT / "experiments" / "chat.py"), *options]
-
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
-
-
 def test_the_script_in_a_pipe(loaded: LoadedModel) -> None:
     words = ["--sampling.temperature", "0", "--sampling.max_new_tokens", "8", "--system", "k"]
     script = command(loaded.folder, *words)
@@ -379,41 +365,6 @@ def test_the_script_in_a_pipe(loaded: LoadedModel) -> None:
     first = answer_to(loaded, [system, user("bc")])
     second = answer_to(loaded, [system, user("bc"), Message("assistant", first), user("fg")])
     assert (done.stdout, done.stderr) == (f"{first}\n\n{second}\n\n", "")
-
-
-class Terminal:
-    """The script on a terminal of its own."""
-
-    def __init__(self, words: list[str]) -> None:
-        self.file, other = os.openpty()
-        self.process = subprocess.Popen(
-            words, stdin=other, stdout=other, stderr=other, env=ENVIRONMENT, preexec_fn=self._take, close_fds=True
-        )
-        os.close(other)
-        self.shown = ""
-
-    @staticmethod
-    def _take() -> None:
-        """Make stdin the controlling terminal, so that Ctrl-C and Ctrl-D mean what they do."""
-        import fcntl
-        import termios
-
-        os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
-
-    def type(self, text: str) -> None:
-        self.shown = ""
-        os.write(self.file, text.encode())
-
-    def read_until(self, pattern: str) -> str:
-        """What was shown since the last input, when `pattern` is found in it."""
-        while not re.search(pattern, self.shown):
-            try:
-                self.shown += os.read(self.file, 4096).decode()
-            except OSError as error:  # the other end is closed
-                raise AssertionError(f"{pattern!r} did not come: {self.shown!r}") from error
-        return self.shown
 
 
 @pytest.mark.slow
