@@ -38,6 +38,11 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 torch.set_num_threads(1)
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """The whole suite is spread over the cores; files and tests that are named run in this process."""
+    return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else None
+
+
 @pytest.fixture(autouse=True)
 def no_process_group_is_left() -> Iterator[None]:
     """A run over one rank in this process leaves its process group behind, which forked ranks would inherit."""
