@@ -7,7 +7,6 @@ Source: PEFT 0.21, `peft/tuners/lora`; the names in a file are those of the chec
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from lit_llm.config import LoraConfig, ModelConfig, UserError
 from lit_llm.config.lora import PROJECTIONS
 from lit_llm.interop.configuration import family_of
 from lit_llm.interop.families import Family
+from lit_llm.interop.json_files import read_object
 from lit_llm.interop.reading import source_of
 from lit_llm.interop.writing import write_json
 from lit_llm.model import Decoder
@@ -231,7 +231,7 @@ def _check_vocabulary(base: Path, config: ModelConfig) -> None:
     """Refuse tokens that the base has no rows for: they would be missing where the adapter is read."""
     if not (base / "config.json").is_file():
         return
-    rows = json.loads((base / "config.json").read_text(encoding="utf-8")).get("vocab_size", config.vocab_size)
+    rows = read_object(base / "config.json").get("vocab_size", config.vocab_size)
     if rows < (config.vocab_size or 0):
         raise UserError(f"the model has {config.vocab_size} tokens and its base {base} has rows for {rows}; {MERGE}")
 
@@ -281,14 +281,9 @@ def _read(folder: Path, model_config: ModelConfig) -> _Adapter:
 def _read_values(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except OSError as error:
         raise UserError(f"{folder} is not an adapter folder: {CONFIG} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return values
 
 
 def _check_values(path: Path, values: dict[str, Any]) -> None:
