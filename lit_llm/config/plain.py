@@ -40,7 +40,7 @@ def check_types(config: Any, prefix: str) -> None:
     A whole number does where a number is wanted; true is no whole number, 4.0 is none, and a number is finite.
 
     Args:
-        config: an instance whose fields are numbers, text, true or false, choices, or dataclasses.
+        config: an instance whose fields are numbers, text, true or false, choices, lists of these, or dataclasses.
         prefix: what stands before a field's name in the message, as "model.".
 
     Raises:
@@ -54,10 +54,10 @@ def check_types(config: Any, prefix: str) -> None:
             raise UserError(f"{prefix}{field.name} is {shown(value)}; it must be {words}")
 
 
-def shown(value: Any) -> str:
-    """A value of a stranger's file for a message: in one line, and cut where it is long."""
+def shown(value: Any, most: int = 60) -> str:
+    """A value of a stranger's file for a message: in one line, and cut after `most` characters."""
     text = ascii(value) if isinstance(value, str) else " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 @cache
@@ -76,6 +76,8 @@ def _is(option: Any, value: Any) -> bool:
         return _is_finite(value)
     if option is int:
         return isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(option) is list:
+        return isinstance(value, list) and all(_is(get_args(option)[0], each) for each in value)
     return isinstance(value, option)
 
 
@@ -91,6 +93,8 @@ def _is_finite(value: Any) -> bool:
 def _in_words(option: Any) -> str:
     if get_origin(option) is Literal:
         return " or ".join(map(str, get_args(option)))
+    if get_origin(option) is list:
+        return "a list"
     return _IN_WORDS.get(option, "a group of options")
 
 

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from lit_llm.config import LoraConfig, ModelConfig, UserError
 from lit_llm.config.lora import PROJECTIONS
+from lit_llm.config.plain import check_types, shown
 from lit_llm.interop.configuration import family_of
 from lit_llm.interop.families import Family
 from lit_llm.interop.json_files import read_object
-from lit_llm.interop.reading import source_of
+from lit_llm.interop.reading import check_finite, source_of
 from lit_llm.interop.writing import write_json
 from lit_llm.model import Decoder
 from lit_llm.model.lora import is_adapter, is_target, merged_weight
@@ -32,6 +33,8 @@ from lit_llm.tokenizer import Tokenizer
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+MOST_ADAPTERS = 8
+"""Adapters on top of each other at most."""
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 MERGE = "merge the additions into a model folder instead (export.py --lora merged)"
 _FIELDS = ("rank", "alpha", "targets", "rslora", "dora")
@@ -168,13 +171,25 @@ def base_of(folder: Path) -> Path | None:
     """
     if not (folder / CONFIG).is_file() or (folder / "config.json").is_file():
         return None
+    seen = [folder.resolve()]
+    base = last = _named_base(folder)
+    while not (last / "config.json").is_file():  # an adapter again
+        if last.resolve() in seen or len(seen) > MOST_ADAPTERS:
+            raise UserError(f"{folder} is an adapter of adapters that never come to a model; correct {folder / CONFIG}")
+        seen.append(last.resolve())
+        last = _named_base(last)
+    return base
+
+
+def _named_base(folder: Path) -> Path:
+    """The folder that an adapter folder names as its base."""
     name = _read_values(folder).get("base_model_name_or_path")
     for base in (Path(str(name)), folder / str(name)):
         has_model = (base / "config.json").is_file() or (base / CONFIG).is_file()
         if name and has_model and base.resolve() != folder.resolve():
             return base
     raise UserError(
-        f"{folder} is an adapter of {name!r}, which is no model folder here; download that model and set "
+        f"{folder} is an adapter of {shown(name, 300)}, which is no model folder here; download that model and set "
         f"base_model_name_or_path in {folder / CONFIG} to its folder"
     )
 
@@ -273,6 +288,7 @@ def _read(folder: Path, model_config: ModelConfig) -> _Adapter:
             rslora=bool(values.get("use_rslora")),
             dora=bool(values.get("use_dora")),
         )
+        check_types(config, "lora.")
     except (UserError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: {error}") from error
     return _Adapter(config, weights)
@@ -300,7 +316,8 @@ def _check_values(path: Path, values: dict[str, Any]) -> None:
             f"{path} has init_lora_weights {values['init_lora_weights']!r}, which changes the base's weights; have "
             "PEFT save it as an ordinary adapter (save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    if not isinstance(values.get("r"), int):
+    rank = values.get("r")
+    if isinstance(rank, bool) or not isinstance(rank, int):
         raise UserError(f"{path} has no rank r")
     # what is switched off says nothing, whatever it is
     unknown = sorted(key for key, value in values.items() if value and key not in _KNOWN)
@@ -318,9 +335,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             )
         raise UserError(f"{folder} has no {WEIGHTS}")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    for name, tensor in tensors.items():
+        check_finite(folder, name, tensor)
+    return tensors
 
 
 def _renamed(
