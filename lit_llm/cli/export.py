@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from lit_llm.interop import GenerationSettings
     from lit_llm.tokenizer import Tokenizer
 
 
@@ -23,8 +25,7 @@ class _Source:
     model: ModelConfig
     weights: dict[str, Tensor]
     tokenizer: Tokenizer
-    generation: dict[str, Any] | None
-    """Content of its generation_config.json, where it has one."""
+    settings: GenerationSettings
     name: str
 
 
@@ -82,7 +83,7 @@ def export(config: ExportConfig) -> None:
         form=config.format,
         dtype=dtype,
         max_shard_bytes=config.max_shard_bytes,
-        generation=source.generation,
+        settings=source.settings,
         quantization=quantization,
     )
     if quantization is not None:
@@ -135,11 +136,11 @@ def _write_adapter(config: ExportConfig, output: Path, trained: _Trained) -> Non
 
 
 def _read_folder(path: Path, tokenizer: str | None) -> _Source:
-    from lit_llm.interop import load_tokenizer, load_weights, read_generation_config, read_model_config
+    from lit_llm.interop import generation_settings, load_tokenizer, load_weights, read_model_config
 
     model = read_model_config(path)
     found = load_tokenizer(path if tokenizer is None else Path(tokenizer))
-    return _Source(model, load_weights(path, model), found, read_generation_config(path), str(path))
+    return _Source(model, load_weights(path, model), found, generation_settings(found, path), str(path))
 
 
 def _whole(config: ExportConfig, path: Path) -> _Source:
@@ -149,7 +150,23 @@ def _whole(config: ExportConfig, path: Path) -> _Source:
     trained = _read_checkpoint(path)
     weights = _merged(trained) if trained.lora.active else trained.weights
     model, weights = without_value_head(trained.model, weights)
-    return _Source(model, weights, _tokenizer(trained.run, config.tokenizer), None, trained.name)
+    tokenizer = _tokenizer(trained.run, config.tokenizer)
+    return _Source(model, weights, tokenizer, _settings(trained, tokenizer), trained.name)
+
+
+def _settings(trained: _Trained, tokenizer: Tokenizer) -> GenerationSettings:
+    """Those of the folder that the run started from, as the model folder at its end has them."""
+    from lit_llm.interop import generation_settings
+
+    place = trained.run.get("init_from")
+    source = None if place is None else Path(place)
+    if source is not None and not source.is_dir():
+        print(
+            f"the tokens that end a text and the sampling are the tokenizer's: {place}, which had others, is not there",
+            file=sys.stderr,
+        )
+        source = None
+    return generation_settings(tokenizer, source, learned_turns="lora" in trained.run)
 
 
 def _merged(trained: _Trained) -> dict[str, Tensor]:

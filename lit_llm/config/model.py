@@ -6,9 +6,28 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lit_llm.config.errors import UserError
+from lit_llm.config.plain import check_types, shown
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu", "geglu_tanh"]
 GATED_ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh")
+
+MOST = {
+    "vocab_size": 2**24,
+    "pad_vocab_to_multiple_of": 2**20,
+    "max_position_embeddings": 2**23,
+    "hidden_size": 2**18,
+    "num_layers": 10_000,
+    "num_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**16,
+    "intermediate_size": 2**20,
+    "sliding_window": 2**31,
+    "full_attention_every": 2**31,
+}
+"""The largest size of each kind that is taken for one: some ten times what has ever been published. A file that says
+more is broken or hostile, and is refused before a loop or a table of that length."""
+
+NULLABLE_SIZES = ("vocab_size", "num_key_value_heads", "head_dim", "intermediate_size", "sliding_window")
 
 
 @dataclass
@@ -33,12 +52,22 @@ class RopeScaling:
     """yarn: what cosines and sines are multiplied by; null means 0.1 ln(factor) + 1."""
 
     def __post_init__(self) -> None:
+        check_types(self, "model.rope_scaling.")
         if self.factor < 1.0:
             raise UserError(f"model.rope_scaling.factor is {self.factor}; it must be at least 1")
-        if self.type in ("llama3", "yarn") and not self.original_max_position_embeddings:
+        original = self.original_max_position_embeddings
+        if self.type in ("llama3", "yarn") and not original:
             raise UserError(f"rope scaling {self.type!r} needs model.rope_scaling.original_max_position_embeddings")
+        if original is not None and original < 1:
+            raise UserError(
+                f"model.rope_scaling.original_max_position_embeddings is {shown(original)}; it must be at least 1"
+            )
         if self.type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
             raise UserError("model.rope_scaling.high_freq_factor must be above low_freq_factor")
+        if self.type == "yarn" and not 0 < self.beta_slow <= self.beta_fast:
+            raise UserError("model.rope_scaling.beta_slow must be above 0, and beta_fast no less than it")
+        if self.attention_factor is not None and self.attention_factor <= 0:
+            raise UserError(f"model.rope_scaling.attention_factor is {self.attention_factor}; it must be above 0")
 
 
 @dataclass
@@ -130,6 +159,7 @@ class ModelConfig:
     """Start the residual projections at zero, so that every block begins as the identity."""
 
     def __post_init__(self) -> None:
+        check_types(self, "model.")
         self._check_positive()
         self._check_attention()
         self._check_rope()
@@ -144,18 +174,18 @@ class ModelConfig:
             raise UserError(f"model.dropout is {self.dropout}; it must be at least 0 and below 1")
 
     def _check_positive(self) -> None:
-        for name in ("hidden_size", "num_layers", "num_heads", "max_position_embeddings", "pad_vocab_to_multiple_of"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("vocab_size", "num_key_value_heads", "head_dim", "intermediate_size", "sliding_window"):
+        for name, most in MOST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"model.{name} is {value}; it must be at least 1, or null")
-        for name in ("attention_softcap", "logits_softcap", "query_pre_attention_scalar", "rope_theta_windowed"):
+            if value is not None and value < 1 and name != "full_attention_every":
+                null = ", or null" if name in NULLABLE_SIZES else ""
+                raise UserError(f"model.{name} is {shown(value)}; it must be at least 1{null}")
+            if value is not None and value > most:
+                raise UserError(f"model.{name} is {shown(value)}; it must be at most {most:,}")
+        for name in ("attention_softcap", "logits_softcap", "query_pre_attention_scalar"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"model.{name} is {value}; it must be above 0, or null")
-        for name in ("norm_eps", "init_std", "rope_theta"):
+        for name in ("norm_eps", "init_std"):
             if getattr(self, name) <= 0:
                 raise UserError(f"model.{name} is {getattr(self, name)}; it must be above 0")
 
@@ -183,6 +213,10 @@ class ModelConfig:
                 raise UserError("model.full_attention_every has no effect without model.sliding_window")
 
     def _check_rope(self) -> None:
+        for name in ("rope_theta", "rope_theta_windowed"):
+            value = getattr(self, name)
+            if value is not None and value <= 1:
+                raise UserError(f"model.{name} is {value}; it must be above 1")
         if self.position == "rope" and self.width_per_head % 2:
             raise UserError(f"rotary positions need an even head width, not {self.width_per_head}")
         if self.rope_scaling is not None and self.position != "rope":

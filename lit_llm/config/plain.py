@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from lit_llm.config.errors import UserError
 
 T = TypeVar("T")
+
+_IN_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -22,7 +26,7 @@ def from_plain(kind: type[T], values: dict[str, Any]) -> T:
     Raises:
         UserError: the dict has a key that `kind` has not.
     """
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - names)
     if unknown:
@@ -30,9 +34,72 @@ def from_plain(kind: type[T], values: dict[str, Any]) -> T:
     return kind(**{name: _convert(hints[name], value) for name, value in values.items()})
 
 
+def check_types(config: Any, prefix: str) -> None:
+    """Refuse values of a dataclass that are not of the types its fields declare.
+
+    A whole number does where a number is wanted; true is no whole number, 4.0 is none, and a number is finite.
+
+    Args:
+        config: an instance whose fields are numbers, text, true or false, choices, lists of these, or dataclasses.
+        prefix: what stands before a field's name in the message, as "model.".
+
+    Raises:
+        UserError: names the first such field, and what it must be.
+    """
+    hints = _hints(type(config))
+    for field in dataclasses.fields(config):
+        value, options = getattr(config, field.name), _options(hints[field.name])
+        if not any(_is(option, value) for option in options):
+            words = " or ".join(_in_words(option) for option in options)
+            raise UserError(f"{prefix}{field.name} is {shown(value)}; it must be {words}")
+
+
+def shown(value: Any, most: int = 60) -> str:
+    """A value of a stranger's file for a message: in one line, and cut after `most` characters."""
+    text = ascii(value) if isinstance(value, str) else " ".join(repr(value).split())
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+@cache
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _is(option: Any, value: Any) -> bool:
+    if get_origin(option) is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(option))
+    if option is float:
+        return _is_finite(value)
+    if option is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(option) is list:
+        return isinstance(value, list) and all(_is(get_args(option)[0], each) for each in value)
+    return isinstance(value, option)
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float can be
+        return False
+
+
+def _in_words(option: Any) -> str:
+    if get_origin(option) is Literal:
+        return " or ".join(map(str, get_args(option)))
+    if get_origin(option) is list:
+        return "a list"
+    return _IN_WORDS.get(option, "a group of options")
+
+
 def _convert(hint: Any, value: Any) -> Any:
-    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-    for option in options:
+    for option in _options(hint):
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
             return from_plain(option, value)
     return value

@@ -4,17 +4,23 @@ from lit_llm.interop.folder import (
     iterate_weights,
     load_model_folder,
     load_weights,
-    read_generation_config,
     read_model_config,
     read_quantization,
     save_model_folder,
-    stop_token_ids,
     why_not_huggingface,
     without_value_head,
+)
+from lit_llm.interop.generation_settings import (
+    GenerationSettings,
+    generation_settings,
+    read_generation_config,
+    stop_token_ids,
 )
 from lit_llm.interop.peft import load_adapter, load_tokenizer, save_adapter, starting_adapter
 
 __all__ = [
+    "GenerationSettings",
+    "generation_settings",
     "iterate_weights",
     "load_adapter",
     "load_model_folder",

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_llm.config import ModelConfig, UserError, from_plain, to_plain
+from lit_llm.config.plain import shown
 from lit_llm.interop.families import FAMILIES, Family
 from lit_llm.interop.options import Options
 from lit_llm.interop.rope import SCALING_KEYS
@@ -16,35 +17,53 @@ OWN_KEY = "lit_llm"
 NOT_COMPUTED = ("pad_vocab_to_multiple_of", "dropout", "init_std", "zero_init_projections")
 """Fields that do not change what a trained model computes."""
 
+NULLABLE = (
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "sliding_window",
+    "query_pre_attention_scalar",
+    "attention_softcap",
+    "logits_softcap",
+)
+"""Fields where null says something; elsewhere in a file it is as good as absence."""
+
 CLASSIFIER = "ForSequenceClassification"
 """How the classes of transformers end that have a head of scores."""
 
 
-def read_config(values: dict[str, Any]) -> ModelConfig:
+def read_config(values: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
     """Our configuration from the content of a Hugging Face config.json.
 
     Args:
         values: the content, of a `model_type` in FAMILIES.
 
+    Returns:
+        It, and the unusual keys that were passed over because they cannot change logits.
+
     Raises:
-        UserError: an option that we do not compute, or do not know; the message names it.
+        UserError: an option that we do not compute, or that we do not know and that could change logits; the message
+            names it.
     """
     family = FAMILIES[values["model_type"]]
     own = values.get(OWN_KEY, {})
-    config = _read(family, {key: value for key, value in values.items() if key not in ("model_type", OWN_KEY)})
+    if not isinstance(own, dict):
+        raise UserError(f"{OWN_KEY} is {shown(own)}; it must be a group of options")
+    theirs = {key: value for key, value in values.items() if key not in ("model_type", OWN_KEY)}
+    config, passed_over = _read(family, theirs)
     if not own:
-        return config
+        return config, passed_over
     whole = from_plain(ModelConfig, {**_shallow(config), **own})
     changed = _differences(whole, config)
     if changed:
         raise UserError(f"the {OWN_KEY} group contradicts the rest of the file about {', '.join(changed)}; delete it")
-    return whole
+    return whole, passed_over
 
 
 def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
     """The content of a Hugging Face config.json of `family`, which `read_config` turns into `config` again."""
     values = _write(family, config)
-    back = _read(family, values)
+    back, _ = _read(family, values)
     own = {name: value for name, value in to_plain(config).items() if value != to_plain(back)[name]}
     return {"model_type": family.model_type, **values, **({OWN_KEY: own} if own else {})}
 
@@ -60,7 +79,7 @@ def family_of(config: ModelConfig) -> tuple[Family | None, str]:
     for family in FAMILIES.values():
         family = family.scoring() if config.output == "score" else family
         try:
-            lacking = _differences(config, _read(family, _write(family, config)))
+            lacking = _differences(config, _read(family, _write(family, config))[0])
         except UserError as error:  # one it cannot even express
             lacking = [str(error)]
         if family.needs_divisible_width and config.hidden_size % config.num_heads:
@@ -75,17 +94,19 @@ def family_of(config: ModelConfig) -> tuple[Family | None, str]:
     return None, f"transformers has no such architecture: the nearest, {nearest[0].model_type}, is without {found}"
 
 
-def _read(family: Family, values: dict[str, Any]) -> ModelConfig:
+def _read(family: Family, values: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
+    """The configuration, and the keys that were passed over."""
     options = Options(values)
     fields = dict(family.fixed)
     for key, (name, default) in family.renamed.items():
-        fields[name] = options.take(key, default)
+        value = options.take(key, default)
+        fields[name] = default if value is None and name not in NULLABLE else value
     fields.update(family.read(options))
     scores = _gives_scores(options)
-    options.finish()
+    passed_over = options.finish()
     config = from_plain(ModelConfig, fields)
     # an embedding tied to a head that is not there, and a cap on its logits, mean nothing
-    return config.as_score() if scores else config
+    return config.as_score() if scores else config, passed_over
 
 
 def _gives_scores(options: Options) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lit_llm.config import ModelConfig, UserError
+from lit_llm.config.model import MOST
+from lit_llm.config.plain import shown
 from lit_llm.interop.options import Options
 from lit_llm.interop.rope import read_layered_rope, read_rope, write_layered_rope, write_rope
 
@@ -25,7 +28,7 @@ GATED_ACTIVATIONS = {
 GPT2_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
-def our_activation(key: str, name: str, table: dict[str, tuple[str, ...]]) -> str:
+def our_activation(key: str, name: Any, table: dict[str, tuple[str, ...]]) -> str:
     """Our name of an activation.
 
     Raises:
@@ -34,7 +37,7 @@ def our_activation(key: str, name: str, table: dict[str, tuple[str, ...]]) -> st
     for ours, theirs in table.items():
         if name in theirs:
             return ours
-    raise UserError(f"{key} {name!r} is not supported (only {', '.join(sum(table.values(), ()))})")
+    raise UserError(f"{key} {shown(name)} is not supported (only {', '.join(sum(table.values(), ()))})")
 
 
 def their_activation(ours: str, table: dict[str, tuple[str, ...]]) -> str:
@@ -46,14 +49,13 @@ def read_gpt2(options: Options) -> dict[str, Any]:
     """GPT-2's options that are no mere names."""
     options.only("scale_attn_weights", True)
     options.only("scale_attn_by_inverse_layer_idx", False)
-    dropouts = {key: options.take(key, 0.1) for key in GPT2_DROPOUTS}
-    if len(set(dropouts.values())) > 1:
-        found = ", ".join(f"{key} {value}" for key, value in dropouts.items())
-        raise UserError(f"only one dropout for all is supported, not {found}; make them equal (training alone uses it)")
+    dropout = options.take(GPT2_DROPOUTS[0], 0.1)
+    for key in GPT2_DROPOUTS[1:]:  # ours is one for all, and training alone uses it
+        options.pass_over(key, dropout)
     activation = options.take("activation_function", "gelu_new")
     return {
         "activation": our_activation("activation_function", activation, PLAIN_ACTIVATIONS),
-        "dropout": dropouts[GPT2_DROPOUTS[0]],
+        "dropout": dropout,
     }
 
 
@@ -68,7 +70,7 @@ def write_gpt2(config: ModelConfig) -> dict[str, Any]:
 def read_llama(options: Options) -> dict[str, Any]:
     """What Llama and all its descendants have: the gate's activation and rotary positions."""
     activation = our_activation("hidden_act", options.take("hidden_act", "silu"), GATED_ACTIVATIONS)
-    options.only("attention_dropout", 0.0, 0, None)
+    options.pass_over("attention_dropout", 0)
     return {"activation": activation, **read_rope(options)}
 
 
@@ -83,7 +85,7 @@ def write_llama(config: ModelConfig) -> dict[str, Any]:
 
 def read_biased_llama(options: Options) -> dict[str, Any]:
     """Llama's own biases: all four projections of the attention have one, or none has."""
-    bias = options.take("attention_bias", False)
+    bias = options.take("attention_bias") or False
     return {**read_llama(options), "qkv_bias": bias, "attention_output_bias": bias}
 
 
@@ -98,6 +100,42 @@ def read_mistral(options: Options) -> dict[str, Any]:
     return read_llama(options)
 
 
+def layer_kinds(options: Options, default_layers: int, has_window: Callable[[int], bool]) -> list[str]:
+    """The kind of attention of each layer, full_attention or sliding_attention.
+
+    Args:
+        options: of the file.
+        default_layers: how many there are where the file does not say.
+        has_window: whether a layer has a window where the file does not say.
+
+    Raises:
+        UserError: the number of layers, or the list, cannot be one.
+    """
+    layers = options.take("num_hidden_layers", default_layers)
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= MOST["num_layers"]:
+        raise UserError(
+            f"num_hidden_layers is {shown(layers)}; it must be a whole number from 1 to {MOST['num_layers']:,}"
+        )
+    kinds = options.take("layer_types")
+    if kinds is None:
+        return ["sliding_attention" if has_window(layer) else "full_attention" for layer in range(layers)]
+    if not isinstance(kinds, list) or len(kinds) != layers or not all(isinstance(kind, str) for kind in kinds):
+        raise UserError(f"layer_types must be a list of text, one for each of the {layers} layers")
+    return kinds
+
+
+def whole_number(options: Options, key: str, default: int) -> int:
+    """A whole number of the file.
+
+    Raises:
+        UserError: it is none.
+    """
+    value = options.take(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise UserError(f"{key} is {shown(value)}; it must be a whole number")
+    return default if value is None else value
+
+
 def read_qwen_window(options: Options) -> dict[str, Any]:
     """Qwen's sliding window, which its upper layers may have.
 
@@ -106,11 +144,8 @@ def read_qwen_window(options: Options) -> dict[str, Any]:
     """
     used = options.take("use_sliding_window", False)
     window = options.take("sliding_window", 4096)
-    first, layers = options.take("max_window_layers", 28), options.take("num_hidden_layers", 32)
-    kinds = options.take("layer_types") or [
-        "sliding_attention" if used and window is not None and layer >= first else "full_attention"
-        for layer in range(layers)
-    ]
+    first = whole_number(options, "max_window_layers", 28)
+    kinds = layer_kinds(options, 32, lambda layer: bool(used) and window is not None and layer >= first)
     if set(kinds) == {"full_attention"}:
         return {"sliding_window": None}
     if set(kinds) == {"sliding_attention"} and used and window is not None:
@@ -158,11 +193,11 @@ def read_gemma(options: Options, every: int) -> dict[str, Any]:
         options: of the file.
         every: which layers have no window, where the file does not say.
     """
-    options.only("attention_dropout", 0.0, 0, None)
+    options.pass_over("attention_dropout", 0)
     options.only("use_bidirectional_attention", False, None)
     options.take("hidden_act")  # which transformers does not read here
     activation = options.take("hidden_activation", "gelu_pytorch_tanh")
-    bias = options.take("attention_bias", False)
+    bias = options.take("attention_bias") or False
     return {
         "activation": our_activation("hidden_activation", activation, GATED_ACTIVATIONS),
         "qkv_bias": bias,
@@ -192,17 +227,17 @@ def read_alternating_window(options: Options, every: int) -> dict[str, Any]:
     Raises:
         UserError: layers have windows in another order.
     """
-    window, layers = options.take("sliding_window", 4096), options.take("num_hidden_layers", 26)
-    kinds = options.take("layer_types") or [
-        "sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers)
-    ]
+    if every < 1:
+        raise UserError(f"sliding_window_pattern is {shown(every)}; it must be at least 1")
+    window = options.take("sliding_window", 4096)
+    kinds = layer_kinds(options, 26, lambda layer: (layer + 1) % every != 0)
     first = kinds.index("full_attention") + 1 if "full_attention" in kinds else None
     if window is None or first == 1:
         if window is None or "sliding_attention" not in kinds:
             return {"sliding_window": None}
         raise UserError("layer_types must begin with a layer that has a sliding window")
     wanted = [
-        "full_attention" if first and (layer + 1) % first == 0 else "sliding_attention" for layer in range(layers)
+        "full_attention" if first and (layer + 1) % first == 0 else "sliding_attention" for layer in range(len(kinds))
     ]
     if kinds != wanted:
         raise UserError("layer_types must be all sliding_attention but every n-th layer full_attention")
@@ -222,8 +257,8 @@ def write_gemma2(config: ModelConfig) -> dict[str, Any]:
 def read_gemma3(options: Options) -> dict[str, Any]:
     """Gemma 3 has other rotary wavelengths in the layers with a window."""
     options.only("attn_logit_softcapping", None)  # transformers has the key, and does not compute it
-    pattern = options.take("_sliding_window_pattern", 6)
-    fields = read_gemma(options, options.take("sliding_window_pattern", pattern))
+    pattern = whole_number(options, "_sliding_window_pattern", 6)
+    fields = read_gemma(options, whole_number(options, "sliding_window_pattern", pattern))
     rope = read_layered_rope(options)
     if fields["sliding_window"] is None:
         rope["rope_theta_windowed"] = None

@@ -9,7 +9,6 @@ Wherever a model folder is read, an adapter folder of PEFT can be given: it is t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +19,18 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError, from_plain, to_plain
+from lit_llm.config.notices import tell_once
+from lit_llm.config.plain import shown
 from lit_llm.interop import reading
 from lit_llm.interop.configuration import family_of, read_config, write_config
 from lit_llm.interop.families import FAMILIES, Family
+from lit_llm.interop.generation_settings import GENERATION_CONFIG, GenerationSettings, ends_of, generation_settings
+from lit_llm.interop.json_files import read_object
 from lit_llm.interop.peft import adapted_config, base_of, load_tokenizer, merged_weights
 from lit_llm.interop.writing import MAX_SHARD_BYTES, outputs_of, write_json, write_weights
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import KINDS, quantize
 from lit_llm.tokenizer import Tokenizer
-from lit_llm.tokenizer.chat import end_of_turn_id
 
 MODEL_TYPE = "lit_llm"
 
@@ -42,7 +44,7 @@ def save_model_folder(
     form: Literal["auto", "huggingface", "lit_llm"] = "auto",
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    generation: dict[str, Any] | None = None,
+    settings: GenerationSettings | None = None,
     quantization: str | None = None,
 ) -> str:
     """Write a model folder, each file whole or not at all.
@@ -57,7 +59,8 @@ def save_model_folder(
         form: "huggingface" for what transformers loads, "lit_llm" for our own, "auto" for the first where it can be.
         dtype: what weights are converted to; None keeps them.
         max_shard_bytes: a larger model is written as several files.
-        generation: content of generation_config.json; None makes it from the tokenizer.
+        settings: which tokens begin, end and pad a text, and how it is drawn; None takes them from the tokenizer. A
+            reward model is padded with the tokenizer's padding in any case.
         quantization: how the weights are quantized, if they are; such a folder is always of our own form.
 
     Returns:
@@ -76,17 +79,19 @@ def save_model_folder(
     if form == "huggingface" and family is None:
         raise UserError(reason)
     stored = dtype or next(iter(weights.values())).dtype
-    ids = _token_ids(tokenizer)
+    settings = settings or generation_settings(tokenizer)
+    if config.output == "score":  # whose score is that of the last token before the padding
+        settings = settings.with_padding(tokenizer.pad_id)
     values = {**_config_values(config, family), "dtype": str(stored).removeprefix("torch.")}
     if quantization is not None:
         values["quantization"] = quantization
     if family is not None:
-        values |= {**ids, "torch_dtype": values["dtype"]}
+        values |= {**settings.ids, "torch_dtype": values["dtype"]}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_weights(folder, outputs_of(config, weights, family), dtype, max_shard_bytes)
         write_json(folder / "config.json", values)
-        write_json(folder / "generation_config.json", ids if generation is None else generation)
+        write_json(folder / GENERATION_CONFIG, settings.generation)
         tokenizer.save(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
@@ -118,35 +123,8 @@ def read_quantization(folder: Path) -> str | None:
     Raises:
         UserError: its config.json is broken, or names a quantization that we do not have.
     """
-    values = _read_json(folder / "config.json")
-    kind = values.get("quantization") if values.get("model_type") == MODEL_TYPE else None
-    if kind is not None and kind not in KINDS:
-        raise UserError(f"{folder / 'config.json'} has quantization {kind!r}; only {', '.join(KINDS)} can be read")
-    return kind
-
-
-def read_generation_config(folder: Path) -> dict[str, Any] | None:
-    """The content of a folder's generation_config.json, or None where it has none.
-
-    Raises:
-        UserError: it is broken.
-    """
-    path = folder / "generation_config.json"
-    return _read_json(path) if path.is_file() else None
-
-
-def stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """Ids that end a text of this model: those of generation_config.json, else of config.json, else the tokenizer's.
-
-    Raises:
-        UserError: a file is broken.
-    """
-    folder = base_of(folder) or folder
-    for values in (read_generation_config(folder), _read_json(folder / "config.json")):
-        ids = (values or {}).get("eos_token_id")
-        if ids is not None:
-            return list(ids) if isinstance(ids, list) else [ids]
-    return [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+    path = folder / "config.json"
+    return _quantization(path, read_object(path))
 
 
 def load_model_folder(
@@ -251,7 +229,7 @@ def _with_tied_head(config: ModelConfig, weights: dict[str, Tensor]) -> dict[str
 
 
 def _check_stored_dtype(folder: Path, dtype: torch.dtype | None) -> None:
-    stored = _read_json(folder / "config.json").get("dtype")
+    stored = read_object(folder / "config.json").get("dtype")
     if dtype is not None and str(dtype) != f"torch.{stored}":
         raise UserError(f"{folder} was quantized for {stored} and runs in that alone; leave dtype at auto")
 
@@ -260,25 +238,46 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} is not a model folder: it has no config.json")
-    values = _read_json(path)
+    values = read_object(path)
     kind = values.get("model_type")
-    if kind != MODEL_TYPE and kind not in FAMILIES:
-        raise UserError(f"{path} has model_type {kind!r}; only {', '.join([MODEL_TYPE, *FAMILIES])} can be read")
+    if not isinstance(kind, str) or (kind != MODEL_TYPE and kind not in FAMILIES):
+        raise UserError(f"{path} has model_type {shown(kind)}; only {', '.join([MODEL_TYPE, *FAMILIES])} can be read")
+    family = FAMILIES.get(kind)
     try:
-        if kind != MODEL_TYPE:
-            config = read_config(values)
-            return config, FAMILIES[kind].scoring() if config.output == "score" else FAMILIES[kind]
-        native = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "quantization")}
-        return from_plain(ModelConfig, native), None
-    except (UserError, TypeError, ValueError) as error:  # TypeError: a number written as text
+        if family is not None:
+            config, passed_over = read_config(values)
+            family = family.scoring() if config.output == "score" else family
+        else:
+            native = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "quantization")}
+            config, passed_over = from_plain(ModelConfig, native), []
+    except UserError as error:
         raise UserError(f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # a value of a kind that nobody expects
+        raise UserError(f"{path} has a value that cannot be read: {error}") from error
+    if passed_over:
+        tell_once(f"{path}: passed over, as not changing the logits: {', '.join(map(_name, passed_over))}")
+    reading.check_outline(folder, config, family, _quantization(path, values))
+    return config, family
+
+
+def _name(key: str) -> str:
+    """A stranger's key for a line of text."""
+    return key if key.isascii() and key.isprintable() and len(key) <= 60 else shown(key)
+
+
+def _quantization(path: Path, values: dict[str, Any]) -> str | None:
+    """How weights are quantized, by the content of config.json."""
+    kind = values.get("quantization") if values.get("model_type") == MODEL_TYPE else None
+    if kind is not None and (not isinstance(kind, str) or kind not in KINDS):
+        raise UserError(f"{path} has quantization {shown(kind)}; only {', '.join(KINDS)} can be read")
+    return kind
 
 
 def _family_of(config: ModelConfig, tokenizer: Tokenizer) -> tuple[Family | None, str]:
     family, reason = family_of(config)
     if family is None:
         return None, reason
-    if config.output == "score" and tokenizer.pad_id in (None, *_ends(tokenizer)):
+    if config.output == "score" and tokenizer.pad_id in (None, *ends_of(tokenizer)):
         return None, (
             "transformers scores a text at its last token that is not the padding token, and this tokenizer has no "
             "padding token of its own; set pad_token in its tokenizer_config.json to a token that no text holds"
@@ -302,29 +301,3 @@ def _config_values(config: ModelConfig, family: Family | None) -> dict[str, Any]
     if family is None:
         return {"model_type": MODEL_TYPE, **to_plain(config)}
     return write_config(config, family)
-
-
-def _ends(tokenizer: Tokenizer) -> list[int]:
-    """Ids that end a text or a turn of a chat."""
-    ids = (tokenizer.eot_id, tokenizer.im_end_id, end_of_turn_id(tokenizer))
-    return list(dict.fromkeys(index for index in ids if index is not None))
-
-
-def _token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Which ids begin, end and pad a text. The end of a chat turn ends it, too."""
-    ends = _ends(tokenizer)
-    return {
-        "bos_token_id": tokenizer.eot_id,
-        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": tokenizer.pad_id,
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bytes that are not UTF-8, too
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return values

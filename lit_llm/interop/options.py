@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.config.plain import shown
+from lit_llm.interop.harmless import is_harmless
 
 _NAMES = """
 architectures transformers_version dtype torch_dtype _name_or_path name_or_path use_cache initializer_range
@@ -20,9 +22,9 @@ temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ng
 encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token_id forced_eos_token_id
 remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
 """
-HARMLESS = frozenset(_NAMES.split())
-"""Keys of a config.json that say nothing about how logits are computed: labels, ids of tokens, how text is drawn, how
-the weights were stored or trained."""
+USUAL = frozenset(_NAMES.split())
+"""Keys that transformers itself writes into every config.json, or once did, and that say nothing about how logits are
+computed: not worth a line."""
 
 NEUTRAL: dict[str, Any] = {
     "is_encoder_decoder": False,
@@ -48,6 +50,7 @@ class Options:
     def __init__(self, values: dict[str, Any]) -> None:
         self._values = values
         self._left = set(values)
+        self._passed_over: set[str] = set()
 
     def take(self, key: str, default: Any = None) -> Any:
         """The value of a key, or `default` where the file has none."""
@@ -62,20 +65,31 @@ class Options:
         """
         value = self.take(key, accepted[0])
         if value not in accepted:
-            raise UserError(f"{key} {value!r} is not supported (only {' or '.join(map(repr, accepted))})")
+            raise UserError(f"{key} {shown(value)} is not supported (only {' or '.join(map(repr, accepted))})")
 
-    def finish(self) -> None:
-        """Refuse what nobody has asked for.
+    def pass_over(self, key: str, *silently: Any) -> None:
+        """Do without a key that says nothing about logits; `finish` names it where it is none of `silently`."""
+        if self.take(key) not in (None, *silently):
+            self._passed_over.add(key)
+
+    def finish(self) -> list[str]:
+        """Refuse what nobody has asked for, where it could change what the model computes.
+
+        Returns:
+            The keys that were passed over, in order, without those that every file has.
 
         Raises:
             UserError: names the keys that could change what the model computes.
         """
         for key, neutral in NEUTRAL.items():
             self.only(key, neutral, None)
-        unknown = sorted(self._left - HARMLESS)
+        left = self._left - USUAL
+        unknown = sorted(key for key in left if not is_harmless(key, self._values[key]))
         if unknown:
+            names = ", ".join(unknown[:20]) + " ..." * (len(unknown) > 20)
             raise UserError(
-                f"the option{'s' * (len(unknown) > 1)} {', '.join(unknown)} of this model "
+                f"the option{'s' * (len(unknown) > 1)} {names} of this model "
                 f"{'are' if len(unknown) > 1 else 'is'} not supported; delete from the file what does not change "
                 "how logits are computed"
             )
+        return sorted(self._passed_over | left)

@@ -7,7 +7,6 @@ Source: PEFT 0.21, `peft/tuners/lora`; the names in a file are those of the chec
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,9 +20,11 @@ from torch import Tensor
 
 from lit_llm.config import LoraConfig, ModelConfig, UserError
 from lit_llm.config.lora import PROJECTIONS
+from lit_llm.config.plain import check_types, shown
 from lit_llm.interop.configuration import family_of
 from lit_llm.interop.families import Family
-from lit_llm.interop.reading import source_of
+from lit_llm.interop.json_files import read_object
+from lit_llm.interop.reading import check_finite, source_of
 from lit_llm.interop.writing import write_json
 from lit_llm.model import Decoder
 from lit_llm.model.lora import is_adapter, is_target, merged_weight
@@ -32,6 +33,8 @@ from lit_llm.tokenizer import Tokenizer
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+MOST_ADAPTERS = 8
+"""Adapters on top of each other at most."""
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 MERGE = "merge the additions into a model folder instead (export.py --lora merged)"
 _FIELDS = ("rank", "alpha", "targets", "rslora", "dora")
@@ -168,13 +171,25 @@ def base_of(folder: Path) -> Path | None:
     """
     if not (folder / CONFIG).is_file() or (folder / "config.json").is_file():
         return None
+    seen = [folder.resolve()]
+    base = last = _named_base(folder)
+    while not (last / "config.json").is_file():  # an adapter again
+        if last.resolve() in seen or len(seen) > MOST_ADAPTERS:
+            raise UserError(f"{folder} is an adapter of adapters that never come to a model; correct {folder / CONFIG}")
+        seen.append(last.resolve())
+        last = _named_base(last)
+    return base
+
+
+def _named_base(folder: Path) -> Path:
+    """The folder that an adapter folder names as its base."""
     name = _read_values(folder).get("base_model_name_or_path")
     for base in (Path(str(name)), folder / str(name)):
         has_model = (base / "config.json").is_file() or (base / CONFIG).is_file()
         if name and has_model and base.resolve() != folder.resolve():
             return base
     raise UserError(
-        f"{folder} is an adapter of {name!r}, which is no model folder here; download that model and set "
+        f"{folder} is an adapter of {shown(name, 300)}, which is no model folder here; download that model and set "
         f"base_model_name_or_path in {folder / CONFIG} to its folder"
     )
 
@@ -231,7 +246,7 @@ def _check_vocabulary(base: Path, config: ModelConfig) -> None:
     """Refuse tokens that the base has no rows for: they would be missing where the adapter is read."""
     if not (base / "config.json").is_file():
         return
-    rows = json.loads((base / "config.json").read_text(encoding="utf-8")).get("vocab_size", config.vocab_size)
+    rows = read_object(base / "config.json").get("vocab_size", config.vocab_size)
     if rows < (config.vocab_size or 0):
         raise UserError(f"the model has {config.vocab_size} tokens and its base {base} has rows for {rows}; {MERGE}")
 
@@ -273,6 +288,7 @@ def _read(folder: Path, model_config: ModelConfig) -> _Adapter:
             rslora=bool(values.get("use_rslora")),
             dora=bool(values.get("use_dora")),
         )
+        check_types(config, "lora.")
     except (UserError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: {error}") from error
     return _Adapter(config, weights)
@@ -281,14 +297,9 @@ def _read(folder: Path, model_config: ModelConfig) -> _Adapter:
 def _read_values(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except OSError as error:
         raise UserError(f"{folder} is not an adapter folder: {CONFIG} cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return values
 
 
 def _check_values(path: Path, values: dict[str, Any]) -> None:
@@ -305,7 +316,8 @@ def _check_values(path: Path, values: dict[str, Any]) -> None:
             f"{path} has init_lora_weights {values['init_lora_weights']!r}, which changes the base's weights; have "
             "PEFT save it as an ordinary adapter (save_pretrained with path_initial_model_for_weight_conversion)"
         )
-    if not isinstance(values.get("r"), int):
+    rank = values.get("r")
+    if isinstance(rank, bool) or not isinstance(rank, int):
         raise UserError(f"{path} has no rank r")
     # what is switched off says nothing, whatever it is
     unknown = sorted(key for key, value in values.items() if value and key not in _KNOWN)
@@ -323,9 +335,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
             )
         raise UserError(f"{folder} has no {WEIGHTS}")
     try:
-        return load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
+    for name, tensor in tensors.items():
+        check_finite(folder, name, tensor)
+    return tensors
 
 
 def _renamed(

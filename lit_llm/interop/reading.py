@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError
+from lit_llm.config.plain import shown
 from lit_llm.interop.families import Family, Stored
+from lit_llm.interop.json_files import read_object
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import quantize
 
@@ -80,18 +81,18 @@ class WeightFiles:
         index = self.folder / INDEX
         if not index.is_file():
             raise UserError(self._no_weights())
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files: dict[str, set[str]] = {}
-            for name, file in weight_map.items():
-                files.setdefault(file, set()).add(name)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{index} is not an index of weights: {error!r}") from error
-        strange = [file for file in files if Path(file).name != file or not file.endswith(".safetensors")]
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{index} is not an index of weights: it has no weight_map")
+        files: dict[str, set[str]] = {}
+        for name, file in weight_map.items():
+            # a file of this folder, and nothing that a path could lead to
+            if not isinstance(file, str) or not re.fullmatch(r"[^/\\:\0]+\.safetensors", file):
+                raise UserError(f"{index} names {shown(file)}; it must be a file of this folder (*.safetensors)")
+            files.setdefault(file, set()).add(name)
         missing = [file for file in sorted(files) if not (self.folder / file).is_file()]
-        if strange or missing:
-            problem = f"names {strange[0]!r}" if strange else f"names {missing[0]}, which is not there"
-            raise UserError(f"{index} {problem}")
+        if missing:
+            raise UserError(f"{index} names {shown(missing[0])}, which is not there")
         return [(self.folder / file, names) for file, names in sorted(files.items())]
 
     def _open(self, path: Path, expected: set[str] | None) -> None:
@@ -144,6 +145,61 @@ def rows_of_tokens(config: ModelConfig) -> tuple[str, ...]:
     return ("embedding.weight",) if config.output == "score" else ("embedding.weight", "head.weight")
 
 
+def check_outline(folder: Path, config: ModelConfig, family: Family | None, quantization: str | None = None) -> None:
+    """Refuse a folder whose weights are of another size than its configuration, before anything of that size is made.
+
+    The headers of the files are read, and hold against the shapes of the first and the last block and of what is
+    outside blocks; a folder without safetensors passes.
+
+    Args:
+        folder: a model folder.
+        config: its configuration.
+        family: what wrote it; None for our own form.
+        quantization: how the weights are quantized, if they are.
+
+    Raises:
+        UserError: a file is damaged, or a tensor is missing or of another shape.
+    """
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)) or config.vocab_size is None:
+        return
+    files = WeightFiles(folder, "cpu", DTYPES if quantization is None else DTYPES + QUANTIZED_DTYPES)
+    # as many blocks as tell the kinds apart (every second has an embedding of values, the last included)
+    outline = replace(config, num_layers=min(config.num_layers, 2 - config.num_layers % 2))
+    expected = _shapes(outline, _decoder_state(outline, quantization))
+    last = f"blocks.{outline.num_layers - 1}."
+    renamed = {re.sub(f"^{re.escape(last)}", f"blocks.{config.num_layers - 1}.", name): name for name in expected}
+    per_layer = {"stream_share", "shortcut_share"}
+    expected = {name: (config.num_layers,) if name in per_layer else expected[small] for name, small in renamed.items()}
+    _check(files, full_names_of(files, family), expected, config, family, whole=False)
+    count = len(list(files))
+    if count < config.num_layers:
+        raise UserError(f"{folder} has {count} weights, and its config.json says {config.num_layers} layers")
+
+
+def _shapes(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of `Decoder(config)` that files hold, by our names."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if config.tie_word_embeddings:
+        shapes.pop("head.weight", None)
+    return shapes
+
+
+def _decoder_state(config: ModelConfig, quantization: str | None) -> dict[str, Tensor]:
+    """The tensors of `Decoder(config)` without memory."""
+    with torch.device("meta"):
+        model = Decoder(config)
+    if quantization is not None:
+        quantize(model, quantization)
+    return model.state_dict()
+
+
+def full_names_of(files: WeightFiles, family: Family | None) -> dict[str, str]:
+    """The names in the files by those that they have in a whole model: files of a bare one, without the head, lack the
+    prefix."""
+    base, head = (family.base, f"{family.weights['head'].name}.") if family is not None else ("", "")
+    return {name if name.startswith((base, head)) else base + name: name for name in files}
+
+
 def iterate_weights(
     folder: Path,
     config: ModelConfig,
@@ -170,27 +226,33 @@ def iterate_weights(
         UserError: a file is missing or broken, or weights are missing, left over or of another shape.
     """
     files = WeightFiles(folder, device, DTYPES if quantization is None else DTYPES + QUANTIZED_DTYPES)
-    with torch.device("meta"):
-        model = Decoder(config)
-    if quantization is not None:
-        quantize(model, quantization)
-    wanted = model.state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
-    if config.tie_word_embeddings:
-        expected.pop("head.weight", None)
-    # files of a bare model, without the head, lack the prefix
-    base, head = (family.base, f"{family.weights['head'].name}.") if family is not None else ("", "")
-    full_names = {name if name.startswith((base, head)) else base + name: name for name in files}
-    sources = {name: source_of(name, family) for name in expected}
-    _check(files, full_names, sources, expected, config, family)
+    wanted = _decoder_state(config, quantization)
+    expected = _shapes(config, wanted)
+    full_names = full_names_of(files, family)
+    sources = _check(files, full_names, expected, config, family)
     for name, source in sources.items():
         if name in without:
             continue
-        tensor = _convert(files, full_names[source.name], source, dtype)
+        stored_name = full_names[source.name]
+        tensor = _convert(files, stored_name, source, dtype)
         if tensor.is_floating_point() != wanted[name].is_floating_point():
             raise UserError(f"{folder}: {name} is stored as {tensor.dtype}, which does not fit its config.json")
+        check_finite(folder, stored_name, tensor)
         rows = expected[name][0] - tensor.size(0)
         yield name, F.pad(tensor, (0, 0, 0, rows)) if rows else tensor
+
+
+def check_finite(folder: Path, name: str, tensor: Tensor) -> None:
+    """Refuse a tensor that would make every logit NaN; one pass, and no memory.
+
+    Raises:
+        UserError: it has a number that is NaN or infinite.
+    """
+    if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
+        raise UserError(
+            f"{folder}: {name} holds NaN or an infinite number (as {str(tensor.dtype).removeprefix('torch.')}); these "
+            "weights are spoiled, take an earlier or another copy"
+        )
 
 
 def _convert(files: WeightFiles, stored_name: str, source: Source, dtype: torch.dtype | None) -> Tensor:
@@ -207,15 +269,20 @@ def _convert(files: WeightFiles, stored_name: str, source: Source, dtype: torch.
 def _check(
     files: WeightFiles,
     full_names: dict[str, str],
-    sources: dict[str, Source],
     expected: dict[str, tuple[int, ...]],
     config: ModelConfig,
     family: Family | None,
-) -> None:
-    """Refuse files that do not hold exactly the tensors of the configuration."""
+    whole: bool = True,
+) -> dict[str, Source]:
+    """Refuse files that do not hold exactly the tensors of the configuration; without `whole`, at least these.
+
+    Returns:
+        Where each is.
+    """
+    sources = {name: source_of(name, family) for name in expected}
     wanted = {source.name for source in sources.values()}
     missing = sorted(wanted - set(full_names))
-    unexpected = sorted(set(full_names) - wanted)  # under their full names
+    unexpected = sorted(set(full_names) - wanted) if whole else []  # under their full names
     if family is not None:
         unexpected = [name for name in unexpected if not re.match(family.ignored_weights, name)]
     if config.tie_word_embeddings:
@@ -240,6 +307,7 @@ def _check(
     ]
     if problems:
         raise UserError(f"{files.folder} has weights that do not fit its config.json: {'; '.join(problems)}")
+    return sources
 
 
 def _fits(

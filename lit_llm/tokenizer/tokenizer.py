@@ -19,14 +19,18 @@ from lit_llm.config import UserError
 from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
-from lit_llm.tokenizer.files import parse_tokenizer, read_text, replace_file
+from lit_llm.tokenizer.files import (
+    NAMED_TOKENS,
+    panics_as_errors,
+    parse_settings,
+    parse_tokenizer,
+    read_text,
+    replace_file,
+)
 from lit_llm.tokenizer.kinds import SPACE, Kind, kind_of, puts_space_first
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 """End of a document, padding (never an end of text), and the start and end of a chat turn."""
-
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""What tokenizer_config.json calls a token by, and a chat template may."""
 
 CHAT_TEMPLATE = "chat_template.jinja"
 """File that transformers keeps the chat template in, instead of in tokenizer_config.json."""
@@ -113,7 +117,8 @@ class Tokenizer:
             return self._encode_characters(text, allow_special)
         require_unicode(text)
         tokenizer = self._special_tokenizer if allow_special else self._tokenizer
-        return tokenizer.encode(text, add_special_tokens=False).ids
+        with panics_as_errors():
+            return tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_further(self, text: str) -> list[int]:
         """The ids of `text` where it goes on from other text: no space is put before it, as SentencePiece would.
@@ -168,9 +173,11 @@ class Tokenizer:
         if self.kind == "sentencepiece":
             for text in texts:
                 require_unicode(text)
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            with panics_as_errors():
+                encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
             return [np.array(encoding.ids, dtype=id_dtype(self.vocab_size)) for encoding in encodings]
-        return self._byte_pair_encoder.encode(texts, num_threads)
+        with panics_as_errors():
+            return self._byte_pair_encoder.encode(texts, num_threads)
 
     def decode(self, ids: Iterable[int], skip_special: bool = False) -> str:
         """The text of `ids`; each invalid UTF-8 sequence becomes U+FFFD.
@@ -235,12 +242,7 @@ class Tokenizer:
         config_path = folder / "tokenizer_config.json"
         config = None
         if config_path.is_file():
-            try:
-                config = json.loads(read_text(config_path))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{config_path}: broken JSON at line {error.lineno}; write the folder again") from None
-            if not isinstance(config, dict):
-                raise UserError(f"{config_path}: not a JSON object; write the folder again")
+            config = parse_settings(read_text(config_path), config_path)
         if (folder / CHAT_TEMPLATE).is_file():
             config = {**(config or {}), "chat_template": read_text(folder / CHAT_TEMPLATE)}
         try:

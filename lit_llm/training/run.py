@@ -14,9 +14,9 @@ import yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lit_llm.config import RunConfig, TrainerConfig, UserError, to_plain
+from lit_llm.config import PostTrainingConfig, RunConfig, TrainerConfig, UserError, to_plain
 from lit_llm.data.resumable import ResumableDataModule
-from lit_llm.interop import save_model_folder
+from lit_llm.interop import GenerationSettings, generation_settings, save_model_folder
 from lit_llm.interop.peft import save_adapter
 from lit_llm.planning import training_flops_per_token
 from lit_llm.tokenizer import Tokenizer
@@ -93,6 +93,12 @@ def fit(
     if prompts is None:
         prompts = SamplePrompts.of_texts(config.samples.prompts, tokenizer)
     samples = TextSamples(prompts, config.samples.sampling, tokenizer)
+    # read before the training: the folder may be gone after it
+    settings = generation_settings(
+        tokenizer,
+        None if config.init_from is None else Path(config.init_from),
+        learned_turns=isinstance(config, PostTrainingConfig),
+    )
     with _quiet():
         trainer = build_trainer(
             config.trainer,
@@ -106,7 +112,7 @@ def fit(
     model_folder = config.folder / "model"
     weights = whole_weights(trainer, module)  # every rank takes part
     if trainer.is_global_zero:
-        _write_model(config, module, weights, tokenizer)
+        _write_model(config, module, weights, tokenizer, settings)
     return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens, speed.tokens_per_second)
 
 
@@ -135,10 +141,14 @@ def _callbacks(
 
 
 def _write_model(
-    config: RunConfig, module: L.LightningModule, weights: dict[str, Tensor], tokenizer: Tokenizer
+    config: RunConfig,
+    module: L.LightningModule,
+    weights: dict[str, Tensor],
+    tokenizer: Tokenizer,
+    settings: GenerationSettings,
 ) -> None:
     """The model folder, and for a run with adapters their own, as PEFT writes it."""
-    save_model_folder(config.folder / "model", *module.finished(weights), tokenizer)
+    save_model_folder(config.folder / "model", *module.finished(weights), tokenizer, settings=settings)
     if not module.lora.active:
         return
     try:

@@ -8,23 +8,15 @@ and the strategy takes rank 0's path on every rank when it loads.
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 import lightning as L
 
 from lit_llm.config import RunConfig, UserError
+from lit_llm.config.notices import is_first_process
 from lit_llm.training.checkpoint_files import damage, newest_whole, saved_checkpoints
 from lit_llm.training.ranks import gather
-
-
-def is_first_process() -> bool:
-    """Whether this is rank 0, by what torchrun, SLURM or Lightning's launcher has put into the environment."""
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return int(os.environ[name]) == 0
-    return all(int(os.environ.get(name, 0)) == 0 for name in ("LOCAL_RANK", "NODE_RANK"))
 
 
 def open_run_folder(config: RunConfig) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
 
 from lit_llm.config import PRESETS, ModelConfig, RopeScaling, UserError, from_plain, preset, to_plain
+from lit_llm.config.model import MOST
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     *[
@@ -20,16 +22,14 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ],
     *[({name: 0.0}, rf"model\.{name} is 0\.0; it must be above 0") for name in ("attention_softcap", "logits_softcap")],
     ({"query_pre_attention_scalar": 0.0}, r"model\.query_pre_attention_scalar is 0\.0; it must be above 0"),
-    ({"rope_theta_windowed": 0.0}, r"model\.rope_theta_windowed is 0\.0; it must be above 0"),
+    ({"rope_theta_windowed": 0.0}, r"model\.rope_theta_windowed is 0\.0; it must be above 1"),
     ({"rope_theta_windowed": 1e4}, r"model\.rope_theta_windowed has no effect without model\.position rope"),
     ({"norm_unit_offset": True}, r"model\.norm_unit_offset needs model\.norm rmsnorm"),
     ({"qk_norm_width": "all"}, r"model\.qk_norm_width all has no effect without model\.qk_norm"),
     ({"full_attention_every": 2}, r"model\.full_attention_every has no effect without model\.sliding_window"),
     ({"full_attention_every": 1, "sliding_window": 8}, r"full_attention_every is 1; it must be at least 2, or null"),
-    *[
-        ({name: -1.0}, rf"model\.{name} is -1\.0; it must be above 0")
-        for name in ("norm_eps", "init_std", "rope_theta")
-    ],
+    *[({name: -1.0}, rf"model\.{name} is -1\.0; it must be above 0") for name in ("norm_eps", "init_std")],
+    *[({"rope_theta": value}, rf"model\.rope_theta is {value}; it must be above 1") for value in (-1.0, 0, 1.0)],
     ({"dropout": 1.0}, r"model\.dropout is 1\.0"),
     ({"dropout": -0.1}, r"model\.dropout is -0\.1"),
     (
@@ -42,6 +42,27 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"position": "sinusoidal", "hidden_size": 33, "num_heads": 3}, r"even model\.hidden_size, not 33"),
     ({"rope_scaling": RopeScaling()}, r"model\.rope_scaling has no effect without model\.position rope"),
     ({"norm_weight": False}, r"model\.norm_bias needs model\.norm_weight"),
+    *[({name: most + 1}, rf"model\.{name} is {most + 1}; it must be at most {most:,}$") for name, most in MOST.items()],
+    ({"num_layers": 2**62}, r"model\.num_layers is 4611686018427387904; it must be at most 10,000$"),
+    ({"num_layers": True}, r"model\.num_layers is True; it must be a whole number$"),
+    ({"num_layers": 4.0}, r"model\.num_layers is 4\.0; it must be a whole number$"),
+    ({"num_layers": None}, r"model\.num_layers is None; it must be a whole number$"),
+    ({"hidden_size": "64"}, r"model\.hidden_size is '64'; it must be a whole number$"),
+    ({"head_dim": 8.0}, r"model\.head_dim is 8\.0; it must be a whole number or null$"),
+    ({"norm_eps": True}, r"model\.norm_eps is True; it must be a finite number$"),
+    ({"qk_norm": 1}, r"model\.qk_norm is 1; it must be true or false$"),
+    ({"activation": "mish"}, r"model\.activation is 'mish'; it must be relu or gelu or "),
+    ({"activation": ["relu"] * 99}, r"model\.activation is \['relu', .{40,60}\.\.\.; it must be relu or"),
+    (
+        {"rope_scaling": {"type": "linear"}},
+        r"model\.rope_scaling is \{'type': 'linear'\}; it must be a group of options",
+    ),
+    *[
+        ({name: value}, rf"model\.{name} is {value}; it must be a finite number( or null)?$")
+        for name in ("rope_theta", "norm_eps", "init_std", "dropout", "logits_softcap", "rope_theta_windowed")
+        for value in (math.nan, math.inf)
+    ],
+    ({"rope_theta": 10**400}, r"model\.rope_theta is 10{59}\.\.\.; it must be a finite number$"),
 ]
 
 
@@ -61,6 +82,12 @@ def test_impossible_combinations_name_the_option(fields: dict[str, Any], message
             {"type": "llama3", "original_max_position_embeddings": 8, "low_freq_factor": 4.0},
             r"high_freq_factor must be above low_freq_factor",
         ),
+        ({"factor": math.nan}, r"rope_scaling\.factor is nan; it must be a finite number"),
+        ({"factor": True}, r"rope_scaling\.factor is True; it must be a finite number"),
+        ({"type": "ntk"}, r"rope_scaling\.type is 'ntk'; it must be linear or llama3 or yarn"),
+        ({"type": "yarn", "original_max_position_embeddings": -8}, r"embeddings is -8; it must be at least 1"),
+        ({"type": "yarn", "original_max_position_embeddings": 8, "beta_slow": 0.0}, r"beta_slow must be above 0"),
+        ({"attention_factor": -1.0}, r"attention_factor is -1\.0; it must be above 0"),
     ],
 )
 def test_impossible_rope_scaling_names_the_option(fields: dict[str, Any], message: str) -> None:

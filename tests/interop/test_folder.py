@@ -153,7 +153,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "a config that is a list": (lambda folder: (folder / "config.json").write_text("[1]"), r"config\.json is not"),
     "a foreign model": (edit_config(model_type="bert"), r"model_type 'bert'; only lit_llm, gpt2, llama, "),
     "an unknown option": (edit_config(num_experts=8), r"config\.json: the option num_experts "),
-    "a number as text": (edit_config(num_hidden_layers="2"), r"config\.json: .*'str'"),
+    "a number as text": (
+        edit_config(num_hidden_layers="2"),
+        r"config\.json: model\.num_layers is '2'; it must be a whole number",
+    ),
     "an impossible option": (
         edit_config(num_attention_heads=5, head_dim=None),
         r"config\.json: model\.hidden_size 32 does not divide by model\.num_heads 5",

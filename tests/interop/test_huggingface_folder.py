@@ -100,11 +100,11 @@ def test_sharded_by_transformers_and_read_by_us(tmp_path: Path, saved: Path) -> 
 
 
 INDEX_DAMAGE: dict[str, tuple[Any, str]] = {
-    "no JSON": (lambda text: text[:20], "is not an index of weights"),
+    "no JSON": (lambda text: text[:20], r"index\.json is not valid JSON"),
     "no map": (lambda text: "{}", "is not an index of weights"),
     "a file that is not there": (
         lambda text: text.replace("model-00002", "model-00077"),
-        r"names model-00077-of-\d+\.safetensors, which is not there",
+        r"names 'model-00077-of-\d+\.safetensors', which is not there",
     ),
     "a file elsewhere": (lambda text: text.replace("model-00002", "../model-00002"), r"names '\.\./model-00002"),
     "a pickle": (lambda text: text.replace(".safetensors", ".bin"), r"names 'model-\d+-of-\d+\.bin'"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, pre_tokenizers
 
 from lit_llm.config import UserError
-from lit_llm.interop.folder import _token_ids
+from lit_llm.interop.generation_settings import token_ids
 from lit_llm.tokenizer import (
     CHATML_TEMPLATE,
     SPECIAL_TOKENS,
@@ -207,7 +207,7 @@ def test_foreign_templates_give_the_ids_of_transformers(foreign: tuple[str, Toke
         assert ids.count(tokenizer.special_ids[BOS]) == (name not in ("qwen2", "qwen3", "phi"))
     end = TEMPLATES[name][3]
     assert form.stop_ids == [tokenizer.special_ids[end], *([tokenizer.eot_id] if end != EOS else [])]
-    eos = _token_ids(tokenizer)["eos_token_id"]
+    eos = token_ids(tokenizer)["eos_token_id"]
     assert (eos if isinstance(eos, list) else [eos]) == sorted(form.stop_ids)
 
 
@@ -332,7 +332,7 @@ def test_chat_tokens_are_added_after_the_ids(form: str, tmp_path: Path, transfor
     assert (theirs.pad_token_id, theirs.eos_token_id, len(theirs)) == (size, after.eot_id, size + 3)
     messages = chat("Hi there", "Yes", "\nso", "No")
     assert theirs.apply_chat_template(plain(messages), return_dict=False) == ChatFormat(after).render(messages).ids
-    assert _token_ids(after)["eos_token_id"] == [after.eot_id, after.im_end_id]
+    assert token_ids(after)["eos_token_id"] == [after.eot_id, after.im_end_id]
 
 
 def test_a_template_of_its_own_is_kept() -> None:

@@ -1,0 +1,204 @@
+"""Which tokens begin, end and pad a text, and how text is drawn by default: what a model folder says, and keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config import UserError
+from lit_llm.config.notices import tell_once
+from lit_llm.config.plain import shown
+from lit_llm.interop.json_files import read_object
+from lit_llm.interop.peft import base_of, load_tokenizer
+from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer.chat import end_of_turn_id
+
+GENERATION_CONFIG = "generation_config.json"
+IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of config.json and of generation_config.json for the tokens that begin, end and pad a text."""
+OTHER_IDS = (
+    "decoder_start_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "bad_words_ids",
+    "force_words_ids",
+    "sequence_bias",
+)
+"""More keys of generation_config.json that hold ids of tokens."""
+SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
+"""How text is drawn, which older folders say in config.json."""
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What goes along with a model into its folder."""
+
+    ids: dict[str, Any]
+    """`IDS` for config.json."""
+    generation: dict[str, Any]
+    """Content of generation_config.json."""
+
+    def with_padding(self, pad_id: int | None) -> GenerationSettings:
+        """The same with another token for padding."""
+        padding = {"pad_token_id": pad_id}
+        return replace(self, ids={**self.ids, **padding}, generation={**self.generation, **padding})
+
+
+def generation_settings(
+    tokenizer: Tokenizer, source: Path | None = None, *, learned_turns: bool = False
+) -> GenerationSettings:
+    """The settings of a model that was made from another, or from nothing.
+
+    They are the source's: ids that mean the same token with the tokenizer, and how text is drawn. What is left out
+    because its id now means another token is named on stderr.
+
+    Args:
+        tokenizer: of the model.
+        source: model folder, or adapter folder, that it was made from; None takes everything from the tokenizer.
+        learned_turns: the model was trained on conversations, so that the end of a turn ends its texts, too.
+
+    Raises:
+        UserError: a file of the source is broken.
+    """
+    own = token_ids(tokenizer)
+    if source is None:
+        return GenerationSettings(own, own)
+    folder = _whole_model(source)
+    values = read_object(folder / "config.json")
+    generation = read_generation_config(folder)
+    found = {key: values.get(key) for key in SAMPLING if values.get(key) is not None} if generation is None else {}
+    generation = {**{key: values[key] for key in IDS if key in values}, **found} if generation is None else generation
+    if "bos_token_id" not in values and "bos_token_id" not in generation:
+        del own["bos_token_id"]  # transformers goes on to take it from the architecture
+    means_same = _same_tokens(tokenizer, source)
+    left_out: list[str] = []
+    kept = _kept_ids({key: generation[key] for key in IDS if key in generation}, folder, means_same, left_out)
+    ids = _kept_ids({key: values[key] for key in IDS if key in values}, folder, means_same, left_out)
+    others = {key: value for key, value in generation.items() if key not in IDS}
+    for key in OTHER_IDS:
+        if key in others and not all(map(means_same, _numbers(others[key]))):
+            left_out.append(f"{key} {shown(others.pop(key))}")
+    if left_out:
+        tell_once(f"{source}: left out, as the tokenizer is another: {', '.join(dict.fromkeys(left_out))}")
+    ends = [end_of_turn_id(tokenizer)] if learned_turns else []
+    ends += [tokenizer.eot_id] if left_out else []  # with which documents were joined
+    return GenerationSettings(_complete(ids, kept, own, ends), {**_complete(kept, ids, own, ends), **others})
+
+
+def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Which ids begin, end and pad a text, by the tokenizer alone. The end of a chat turn ends it, too."""
+    ends = ends_of(tokenizer)
+    return {
+        "bos_token_id": tokenizer.eot_id,
+        "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
+        "pad_token_id": tokenizer.pad_id,
+    }
+
+
+def ends_of(tokenizer: Tokenizer) -> list[int]:
+    """Ids that end a text or a turn of a chat."""
+    ids = (tokenizer.eot_id, tokenizer.im_end_id, end_of_turn_id(tokenizer))
+    return list(dict.fromkeys(index for index in ids if index is not None))
+
+
+def read_generation_config(folder: Path) -> dict[str, Any] | None:
+    """The content of a folder's generation_config.json, or None where it has none.
+
+    Raises:
+        UserError: it is broken.
+    """
+    path = folder / GENERATION_CONFIG
+    return read_object(path) if path.is_file() else None
+
+
+def stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
+    """Ids that end a text of this model: those of generation_config.json, else of config.json, else the tokenizer's.
+
+    Raises:
+        UserError: a file is broken.
+    """
+    folder = _whole_model(folder)
+    for values in (read_generation_config(folder), read_object(folder / "config.json")):
+        ids = _ids_of("eos_token_id", (values or {}).get("eos_token_id"), folder)
+        if ids:
+            return ids
+    return [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+
+
+def _whole_model(folder: Path) -> Path:
+    """The model folder that a folder is, or that its adapter is for."""
+    base = base_of(folder)
+    return folder if base is None else _whole_model(base)
+
+
+def _ids_of(key: str, value: Any, folder: Path) -> list[int]:
+    """The ids of a key, which has one, a list, or null.
+
+    Raises:
+        UserError: it has something else.
+    """
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(each, int) and not isinstance(each, bool) and abs(each) < 2**31 for each in ids):
+        raise UserError(f"{folder}: {key} is {shown(value)}; it must be the id of a token, a list of them, or null")
+    return list(ids)
+
+
+def _same_tokens(tokenizer: Tokenizer, source: Path) -> Callable[[int], bool]:
+    """Whether an id of the source means the same token with `tokenizer`."""
+    try:
+        before = load_tokenizer(source)
+    except UserError:  # then nothing is known of what its ids meant
+        return lambda index: False
+    if before.digest == tokenizer.digest:
+        return lambda index: True
+    old, new = set(before.special_ids.values()), set(tokenizer.special_ids.values())
+
+    def means_same(index: int) -> bool:
+        spelled = before.token_bytes(index)
+        return spelled != b"" and spelled == tokenizer.token_bytes(index) and (index in old) == (index in new)
+
+    return means_same
+
+
+def _kept_ids(
+    values: dict[str, Any], folder: Path, means_same: Callable[[int], bool], left_out: list[str]
+) -> dict[str, Any]:
+    """Keys of `IDS` with the ids that mean the same; appends to `left_out` what does not."""
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        ids = _ids_of(key, value, folder)
+        same = [index for index in ids if means_same(index)]
+        left_out += [f"{key} {index}" for index in ids if index not in same]
+        if same or not ids:
+            kept[key] = same if isinstance(value, list) else value
+    return kept
+
+
+def _numbers(value: Any) -> list[int]:
+    """The whole numbers in nested lists."""
+    if isinstance(value, list):
+        return [number for each in value for number in _numbers(each)]
+    return [value] if isinstance(value, int) and not isinstance(value, bool) else []
+
+
+def _complete(
+    ids: dict[str, Any], others: dict[str, Any], own: dict[str, Any], ends: list[int | None]
+) -> dict[str, Any]:
+    """`ids` with what they lack from `others`, then from `own`, and with `ends` among those that end a text."""
+    whole = {**{key: value for key, value in {**own, **others}.items() if value is not None}, **ids}
+    for key in ("eos_token_id", "pad_token_id"):
+        if whole.get(key) in (None, []) and others.get(key, own[key]) is not None:
+            whole[key] = others.get(key) or own[key]
+    stops = _as_list(whole.get("eos_token_id"))
+    missing = [each for each in dict.fromkeys(ends) if each is not None and each not in stops]
+    if missing:
+        whole["eos_token_id"] = [*stops, *missing] if stops or len(missing) > 1 else missing[0]
+    return whole
+
+
+def _as_list(value: Any) -> list[int]:
+    return value if isinstance(value, list) else [] if value is None else [value]

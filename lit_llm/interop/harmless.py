@@ -1,0 +1,100 @@
+"""Which keys of a foreign config.json that nobody knows may be passed over.
+
+Files carry leftovers of training, provenance and other programs under any name, so there is no list of what is
+harmless. What decides is what the value is, and the words of the key: a value that switches nothing on passes; names,
+paths and versions do; so do numbers under words for dropouts, ids of tokens, lengths and training. Any other number,
+switch or group could be an option of another architecture.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_OFF = ("", "none", "null", "default", "auto", "disabled", "full_attention", "absolute", "standard")
+"""Text that says the usual thing."""
+_FACTORS = {"scale", "scaling", "multiplier", "mult", "factor"}
+"""Words for what something is multiplied by, which is 1 where nothing is switched on."""
+_ALWAYS_ON = re.compile(
+    r"(is_|use_)?causal(_mask|_attention)?|(use|apply)_(rope|rotary\w*|position\w*)|scale_attn\w*|attn_scale|use_mlp"
+)
+"""Switches of what our decoder always does: they pass where they are on."""
+
+_TOKEN_ID = re.compile(r"(.*_)?(token|eos|bos|pad|unk|sep|cls|mask|eod)s?_(id|ids|index|idx)")
+_DROPOUT = re.compile(r"drop|pdrop|dropout|droppath|layerdrop")
+_RUNNING = {
+    *("learning", "lr", "warmup", "batch", "seed", "epoch", "epochs", "optimizer", "optim", "adam", "adamw"),
+    *("grad", "gradient", "gradients", "loss", "losses", "init", "initializer", "initialization", "train", "trained"),
+    *("training", "trainer", "trainable", "finetune", "finetuning", "finetuned", "eval", "evaluation", "logging"),
+    *("checkpoint", "checkpointing", "dataset", "datasets", "wandb", "deepspeed", "fsdp", "ddp", "megatron", "unsloth"),
+    *("cache", "flash", "sdpa", "xformers", "fused", "compile", "compiled", "device", "dtype", "offload", "verbose"),
+    *("implementation", "version", "revision", "license", "timestamp"),
+}
+"""Words for how a model was trained, is stored, or is run."""
+_RUNNING_KEYS = re.compile(
+    r"weight_decay|(max|total|save|eval|logging|warmup)_(train_)?steps|tensor(_model)?_parallel_size"
+    r"|output_(attentions|hidden_states|scores|logits|router_logits)|return_\w+"
+)
+_LENGTH = {"length", "len", "lengths", "seqlen"}
+_COMPUTED = {
+    *("act", "activation", "fn", "function", "norm", "normalization", "layernorm", "rmsnorm", "position", "positions"),
+    *("positional", "pos", "rope", "rotary", "alibi", "attn", "attention", "mlp", "ffn", "ff", "feedforward", "layer"),
+    *("layers", "block", "blocks", "mask", "masking", "pool", "pooling", "bias", "embedding", "embeddings", "expert"),
+    *("experts", "router", "gate", "gating", "moe", "quant", "quantization", "window", "sliding", "local", "chunk"),
+    *("residual", "hidden", "head", "heads", "mixer", "softcap", "softcapping", "cap", "kv", "qk", "qkv", "mup"),
+    *_FACTORS,
+}
+"""Words for parts of what is computed."""
+_FUNCTIONS = re.compile(
+    r"(quick_?|fast_?|sq(uared)?_?)?(re|ge|si|se|e|p?re|ce|leaky_?re|hard_?si)lu(_\w+|\d*)|swish|mish|tanh|sigmoid|softmax"
+    r"|softplus|\w*glu|alibi|yarn|longrope|dynamic|ntk\w*|rms_?norm|layer_?norm|sliding_attention|linear_attention",
+    re.IGNORECASE,
+)
+"""Text that names something computed, whatever the key."""
+_DEEPEST = 8
+
+
+def is_harmless(key: str, value: Any, depth: int = 0) -> bool:
+    """Whether a key that we do not know cannot change logits.
+
+    Args:
+        key: as the file writes it; inside a group, with the group's name before it.
+        value: from JSON.
+        depth: of groups around it.
+    """
+    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()))
+    if _ALWAYS_ON.fullmatch(key.lower()):
+        return value in (None, True)
+    if _is_off(words, value) or _is_about_running(key.lower(), words):
+        return True
+    if isinstance(value, str):
+        return not words & _COMPUTED and not _FUNCTIONS.fullmatch(value.strip())
+    if depth == _DEEPEST:
+        return False
+    if isinstance(value, list):
+        return all(is_harmless(key, each, depth + 1) for each in value)
+    if isinstance(value, dict):
+        return all(is_harmless(f"{key}_{name}", each, depth + 1) for name, each in value.items())
+    return False
+
+
+def _is_off(words: set[str], value: Any) -> bool:
+    """Whether a value switches nothing on."""
+    if value is None or value is False or value == [] or value == {}:
+        return True
+    if isinstance(value, str):
+        return value.strip().lower() in _OFF
+    if value is True or not isinstance(value, int | float):
+        return False
+    return value == 1 if words & _FACTORS else value == 0 or (value == 1.0 and isinstance(value, float))
+
+
+def _is_about_running(key: str, words: set[str]) -> bool:
+    """Whether a key's words are about ids of tokens, dropouts, lengths, training, storage or speed."""
+    if _TOKEN_ID.fullmatch(key) or any(_DROPOUT.fullmatch(word) for word in words):
+        return True
+    if words & _FACTORS or words & {"rope", "rotary", "window", "sliding", "softcap", "softcapping"}:
+        return False
+    if words & _RUNNING or _RUNNING_KEYS.fullmatch(key):
+        return True
+    return bool(words & _LENGTH) and not words & _COMPUTED
