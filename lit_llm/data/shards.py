@@ -277,24 +277,27 @@ class ShardedTokens:
         return out
 
     def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Several ranges of one length.
+        """Several ranges of one length; one that reaches past the end goes on from the beginning.
 
         Args:
             starts: first token of each, [n].
-            length: tokens in each.
+            length: tokens in each, at most those of the split.
 
         Returns:
             int64 [n, length].
 
         Raises:
-            IndexError: a range is not inside the split.
+            IndexError: a range does not begin inside the split, or is longer.
         """
-        starts = np.asarray(starts, dtype=np.int64)
-        if len(starts) and (starts.min() < 0 or starts.max() + length > len(self)):
-            raise IndexError(f"a window of {length} tokens reaches past the {len(self)} tokens of {self.folder}")
+        starts, size = np.asarray(starts, dtype=np.int64), len(self)
+        if len(starts) and (starts.min() < 0 or starts.max() >= size or length > size):
+            raise IndexError(f"a window of {length} tokens is not among the {size} tokens of {self.folder}")
         out = np.empty((len(starts), length), dtype=np.int64)
         for row, start in zip(out, starts.tolist(), strict=True):
-            self._read_into(start, row)
+            inside = min(length, size - start)
+            self._read_into(start, row[:inside])
+            if inside < length:
+                self._read_into(0, row[inside:])
         return out
 
     def locate(self, position: int) -> tuple[Path, int]:

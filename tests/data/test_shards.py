@@ -72,9 +72,12 @@ def test_reads_across_boundaries(folder: Path, tokens: np.ndarray) -> None:
     windows = source.read_windows(starts, 20)
     assert windows.dtype == np.int64
     assert np.array_equal(windows, np.stack([tokens[s : s + 20] for s in starts]))
+    # Windows go on from the beginning after the end.
+    assert np.array_equal(source.read_windows(np.array([990, 999]), 1000), [np.roll(tokens, 10), np.roll(tokens, 1)])
     for start, length in [(-1, 5), (990, 11)]:
         with pytest.raises(IndexError):
             source.read(start, length)
+    for start, length in [(-1, 5), (1000, 1), (0, 1001)]:
         with pytest.raises(IndexError):
             source.read_windows(np.array([0, start]), length)
 
