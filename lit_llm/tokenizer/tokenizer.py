@@ -76,6 +76,11 @@ class Tokenizer:
         return self._state
 
     @property
+    def end_of_text(self) -> str | None:
+        """The string of the token that ends a document, where there is one."""
+        return None if self.eot_id is None else self._added[self.eot_id]
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja template of a conversation, where the tokenizer has one; of several, the default."""
         template = (self._config or {}).get("chat_template")

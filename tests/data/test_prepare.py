@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,48 @@ def test_pieces_of_one_document_have_one_end_of_text(corpus: Path, tokenizer: Pa
         assert manifests[split].documents == 1
         parts.append(reader.decode(tokens[:-1]))
     assert "".join(parts) == text
+
+
+@pytest.mark.parametrize("split", ["hash", "tail"])
+def test_documents_of_one_text_file_are_counted_and_an_interruption_changes_nothing(
+    corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    texts = [json.loads(line)["text"] + "\n" for line in corpus.read_text(encoding="utf-8").splitlines()]
+    path = tmp_path / "several.txt"
+    path.write_text("<|endoftext|>\n".join(texts), encoding="utf-16")
+    source = CorpusConfig(str(path), split=split, validation_fraction=0.2)
+    monkeypatch.setattr("lit_llm.data.prepare.Corpus", partial(Corpus, piece_bytes=1000))
+    monkeypatch.setattr("lit_llm.data.prepare._BATCH_CHARACTERS", 500)
+    original = Corpus.documents
+
+    def interrupted(self: Corpus, skip: int = 0) -> Iterator[Document]:
+        for number, document in enumerate(original(self, skip)):
+            if number == 200:
+                raise Interruption
+            yield document
+
+    def config(name: str) -> PrepareConfig:
+        return PrepareConfig(source, str(tokenizer), str(tmp_path / name), shard_tokens=5000)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Corpus, "documents", interrupted)
+        with pytest.raises(Interruption):
+            prepare(config("parts"))
+    prepare(config("parts"))
+    manifests = prepare(config("whole"))
+    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
+    found = {}
+    for name, manifest in manifests.items():
+        tokens = ShardedTokens(tmp_path / "whole" / name).read(0, manifest.tokens)
+        parts = np.split(tokens, np.flatnonzero(tokens == manifest.eot_id) + 1)[:-1]
+        found[name] = [Tokenizer.load(tokenizer).decode(part[:-1]) for part in parts]
+        assert manifest.documents == len(parts) > 10
+    if split == "hash":
+        assert sorted(found["train"] + found["validation"]) == sorted(texts)
+        assert manifests["train"].documents + manifests["validation"].documents == 400
+    else:
+        assert "".join(found["train"] + found["validation"]) == "".join(texts)
+        assert manifests["train"].documents + manifests["validation"].documents in (400, 401)
 
 
 class Interruption(Exception):
