@@ -19,6 +19,8 @@ def what_is_wrong(manifest: Manifest) -> str | None:
 
 
 def _wrong_ids(manifest: Manifest) -> str | None:
+    if manifest.dtype not in ("uint16", "uint32"):
+        return f"dtype {manifest.dtype!r} is neither uint16 nor uint32"
     largest = 1 << 8 * np.dtype(manifest.dtype).itemsize
     if not _is_count(manifest.vocab_size) or not 1 <= manifest.vocab_size <= largest:
         return f"vocab_size is {manifest.vocab_size!r}; with dtype {manifest.dtype} it must be 1 to {largest}"

@@ -119,15 +119,13 @@ class Manifest:
         damaged = f"{path} is damaged ({{}}); prepare the data again with --overwrite true"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            version, dtype = values["format_version"], values.get("dtype")
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            version = values["format_version"]
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise UserError(damaged.format(error)) from error
         if version != FORMAT_VERSION:
             raise UserError(
                 f"{path} has format version {version} and this code reads {FORMAT_VERSION}; prepare the data again"
             )
-        if dtype not in ("uint16", "uint32", None):
-            raise UserError(f"{path} has dtype {dtype!r}; it must be uint16 or uint32")
         try:
             values["shards"] = [from_plain(ShardInfo, shard) for shard in values["shards"]]
             manifest = from_plain(cls, values)

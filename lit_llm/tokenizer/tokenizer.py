@@ -19,7 +19,7 @@ from lit_llm.config import UserError
 from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
-from lit_llm.tokenizer.files import parse_tokenizer, read_text, replace_file
+from lit_llm.tokenizer.files import parse_tokenizer, read_text, replace_files
 from lit_llm.tokenizer.kinds import SPACE, Kind, kind_of, puts_space_first
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
@@ -210,14 +210,19 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json, a folder that `AutoTokenizer.from_pretrained` loads.
 
         Each file is replaced at once: a reader finds the old or the new one, never half of it.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written; then nothing is replaced.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = self._default_config() if self._config is None else self._config
         if not config.get("chat_template") and self.im_start_id is not None and self.im_end_id is not None:
             config = {**config, "chat_template": CHATML_TEMPLATE}
-        replace_file(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        replace_file(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
+        files = {
+            "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+            "tokenizer.json": self._tokenizer.to_str(pretty=True),
+        }
+        replace_files({folder / name: text for name, text in files.items()})
         (folder / CHAT_TEMPLATE).unlink(missing_ok=True)  # would win over the one in tokenizer_config.json
 
     @classmethod

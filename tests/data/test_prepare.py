@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import pytest
 from lit_llm.config import CorpusConfig, PrepareConfig, UserError
 from lit_llm.data.corpus import Corpus, Document
 from lit_llm.data.prepare import prepare
-from lit_llm.data.shards import Manifest, ShardedTokens
+from lit_llm.data.shards import Manifest, ShardedTokens, ShardWriter
 from lit_llm.tokenizer import Tokenizer, train_bpe, train_character
 
 SPLITS = ("train", "validation", "test")
@@ -311,6 +312,39 @@ def test_a_damaged_progress_file_and_a_lost_shard(
     (tmp_path / "progress.json").write_text("{")
     with pytest.raises(UserError, match=r"progress.json is damaged"):
         prepare(config)
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(
+    corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a umask of its own, which every file obeys, those written before and after it was full."""
+    config = options(corpus, tokenizer, tmp_path / "parts", shard_tokens=2000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    original = ShardWriter.append
+
+    def filling(self: ShardWriter, *arguments: Any) -> None:
+        if self.path.name == "shard_00003.npy":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+        original(self, *arguments)
+
+    umask = os.umask(0o027)
+    try:
+        prepare(options(corpus, tokenizer, tmp_path / "whole", shard_tokens=2000))
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardWriter, "append", filling)
+            with pytest.raises(
+                UserError, match=r"cannot write .*shard_00003\.npy: File too large; finished"
+            ):
+                prepare(config)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (tmp_path / "parts/train/shard_00002.npy").exists()
+        assert not list((tmp_path / "parts").rglob("*.tmp"))
+        prepare(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        os.umask(umask)
+    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "parts").rglob("*.*")} == {0o640}
 
 
 def test_what_cannot_be_written_or_read(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def change_shard(**values: object) -> dict[str, object]:
     [
         ({"vocab_size": 2**40}, r"vocab_size is 1099511627776; with dtype uint16 it must be 1 to 65536"),
         ({"vocab_size": True}, r"vocab_size is True"),
+        ({"dtype": None}, r"dtype None is neither uint16 nor uint32"),
         ({"vocab_size": 0}, r"vocab_size is 0"),
         (
             {"vocab_size": 5, "special_ids": {"<|eot|>": 400}},
