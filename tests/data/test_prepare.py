@@ -332,9 +332,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(
         prepare(options(corpus, tokenizer, tmp_path / "whole", shard_tokens=2000))
         with monkeypatch.context() as patch:
             patch.setattr(ShardWriter, "append", filling)
-            with pytest.raises(
-                UserError, match=r"cannot write .*shard_00003\.npy: File too large; finished"
-            ):
+            with pytest.raises(UserError, match=r"cannot write .*shard_00003\.npy: File too large; finished"):
                 prepare(config)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert (tmp_path / "parts/train/shard_00002.npy").exists()
