@@ -18,12 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from lit_llm.config import CorpusConfig, PrepareConfig, UserError
 from lit_llm.data.corpus import Corpus, Document
 from lit_llm.data.prepare import prepare
 from lit_llm.data.shards import Manifest, ShardedTokens, ShardWriter
+from lit_llm.evaluation.sources import TextSource, WindowOptions
 from lit_llm.tokenizer import Tokenizer, train_bpe, train_character
+from lit_llm.tokenizer.alphabet import BYTE_TO_CHARACTER
+from lit_llm.tokenizer.tokenizer import byte_level
 
 SPLITS = ("train", "validation", "test")
 
@@ -146,6 +150,28 @@ def test_documents_of_one_text_file_are_counted_and_an_interruption_changes_noth
     else:
         assert "".join(found["train"] + found["validation"]) == "".join(texts)
         assert manifests["train"].documents + manifests["validation"].documents in (400, 401)
+
+
+def test_documents_end_at_the_marker_of_a_foreign_tokenizer(tmp_path: Path) -> None:
+    """In shards and in what is evaluated: </s> where that is the tokenizer's end of a text."""
+    bytes_only = tokenizers.models.BPE(vocab={token: i for i, token in enumerate(BYTE_TO_CHARACTER)}, merges=[])
+    tokenizer = Tokenizer(byte_level(bytes_only, ["</s>"]), {"eos_token": "</s>"})
+    tokenizer.save(tmp_path / "tokenizer")
+    path = tmp_path / "a.txt"
+    path.write_text("one</s>\ntwo</s>three")
+    source = CorpusConfig(str(path), validation_fraction=0.0)
+    manifest = prepare(PrepareConfig(source, str(tmp_path / "tokenizer"), str(tmp_path / "out")))["train"]
+    ids = ShardedTokens(tmp_path / "out/train").read(0, manifest.tokens).tolist()
+    assert manifest.documents == 3 and ids == [
+        *tokenizer.encode("one"),
+        256,
+        *tokenizer.encode("two"),
+        256,
+        *tokenizer.encode("three"),
+        256,
+    ]
+    windows = list(TextSource(str(path)).windows(tokenizer, WindowOptions(100, 100)))
+    assert [tokenizer.decode(window.targets) for window in windows] == ["one</s>", "two</s>", "three</s>"]
 
 
 class Interruption(Exception):
