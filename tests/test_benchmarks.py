@@ -34,6 +34,13 @@ def test_data_loading() -> None:
 
 
 @pytest.mark.slow
+def test_preparation_kills() -> None:
+    figures = last_line("preparation_kills")
+    assert_reported(figures, "kills", "shards", "files", "equal_bytes")
+    assert figures["kills"] == 2 and figures["equal_bytes"] is True and figures["shards"] > 10
+
+
+@pytest.mark.slow
 def test_throughput() -> None:
     pytest.importorskip("transformers")
     figures = last_line("throughput", "--modes", "eager", "eager+full")

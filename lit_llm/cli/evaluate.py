@@ -65,6 +65,9 @@ def evaluate(config: EvaluateConfig) -> None:
         del loaded  # there may not be room for both models
         full = load(replace(config, quantize="none"))
         measured.insert(0, _measure(replace(config, quantize="none"), full, sources, options))
+    for source in sources:
+        if source.kind == "texts":
+            source.say_what_was_met()
     results = _results(config, sources, measured) | {"tasks": tasks}
     seconds = time.perf_counter() - began
     _write(output, {**facts, "seconds": round(seconds, 1), **results})

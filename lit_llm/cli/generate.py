@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.cli.loading import load
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+from lit_llm.data.text_encoding import read_text
 
 if TYPE_CHECKING:
     from lit_llm.generation import Completion, Engine, TextConstraint
@@ -88,7 +89,7 @@ class _Writer:
             return TextConstraint(config.regex, self.tokenizer, vocab_size, self.stop_tokens)
         schema = str(config.json_schema)
         if not schema.lstrip().startswith("{"):
-            schema = _read_text(Path(schema))
+            schema = read_text(Path(schema))
         return TextConstraint.of_schema(schema, self.tokenizer, vocab_size, self.stop_tokens)
 
 
@@ -233,7 +234,7 @@ def read_prompts(config: GenerateConfig) -> list[str]:
 
 
 def _prompts_of_file(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         if path.suffix != ".jsonl":
@@ -247,10 +248,3 @@ def _prompts_of_file(path: Path) -> Iterator[str]:
         if not isinstance(prompt, str):
             raise UserError(f'{path}, line {number}: not a JSON object with a "prompt" or a "text"')
         yield prompt
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.config import UserError
+from lit_llm.data.text_encoding import read_text
 
 if TYPE_CHECKING:
     from lit_llm.model import Decoder
@@ -75,12 +76,9 @@ def read_quality_text(path: str) -> str:
     """The text that quality is to be measured on.
 
     Raises:
-        UserError: it is missing, not UTF-8, or empty.
+        UserError: it is missing, no text, or empty.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"quality_text {path} cannot be read: {error}") from error
+    text = read_text(Path(path))
     if not text.strip():
         raise UserError(f"quality_text {path} is empty")
     return text

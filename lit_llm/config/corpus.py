@@ -19,6 +19,10 @@ class CorpusConfig:
     """Field of a .jsonl, .parquet or Hugging Face row that holds the text."""
     hf_split: str = "train"
     """Split of a Hugging Face dataset to read."""
+    document_separator: str | None = "auto"
+    """What ends a document within a text file, together with a line end after it. "auto": <|endoftext|> and the
+    tokenizer's own end-of-text, in .txt and .md files and those without a suffix; any other string: that one, in every
+    text file; null: nothing, each file is one document. A row is always one document."""
     split: Literal["hash", "tail"] = "hash"
     """"hash" gives whole documents to a split by a stable hash; "tail" cuts the text in order, its last characters
     being validation (then test)."""
@@ -33,6 +37,12 @@ class CorpusConfig:
                 raise UserError(f"corpus.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.validation_fraction + self.test_fraction >= 1.0:
             raise UserError("corpus.validation_fraction and corpus.test_fraction leave nothing to train on")
+        if self.document_separator == "none":
+            self.document_separator = None
+        if self.document_separator == "":
+            raise UserError('corpus.document_separator is empty; give a string, "auto", or null for none')
+        if self.path.startswith("hf:") and self.document_separator not in ("auto", None):
+            raise UserError("corpus.document_separator is given, but each row of hf: is a document; leave it out")
 
 
 @dataclass

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
 from lit_llm.config import CorpusConfig, UserError
-from lit_llm.data.documents import PIECE_BYTES, FileSource, HubSource, Piece
+from lit_llm.data.documents import PIECE_BYTES, Files, FileSource, HubSource, Piece
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+END_OF_TEXT = "<|endoftext|>"
+"""What ends a document in the text files that others write, and what our own tokenizers call the token for it."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class Document:
     Attributes:
         text: Valid Unicode, never empty.
         split: Where it belongs.
-        key: Where it comes from: the path from the corpus root, followed by `:row` for a row.
+        key: Where it comes from: the path from the corpus root, followed by `:row` for a row, and by `:1`, `:2`, ...
+            for the further documents of a text file.
         final: Whether the document ends here, in this split. The pieces of a document follow each other, and
             end-of-text belongs after the final one only.
     """
@@ -40,16 +44,40 @@ class CorpusCounts:
     Attributes:
         documents: Documents of each split; one that the tail split cuts counts in each split it reaches.
         bytes: Of their texts, as UTF-8.
-        replaced_bytes: Bytes of the source that were no valid UTF-8 and became U+FFFD.
+        separated_documents: Of the documents, those in text files that hold several.
+        separated_files: Those text files.
+        marked_documents: Those in whose text the marker of an end of text stands, where it is read as letters.
+        replaced_bytes: Bytes of the source that were no valid UTF-8 (or UTF-16, UTF-32) and became U+FFFD.
+        replaced_files: Where they were.
         empty_documents: Dropped, as they held white space alone.
-        binary_files: Left out, as they held a NUL byte.
+        binary_files: Left out, as they held NUL bytes and no byte order mark.
     """
 
     documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
     bytes: int = 0
+    separated_documents: int = 0
+    separated_files: Files = field(default_factory=Files)
+    marked_documents: int = 0
     replaced_bytes: int = 0
+    replaced_files: Files = field(default_factory=Files)
     empty_documents: int = 0
-    binary_files: int = 0
+    binary_files: Files = field(default_factory=Files)
+
+    def say(self) -> None:
+        """One line on stderr for each kind of input that is not one document a file, or did not come through whole."""
+        for number, what in (
+            (self.separated_documents, f"documents were found in text files that hold several: {self.separated_files}"),
+            (
+                self.marked_documents,
+                "documents hold the name of the end-of-text token, which is learned as letters there "
+                "(in text files, corpus.document_separator can end a document at it)",
+            ),
+            (self.replaced_bytes, f"bytes were not valid UTF-8 and became U+FFFD: {self.replaced_files}"),
+            (self.empty_documents, "documents held white space alone and were left out"),
+            (self.binary_files.number, f"binary files were left out: {self.binary_files}"),
+        ):
+            if number:
+                print(f"{number:,} {what}", file=sys.stderr)
 
 
 class Corpus:
@@ -58,26 +86,32 @@ class Corpus:
     Args:
         config: The source and how it is split.
         piece_bytes: A text file above this size is read in pieces, cut at the end of a line (else of a word).
+        end_of_text: What the tokenizer calls its end-of-text token, if there is one.
 
     Attributes:
+        end_of_text: As given; may be set before a pass.
         counts: See `CorpusCounts`; of the latest pass, up to where it is.
         description: The source in words.
 
     Raises:
-        UserError: the source does not exist, or it is one text file to be split by hash.
+        UserError: the source does not exist, or it is one document to be split by hash.
     """
 
-    def __init__(self, config: CorpusConfig, piece_bytes: int = PIECE_BYTES) -> None:
+    def __init__(
+        self, config: CorpusConfig, piece_bytes: int = PIECE_BYTES, end_of_text: str | None = END_OF_TEXT
+    ) -> None:
         self.config = config
+        self.end_of_text = end_of_text
         self._source = HubSource(config) if config.path.startswith("hf:") else FileSource(config, piece_bytes)
         self.description: str = self._source.description
         self.counts = CorpusCounts()
         self._cuts: list[int] | None = None
         held_out = config.validation_fraction + config.test_fraction
-        if config.split == "hash" and held_out and self._source.is_one_text:
+        if config.split == "hash" and held_out and self._source.is_one_text(self._markers):
             raise UserError(
                 f"corpus.path {config.path!r} is one document, which a hash puts into one split whole; "
-                "set corpus.split tail to cut it, or corpus.validation_fraction and test_fraction 0"
+                "set corpus.split tail to cut it, corpus.document_separator to what stands between its documents, or "
+                "corpus.validation_fraction and test_fraction 0"
             )
 
     def size_bytes(self) -> int | None:
@@ -104,23 +138,38 @@ class Corpus:
             self.counts.documents[document.split] += document.final
             if index >= skip:
                 yield document
-        self.counts.binary_files = self._source.binary_files
         if not any(self.counts.documents.values()):
             raise UserError(
                 f"{self.description}: no document has text ({self.counts.empty_documents} empty, "
-                f"{self.counts.binary_files} binary); correct corpus.path"
+                f"{self.counts.binary_files.number} binary); correct corpus.path"
             )
 
+    @property
+    def _markers(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((END_OF_TEXT, self.end_of_text or END_OF_TEXT)))
+
     def _pieces(self) -> Iterator[Piece]:
-        inside = False
-        for piece in self._source.pieces():
-            self.counts.replaced_bytes += piece.replaced_bytes
-            self.counts.binary_files = self._source.binary_files
+        counts, markers, inside, marked = self.counts, self._markers, False, False
+        for piece in self._source.pieces(markers):
+            if piece.replaced_bytes:
+                counts.replaced_bytes += piece.replaced_bytes
+                counts.replaced_files.add(piece.file)
             if piece.final and not inside and not piece.text.strip():
-                self.counts.empty_documents += 1
+                counts.empty_documents += 1
                 continue
             inside = not piece.final
+            marked = marked or any(marker in piece.text for marker in markers)
+            if piece.final:
+                self._count_separated(piece)
+                counts.marked_documents, marked = counts.marked_documents + marked, False
             yield piece
+        counts.binary_files = self._source.binary_files
+
+    def _count_separated(self, piece: Piece) -> None:
+        if piece.further:
+            # That a file has several is known when the second comes.
+            self.counts.separated_documents += 1 if piece.further > 1 else 2
+            self.counts.separated_files.add(piece.file)
 
     def _split_by_hash(self) -> Iterator[Document]:
         for piece in self._pieces():

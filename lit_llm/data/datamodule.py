@@ -35,6 +35,7 @@ class TokenDataModule(ResumableDataModule):
         "train_digests": "the content of the training shards",
         "weights": "data.weights",
         "sequence_length": "data.sequence_length",
+        "windows": "how an epoch is cut into windows",
         "seed": "the seed",
     }
     config: DataConfig
@@ -115,6 +116,7 @@ class TokenDataModule(ResumableDataModule):
             "train_digests": [source.manifest.digest for source in sources],
             "weights": [weight / total for weight in self.weights],
             "sequence_length": self.config.sequence_length,
+            "windows": "ring",  # checkpoints of other cuts do not go on as if nothing had changed
             "seed": self.seed,
         }
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import re
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,24 @@ from lit_llm.config import CorpusConfig, UserError
 from lit_llm.data.row_files import (
     ROW_SUFFIXES,
     content_suffix,
-    counted,
     find_files,
     hub_rows,
     json_line_rows,
     json_list_rows,
-    open_file,
 )
+from lit_llm.data.text_encoding import counted, find_encoding, open_file, require_encoding
 from lit_llm.tokenizer.bulk import LINE_CUT, SAFE_CUT
 
 PIECE_BYTES = 16 * 2**20
 """A text file above this size is read in pieces."""
 
-_BINARY_PROBE = 8192
+PROSE_SUFFIXES = frozenset({"", ".txt", ".text", ".md", ".markdown"})
+"""Of text files in which an end-of-text marker ends a document; in program code it is a string like any other."""
+
+_NAMES = 3
+_CUT_CHARACTER_BYTES = 3
+_LARGEST_INVALID_SHARE = 0.001
+_JUDGED_CHARACTERS = 2**20
 _PARQUET_ROWS = 1024
 _CUT_WINDOW = 2**20
 
@@ -36,10 +42,13 @@ class Piece:
 
     Attributes:
         text: All of it, or a part where the source is a large file.
-        key: Path from the corpus root, followed by `:row` for a row.
-        hash_key: What decides its split: the path of a file, the text of a row (equal rows stay on one side).
+        key: Path from the corpus root, followed by `:row` for a row, and by `:1`, `:2`, ... for the further documents
+            of a text file.
+        hash_key: What decides its split: the key of a text, the text of a row (equal rows stay on one side).
         final: Whether the text ends here.
         replaced_bytes: Bytes that were no valid UTF-8 and became U+FFFD.
+        file: Path from the corpus root.
+        further: How many documents of the same text file came before it.
     """
 
     text: str
@@ -47,6 +56,62 @@ class Piece:
     hash_key: str
     final: bool
     replaced_bytes: int
+    file: str
+    further: int = 0
+
+
+@dataclass
+class Files:
+    """How many files there were of a kind, and which were the first."""
+
+    number: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Counts a file; one that is told again at once counts once."""
+        if name not in self.names[-1:]:
+            self.number += 1
+            # The last name is kept to be compared with the next one; only the first few are shown.
+            self.names = [*self.names[:_NAMES], name]
+
+    def __str__(self) -> str:
+        more = self.number - _NAMES
+        return ", ".join(self.names[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+class Separators:
+    """The strings that end a document within a text file; a line end right after one belongs to it.
+
+    Args:
+        strings: At least one; none is empty.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self.strings = tuple(strings)
+        ends = [string + ("" if string.endswith("\n") else "\r\n") for string in strings]
+        self._beginnings = sorted({end[:length] for end in ends for length in range(1, len(end))}, key=len)[::-1]
+        longest_first = sorted(strings, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(self._expression, longest_first)))
+
+    @staticmethod
+    def _expression(string: str) -> str:
+        return re.escape(string) + ("" if string.endswith("\n") else "(?:\r?\n)?")
+
+    def places(self, text: str, ended: bool) -> list[tuple[int, int]]:
+        """Where each separator begins and ends; without those whose line end may still be to come.
+
+        Args:
+            text: A part of a document and what follows.
+            ended: Whether nothing more follows `text`.
+        """
+        if not any(string in text for string in self.strings):
+            return []
+        spans = [(match.start(), match.end()) for match in self._pattern.finditer(text)]
+        return [span for span in spans if ended or text[span[1] - 1] == "\n" or text[span[1] :] not in ("", "\r")]
+
+    def begun(self, text: str) -> int:
+        """How many characters at the end of `text` may be the beginning of a separator."""
+        return next((len(start) for start in self._beginnings if text.endswith(start)), 0)
 
 
 class FileSource:
@@ -56,22 +121,41 @@ class FileSource:
         config: Its `path` is anything but `hf:`.
         piece_bytes: A text file above this size comes in pieces.
 
+    Attributes:
+        binary_files: Those left out so far in the latest pass.
+
     Raises:
-        UserError: there is no such file, or a folder or glob holds none.
+        UserError: there is no such file, a folder or glob holds none, or none of them is a text file that the separator
+            of `config` could stand in.
     """
 
     def __init__(self, config: CorpusConfig, piece_bytes: int = PIECE_BYTES) -> None:
         self._field = config.text_field
         self._piece_bytes = piece_bytes
         self._root, self.files, self.description = find_files(config.path, "corpus.path")
-        # A file that is named is read whatever it holds; one that is come across may be an image.
-        self._skip_binary = not Path(config.path).is_file()
-        self.binary_files = 0
+        # A file that is named has to be text; one that is come across may be an image.
+        self._named = Path(config.path).is_file()
+        self.binary_files = Files()
+        self._separator = config.document_separator
+        only_rows = all(content_suffix(path) in ROW_SUFFIXES for path in self.files)
+        if self._separator not in ("auto", None) and only_rows:
+            raise UserError(
+                f"corpus.document_separator is given, but {config.path} has rows alone, each of which is a document; "
+                "leave it out"
+            )
 
-    @property
-    def is_one_text(self) -> bool:
-        """Whether all there is to read is one plain text file."""
-        return len(self.files) == 1 and content_suffix(self.files[0]) not in ROW_SUFFIXES
+    def is_one_text(self, end_of_text: Sequence[str]) -> bool:
+        """Whether all there is to read is one document in one plain text file.
+
+        Args:
+            end_of_text: As of `pieces`.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        if len(self.files) > 1 or content_suffix(self.files[0]) in ROW_SUFFIXES:
+            return False
+        return not any(piece.further for piece in self.pieces(end_of_text))
 
     def size_bytes(self) -> int | None:
         """Bytes of all files; None where some are compressed."""
@@ -79,20 +163,29 @@ class FileSource:
             return None
         return sum(path.stat().st_size for path in self.files)
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, end_of_text: Sequence[str]) -> Iterator[Piece]:
         """Every text, in the order of the files' paths.
+
+        Args:
+            end_of_text: Strings that end a document in a text file, where `document_separator` is "auto".
 
         Raises:
             UserError: a file cannot be read, or a row is not as it should be.
         """
-        self.binary_files = 0
+        self.binary_files = Files()
         for path in self.files:
             try:
-                yield from self._pieces_of(path)
+                pieces = self._pieces_of(path, self._separators_in(path, end_of_text))
+                yield from _mostly_valid(pieces, path) if self._named else pieces
             except (OSError, EOFError, zlib.error) as error:
                 raise UserError(f"{path}: cannot be read ({error}); repair or remove it") from None
 
-    def _pieces_of(self, path: Path) -> Iterator[Piece]:
+    def _separators_in(self, path: Path, end_of_text: Sequence[str]) -> Separators | None:
+        if self._separator == "auto":
+            return Separators(end_of_text) if content_suffix(path) in PROSE_SUFFIXES else None
+        return None if self._separator is None else Separators([self._separator])
+
+    def _pieces_of(self, path: Path, separators: Separators | None) -> Iterator[Piece]:
         key = path.relative_to(self._root).as_posix()
         suffix = content_suffix(path)
         if suffix == ".parquet":
@@ -101,10 +194,10 @@ class FileSource:
             yield from _json_lines(path, key, self._field)
         elif suffix == ".json":
             yield from _json_list(path, key, self._field)
-        elif self._skip_binary and _is_binary(path):
-            self.binary_files += 1
+        elif encoding := require_encoding(path) if self._named else find_encoding(path):
+            yield from _text(path, key, encoding, self._piece_bytes, separators)
         else:
-            yield from _text(path, key, self._piece_bytes)
+            self.binary_files.add(key)
 
 
 class HubSource:
@@ -114,8 +207,7 @@ class HubSource:
         config: Its `path` is `hf:NAME` or `hf:NAME:CONFIG`.
     """
 
-    is_one_text = False
-    binary_files = 0
+    binary_files = Files()
 
     def __init__(self, config: CorpusConfig) -> None:
         name, _, subset = config.path.removeprefix("hf:").partition(":")
@@ -125,39 +217,84 @@ class HubSource:
         self._split, self._field = config.hf_split, config.text_field
         self.description = f"{config.path} ({config.hf_split})"
 
+    def is_one_text(self, end_of_text: Sequence[str]) -> bool:
+        """Never: it has rows."""
+        return False
+
     def size_bytes(self) -> None:
         """A stream does not say how long it is."""
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self, end_of_text: Sequence[str]) -> Iterator[Piece]:
         """Every row's text, in the order of the data set.
 
         Raises:
             UserError: the data set cannot be loaded, or a row has no such field.
         """
         for index, row in enumerate(hub_rows(self._name, self._subset, self._split)):
-            yield _row_piece(row, self._field, f"hf:{self._name}:{index}", f"hf:{self._name} row {index}")
+            yield _row_piece(row, self._field, (f"hf:{self._name}", index), f"hf:{self._name} row {index}")
 
 
-def _is_binary(path: Path) -> bool:
-    with open_file(path) as file:
-        return b"\0" in file.read(_BINARY_PROBE)
+def _mostly_valid(pieces: Iterator[Piece], path: Path) -> Iterator[Piece]:
+    """The pieces of a file that somebody named, which is in another encoding where many of its bytes are invalid.
+
+    Raises:
+        UserError: more than one byte in a thousand was replaced, and more than a character that is cut off.
+    """
+    characters, replaced = 0, 0
+
+    def judge() -> None:
+        if replaced > max(_CUT_CHARACTER_BYTES, _LARGEST_INVALID_SHARE * characters):
+            raise UserError(
+                f"{path}: {replaced:,} bytes in {characters:,} characters are not UTF-8, as of a text in Latin-1 or "
+                f"Windows-1252; write it again as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8 {path.name})"
+            )
+
+    for piece in pieces:
+        characters += len(piece.text)
+        replaced += piece.replaced_bytes
+        if characters >= _JUDGED_CHARACTERS:
+            judge()
+        yield piece
+    judge()
 
 
-def _text(path: Path, key: str, piece_bytes: int) -> Iterator[Piece]:
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="lit_llm.replace")
+def _text(path: Path, key: str, encoding: str, piece_bytes: int, separators: Separators | None) -> Iterator[Piece]:
+    """The documents of a text file; one of white space alone between two separators is none."""
+    decoder = codecs.getincrementaldecoder(encoding)(errors="lit_llm.replace")
     buffer, replaced, ended = "", 0, False
+    number, inside = 0, False
+
+    def piece(text: str, final: bool) -> Piece:
+        name = f"{key}:{number}" if number else key
+        return Piece(text, name, name, final, replaced, key, number)
+
     with open_file(path) as file:
         while not ended:
             chunk = file.read(piece_bytes)
             ended = not chunk
             text, invalid = counted(lambda chunk=chunk: decoder.decode(chunk, final=not chunk))
             # Only more text tells that the buffer is not the end of the document.
-            cut = _last_cut(buffer) if chunk and text else 0
-            if cut:
-                yield Piece(buffer[:cut], key, key, False, replaced)
-                replaced = 0
-            buffer, replaced = buffer[cut:] + text, replaced + invalid
-    yield Piece(buffer, key, key, True, replaced)
+            fresh, before, buffer = bool(chunk and text), len(buffer), buffer + text
+            start, places = 0, separators.places(buffer, ended) if separators else []
+            if places:
+                replaced, invalid = replaced + invalid, 0
+            for begin, end in places:
+                if inside or buffer[start:begin].strip():
+                    yield piece(buffer[start:begin], True)
+                    replaced, number, inside = 0, number + 1, False
+                start = end
+            if start == 0 and fresh:
+                # Nor may a cut leave nothing of the document before a separator, or begin one that may be blank.
+                room = max(0, min(before, len(buffer) - separators.begun(buffer) - 1)) if separators else before
+                start = _last_cut(buffer[:room])
+                if separators and not inside and buffer[:start].isspace():
+                    start = 0
+                if start:
+                    yield piece(buffer[:start], False)
+                    replaced, inside = 0, True
+            buffer, replaced = buffer[start:], replaced + invalid
+    if inside or not number or buffer.strip():
+        yield piece(buffer, True)
 
 
 def _last_cut(text: str) -> int:
@@ -172,12 +309,12 @@ def _last_cut(text: str) -> int:
 
 def _json_lines(path: Path, key: str, field: str) -> Iterator[Piece]:
     for number, row, invalid in json_line_rows(path):
-        yield _row_piece(row, field, f"{key}:{number}", f"{path}:{number}", invalid)
+        yield _row_piece(row, field, (key, number), f"{path}:{number}", invalid)
 
 
 def _json_list(path: Path, key: str, field: str) -> Iterator[Piece]:
     for number, row, invalid in json_list_rows(path):
-        yield _row_piece(row, field, f"{key}:{number}", f"{path} row {number}", invalid)
+        yield _row_piece(row, field, (key, number), f"{path} row {number}", invalid)
 
 
 def _parquet(path: Path, key: str, field: str) -> Iterator[Piece]:
@@ -204,11 +341,11 @@ def _parquet(path: Path, key: str, field: str) -> Iterator[Piece]:
                 if value is None:
                     raise UserError(f"{where}: field {field!r} is NoneType, not a string; leave the row out")
                 text, invalid = counted(lambda value=value: value.decode("utf-8", "lit_llm.replace"))
-                yield Piece(text, f"{key}:{index}", text, True, invalid)
+                yield Piece(text, f"{key}:{index}", text, True, invalid, key)
                 index += 1
 
 
-def _row_piece(row: Any, field: str, key: str, where: str, replaced: int = 0) -> Piece:
+def _row_piece(row: Any, field: str, place: tuple[str, int], where: str, replaced: int = 0) -> Piece:
     if not isinstance(row, dict):
         raise UserError(f"{where}: the row is {type(row).__name__}, not an object with the field {field!r}")
     if field not in row:
@@ -223,4 +360,4 @@ def _row_piece(row: Any, field: str, key: str, where: str, replaced: int = 0) ->
         halves = sum("\ud800" <= character <= "\udfff" for character in text)
         text = text.encode("utf-32-le", "surrogatepass").decode("utf-32-le", "replace")
         replaced += 3 * halves
-    return Piece(text, key, text, True, replaced)
+    return Piece(text, "{}:{}".format(*place), text, True, replaced, place[0])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lit_llm.config import PrepareConfig, UserError, from_plain, to_plain
-from lit_llm.data.corpus import Corpus, CorpusCounts, Document
+from lit_llm.data.corpus import Corpus, Document
 from lit_llm.data.progress import byte_progress
 from lit_llm.data.shards import Manifest, ShardInfo, ShardWriter, token_dtype, write_json
 from lit_llm.tokenizer import Tokenizer
@@ -47,7 +46,7 @@ def prepare(config: PrepareConfig) -> dict[str, Manifest]:
     if config.num_workers is not None:
         # Where the tokenizer falls back to the tokenizers library, that library's own pool does the work.
         os.environ["RAYON_NUM_THREADS"] = str(config.num_workers)
-    corpus = Corpus(config.corpus)
+    corpus = Corpus(config.corpus, end_of_text=tokenizer.end_of_text)
     output = Path(config.output)
     progress = _begin(config, tokenizer, corpus, output)
     encoder = _Encoder(config, tokenizer, output, progress)
@@ -77,19 +76,8 @@ def prepare(config: PrepareConfig) -> dict[str, Manifest]:
     for split, manifest in manifests.items():
         manifest.save(output / split)
     (output / "progress.json").unlink()
-    _say_what_was_left_out(corpus.counts)
+    corpus.counts.say()
     return manifests
-
-
-def _say_what_was_left_out(counts: CorpusCounts) -> None:
-    """One line on stderr for each kind of input that did not come through as it was."""
-    for number, what in (
-        (counts.replaced_bytes, "bytes were not valid UTF-8 and became U+FFFD"),
-        (counts.empty_documents, "documents held white space alone and were left out"),
-        (counts.binary_files, "binary files were left out"),
-    ):
-        if number:
-            print(f"{number:,} {what}", file=sys.stderr)
 
 
 @dataclass

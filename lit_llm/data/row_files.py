@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import json
 import platform
 import sysconfig
-import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.data.text_encoding import counted, open_file, read_lines, require_encoding
 
 ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
 """Of files that hold rows; .gz may follow, but for .parquet."""
@@ -26,29 +24,6 @@ _STDLIB_EXCLUDED = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
 )
 _PARQUET_ROWS = 1024
-
-
-class _Invalid(threading.local):
-    bytes = 0
-
-
-_invalid = _Invalid()
-
-
-def _count_and_replace(error: UnicodeError) -> tuple[str, int]:
-    _invalid.bytes += error.end - error.start
-    return "\ufffd", error.end
-
-
-# Python's "replace", which also says how many bytes it replaced.
-codecs.register_error("lit_llm.replace", _count_and_replace)
-
-
-def counted(decode: Callable[[], str]) -> tuple[str, int]:
-    """What `decode` returns, and how many bytes it replaced by way of the error handler lit_llm.replace."""
-    before = _invalid.bytes
-    text = decode()
-    return text, _invalid.bytes - before
 
 
 def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
@@ -92,27 +67,20 @@ def content_suffix(path: Path) -> str:
     return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
 
 
-def open_file(path: Path) -> Any:
-    """The file, open for reading bytes, unzipped where it is .gz."""
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
-
-
 def json_line_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
     """The rows of a .jsonl file: number of the line from 1, value, and bytes that were no UTF-8 and became U+FFFD.
 
     Raises:
         UserError: a line is no JSON.
     """
-    with open_file(path) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            text, invalid = counted(lambda line=line: line.decode("utf-8", "lit_llm.replace"))
-            try:
-                row = json.loads(text.removeprefix("\ufeff") if number == 1 else text)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}:{number}: broken JSON ({error.msg}); repair or remove the line") from None
-            yield number, row, invalid
+    for number, (line, invalid) in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number}: broken JSON ({error.msg}); repair or remove the line") from None
+        yield number, row, invalid
 
 
 def json_list_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
@@ -121,8 +89,9 @@ def json_list_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
     Raises:
         UserError: it is no JSON, or no list.
     """
+    encoding = require_encoding(path)
     with open_file(path) as file:
-        text, invalid = counted(lambda: file.read().decode("utf-8-sig", "lit_llm.replace"))
+        text, invalid = counted(lambda: file.read().decode(encoding, "lit_llm.replace"))
     try:
         rows = json.loads(text)
     except json.JSONDecodeError as error:

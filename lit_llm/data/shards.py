@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from lit_llm.config import UserError, from_plain, to_plain
+from lit_llm.data.manifest_checks import what_is_wrong
 
 if TYPE_CHECKING:
     from lit_llm.tokenizer import Tokenizer
@@ -115,19 +116,25 @@ class Manifest:
             )
         if not path.is_file():
             raise UserError(f"{folder} has no manifest.json; run experiments/prepare_data.py --output {folder.parent}")
+        damaged = f"{path} is damaged ({{}}); prepare the data again with --overwrite true"
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             version = values["format_version"]
-            if version != FORMAT_VERSION:
-                raise UserError(
-                    f"{path} has format version {version} and this code reads {FORMAT_VERSION}; prepare the data again"
-                )
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UserError(damaged.format(error)) from error
+        if version != FORMAT_VERSION:
+            raise UserError(
+                f"{path} has format version {version} and this code reads {FORMAT_VERSION}; prepare the data again"
+            )
+        try:
             values["shards"] = [from_plain(ShardInfo, shard) for shard in values["shards"]]
-            if values["dtype"] not in ("uint16", "uint32"):
-                raise UserError(f"{path} has dtype {values['dtype']!r}; it must be uint16 or uint32")
-            return from_plain(cls, values)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged ({error}); prepare the data again with --overwrite true") from error
+            manifest = from_plain(cls, values)
+            wrong = what_is_wrong(manifest)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(damaged.format(error)) from error
+        if wrong:
+            raise UserError(f"{path}: {wrong}; copy it again or prepare the data again with --overwrite true")
+        return manifest
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -153,12 +160,20 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file in hexadecimal, as sha256sum prints it."""
-    digest = hashlib.sha256()
+def file_sha256(path: Path, on_block: Callable[[bytes, bool], None] | None = None) -> str:
+    """The sha256 of a file in hexadecimal, as sha256sum prints it.
+
+    Args:
+        path: the file.
+        on_block: called with each 4 MiB of it, and whether they are the first.
+    """
+    digest, first = hashlib.sha256(), True
     with path.open("rb") as file:
         while block := file.read(1 << 22):
             digest.update(block)
+            if on_block is not None:
+                on_block(block, first)
+            first = False
     return digest.hexdigest()
 
 
@@ -274,27 +289,32 @@ class ShardedTokens:
             raise IndexError(f"tokens {start} to {start + length} of {len(self)} in {self.folder}")
         out = np.empty(length, dtype=self.manifest.dtype)
         self._read_into(start, out)
+        self._require_known(out)
         return out
 
     def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Several ranges of one length.
+        """Several ranges of one length; one that reaches past the end goes on from the beginning.
 
         Args:
             starts: first token of each, [n].
-            length: tokens in each.
+            length: tokens in each, at most those of the split.
 
         Returns:
             int64 [n, length].
 
         Raises:
-            IndexError: a range is not inside the split.
+            IndexError: a range does not begin inside the split, or is longer.
         """
-        starts = np.asarray(starts, dtype=np.int64)
-        if len(starts) and (starts.min() < 0 or starts.max() + length > len(self)):
-            raise IndexError(f"a window of {length} tokens reaches past the {len(self)} tokens of {self.folder}")
+        starts, size = np.asarray(starts, dtype=np.int64), len(self)
+        if len(starts) and (starts.min() < 0 or starts.max() >= size or length > size):
+            raise IndexError(f"a window of {length} tokens is not among the {size} tokens of {self.folder}")
         out = np.empty((len(starts), length), dtype=np.int64)
         for row, start in zip(out, starts.tolist(), strict=True):
-            self._read_into(start, row)
+            inside = min(length, size - start)
+            self._read_into(start, row[:inside])
+            if inside < length:
+                self._read_into(0, row[inside:])
+        self._require_known(out)
         return out
 
     def locate(self, position: int) -> tuple[Path, int]:
@@ -315,7 +335,7 @@ class ShardedTokens:
         return sum(int(np.count_nonzero(piece == token)) for piece in pieces)
 
     def verify(self, on_bytes: Any = None) -> None:
-        """Checks the sha256 of every shard.
+        """Checks the sha256 of every shard, and that each of its tokens is in the vocabulary.
 
         Args:
             on_bytes: called with the size of each file once it is checked.
@@ -324,23 +344,37 @@ class ShardedTokens:
             UserError: a shard differs from the manifest; the message names it.
         """
         for shard in self.manifest.shards:
-            path = self.folder / shard.file
-            if file_sha256(path) != shard.sha256:
+            path, largest = self.folder / shard.file, -1
+
+            def see(block: bytes, first: bool) -> None:
+                nonlocal largest
+                tokens = np.frombuffer(block, self.manifest.dtype, offset=_HEADER_BYTES if first else 0)
+                largest = max(largest, int(tokens.max(initial=0)))
+
+            if file_sha256(path, see) != shard.sha256:
                 raise UserError(
                     f"{path} does not match the sha256 in its manifest, so it is damaged or was changed; copy it again "
                     "or prepare the data again with --overwrite true"
                 )
+            self._require_token(largest, path)
             if on_bytes is not None:
                 on_bytes(path.stat().st_size)
 
     def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raises UserError unless `tokenizer` is the one that the shards were encoded with."""
+        """Raises UserError unless `tokenizer` is the one that the shards were encoded with, as the manifest says it."""
         if tokenizer.digest != self.manifest.tokenizer_digest:
             raise UserError(
                 f"{self.folder} was encoded with another tokenizer (digest {self.manifest.tokenizer_digest[:12]}) than "
                 f"the one given (digest {tokenizer.digest[:12]}); use {self.folder.parent / 'tokenizer'} or prepare "
                 "the data again"
             )
+        for name in ("vocab_size", "eot_id", "pad_id"):
+            ours, theirs = getattr(tokenizer, name), getattr(self.manifest, name)
+            if ours != theirs:
+                raise UserError(
+                    f"{self.folder / 'manifest.json'} says {name} {theirs}, and the tokenizer with the same digest has "
+                    f"{ours}; copy it again or prepare the data again with --overwrite true"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         # A map cannot be pickled; a loader worker opens its own.
@@ -357,6 +391,26 @@ class ShardedTokens:
         self._touched += out.size * np.dtype(self.manifest.dtype).itemsize + _FAULT_BYTES
         if self._touched >= _RELEASE_BYTES:
             self._release()
+
+    def _require_known(self, tokens: np.ndarray) -> None:
+        """Refuses tokens that no vocabulary has, whatever becomes of them: an embedding on a GPU would end the process.
+
+        Raises:
+            UserError: there is one; the message names a shard that holds it.
+        """
+        largest = int(tokens.max(initial=0))
+        if largest < self.manifest.vocab_size:
+            return
+        for index, file in enumerate(self.files):
+            array = self._array(index)
+            self._require_token(int(array.max(initial=0)), file)
+
+    def _require_token(self, largest: int, path: Path) -> None:
+        if largest >= self.manifest.vocab_size:
+            raise UserError(
+                f"{path} holds token {largest}, and its manifest says a vocabulary of {self.manifest.vocab_size}; copy "
+                "the folder again or prepare the data again with --overwrite true"
+            )
 
     def _array(self, index: int) -> np.ndarray:
         """Shard `index`, mapped when first asked for."""

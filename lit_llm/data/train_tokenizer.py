@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lit_llm.config import TokenizerTrainingConfig, UserError
-from lit_llm.data.corpus import Corpus
+from lit_llm.data.corpus import END_OF_TEXT, Corpus
 from lit_llm.tokenizer import Tokenizer, train_bpe, train_character
 
 
@@ -20,13 +20,18 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Tokenizer:
     if (output / "tokenizer.json").exists() and not config.overwrite:
         raise UserError(f"{output}: a tokenizer is there already; set overwrite true or choose another output")
     corpus = Corpus(config.corpus)
-    texts = _first_bytes(_train_texts(corpus), config.max_bytes)
+    texts = _train_texts(corpus)
+    if config.kind == "bpe":
+        # Where rows or program code spell the marker of an end of text, no merge is to be made of its letters.
+        texts = (part for text in texts for part in text.split(END_OF_TEXT) if part)
+    texts = _first_bytes(texts, config.max_bytes)
     total = _expected_bytes(corpus, config)
     if config.kind == "bpe":
         tokenizer = train_bpe(texts, config.vocab_size, total_bytes=total)
     else:
         tokenizer = train_character(texts, config.byte_fallback, total_bytes=total)
     tokenizer.save(output)
+    corpus.counts.say()
     return tokenizer
 
 

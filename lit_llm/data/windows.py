@@ -1,6 +1,6 @@
 """Windows: fixed lengths of a long token array, as batches for training and for evaluation.
 
-A window of T + 1 tokens is T inputs and, shifted by one, their T targets; its last token is the first of the next.
+A window of T + 1 tokens is T inputs and, shifted by one, their T targets.
 
 Notation used for tensor shapes: b windows in a batch, T sequence length.
 """
@@ -28,34 +28,49 @@ Batch = dict[str, Tensor]
 
 
 class WindowGrid:
-    """Where the windows of one epoch start.
+    """How the windows of one epoch cut a corpus, so that every token but its first is a target exactly once.
 
-    A corpus with room for two windows or more gives one of them up, so that the grid can begin at any of the first T
-    tokens: each epoch then cuts the text in other places. Every epoch has the same number of windows and none reads
-    past the end.
+    The corpus is read as a ring, in which its first token comes after its last, and is cut into as many equal parts as
+    windows are needed. A window reads T + 1 tokens from where its part begins, and only the targets in its part are
+    its own; the few that follow belong to the next window. Each epoch begins at another place of the ring, and so cuts
+    the text at other places. (Whole windows and no token more are cut at the same places each time: there is no room
+    for the end of the ring inside a window.)
 
     Args:
         num_tokens: length of the corpus.
         sequence_length: T.
+
+    Attributes:
+        num_windows: windows of an epoch: the smallest number that holds every target.
+        num_phases: places at which an epoch may begin.
 
     Raises:
         UserError: the corpus is shorter than one window of T + 1 tokens.
     """
 
     def __init__(self, num_tokens: int, sequence_length: int) -> None:
-        whole = (num_tokens - 1) // sequence_length
-        if whole < 1:
+        if num_tokens <= sequence_length:
             raise UserError(
                 f"the corpus has {num_tokens} tokens and one window needs {sequence_length + 1}; "
                 "lower data.sequence_length or use more text"
             )
-        self.sequence_length = sequence_length
-        self.num_windows = whole - 1 if whole >= 2 else 1
-        self.num_phases = sequence_length if whole >= 2 else num_tokens - sequence_length
+        self.num_tokens = num_tokens
+        self.num_windows = -(-(num_tokens - 1) // sequence_length)
+        # What the windows share out: the whole ring, or all but its last token, which no target follows.
+        self._span = min(num_tokens, self.num_windows * sequence_length)
+        self.num_phases = num_tokens if self._span == num_tokens else 1
 
     def start(self, window: np.ndarray, phase: np.ndarray) -> np.ndarray:
         """First token of each window; int64, shaped like `window`."""
-        return window * self.sequence_length + phase
+        return (self._offset(window) + phase) % self.num_tokens
+
+    def targets(self, window: np.ndarray) -> np.ndarray:
+        """How many targets from its first on are a window's own, at most T; int64, shaped like `window`."""
+        return self._offset(window + 1) - self._offset(window)
+
+    def _offset(self, window: np.ndarray) -> np.ndarray:
+        whole, rest = divmod(self._span, self.num_windows)  # window * span would not fit 64 bits in a large corpus
+        return window * whole + np.minimum(window, rest)
 
 
 class WindowDataset(Dataset):
@@ -64,6 +79,8 @@ class WindowDataset(Dataset):
     A batch holds int64 tensors:
         tokens [b, T], targets [b, T] (-100 where nothing is predicted), sample_ids [b] (the indices asked for), and
         with mask_documents document_ids [b, T], which count the documents inside a window from 0.
+
+    In each epoch every token of a source but its first is a target once; see `WindowGrid`.
 
     Args:
         sources: the token arrays to mix.
@@ -100,26 +117,27 @@ class WindowDataset(Dataset):
         self.eot_id = eot_id
         self.mask_documents = mask_documents
 
-    def starts(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Source and first token of each sample; int64 [n] both."""
+    def starts(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Source, first token and number of targets of each sample; int64 [n] each."""
         sources, epochs, windows = self.order.lookup(sample_ids)
-        starts = np.empty_like(windows)
+        starts, lengths = np.empty_like(windows), np.empty_like(windows)
         for source, epoch in set(zip(sources.tolist(), epochs.tolist(), strict=True)):
             chosen = (sources == source) & (epochs == epoch)
             grid = self.grids[source]
             starts[chosen] = grid.start(windows[chosen], mix(self.seed, source, epoch, 1) % grid.num_phases)
-        return sources, starts
+            lengths[chosen] = grid.targets(windows[chosen])
+        return sources, starts, lengths
 
     def locate(self, sample_ids: Sequence[int]) -> list[tuple[Path, int]]:
         """The shard in which each sample begins, and the place of its first token there."""
-        sources, starts = self.starts(np.asarray(sample_ids, dtype=np.int64))
+        sources, starts, _ = self.starts(np.asarray(sample_ids, dtype=np.int64))
         return [
             self.sources[source].locate(start) for source, start in zip(sources.tolist(), starts.tolist(), strict=True)
         ]
 
     def describe(self, sample_id: int, tokenizer: Decodes) -> tuple[str, str]:
         """Where a sample begins, in words, and its text."""
-        (source,), (start,) = self.starts(np.array([sample_id]))
+        (source,), (start,), _ = self.starts(np.array([sample_id]))
         ((file, offset),) = self.locate([sample_id])
         document = self.sources[source].count(self.eot_id, int(start) - offset, offset)
         place = f"{file}, token {offset}, in document {document} of that file (both from 0)"
@@ -132,14 +150,25 @@ class WindowDataset(Dataset):
     def __getitems__(self, sample_ids: Sequence[int]) -> Batch:
         """A whole batch."""
         ids = np.asarray(sample_ids, dtype=np.int64)
-        sources, starts = self.starts(ids)
+        sources, starts, lengths = self.starts(ids)
         windows = np.empty((len(ids), self.sequence_length + 1), dtype=np.int64)
+        last = np.empty_like(starts)
         for source in np.unique(sources):
             chosen = sources == source
             windows[chosen] = self.sources[source].read_windows(starts[chosen], self.sequence_length + 1)
-        windows = torch.from_numpy(windows)
+            last[chosen] = len(self.sources[source]) - 1
+        columns = np.arange(self.sequence_length)
+        # Nothing predicts the first token of a corpus, though it follows the last.
+        joins = starts[:, None] + columns == last[:, None]
+        targets = windows[:, 1:].copy()
+        targets[joins | (columns >= lengths[:, None])] = IGNORE_INDEX
         return make_batch(
-            windows[:, :-1], windows[:, 1:].clone(), torch.from_numpy(ids), self.eot_id, self.mask_documents
+            torch.from_numpy(windows)[:, :-1],
+            torch.from_numpy(targets),
+            torch.from_numpy(ids),
+            self.eot_id,
+            self.mask_documents,
+            torch.from_numpy(joins),
         )
 
 
@@ -225,11 +254,29 @@ class EvaluationWindows(Dataset):
         )
 
 
-def make_batch(tokens: Tensor, targets: Tensor, sample_ids: Tensor, eot_id: int, mask_documents: bool) -> Batch:
-    """The dict that a module is given; see `WindowDataset`. Writes to `targets`."""
+def make_batch(
+    tokens: Tensor,
+    targets: Tensor,
+    sample_ids: Tensor,
+    eot_id: int,
+    mask_documents: bool,
+    joins: Tensor | None = None,
+) -> Batch:
+    """The dict that a module is given; see `WindowDataset`. Writes to `targets`.
+
+    Args:
+        tokens: [b, T].
+        targets: [b, T].
+        sample_ids: [b].
+        eot_id: token that ends a document.
+        mask_documents: also return document_ids.
+        joins: further ends of documents, bool [b, T].
+    """
     batch = {"tokens": tokens.contiguous(), "targets": targets, "sample_ids": sample_ids}
     if mask_documents:
         ends = tokens == eot_id
+        if joins is not None:
+            ends = ends | joins
         targets[ends] = IGNORE_INDEX
         # An end-of-text token belongs to the document that it ends.
         batch["document_ids"] = ends.cumsum(dim=1) - ends.long()

@@ -71,7 +71,6 @@ class TextSource:
         name: the path.
         num_bytes: UTF-8 bytes of the text whose tokens were given out in the last pass.
         sample: the first of them.
-        replaced_bytes: bytes that were no UTF-8 and were read as U+FFFD.
 
     Raises:
         UserError: there is no such file.
@@ -93,10 +92,9 @@ class TextSource:
         """Size of the files, where it says how much text there is."""
         return self._corpus.size_bytes()
 
-    @property
-    def replaced_bytes(self) -> int:
-        """See the class."""
-        return self._corpus.counts.replaced_bytes
+    def say_what_was_met(self) -> None:
+        """Lines on stderr about the documents of the last pass; see `CorpusCounts.say`."""
+        self._corpus.counts.say()
 
     def windows(self, tokenizer: Tokenizer, options: WindowOptions) -> Iterator[Window]:
         """The windows of each document in turn.
@@ -107,6 +105,7 @@ class TextSource:
         self.num_bytes, self.sample = 0, bytearray()
         self._room = -1 if options.max_tokens is None else options.max_tokens
         with _options_renamed():
+            self._corpus.end_of_text = tokenizer.end_of_text
             pieces = self._corpus.documents()
             for number, first in enumerate(pieces):
                 ids = self._ids(first, pieces, tokenizer)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +130,29 @@ def check_template(template: Any, path: Path) -> None:
         )
 
 
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old or the new one, never half of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def replace_files(texts: dict[Path, str]) -> None:
+    """Write files of one folder, which is made where it is missing, so that a reader finds the old or the new ones.
+
+    All are written under other names first: where there is no room for one of them, the old ones stay as they are.
+    Their permissions are those that the umask gives a new file.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for path in texts}
+    path = next(iter(texts))
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            with temporaries[path].open("x", encoding="utf-8", newline="") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in temporaries.items():
+            temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; what was there before is as it was") from error
+    finally:
+        for temporary in temporaries.values():
+            with suppress(OSError):
+                temporary.unlink()

@@ -25,7 +25,7 @@ from lit_llm.tokenizer.files import (
     parse_settings,
     parse_tokenizer,
     read_text,
-    replace_file,
+    replace_files,
 )
 from lit_llm.tokenizer.kinds import SPACE, Kind, kind_of, puts_space_first
 
@@ -78,6 +78,11 @@ class Tokenizer:
     def state(self) -> dict[str, Any]:
         """The content of tokenizer.json; not to be changed."""
         return self._state
+
+    @property
+    def end_of_text(self) -> str | None:
+        """The string of the token that ends a document, where there is one."""
+        return None if self.eot_id is None else self._added[self.eot_id]
 
     @property
     def chat_template(self) -> str | None:
@@ -212,14 +217,19 @@ class Tokenizer:
         """Write tokenizer.json and tokenizer_config.json, a folder that `AutoTokenizer.from_pretrained` loads.
 
         Each file is replaced at once: a reader finds the old or the new one, never half of it.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written; then nothing is replaced.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         config = self._default_config() if self._config is None else self._config
         if not config.get("chat_template") and self.im_start_id is not None and self.im_end_id is not None:
             config = {**config, "chat_template": CHATML_TEMPLATE}
-        replace_file(folder / "tokenizer_config.json", json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-        replace_file(folder / "tokenizer.json", self._tokenizer.to_str(pretty=True))
+        files = {
+            "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+            "tokenizer.json": self._tokenizer.to_str(pretty=True),
+        }
+        replace_files({folder / name: text for name, text in files.items()})
         (folder / CHAT_TEMPLATE).unlink(missing_ok=True)  # would win over the one in tokenizer_config.json
 
     @classmethod

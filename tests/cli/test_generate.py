@@ -64,6 +64,9 @@ def test_prompts_come_from_options_and_files(folder: Path, tmp_path: Path, capsy
     rows.write_text('{"prompt": "a\\nb"}\n{"text": "c"}\n')
     assert read_prompts(GenerateConfig(prompts=["zero"], prompts_file=str(lines))) == ["zero", "one", " two \u2028x"]
     assert read_prompts(GenerateConfig(prompts_file=str(rows))) == ["a\nb", "c"]
+    for encoding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "marked.txt").write_text("one\r\ntwo\r\n", encoding=encoding, newline="")
+        assert read_prompts(GenerateConfig(prompts_file=str(tmp_path / "marked.txt"))) == ["one", "two"]
     assert read_prompts(GenerateConfig()) == [""]
     assert said(capsys, folder, prompts_file=str(rows), stream=False) == expected(folder, ["a\nb", "c"], 1)
     rows.write_text('{"prompt": "a"}\n{"question": "b"}\n')

@@ -95,8 +95,9 @@ def test_a_vocabulary_that_the_corpus_cannot_fill(tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_not_utf8_are_replaced_and_counted(tmp_path: Path, shards: Path) -> None:
-    (tmp_path / "text.txt").write_bytes(b"one \xff two \xc3( three \xe2\x82 end\n")
-    corpus = Corpus(CorpusConfig(path=str(tmp_path / "text.txt"), validation_fraction=0.0))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_bytes(b"one \xff two \xc3( three \xe2\x82 end\n")
+    corpus = Corpus(CorpusConfig(path=str(tmp_path / "texts"), validation_fraction=0.0))
     text = "".join(document.text for document in corpus.documents())
     # a lone byte, a lead byte without its second, and two bytes of a character of three
     assert corpus.counts.replaced_bytes == 4

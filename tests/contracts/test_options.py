@@ -181,7 +181,7 @@ def test_checkpoints_kept(keep_last: int, keep_best: bool, make_run: MakeRun) ->
     """A rate far too high, so that the best validation is not the last one."""
     config = short_run(
         make_run,
-        optimizer={"learning_rate": 3.0},
+        optimizer={"learning_rate": 10.0},
         trainer={
             "max_steps": 5,
             "val_every_n_steps": 1,
@@ -300,8 +300,9 @@ def test_mask_documents(make_run: MakeRun, short_documents: Path) -> None:
     seen = [watched(config).micro_batches[0] for config in (plain, masked)]
     ends = seen[0]["tokens"] == Tokenizer.load(short_documents / "tokenizer").eot_id
     assert ends.sum() > 8
-    assert "document_ids" not in seen[0] and (seen[0]["targets"] >= 0).all()
-    assert torch.equal(seen[1]["targets"] < 0, ends)
+    beyond = seen[0]["targets"] < 0  # the last target of a window may be the next one's
+    assert "document_ids" not in seen[0] and not beyond[:, :-1].any()
+    assert torch.equal(seen[1]["targets"] < 0, ends | beyond)
     losses = [values(curves(config)["train/loss"])[0] for config in (plain, masked)]
     assert losses == pytest.approx([first_batch_loss(plain), first_batch_loss(masked)], abs=1e-5)
     assert abs(losses[0] - losses[1]) > 1e-3
@@ -350,7 +351,7 @@ def test_paths_and_weights(weights: list[float] | None, make_run: MakeRun, shard
     )
     ids = watched(config).micro_batches[0]["sample_ids"]
     module = TokenDataModule(config.data, None, config.seed)
-    sources, _ = module.train_dataset.starts(ids.numpy())
+    sources, _, _ = module.train_dataset.starts(ids.numpy())
     sizes = [len(source) for source in module.splits["train"]]
     expected = 0.75 if weights else sizes[0] / sum(sizes)
     assert (sources == 0).mean() == pytest.approx(expected, abs=0.08)

@@ -8,6 +8,8 @@ import pytest
 
 from lit_llm.config import CorpusConfig, UserError
 from lit_llm.data.corpus import Corpus
+from lit_llm.data.row_files import iterate_rows
+from lit_llm.data.text_encoding import read_text
 from lit_llm.tokenizer import train_bpe
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -99,7 +101,7 @@ def test_folder_by_suffix_sorted_hidden_and_binary_left_out(tmp_path):
         ("sub/code.py", "print(1)\n"),
         ("z.txt.gz", "zipped ü"),
     ]
-    assert (source.counts.binary_files, source.counts.empty_documents) == (1, 2)
+    assert (source.counts.binary_files.number, source.counts.empty_documents) == (1, 2)
 
 
 def test_glob(tmp_path):
@@ -139,17 +141,16 @@ def test_hugging_face_folder(tmp_path):
 
 def test_text_is_not_altered(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_bytes("\ufeffa\r\nb\rc\n\n\u2028 d".encode())
-    assert texts(corpus(path, validation_fraction=0.0)) == ["\ufeffa\r\nb\rc\n\n\u2028 d"]
+    path.write_bytes("a\r\nb\rc\n\n\u2028 \ufeffd".encode())
+    assert texts(corpus(path, validation_fraction=0.0)) == ["a\r\nb\rc\n\n\u2028 \ufeffd"]
 
 
 @pytest.mark.parametrize("piece_bytes", [1, 2, 3, 5, 64, 1000])
 def test_pieces_join_to_the_document_and_invalid_bytes_are_counted(tmp_path, piece_bytes):
     # A stray continuation, a truncated character in the middle, a genuine U+FFFD, one cut off at the end.
     data = "naïve 日本 😀\n".encode() * 9 + b"\x80 \xe6\x97 x" + "\ufffd\n".encode() + b"end \xf0\x9f\x98"
-    path = tmp_path / "a.txt"
-    path.write_bytes(data)
-    source = corpus(path, validation_fraction=0.0, piece_bytes=piece_bytes)
+    (tmp_path / "a.txt").write_bytes(data)
+    source = corpus(tmp_path, validation_fraction=0.0, piece_bytes=piece_bytes)
     documents = list(source.documents())
     assert "".join(document.text for document in documents) == data.decode(errors="replace")
     assert source.counts.replaced_bytes == 1 + 2 + 3
@@ -190,6 +191,173 @@ def test_skip_resumes(tmp_path, skip, split):
     counts = source.counts
     assert list(source.documents(skip=skip)) == everything[skip:]
     assert source.counts == counts
+
+
+SEPARATED = (
+    "<|endoftext|>first é\n<|endoftext|>\nsecond\r\n<|endoftext|>\r\n  third <|endoft ext|> <|<|endoftext|>fourth"
+    "<|endoftext|>\n \n<|endoftext|><|endoftext|>\n\nfifth <|end\n" + "a long sixth\n" * 40 + "<|endoftext|>\r \n"
+)
+DOCUMENTS = [
+    "first é\n",
+    "second\r\n",
+    "  third <|endoft ext|> <|",
+    "fourth",
+    "\nfifth <|end\n" + "a long sixth\n" * 40,
+]
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 3, 13, 14, 15, 40, 10**6])
+def test_documents_in_a_text_file_are_told_apart(tmp_path, piece_bytes, capsys):
+    path = tmp_path / "a.txt"
+    path.write_bytes(SEPARATED.encode())
+    source = corpus(path, validation_fraction=0.0, piece_bytes=piece_bytes)
+    found: list[list] = []
+    for document in source.documents():
+        if not found or found[-1][0] != document.key:
+            found.append([document.key, "", 0])
+        found[-1][1] += document.text
+        found[-1][2] += document.final
+        assert document.text
+    assert found == [
+        [key, text, 1] for key, text in zip(["a.txt", *(f"a.txt:{n}" for n in range(1, 5))], DOCUMENTS, strict=True)
+    ]
+    counts = source.counts
+    assert (counts.documents["train"], counts.separated_documents, counts.empty_documents) == (5, 5, 0)
+    counts.say()
+    assert capsys.readouterr().err == "5 documents were found in text files that hold several: a.txt\n"
+    # As one document where that is asked for; the marker is then text, which is said.
+    whole = corpus(path, validation_fraction=0.0, piece_bytes=piece_bytes, document_separator=None)
+    assert "".join(texts(whole)) == SEPARATED
+    assert (whole.counts.documents["train"], whole.counts.separated_documents) == (1, 0)
+    if piece_bytes > len(SEPARATED):
+        whole.counts.say()
+        assert capsys.readouterr().err.startswith(
+            "1 documents hold the name of the end-of-text token, which is learned"
+        )
+
+
+@pytest.mark.parametrize("separator", ["\n\n", "aa", "---\n", "日"])
+def test_any_string_may_separate_documents(tmp_path, separator):
+    text = "naaaaab\n\n\nc日d---\n---\n\ne日aaa\n--\n-"
+    (tmp_path / "a.py").write_text(text, encoding="utf-8")
+    expected = [part for part in text.split(separator) if part.strip()]
+    if separator in ("aa", "日"):  # a line end right after it goes with it
+        expected = [part.removeprefix("\n") for part in expected]
+    for piece_bytes in (1, 2, 3, 4, 5, 100):
+        found: dict[str, str] = {}
+        source = corpus(tmp_path, validation_fraction=0.0, document_separator=separator, piece_bytes=piece_bytes)
+        for document in source.documents():
+            found[document.key] = found.get(document.key, "") + document.text
+        assert list(found.values()) == expected
+
+
+def test_hash_deals_out_the_documents_of_one_text_file(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("".join(f"story {number}\n<|endoftext|>\n" for number in range(1000)))
+    source = corpus(path, validation_fraction=0.1, piece_bytes=100)
+    documents = list(source.documents())
+    assert [document.text for document in documents] == [f"story {number}\n" for number in range(1000)]
+    assert 70 < source.counts.documents["validation"] < 130 and source.counts.documents["test"] == 0
+    # By the place in the file, whatever the pieces are.
+    again = corpus(path, validation_fraction=0.1)
+    assert list(again.documents()) == documents and list(again.documents(skip=990)) == documents[990:]
+    tail = corpus(path, split="tail", validation_fraction=0.1, piece_bytes=100)
+    assert 1000 <= len(texts(tail)) <= 1001 and tail.counts.documents["validation"] > 90
+    assert "".join(texts(tail)) == "".join(document.text for document in documents)
+
+
+def test_the_tokenizers_own_end_of_text_ends_documents_in_prose_alone(tmp_path):
+    for name in ("a.md", "b.py", "LICENSE"):
+        (tmp_path / name).write_text("one</s>\ntwo<|endoftext|>three")
+    write_rows(tmp_path / "rows.jsonl", [{"text": "four</s>five"}, {"text": "six"}])
+    source = Corpus(CorpusConfig(str(tmp_path), validation_fraction=0.0), end_of_text="</s>")
+    whole = "one</s>\ntwo<|endoftext|>three"
+    assert texts(source) == ["one", "two", "three", "one", "two", "three", whole, "four</s>five", "six"]
+    assert source.counts.marked_documents == 2 and source.counts.separated_documents == 6
+    assert str(source.counts.separated_files) == "LICENSE, a.md"
+
+
+def test_separators_that_could_do_nothing_are_refused(tmp_path):
+    write_rows(tmp_path / "a.jsonl")
+    with pytest.raises(UserError, match=r"document_separator is given, but .*a\.jsonl has rows alone"):
+        corpus(tmp_path / "a.jsonl", document_separator="\n\n")
+    with pytest.raises(UserError, match="each row of hf: is a document"):
+        corpus("hf:data", document_separator="\n\n")
+    with pytest.raises(UserError, match="document_separator is empty"):
+        corpus(tmp_path, document_separator="")
+    assert CorpusConfig(document_separator="none").document_separator is None
+
+
+ENCODINGS = ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+
+
+def marked(text: str, encoding: str) -> bytes:
+    """With a byte order mark, which Python writes for some of the names only."""
+    return (
+        text.encode(encoding) if encoding in ("utf-8-sig", "utf-16", "utf-32") else ("\ufeff" + text).encode(encoding)
+    )
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_byte_order_mark_says_how_a_file_is_read(tmp_path, encoding, suffix):
+    pack = gzip.compress if suffix else bytes
+    text = "First Citizen:\r\nnaïve 日本 😀\n"
+    rows = [{"text": text}, {"text": "\u2028 b"}]
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / f"a.txt{suffix}").write_bytes(pack(marked(text * 3 + "<|endoftext|>\nlast", encoding)))
+    (tmp_path / f"b.jsonl{suffix}").write_bytes(pack(marked(lines, encoding)))
+    (tmp_path / f"c.json{suffix}").write_bytes(pack(marked(json.dumps(rows, ensure_ascii=False), encoding)))
+    for piece_bytes in (1, 7, 10**6):
+        source = corpus(tmp_path, validation_fraction=0.0, piece_bytes=piece_bytes)
+        found: dict[str, str] = {}
+        for document in source.documents():
+            found[document.key] = found.get(document.key, "") + document.text
+        assert list(found.values()) == [text * 3, "last", text, "\u2028 b", text, "\u2028 b"]
+        assert (source.counts.replaced_bytes, source.counts.binary_files.number) == (0, 0)
+    assert read_text(tmp_path / f"a.txt{suffix}") == text.replace("\r", "") * 3 + "<|endoftext|>\nlast"
+    assert [row for _, _, row in iterate_rows(str(tmp_path / f"b.jsonl{suffix}"), "data")] == rows
+    # Half a character at the end is as invalid there as in UTF-8.
+    if encoding.startswith("utf-16"):
+        (tmp_path / f"a.txt{suffix}").write_bytes(pack(marked("cut 😀", encoding)[:-2]))
+        source = corpus(tmp_path / f"a.txt{suffix}", validation_fraction=0.0)
+        assert texts(source) == ["cut \ufffd"] and source.counts.replaced_bytes == 2
+
+
+def test_what_is_no_text_is_refused_where_it_is_named_and_told_by_name_where_it_is_not(tmp_path, capsys):
+    prose = "Das Wörterbuch für größere Ämter. " * 40
+    (tmp_path / "folder").mkdir()
+    for name in ("e.bin", "d.bin", "c.bin", "b.bin", "a.bin"):
+        (tmp_path / "folder" / name).write_bytes(b"\x7fELF\0\0")
+    (tmp_path / "folder" / "latin.txt").write_bytes(prose.encode("latin-1"))
+    (tmp_path / "folder" / "rows.jsonl").write_bytes(json.dumps({"text": prose}, ensure_ascii=False).encode("latin-1"))
+    (tmp_path / "folder" / "text.txt").write_text(prose, encoding="utf-8")
+    source = corpus(tmp_path / "folder", validation_fraction=0.0)
+    assert len(texts(source)) == 3
+    source.counts.say()
+    assert capsys.readouterr().err.splitlines() == [
+        "400 bytes were not valid UTF-8 and became U+FFFD: latin.txt, rows.jsonl",
+        "5 binary files were left out: a.bin, b.bin, c.bin and 2 more",
+    ]
+    for name, message in (
+        ("a.bin", r"a\.bin: not text, as it has NUL bytes and no byte order mark"),
+        ("latin.txt", r"latin\.txt: 200 bytes in 1,360 characters are not UTF-8, .*Latin-1.*iconv"),
+        ("rows.jsonl", r"rows\.jsonl: 200 bytes in 1,360 characters are not UTF-8"),
+    ):
+        for split in ("hash", "tail"):
+            with pytest.raises(UserError, match=message) as error:
+                texts(corpus(tmp_path / "folder" / name, validation_fraction=0.0, split=split))
+            assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="not text, as it has NUL bytes"):
+        read_text(tmp_path / "folder" / "a.bin")
+    with pytest.raises(UserError, match=r"latin\.txt: cannot be read .*write it again as UTF-8"):
+        read_text(tmp_path / "folder" / "latin.txt")
+    # A large file is not read to its end first; a stray byte or a character cut off at the end spoils none.
+    (tmp_path / "large.txt").write_bytes(prose.encode("latin-1") * 2000)
+    with pytest.raises(UserError, match=r"bytes in 1,\d\d\d,\d\d\d characters are not UTF-8"):
+        texts(corpus(tmp_path / "large.txt", validation_fraction=0.0, piece_bytes=2**18))
+    (tmp_path / "good.txt").write_bytes(prose.encode()[:-3] + b"\xf0\x9f\x98")
+    assert texts(corpus(tmp_path / "good.txt", validation_fraction=0.0))[0].endswith("\ufffd")
 
 
 @pytest.mark.skipif(not (DATA / "tinyshakespeare.txt").is_file(), reason="tinyshakespeare is not at ../shared/data")

@@ -179,7 +179,7 @@ def test_resume_at_any_step_sees_what_an_uninterrupted_run_sees(path: str, tmp_p
     save_at = tuple(range(1, 20, 1 if num_workers == 0 else 6))
     whole, data, _ = fit(path, tmp_path, 20, save_at=save_at, **options)
     assert data.samples_consumed == 160
-    # The corpus has 48 windows, so that several epochs pass.
+    # The corpus has 50 windows, so that several epochs pass.
     assert data.epochs(160)[0] > 3
     assert [sample for _, batch in whole.seen for sample in batch] == list(range(160))
     assert [step for step, _ in whole.seen] == np.repeat(np.arange(20), 2).tolist()
@@ -246,8 +246,12 @@ def test_resume_on_other_data_says_what_changed(path: str, tmp_path: Path) -> No
     # Weights are shares: doubling both is no change, nor is a folder that moved.
     state = make([path, other], weights=[1.0, 2.0]).state_dict()
     make([path, other], weights=[2.0, 4.0]).load_state_dict(state)
-    # The same number of other tokens is another corpus.
+    # The same number of other tokens is another corpus, and other windows are other samples.
     state = make(path).state_dict()
+    before = {**state, "fingerprint": {**state["fingerprint"]}}
+    del before["fingerprint"]["windows"]
+    with pytest.raises(UserError, match=r"how an epoch is cut into windows \(from None to ring\) changed"):
+        make(path).load_state_dict(before)
     write_split(Path(path) / "train", [np.arange(400) % 1000])
     with pytest.raises(UserError, match=r"content of the training shards"):
         make(path).load_state_dict(state)
@@ -295,7 +299,7 @@ def test_paths_are_mixed_by_tokens_unless_weights_are_given(path: str, tmp_path:
     data = make([path, other])
     assert data.vocab_size == 1000
     assert data.bytes_per_token("train") == 2.0
-    assert data.epochs(4)[0] == pytest.approx(1 / 48)
+    assert data.epochs(4)[0] == pytest.approx(1 / 50)
 
 
 def test_shards_are_verified(path: str) -> None:

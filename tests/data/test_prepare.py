@@ -6,22 +6,28 @@ import hashlib
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 from lit_llm.config import CorpusConfig, PrepareConfig, UserError
 from lit_llm.data.corpus import Corpus, Document
 from lit_llm.data.prepare import prepare
-from lit_llm.data.shards import Manifest, ShardedTokens
+from lit_llm.data.shards import Manifest, ShardedTokens, ShardWriter
+from lit_llm.evaluation.sources import TextSource, WindowOptions
 from lit_llm.tokenizer import Tokenizer, train_bpe, train_character
+from lit_llm.tokenizer.alphabet import BYTE_TO_CHARACTER
+from lit_llm.tokenizer.tokenizer import byte_level
 
 SPLITS = ("train", "validation", "test")
 
@@ -102,6 +108,70 @@ def test_pieces_of_one_document_have_one_end_of_text(corpus: Path, tokenizer: Pa
         assert manifests[split].documents == 1
         parts.append(reader.decode(tokens[:-1]))
     assert "".join(parts) == text
+
+
+@pytest.mark.parametrize("split", ["hash", "tail"])
+def test_documents_of_one_text_file_are_counted_and_an_interruption_changes_nothing(
+    corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str
+) -> None:
+    texts = [json.loads(line)["text"] + "\n" for line in corpus.read_text(encoding="utf-8").splitlines()]
+    path = tmp_path / "several.txt"
+    path.write_text("<|endoftext|>\n".join(texts), encoding="utf-16")
+    source = CorpusConfig(str(path), split=split, validation_fraction=0.2)
+    monkeypatch.setattr("lit_llm.data.prepare.Corpus", partial(Corpus, piece_bytes=1000))
+    monkeypatch.setattr("lit_llm.data.prepare._BATCH_CHARACTERS", 500)
+    original = Corpus.documents
+
+    def interrupted(self: Corpus, skip: int = 0) -> Iterator[Document]:
+        for number, document in enumerate(original(self, skip)):
+            if number == 200:
+                raise Interruption
+            yield document
+
+    def config(name: str) -> PrepareConfig:
+        return PrepareConfig(source, str(tokenizer), str(tmp_path / name), shard_tokens=5000)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Corpus, "documents", interrupted)
+        with pytest.raises(Interruption):
+            prepare(config("parts"))
+    prepare(config("parts"))
+    manifests = prepare(config("whole"))
+    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
+    found = {}
+    for name, manifest in manifests.items():
+        tokens = ShardedTokens(tmp_path / "whole" / name).read(0, manifest.tokens)
+        parts = np.split(tokens, np.flatnonzero(tokens == manifest.eot_id) + 1)[:-1]
+        found[name] = [Tokenizer.load(tokenizer).decode(part[:-1]) for part in parts]
+        assert manifest.documents == len(parts) > 10
+    if split == "hash":
+        assert sorted(found["train"] + found["validation"]) == sorted(texts)
+        assert manifests["train"].documents + manifests["validation"].documents == 400
+    else:
+        assert "".join(found["train"] + found["validation"]) == "".join(texts)
+        assert manifests["train"].documents + manifests["validation"].documents in (400, 401)
+
+
+def test_documents_end_at_the_marker_of_a_foreign_tokenizer(tmp_path: Path) -> None:
+    """In shards and in what is evaluated: </s> where that is the tokenizer's end of a text."""
+    bytes_only = tokenizers.models.BPE(vocab={token: i for i, token in enumerate(BYTE_TO_CHARACTER)}, merges=[])
+    tokenizer = Tokenizer(byte_level(bytes_only, ["</s>"]), {"eos_token": "</s>"})
+    tokenizer.save(tmp_path / "tokenizer")
+    path = tmp_path / "a.txt"
+    path.write_text("one</s>\ntwo</s>three")
+    source = CorpusConfig(str(path), validation_fraction=0.0)
+    manifest = prepare(PrepareConfig(source, str(tmp_path / "tokenizer"), str(tmp_path / "out")))["train"]
+    ids = ShardedTokens(tmp_path / "out/train").read(0, manifest.tokens).tolist()
+    assert manifest.documents == 3 and ids == [
+        *tokenizer.encode("one"),
+        256,
+        *tokenizer.encode("two"),
+        256,
+        *tokenizer.encode("three"),
+        256,
+    ]
+    windows = list(TextSource(str(path)).windows(tokenizer, WindowOptions(100, 100)))
+    assert [tokenizer.decode(window.targets) for window in windows] == ["one</s>", "two</s>", "three</s>"]
 
 
 class Interruption(Exception):
@@ -268,6 +338,37 @@ def test_a_damaged_progress_file_and_a_lost_shard(
     (tmp_path / "progress.json").write_text("{")
     with pytest.raises(UserError, match=r"progress.json is damaged"):
         prepare(config)
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(
+    corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a umask of its own, which every file obeys, those written before and after it was full."""
+    config = options(corpus, tokenizer, tmp_path / "parts", shard_tokens=2000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    original = ShardWriter.append
+
+    def filling(self: ShardWriter, *arguments: Any) -> None:
+        if self.path.name == "shard_00003.npy":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (256, hard))
+        original(self, *arguments)
+
+    umask = os.umask(0o027)
+    try:
+        prepare(options(corpus, tokenizer, tmp_path / "whole", shard_tokens=2000))
+        with monkeypatch.context() as patch:
+            patch.setattr(ShardWriter, "append", filling)
+            with pytest.raises(UserError, match=r"cannot write .*shard_00003\.npy: File too large; finished"):
+                prepare(config)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert (tmp_path / "parts/train/shard_00002.npy").exists()
+        assert not list((tmp_path / "parts").rglob("*.tmp"))
+        prepare(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        os.umask(umask)
+    assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "parts").rglob("*.*")} == {0o640}
 
 
 def test_what_cannot_be_written_or_read(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:

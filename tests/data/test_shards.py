@@ -72,9 +72,12 @@ def test_reads_across_boundaries(folder: Path, tokens: np.ndarray) -> None:
     windows = source.read_windows(starts, 20)
     assert windows.dtype == np.int64
     assert np.array_equal(windows, np.stack([tokens[s : s + 20] for s in starts]))
+    # Windows go on from the beginning after the end.
+    assert np.array_equal(source.read_windows(np.array([990, 999]), 1000), [np.roll(tokens, 10), np.roll(tokens, 1)])
     for start, length in [(-1, 5), (990, 11)]:
         with pytest.raises(IndexError):
             source.read(start, length)
+    for start, length in [(-1, 5), (1000, 1), (0, 1001)]:
         with pytest.raises(IndexError):
             source.read_windows(np.array([0, start]), length)
 
@@ -181,6 +184,61 @@ def test_unknown_dtype(folder: Path) -> None:
         ShardedTokens(folder)
 
 
+def change_shard(**values: object) -> dict[str, object]:
+    info = {"file": "shard_00000.npy", "tokens": 300, "documents": 3, "bytes": 600, "sha256": "0" * 64}
+    return {"shards": [{**info, **values}]}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"vocab_size": 2**40}, r"vocab_size is 1099511627776; with dtype uint16 it must be 1 to 65536"),
+        ({"vocab_size": True}, r"vocab_size is True"),
+        ({"dtype": None}, r"dtype None is neither uint16 nor uint32"),
+        ({"vocab_size": 0}, r"vocab_size is 0"),
+        (
+            {"vocab_size": 5, "special_ids": {"<|eot|>": 400}},
+            r"<\|eot\|> is 400, which is no token of a vocabulary of 5",
+        ),
+        ({"eot_id": 99999}, r"eot_id is 99999, which is no token of a vocabulary of 1000"),
+        ({"eot_id": None}, r"eot_id is None"),
+        ({"pad_id": -1}, r"pad_id is -1"),
+        (change_shard(tokens=-300), r"tokens of shard_00000.npy is -300; it must be a number from 0"),
+        (change_shard(tokens=2**70), r"tokens of shard_00000.npy is 1180"),
+        (change_shard(documents=2.5), r"documents of shard_00000.npy is 2.5"),
+        (change_shard(bytes="many"), r"bytes of shard_00000.npy is 'many'"),
+        (change_shard(file="../train/shard_00000.npy"), r"'../train/shard_00000.npy' is not the name of a file in the"),
+        (change_shard(file="/etc/passwd"), r"'/etc/passwd' is not the name of a file in the same folder"),
+        (change_shard(file=".."), r"'..' is not the name"),
+        (change_shard(file=""), r"'' is not the name"),
+        (change_shard(file=3), r"3 is not the name"),
+        ({"shards": 2 * change_shard()["shards"]}, r"shard_00000.npy is listed twice"),
+        ({"shards": 3}, r"is damaged"),
+        ({"shards": [3]}, r"is damaged"),
+        ({"special_ids": [1]}, r"is damaged"),
+        ({"unknown": 1}, r"has no option unknown"),
+    ],
+)
+def test_a_manifest_that_cannot_be_true(folder: Path, values: dict[str, object], message: str) -> None:
+    change_manifest(folder, **values)
+    with pytest.raises(UserError, match=rf"manifest\.json.*{message}") as error:
+        ShardedTokens(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused_where_they_are_read_and_checked(folder: Path) -> None:
+    change_manifest(folder, vocab_size=950)
+    source = ShardedTokens(folder)
+    message = r"shard_0000\d\.npy holds token 9\d\d, and its manifest says a vocabulary of 950"
+    for refused in (
+        source.verify,
+        lambda: source.read(0, 1000),
+        lambda: source.read_windows(np.array([0, 500]), 500),
+    ):
+        with pytest.raises(UserError, match=message):
+            refused()
+
+
 def test_missing_shard(folder: Path) -> None:
     (folder / "shard_00002.npy").unlink()
     with pytest.raises(UserError, match=r"shard_00002.npy is missing"):
@@ -207,6 +265,10 @@ def test_a_flipped_bit_is_named(folder: Path) -> None:
 
 def test_another_tokenizer(folder: Path) -> None:
     source = ShardedTokens(folder)
-    source.check_tokenizer(SimpleNamespace(digest="digest"))
+    tokenizer = SimpleNamespace(digest="digest", vocab_size=1000, eot_id=0, pad_id=1)
+    source.check_tokenizer(tokenizer)
+    change_manifest(folder, eot_id=7)
+    with pytest.raises(UserError, match=r"manifest\.json says eot_id 7, and the tokenizer with the same digest has 0"):
+        ShardedTokens(folder).check_tokenizer(tokenizer)
     with pytest.raises(UserError, match=r"encoded with another tokenizer"):
         source.check_tokenizer(SimpleNamespace(digest="other"))

@@ -28,39 +28,51 @@ def counting(folder: Path, num_tokens: int) -> ShardedTokens:
     return source_of(folder, np.arange(num_tokens) + 10)
 
 
-@pytest.mark.parametrize("num_tokens", [9, 10, 16, 17, 18, 24, 25, 26, 100, 1001])
-def test_grid_stays_inside_and_moves(num_tokens: int) -> None:
-    grid = WindowGrid(num_tokens, 8)
-    phases = np.arange(grid.num_phases)
-    last = grid.start(np.array(grid.num_windows - 1), phases)
-    assert last.max() + 9 <= num_tokens
-    if num_tokens >= 17:  # room for two windows
-        assert grid.num_phases == 8
-        assert grid.num_windows == (num_tokens - 1) // 8 - 1
-    else:
-        assert grid.num_windows == 1
-        assert grid.num_phases == num_tokens - 8
+# Corpora of exactly 1, 2 and 3 windows of 8 targets, one token more or less than those, and larger ones.
+SIZES = [9, 10, 11, 16, 17, 18, 24, 25, 26, 100, 1001]
 
 
-def test_targets_are_the_next_tokens_and_no_two_windows_of_an_epoch_share_one(tmp_path: Path) -> None:
-    data = WindowDataset([counting(tmp_path, 1000)], [1.0], 16, seed=3, eot_id=EOT)
+@pytest.mark.parametrize("mask_documents", [False, True])
+@pytest.mark.parametrize("num_tokens", SIZES)
+def test_every_token_but_the_first_is_a_target_once_in_each_epoch(
+    tmp_path: Path, num_tokens: int, mask_documents: bool
+) -> None:
+    """By an end-of-text token that stands nowhere, in the middle, and everywhere that documents are told apart."""
+    eot = 10 + num_tokens // 2
+    data = WindowDataset([counting(tmp_path, num_tokens)], [1.0], 8, 3, eot, mask_documents)
     per_epoch = data.order.num_windows[0]
-    assert per_epoch == 61
-    phases = set()
+    assert per_epoch == -(-(num_tokens - 1) // 8)
+    expected = [token for token in range(11, num_tokens + 10) if not (mask_documents and token == eot + 1)]
+    beginnings = set()
     for epoch in range(6):
         ids = list(range(epoch * per_epoch, (epoch + 1) * per_epoch))
         batch = data.__getitems__(ids)
-        assert set(batch) == {"tokens", "targets", "sample_ids"}
+        tokens, targets = batch["tokens"], batch["targets"]
         assert all(tensor.dtype == torch.int64 for tensor in batch.values())
-        assert batch["tokens"].shape == batch["targets"].shape == (61, 16)
+        assert tokens.shape == targets.shape == (per_epoch, 8)
         assert batch["sample_ids"].tolist() == ids
-        assert torch.equal(batch["targets"], batch["tokens"] + 1)
-        assert torch.equal(batch["tokens"], batch["tokens"][:, :1] + torch.arange(16))
-        targets = batch["targets"].flatten().sort().values
-        assert torch.equal(targets, targets[0] + torch.arange(61 * 16))
-        phases.add(int(targets[0]) - 11)
-    assert phases <= set(range(16))
-    assert len(phases) >= 3
+        supervised = targets != -100
+        assert sorted(targets[supervised].tolist()) == expected
+        assert torch.equal(targets[supervised], tokens[supervised] + 1)
+        # No step is left without a target, nor one window with much less to learn than another.
+        counts = supervised.sum(dim=1)
+        assert counts.min() >= 1 and counts.max() - counts.min() <= 3
+        # A window is what follows its first token, and after the end the beginning of the corpus.
+        following = (tokens[:, :1] - 10 + torch.arange(8)) % num_tokens + 10
+        assert torch.equal(tokens, following)
+        if mask_documents:
+            ends = (tokens == eot) | (tokens == num_tokens + 9)
+            assert torch.equal(batch["document_ids"], ends.cumsum(1) - ends.long())
+        beginnings.add(int(tokens[data.order.lookup(np.array(ids))[2] == 0][0, 0]))
+    # Whole windows and no more are cut at the same places; all else at others in each epoch.
+    assert len(beginnings) == 1 if (num_tokens - 1) % 8 == 0 else len(beginnings) > 2
+
+
+def test_a_grid_of_a_trillion_tokens_does_not_wrap(num_tokens: int = 10**15 + 3) -> None:
+    grid = WindowGrid(num_tokens, 2048)
+    windows = np.array([0, grid.num_windows - 1])
+    assert grid.start(windows, num_tokens - 1).tolist() == [num_tokens - 1, num_tokens - 1 - grid.targets(windows)[1]]
+    assert (grid.targets(windows) <= 2048).all() and (grid.targets(windows) >= 2047).all()
 
 
 def test_one_sample_is_its_row_of_any_batch(tmp_path: Path) -> None:

@@ -183,6 +183,20 @@ def test_a_document_read_in_pieces(model: Decoder, tokenizer: Tokenizer, tmp_pat
     assert over == "windows" and len(losses) == math.ceil((first.tokens - 16) / 8) + 1
 
 
+def test_documents_of_one_text_file_are_read_alone(
+    model: Decoder, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["def f(x):\n    return x\n", "naïve é = 3\n", "import os\n"]
+    apart = score(model, tokenizer, TextSource(write(tmp_path, texts)), WindowOptions(16, 8), 3)
+    (tmp_path / "together.txt").write_text("<|endoftext|>\n".join(texts), encoding="utf-16")
+    source = TextSource(str(tmp_path / "together.txt"))
+    together = score(model, tokenizer, source, WindowOptions(16, 8), 3)
+    assert together.documents.losses.tolist() == apart.documents.losses.tolist() and len(together.documents) == 3
+    assert (together.tokens, together.num_bytes) == (apart.tokens, apart.num_bytes)
+    source.say_what_was_met()
+    assert capsys.readouterr().err == "3 documents were found in text files that hold several: together.txt\n"
+
+
 def test_limits_of_texts(model: Decoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
     source = TextSource(write(tmp_path))
     ids = [tokenizer.encode(text) for text in TEXTS]

@@ -119,7 +119,7 @@ def test_the_training_curve_is_the_mean_over_all_tokens_of_a_step(
     logits = model(batch["tokens"], document_ids=batch["document_ids"])
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["targets"], reduction="none")
     supervised = batch["targets"] >= 0
-    assert len(set(supervised.sum(1).tolist())) > 2
+    assert len(set(supervised.sum(1).tolist())) > 1
     expected = float(losses.sum() / supervised.sum())
     mean_of_means = float((losses.sum(1) / supervised.sum(1)).mean())
     assert abs(expected - mean_of_means) > 1e-4

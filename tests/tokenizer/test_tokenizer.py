@@ -1,6 +1,8 @@
 import json
+import os
 import pickle
 import random
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +114,39 @@ def test_auto_tokenizer_reads_the_folder(tokenizer, tmp_path):
     if tokenizer.kind == "bpe":
         noise = [random.Random(1).randrange(tokenizer.vocab_size) for _ in range(500)]
         assert theirs.decode(noise) == tokenizer.decode(noise)
+
+
+def test_a_full_disk_leaves_the_old_tokenizer_and_nothing_else(tmp_path):
+    folder = tmp_path / "tokenizer"
+    train_character(["abc"]).save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    large = train_character(["".join(map(chr, range(0x4E00, 0x5E00)))])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        # The first file fits, the second does not.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        with pytest.raises(UserError, match=r"cannot write .*tokenizer\.json: File too large; what was there before"):
+            large.save(folder)
+        with pytest.raises(UserError, match=r"cannot write .*tokenizer\.json: File too large"):
+            large.save(tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*file/"):
+        large.save(tmp_path / "file")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_saved_files_have_the_permissions_of_the_umask(tokenizer, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        tokenizer.save(tmp_path)
+        tokenizer.save(tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
 
 
 def test_save_and_load_keep_ids_and_digest(tokenizer, tmp_path):

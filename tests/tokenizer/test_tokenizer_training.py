@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -90,6 +91,18 @@ class TestTrainTokenizer:
             config.max_bytes, config.overwrite = limit, True
             assert train_tokenizer(config).decode(range(len(known))) == known
             assert Tokenizer.load(config.output).vocab_size == len(known) + 4
+
+    @pytest.mark.parametrize("name", ["text.txt", "rows.jsonl", "code.py"])
+    def test_no_merge_is_made_of_the_marker_between_documents(self, config, capsys, name):
+        text = "".join(f"abc abc {number}<|endoftext|>" for number in range(50))
+        path = Path(config.corpus.path).with_name(name)
+        path.write_text(json.dumps({"text": text}) if name == "rows.jsonl" else text)
+        config.corpus.path, config.kind, config.vocab_size = str(path), "bpe", 263
+        tokenizer = train_tokenizer(config)
+        learned = [tokenizer.token_bytes(index) for index in range(256, 259)]
+        assert learned == [b"ab", b"abc", b" abc"] or learned == [b"bc", b"abc", b" abc"]
+        said = "50 documents were found in text files that hold several" if name == "text.txt" else "learned as letters"
+        assert said in capsys.readouterr().err
 
     def test_bpe(self, config):
         config.kind, config.vocab_size = "bpe", 262

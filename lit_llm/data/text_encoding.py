@@ -1,0 +1,113 @@
+"""How the bytes of a text file are read as text: UTF-8, or what a byte order mark says."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config import UserError
+
+# A mark of UTF-32 begins with one of UTF-16, and so comes first.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+_PROBE_BYTES = 8192
+
+
+class _Invalid(threading.local):
+    bytes = 0
+
+
+_invalid = _Invalid()
+
+
+def _count_and_replace(error: UnicodeError) -> tuple[str, int]:
+    _invalid.bytes += error.end - error.start
+    return "\ufffd", error.end
+
+
+# Python's "replace", which also says how many bytes it replaced.
+codecs.register_error("lit_llm.replace", _count_and_replace)
+
+
+def counted(decode: Callable[[], str]) -> tuple[str, int]:
+    """What `decode` returns, and how many bytes it replaced by way of the error handler lit_llm.replace."""
+    before = _invalid.bytes
+    text = decode()
+    return text, _invalid.bytes - before
+
+
+def open_file(path: Path) -> Any:
+    """The file, open for reading bytes, unzipped where it is .gz."""
+    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+
+
+def find_encoding(path: Path) -> str | None:
+    """The codec of a text file (unzipped where it is .gz), one that takes the byte order mark off.
+
+    Returns:
+        What the mark says, "utf-8" without one; None where there are NUL bytes that no mark explains: it is no text.
+    """
+    with open_file(path) as file:
+        head = file.read(_PROBE_BYTES)
+    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
+    return None if encoding.startswith("utf-8") and b"\0" in head else encoding
+
+
+def require_encoding(path: Path) -> str:
+    """As `find_encoding`.
+
+    Raises:
+        UserError: it is no text.
+    """
+    encoding = find_encoding(path)
+    if encoding is None:
+        raise UserError(
+            f"{path}: not text, as it has NUL bytes and no byte order mark; leave it out, or write it again as UTF-8"
+        )
+    return encoding
+
+
+def read_text(path: Path) -> str:
+    """All of a text file that a user names, in UTF-8 or as its byte order mark says; any line end is read as \\n.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is in no such encoding.
+    """
+    try:
+        with open_file(path) as file:
+            return io.TextIOWrapper(file, encoding=require_encoding(path)).read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: cannot be read ({error}); write it again as UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, int]]:
+    """The lines of a text file, ended by \\n alone, each with the bytes in it that became U+FFFD.
+
+    Raises:
+        UserError: it is no text.
+    """
+    encoding = require_encoding(path)
+    with open_file(path) as file:
+        if not encoding.startswith("utf-8"):
+            lines = iter(io.TextIOWrapper(file, encoding=encoding, errors="lit_llm.replace", newline="\n"))
+            while True:
+                line, invalid = counted(lambda: next(lines, ""))
+                if not line:
+                    return
+                yield line, invalid
+        for number, line in enumerate(file):
+            codec = "utf-8" if number else encoding
+            yield counted(lambda line=line, codec=codec: line.decode(codec, "lit_llm.replace"))
