@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.cli.loading import load
-from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 
 if TYPE_CHECKING:
     from lit_llm.generation import Completion, Engine, TextConstraint
@@ -44,7 +44,7 @@ class _Writer:
         for prompt in read_prompts(self.config):
             ids = begin + self.tokenizer.encode(prompt)
             for sample in range(self.config.num_samples):
-                sampling = replace(self.config.sampling, seed=self.config.sampling.seed + sample)
+                sampling = replace(self.config.sampling, seed=sample_seed(self.config.sampling.seed, sample))
                 texts.append(_Text(prompt, ids, sampling))
         return texts
 

@@ -99,7 +99,7 @@ class GenerateConfig(LoadConfig):
     prompts_file: str | None = None
     """File with one more prompt on each line; in .jsonl, the "prompt" or "text" of each object."""
     num_samples: int = 1
-    """Texts to write for each prompt; sample i draws with seed + i."""
+    """Texts to write for each prompt; each draws with a seed of its own, made from seed and its number."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How tokens are chosen."""
     stream: bool = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -109,12 +108,6 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def answer_seed(*parts: int | str) -> int:
-    """A seed for the draws of one answer, from what tells it from all others."""
-    digest = blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def write_answers(

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lit_llm.config import SamplingConfig, UserError
+from lit_llm.config import SamplingConfig, UserError, sample_seed
 from lit_llm.generation import TextConstraint
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
@@ -131,7 +131,7 @@ class Served:
                 logit_bias=bias,
                 stop_strings=body.stop,
                 context_full="stop",
-                seed=seed + sample,
+                seed=sample_seed(seed, sample),
             )
             for sample in range(body.n)
         ]

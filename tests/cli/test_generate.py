@@ -13,7 +13,7 @@ from random_decoder import random_decoder
 
 from lit_llm.cli import main, parse
 from lit_llm.cli.generate import generate, read_prompts
-from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import complete
 from lit_llm.interop import load_model_folder, save_model_folder
 from lit_llm.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def expected(folder: Path, prompts: list[str], samples: int) -> str:
     for prompt in prompts:
         for sample in range(samples):
             ids = [tokenizer.begin_id, *tokenizer.encode(prompt)]
-            options = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=3 + sample)
+            options = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=sample_seed(3, sample))
             done = complete(model, [ids], options, tokenizer=tokenizer, stop_tokens=[tokenizer.eot_id])[0]
             out += f"{prompt}{done.text}\n\n"
     return out
