@@ -121,6 +121,8 @@ class Conversation:
         try:
             while engine.busy:
                 for event in engine.step():
+                    if event.error is not None:
+                        raise event.error
                     written.add(event)
                     if event.text:
                         yield event.text

@@ -41,7 +41,7 @@ def complete(
         One completion for each prompt.
 
     Raises:
-        UserError: a prompt is empty or too long, or stop strings come without a tokenizer.
+        UserError: a prompt is empty or too long, stop strings come without a tokenizer, or predictions are not finite.
     """
     if not prompts:
         return []

@@ -145,6 +145,8 @@ def write_answers(
     by_seed = dict(zip(asked, written.values(), strict=True))
     while engine.busy:
         for event in engine.step():
+            if event.error is not None:
+                raise event.error
             answer = written[event.request]
             assert event.token is not None  # the engine knows no stop token, and so writes them all
             answer.ids.append(event.token)

@@ -8,6 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lit_llm.config import SamplingConfig, UserError, sample_seed
@@ -118,8 +119,8 @@ class Served:
         constraint = self._constraint(body, ends)
         # each prompt draws as if it had been sent alone
         seed = secrets.randbits(62) if body.seed is None else body.seed
-        samplings = [
-            SamplingConfig(
+        try:
+            sampling = SamplingConfig(
                 max_new_tokens=body.token_limit or self._default_max_tokens,
                 temperature=body.temperature,
                 top_k=body.top_k,
@@ -131,10 +132,10 @@ class Served:
                 logit_bias=bias,
                 stop_strings=body.stop,
                 context_full="stop",
-                seed=sample_seed(seed, sample),
             )
-            for sample in range(body.n)
-        ]
+        except UserError as error:
+            raise ApiError(str(error), param=str(error).partition(" ")[0]) from None
+        samplings = [replace(sampling, seed=sample_seed(seed, sample)) for sample in range(body.n)]
         return [
             Text(prompt, sampling, ends, body.alternatives, constraint) for prompt in prompts for sampling in samplings
         ]

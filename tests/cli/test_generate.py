@@ -112,6 +112,10 @@ def test_text_is_held_to_a_form(folder: Path, tmp_path: Path, capsys: pytest.Cap
         ({"num_beams": 2, "draft_model": "x"}, "num_beams and draft_model cannot be had together"),
         ({"num_beams": 2, "num_samples": 2}, "a beam search has one outcome"),
         ({"num_beams": 2, "log_probs": 1}, "num_beams cannot be had together with log_probs"),
+        ({"length_penalty": 2.0}, "length_penalty is for a beam search alone"),
+        ({"length_penalty": float("inf"), "num_beams": 2}, "length_penalty is inf"),
+        ({"draft_tokens": 5}, "draft_tokens is for a draft model alone"),
+        ({"num_beams": 2, "sampling": SamplingConfig(top_k=3)}, "a beam search draws nothing"),
         (
             {"draft_model": "x", "sampling": SamplingConfig(presence_penalty=1.0)},
             "draft_model cannot be had together with penalties",
