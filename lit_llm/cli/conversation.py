@@ -15,7 +15,7 @@ from lit_llm.cli.parsing import parse
 from lit_llm.config import ChatConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import Completion, Engine
 from lit_llm.generation.request import fitted_prompt
-from lit_llm.tokenizer import ChatFormat, Message
+from lit_llm.tokenizer import ChatFormat, Message, conversation_ids, read_as_letters
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Conversation:
 
     Args:
         loaded: the model.
-        config: its system message, sampling, prefill_chunk and compile.
+        config: its system message, sampling, begin_token, prefill_chunk and compile.
 
     Raises:
         UserError: the model has no form for conversations, or its template refuses the system message.
@@ -106,10 +106,10 @@ class Conversation:
         )
         engine.submit(prompt, sampling, stop_tokens=self._stop_tokens)
         self.last = Answer(len(prompt), Completion())
-        text = ""
+        text = read_as_letters(self._loaded.tokenizer, turns[-1].content, "the message")
         if left_out and not self._said_left_out:
             self._said_left_out = True
-            text = (
+            text += "\n" * bool(text) + (
                 f"the conversation no longer fits into the context of {self.context} tokens: from now on the model "
                 "does not read its oldest turns"
             )
@@ -141,7 +141,8 @@ class Conversation:
         most = max(self.context - self.sampling.max_new_tokens, self.context // 2)
 
         def rendered(left_out: int) -> list[int]:
-            return self._chat.render_prompt([*first, *turns[2 * left_out :]])
+            ids = self._chat.render_prompt([*first, *turns[2 * left_out :]])
+            return conversation_ids(self._loaded.tokenizer, ids, self._config.begin_token)
 
         left_out = bisect_left(range(len(turns) // 2), True, key=lambda count: len(rendered(count)) <= most)
         prompt = rendered(left_out)
@@ -171,7 +172,10 @@ class Conversation:
             _check_characters(value, "the system message")
             self._chat.render_prompt([Message("system", value), Message("user", "x")])  # a template may refuse it
         self.system = value if value.strip() else None
-        return Reply("there is no system message" if self.system is None else "from now on this is the system message")
+        if self.system is None:
+            return Reply("there is no system message")
+        note = read_as_letters(self._loaded.tokenizer, self.system, "it")
+        return Reply("from now on this is the system message" + (f"; {note}" if note else ""))
 
     def _retry(self, _: str) -> Reply:
         if not self.turns:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.cli.loading import load
+from lit_llm.cli.loading import load, tell_begin_token
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 
 if TYPE_CHECKING:
@@ -38,11 +38,15 @@ class _Writer:
         self.stop_tokens = self.loaded.stop_tokens
 
     def texts(self) -> list[_Text]:
-        """Every sample of every prompt."""
-        begin = [] if self.tokenizer.begin_id is None else [self.tokenizer.begin_id]
+        """Every sample of every prompt; what in a prompt may surprise is said on stderr."""
+        from lit_llm.tokenizer import prompt_ids, read_as_letters
+
+        config = self.config
         texts = []
-        for prompt in read_prompts(self.config):
-            ids = begin + self.tokenizer.encode(prompt)
+        for number, prompt in enumerate(read_prompts(config), start=1):
+            ids = prompt_ids(self.tokenizer, prompt, config.begin_token, special_tokens=config.special_tokens)
+            if not config.special_tokens and (note := read_as_letters(self.tokenizer, prompt, f"prompt {number}")):
+                print(note, file=sys.stderr)
             for sample in range(self.config.num_samples):
                 sampling = replace(self.config.sampling, seed=sample_seed(self.config.sampling.seed, sample))
                 texts.append(_Text(prompt, ids, sampling))
@@ -99,6 +103,7 @@ def generate(config: GenerateConfig) -> None:
         UserError: the model or the prompts are not there or cannot be used as asked.
     """
     writer = _Writer(config)
+    tell_begin_token(config, writer.tokenizer)
     texts = writer.texts()
     began = time.perf_counter()
     if config.num_beams > 1 or config.draft_model is not None:

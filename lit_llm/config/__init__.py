@@ -6,7 +6,7 @@ from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
 from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
-from lit_llm.config.generation import GenerateConfig, LoadConfig, SamplingConfig
+from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
@@ -34,6 +34,7 @@ __all__ = [
     "PRESETS",
     "STAGES",
     "BatchConfig",
+    "BeginToken",
     "ChatConfig",
     "ConversationDataConfig",
     "CorpusConfig",

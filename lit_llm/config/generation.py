@@ -7,6 +7,8 @@ from typing import Literal
 
 from lit_llm.config.errors import UserError
 
+BeginToken = Literal["auto", "always", "never"]
+
 # Within these the arithmetic of logits stays finite in float32.
 MOST_TEMPERATURE = 1e6
 MOST_REPETITION_PENALTY = 1e3
@@ -97,6 +99,10 @@ class LoadConfig:
     """Device to run on: auto, cpu or cuda."""
     dtype: str = "auto"
     """Arithmetic: auto (as stored), float32 or bfloat16."""
+    begin_token: BeginToken = "auto"
+    """Whether a text begins with the begin token: auto (by the tokenizer's own rule, as in transformers; with those
+    trained here it does, as documents do in training), always or never. Conversations under auto: as their template
+    has it."""
     quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"
     """Round the weights to 8 or 4 bits after reading them (int8_dynamic: what they are multiplied with as well), and
     tell what that costs in quality. On the CPU it is fast with dtype bfloat16, or compiled; in plain float32 the full
@@ -107,6 +113,8 @@ class LoadConfig:
             raise UserError(f"accelerator is {self.accelerator!r}; it must be auto, cpu or cuda")
         if self.dtype not in ("auto", "float32", "bfloat16"):
             raise UserError(f"dtype is {self.dtype!r}; it must be auto, float32 or bfloat16")
+        if self.begin_token not in ("auto", "always", "never"):
+            raise UserError(f"begin_token is {self.begin_token!r}; it must be auto, always or never")
         if self.quantize not in ("none", "int8", "int8_dynamic", "int4"):
             raise UserError(f"quantize is {self.quantize!r}; it must be none, int8, int8_dynamic or int4")
 
@@ -116,9 +124,11 @@ class GenerateConfig(LoadConfig):
     """Write text with a trained model."""
 
     prompts: list[str] = field(default_factory=list)
-    """Texts to go on from; none: start from the end-of-text token."""
+    """Texts to go on from; none: start from the token that begins a text."""
     prompts_file: str | None = None
     """File with one more prompt on each line; in .jsonl, the "prompt" or "text" of each object."""
+    special_tokens: bool = True
+    """Read the names of special tokens in prompts, as <|im_end|>, as these tokens; false: as letters."""
     num_samples: int = 1
     """Texts to write for each prompt; each draws with a seed of its own, made from seed and its number."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)

@@ -248,7 +248,7 @@ def test_every_field_of_the_sampling_can_be_set(loaded: LoadedModel) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/set temperature -1", r"^temperature is -1.0; it must be at least 0$"),
+        ("/set temperature -1", r"^temperature is -1.0; it must be from 0 to 1,000,000$"),
         ("/set temperature hot", r"^temperature is hot; it must be a number$"),
         ("/set top_p 2", r"^top_p is 2.0; it must be above 0 and at most 1, or null$"),
         ("/set temprature 1", r"^there is no option temprature; the nearest is temperature$"),
