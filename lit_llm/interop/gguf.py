@@ -175,9 +175,7 @@ def _describe_model(writer: GGUFWriter, config: ModelConfig, kind: Kind) -> None
         writer.add_rope_scaling_factor(config.rope_scaling.factor)
 
 
-def _describe_tokenizer(
-    writer: GGUFWriter, config: ModelConfig, tokenizer: Tokenizer, stop_ids: Sequence[int]
-) -> None:
+def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
     from gguf import TokenType
 
     state = tokenizer.state

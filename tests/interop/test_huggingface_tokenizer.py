@@ -47,7 +47,9 @@ def test_ids_and_texts_are_those_of_transformers(form: str, tmp_path: Path, tran
     assert ours.begin_id == theirs.bos_token_id
 
 
-@pytest.mark.parametrize("said", [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": False}], ids=str)
+@pytest.mark.parametrize(
+    "said", [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": False}], ids=str
+)
 @pytest.mark.parametrize("form", ["gpt2", "llama3", "llama2"])
 def test_texts_begin_by_the_tokenizers_own_rule(
     form: str, said: dict[str, Any], tmp_path: Path, transformers: ModuleType
@@ -60,7 +62,10 @@ def test_texts_begin_by_the_tokenizers_own_rule(
     for text in ("x y", f"x{EOS}y", " \n"):
         ids = prompt_ids(tokenizer, text)
         assert ids == theirs(text)["input_ids"]
-        assert prompt_ids(tokenizer, text, "always") == [tokenizer.special_ids[BOS], *prompt_ids(tokenizer, text, "never")]
+        assert prompt_ids(tokenizer, text, "always") == [
+            tokenizer.special_ids[BOS],
+            *prompt_ids(tokenizer, text, "never"),
+        ]
     tokenizer.save(tmp_path / "again")
     assert Tokenizer.load(tmp_path / "again").rule_ids == tokenizer.rule_ids
 
@@ -69,7 +74,9 @@ def test_a_rule_is_kept_where_only_the_tokenizer_is_there(tmp_path: Path, transf
     folder = save_foreign_tokenizer("llama3", tmp_path)
     (folder / "tokenizer_config.json").unlink()
     Tokenizer.load(folder).save(folder)
-    assert transformers.AutoTokenizer.from_pretrained(folder)("x")["input_ids"] == prompt_ids(Tokenizer.load(folder), "x")
+    assert transformers.AutoTokenizer.from_pretrained(folder)("x")["input_ids"] == prompt_ids(
+        Tokenizer.load(folder), "x"
+    )
     assert len(prompt_ids(Tokenizer.load(folder), "x")) == 2
 
 
