@@ -33,6 +33,7 @@ def chat(config: ChatConfig) -> None:
     """
     loaded = load(config, [config.system] if config.system else [], compile=config.compile)
     from lit_llm.cli.conversation import Conversation
+    from lit_llm.tokenizer import read_as_letters
 
     conversation = Conversation(loaded, config)
     terminal = _Terminal()
@@ -44,6 +45,8 @@ def chat(config: ChatConfig) -> None:
         )
         if config.compile:
             terminal.tell("the first answer waits until the model is compiled, a minute or more")
+    if note := read_as_letters(loaded.tokenizer, config.system or "", "the system message"):
+        terminal.tell(note)
     with contextlib.suppress(KeyboardInterrupt):  # at the prompt
         while (line := terminal.read()) is not None:
             if line.strip() and not _reply(conversation, terminal, line):

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from lit_llm.cli.loading import LoadedModel
 from lit_llm.cli.parsing import parse
-from lit_llm.config import ChatConfig, SamplingConfig, UserError
+from lit_llm.config import ChatConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import Completion, Engine
 from lit_llm.generation.request import fitted_prompt
-from lit_llm.tokenizer import ChatFormat, Message
+from lit_llm.tokenizer import ChatFormat, Message, conversation_ids, read_as_letters
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Conversation:
 
     Args:
         loaded: the model.
-        config: its system message, sampling, prefill_chunk and compile.
+        config: its system message, sampling, begin_token, prefill_chunk and compile.
 
     Raises:
         UserError: the model has no form for conversations, or its template refuses the system message.
@@ -93,9 +93,9 @@ class Conversation:
         return command.run(self, value)
 
     def _answer(self, turns: list[Message], number: int) -> Reply:
-        """Begin an answer to `turns`, the last of which is a user's; `number` moves the seed."""
+        """Begin an answer to `turns`, the last of which is a user's; `number` chooses the seed."""
         prompt, left_out = self._prompt(turns)
-        sampling = replace(self.sampling, seed=self.sampling.seed + number)
+        sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed, number))
         engine = Engine(
             self._loaded.model,
             1,
@@ -106,10 +106,10 @@ class Conversation:
         )
         engine.submit(prompt, sampling, stop_tokens=self._stop_tokens)
         self.last = Answer(len(prompt), Completion())
-        text = ""
+        text = read_as_letters(self._loaded.tokenizer, turns[-1].content, "the message")
         if left_out and not self._said_left_out:
             self._said_left_out = True
-            text = (
+            text += "\n" * bool(text) + (
                 f"the conversation no longer fits into the context of {self.context} tokens: from now on the model "
                 "does not read its oldest turns"
             )
@@ -121,6 +121,8 @@ class Conversation:
         try:
             while engine.busy:
                 for event in engine.step():
+                    if event.error is not None:
+                        raise event.error
                     written.add(event)
                     if event.text:
                         yield event.text
@@ -139,7 +141,8 @@ class Conversation:
         most = max(self.context - self.sampling.max_new_tokens, self.context // 2)
 
         def rendered(left_out: int) -> list[int]:
-            return self._chat.render_prompt([*first, *turns[2 * left_out :]])
+            ids = self._chat.render_prompt([*first, *turns[2 * left_out :]])
+            return conversation_ids(self._loaded.tokenizer, ids, self._config.begin_token)
 
         left_out = bisect_left(range(len(turns) // 2), True, key=lambda count: len(rendered(count)) <= most)
         prompt = rendered(left_out)
@@ -169,7 +172,10 @@ class Conversation:
             _check_characters(value, "the system message")
             self._chat.render_prompt([Message("system", value), Message("user", "x")])  # a template may refuse it
         self.system = value if value.strip() else None
-        return Reply("there is no system message" if self.system is None else "from now on this is the system message")
+        if self.system is None:
+            return Reply("there is no system message")
+        note = read_as_letters(self._loaded.tokenizer, self.system, "it")
+        return Reply("from now on this is the system message" + (f"; {note}" if note else ""))
 
     def _retry(self, _: str) -> Reply:
         if not self.turns:
@@ -241,7 +247,7 @@ COMMANDS = {
     "/help": Command("", "this list", Conversation._help),
     "/reset": Command("", "begin a new conversation", Conversation._reset),
     "/system": Command("TEXT", "what the model is told first; without TEXT, nothing", Conversation._set_system),
-    "/retry": Command("", "another answer to the last message, with the next seed", Conversation._retry),
+    "/retry": Command("", "another answer to the last message, with another seed", Conversation._retry),
     "/undo": Command("", "take back the last message and its answer", Conversation._undo),
     "/set": Command("NAME VALUE", "change how answers are drawn; without VALUE, show it", Conversation._set),
     "/save": Command("FILE.jsonl", "add the conversation to a file that sft.py reads", Conversation._save),

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.cli.loading import LoadedModel, find_model, load
+from lit_llm.cli.loading import LoadedModel, find_model, load, tell_begin_token
 from lit_llm.config import EvaluateConfig, UserError, to_plain
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def evaluate(config: EvaluateConfig) -> None:
     sources = _open_sources(config)
     _check_rows(config)
     loaded = load(config)
+    if config.texts or config.tasks:
+        tell_begin_token(config, loaded.tokenizer)
     options = _window_options(config, loaded)
     output.mkdir(parents=True, exist_ok=True)
     # first, as what is wrong with tasks should not be found after hours of something else
@@ -100,7 +102,8 @@ def _open_sources(config: EvaluateConfig) -> list[TextSource | ShardSource]:
     from lit_llm.data.progress import byte_progress
     from lit_llm.evaluation.sources import ShardSource, TextSource
 
-    texts = [TextSource(path, config.text_field, config.hf_split, config.end_of_text) for path in config.texts]
+    begins = config.begin_token != "never"
+    texts = [TextSource(path, config.text_field, config.hf_split, config.end_of_text, begins) for path in config.texts]
     shards = [ShardSource(folder, config.split, config.mask_documents) for folder in config.shards]
     if config.verify and shards:
         total = sum(file.stat().st_size for source in shards for file in source.tokens.files)
@@ -153,6 +156,7 @@ def _run_tasks(config: EvaluateConfig, loaded: LoadedModel) -> dict[str, dict[st
         limit=config.limit,
         batch_size=config.batch_size,
         chat_template=config.chat_template,
+        begin_token=config.begin_token,
         seed=config.seed,
     )
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.cli.loading import load
-from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+from lit_llm.cli.loading import load, tell_begin_token
+from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.data.text_encoding import read_text
 
 if TYPE_CHECKING:
@@ -39,13 +39,17 @@ class _Writer:
         self.stop_tokens = self.loaded.stop_tokens
 
     def texts(self) -> list[_Text]:
-        """Every sample of every prompt."""
-        begin = [] if self.tokenizer.begin_id is None else [self.tokenizer.begin_id]
+        """Every sample of every prompt; what in a prompt may surprise is said on stderr."""
+        from lit_llm.tokenizer import prompt_ids, read_as_letters
+
+        config = self.config
         texts = []
-        for prompt in read_prompts(self.config):
-            ids = begin + self.tokenizer.encode(prompt)
+        for number, prompt in enumerate(read_prompts(config), start=1):
+            ids = prompt_ids(self.tokenizer, prompt, config.begin_token, special_tokens=config.special_tokens)
+            if not config.special_tokens and (note := read_as_letters(self.tokenizer, prompt, f"prompt {number}")):
+                print(note, file=sys.stderr)
             for sample in range(self.config.num_samples):
-                sampling = replace(self.config.sampling, seed=self.config.sampling.seed + sample)
+                sampling = replace(self.config.sampling, seed=sample_seed(self.config.sampling.seed, sample))
                 texts.append(_Text(prompt, ids, sampling))
         return texts
 
@@ -100,6 +104,7 @@ def generate(config: GenerateConfig) -> None:
         UserError: the model or the prompts are not there or cannot be used as asked.
     """
     writer = _Writer(config)
+    tell_begin_token(config, writer.tokenizer)
     texts = writer.texts()
     began = time.perf_counter()
     if config.num_beams > 1 or config.draft_model is not None:
@@ -116,6 +121,7 @@ def _stream(writer: _Writer, texts: list[_Text]) -> int:
     """Each text as it is written, one after the other; returns how many tokens."""
     engine = writer.engine(texts, max_batch=1)
     tokens, place, begun = 0, 0, False
+    errors: list[Exception] = []
     while engine.busy:
         for event in engine.step():
             if not begun:
@@ -127,6 +133,9 @@ def _stream(writer: _Writer, texts: list[_Text]) -> int:
                 place += 1
             sys.stdout.flush()
             tokens += event.token is not None
+            if event.error is not None:
+                errors.append(event.error)
+    _raise_first(errors, len(texts))
     return tokens
 
 
@@ -150,7 +159,14 @@ def _write_in_batches(writer: _Writer, texts: list[_Text]) -> int:
             while shown < len(done) and done[shown].finish_reason is not None:
                 print(_shown(writer, texts[shown], done[shown]))
                 shown += 1
+    _raise_first([completion.error for completion in done if completion.error is not None], len(texts))
     return sum(len(completion.ids) for completion in done)
+
+
+def _raise_first(errors: list[Exception], texts: int) -> None:
+    """Raises: UserError: a text could not be written to its end."""
+    if errors:
+        raise UserError(f"{len(errors)} of {texts} texts could not be written to their end: {errors[0]}") from errors[0]
 
 
 def _shown(writer: _Writer, text: _Text, completion: Completion) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,18 @@ def load(config: LoadConfig, texts: Iterable[str] = (), *, compile: bool = False
     if not compile:
         lay_out_for_few_rows(model)
     return LoadedModel(model.eval(), tokenizer, list(stop_token_ids(folder, tokenizer)), folder, device)
+
+
+def tell_begin_token(config: LoadConfig, tokenizer: Tokenizer) -> None:
+    """Say on stderr where texts begin with a token that transformers would not put there by itself."""
+    from lit_llm.tokenizer import begin_ids
+
+    begin = begin_ids(tokenizer, config.begin_token)
+    if begin and config.begin_token == "auto" and not tokenizer.rule_ids:
+        name = tokenizer.token_bytes(begin[0]).decode(errors="replace")
+        print(
+            f"texts begin with {name}, as documents did in training; --begin_token never leaves it out", file=sys.stderr
+        )
 
 
 def device_of(config: LoadConfig) -> str:

@@ -55,14 +55,14 @@ def quantize_and_tell(
 
     from lit_llm.model.quality import compare, predictions
     from lit_llm.model.quantization import quantize
+    from lit_llm.tokenizer import prompt_ids
 
-    begin = [] if tokenizer.begin_id is None else [tokenizer.begin_id]
     context = model.config.max_position_embeddings
     windows: list[torch.Tensor] = []
     room = MOST_TOKENS
     texts = [text for text in texts if text]
     for text in dict.fromkeys([*texts, SAMPLE] if source is None else texts):
-        ids = (begin + tokenizer.encode(text))[:room]
+        ids = prompt_ids(tokenizer, text, special_tokens=False)[:room]
         room -= len(ids)
         windows += [torch.tensor(ids[start : start + context]) for start in range(0, len(ids), context)]
     before = list(predictions(model, windows))

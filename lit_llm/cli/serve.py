@@ -9,7 +9,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from lit_llm.cli.loading import LoadedModel, load
+from lit_llm.cli.loading import LoadedModel, load, tell_begin_token
 from lit_llm.config import ServeConfig, UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def serve(config: ServeConfig) -> None:
             ) from None
     with bound_socket(config.host, config.port) as listener:  # before the model is read, which takes longer
         loaded = load(config, compile=config.compile)
+        tell_begin_token(config, loaded.tokenizer)
         served = describe(config, loaded)
         worker = make_worker(config, loaded)
         if config.compile:
@@ -68,6 +69,7 @@ def describe(config: ServeConfig, loaded: LoadedModel) -> Served:
         config.max_length or context,
         loaded.stop_tokens,
         default_max_tokens=config.default_max_tokens,
+        begin_token=config.begin_token,
         quantize=stored if config.quantize == "none" else config.quantize,
     )
 

@@ -6,7 +6,7 @@ from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
 from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
-from lit_llm.config.generation import GenerateConfig, LoadConfig, SamplingConfig
+from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
@@ -26,6 +26,7 @@ from lit_llm.config.post_training import (
 from lit_llm.config.presets import PRESETS, preset, preset_fields
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
 from lit_llm.config.run import PretrainConfig, RunConfig, SampleConfig
+from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serving import ServeConfig
 from lit_llm.config.trainer import TrainerConfig
 
@@ -33,6 +34,7 @@ __all__ = [
     "PRESETS",
     "STAGES",
     "BatchConfig",
+    "BeginToken",
     "ChatConfig",
     "ConversationDataConfig",
     "CorpusConfig",
@@ -66,8 +68,10 @@ __all__ = [
     "TokenizerTrainingConfig",
     "TrainerConfig",
     "UserError",
+    "derived_seed",
     "from_plain",
     "preset",
     "preset_fields",
+    "sample_seed",
     "to_plain",
 ]

@@ -13,7 +13,8 @@ from lit_llm.config.generation import LoadConfig
 class EvaluateConfig(LoadConfig):
     """Measure a trained model: its loss on texts, shards and answers, its preferences, and benchmark tasks.
 
-    With `quantize`, texts, shards, answers and preferences are measured with the full model as well, and the difference
+    Under `begin_token` auto each of the texts begins with the token that its first one is predicted from. With
+    `quantize`, texts, shards, answers and preferences are measured with the full model as well, and the difference
     is told.
     """
 
@@ -86,6 +87,10 @@ class EvaluateConfig(LoadConfig):
             raise UserError(f"stride {self.stride} is more than context {self.context}, which would leave tokens out")
         self._refuse_without("texts or shards", "context", "stride", "max_documents", "max_tokens")
         self._refuse_without("shards", "mask_documents")
+        if self.begin_token != "auto" and not (self.texts or self.tasks):
+            raise UserError(
+                "begin_token is given, but no texts or tasks, which alone it is for; give them, or leave it"
+            )
         self._refuse_without("tasks", "tasks_folder", "num_fewshot", "limit", "chat_template")
 
     def _refuse_without(self, needed: str, *names: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_llm.config import UserError
+from lit_llm.config import BeginToken, UserError
 from lit_llm.model import Decoder
 from lit_llm.tokenizer import Tokenizer
 
@@ -40,6 +40,7 @@ def run_tasks(
     limit: int | None = None,
     batch_size: int = 8,
     chat_template: bool = False,
+    begin_token: BeginToken = "auto",
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
     """What a model reaches in tasks of lm-evaluation-harness.
@@ -58,6 +59,7 @@ def run_tasks(
         limit: documents of each task at most.
         batch_size: rows of a pass, and texts written at once.
         chat_template: prompts become conversations, examples as turns of their own.
+        begin_token: whether contexts begin with the begin token; see `HarnessModel`.
         seed: of the choice of examples, and of texts that are drawn.
 
     Returns:
@@ -74,7 +76,9 @@ def run_tasks(
 
     from lit_llm.evaluation.harness_model import HarnessModel
 
-    adapter = HarnessModel(model, tokenizer, stop_tokens=stop_tokens, batch_size=batch_size, seed=seed)
+    adapter = HarnessModel(
+        model, tokenizer, stop_tokens=stop_tokens, batch_size=batch_size, begin_token=begin_token, seed=seed
+    )
     if chat_template:
         adapter.chat_format  # noqa: B018  that there is none should be known before data sets are loaded
     with _seeded(seed), _quiet():

@@ -17,13 +17,13 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_llm.config import SamplingConfig, UserError
+from lit_llm.config import BeginToken, SamplingConfig, UserError, sample_seed
 from lit_llm.evaluation.log_probs import chosen_log_probs
 from lit_llm.generation import Engine, Event
 from lit_llm.generation.inference import inference
 from lit_llm.model import Decoder
 from lit_llm.model.parallel import is_sharded
-from lit_llm.tokenizer import CHATML_TEMPLATE, Tokenizer
+from lit_llm.tokenizer import CHATML_TEMPLATE, Tokenizer, begin_ids, conversation_ids
 from lit_llm.tokenizer.chat import ChatFormat, Message
 
 MAX_NEW_TOKENS = 256
@@ -53,15 +53,17 @@ class RenderedPrompt(str):
 class HarnessModel(TemplateLM):
     """A decoder and its tokenizer, for `lm_eval.evaluator.evaluate` and `lm_eval.simple_evaluate`.
 
-    Contexts begin with the tokenizer's begin token, where it has one: the token its own rules put there, or else the
-    end of the document before, as in training. A text that is too long for the context is cut at its left.
+    Contexts begin with the begin token where `begin_token` says so; by default as with the harness's own model for
+    Hugging Face folders, where the tokenizer adds one by its own rule, and for tokenizers trained here, as in training.
+    A text that is too long for the context is cut at its left.
 
     Args:
         model: a language model; it is in evaluation mode during each pass.
         tokenizer: its own.
         stop_tokens: ids that end a text, besides the tokenizer's end of text and, after a chat prompt, the end of turn.
         batch_size: rows of a pass, and texts written at once.
-        seed: text i is drawn with `seed + i` where a task draws texts.
+        begin_token: see `lit_llm.tokenizer.begin_ids`.
+        seed: text i is drawn with `sample_seed(seed, i)` where a task draws texts.
 
     Raises:
         UserError: it is a reward model, or `batch_size` is less than 1.
@@ -74,6 +76,7 @@ class HarnessModel(TemplateLM):
         *,
         stop_tokens: Sequence[int] = (),
         batch_size: int = 8,
+        begin_token: BeginToken = "auto",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -84,7 +87,7 @@ class HarnessModel(TemplateLM):
         self._tokenizer = tokenizer
         ends = (*stop_tokens, tokenizer.eot_id)
         self._stop_tokens = [token for token in dict.fromkeys(ends) if token is not None]
-        self._batch_size = batch_size
+        self._batch_size, self._begin_token = batch_size, begin_token
         self._seed = seed
         self._device = model.embedding.weight.device
         self.requests = 0
@@ -99,11 +102,16 @@ class HarnessModel(TemplateLM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What the first token of a text is predicted from.
+        """What the first token of a text is predicted from: what is named the begin token, or else the end token, as
+        the harness has it.
 
         Raises:
             UserError: the tokenizer has no such token.
         """
+        named = (self._tokenizer.named_tokens.get(name, "") for name in ("bos_token", "eos_token"))
+        for name in named:
+            if name in self._tokenizer.special_ids:
+                return self._tokenizer.special_ids[name]
         if self._tokenizer.begin_id is None:
             raise UserError(
                 "a task asks for the probability of a text's first token, and the tokenizer has no token that begins a "
@@ -153,10 +161,12 @@ class HarnessModel(TemplateLM):
         ids = self.chat_format.render_prompt(messages)
         for words in begun:
             ids += self._tokenizer.encode_further(words)
+        ids = conversation_ids(self._tokenizer, ids, self._begin_token)
         return RenderedPrompt(self._tokenizer.decode(ids), ids)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """The ids of a text, behind the begin token unless `add_special_tokens` is False; a rendered prompt has its.
+        """The ids of a text, with the begin token if it has one and `add_special_tokens` is not False; a rendered
+        prompt has its own.
 
         Raises:
             UserError: the tokenizer cannot read the text.
@@ -164,8 +174,7 @@ class HarnessModel(TemplateLM):
         if isinstance(string, RenderedPrompt):
             return list(string.ids)
         ids = self._tokenizer.encode(string)
-        begin = self._tokenizer.begin_id
-        return ids if add_special_tokens is False or begin is None else [begin, *ids]
+        return ids if add_special_tokens is False else begin_ids(self._tokenizer, self._begin_token) + ids
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         # an assistant's words are encoded apart from the header before them, as in training
@@ -224,7 +233,7 @@ class HarnessModel(TemplateLM):
         """
         prompts = []
         for number, request in enumerate(requests):
-            sampling = _sampling(request, self._seed + number)
+            sampling = _sampling(request, sample_seed(self._seed, number))
             ids = self.tok_encode(request.args[0]) or [self.prefix_token_id]
             room = self.max_length - sampling.max_new_tokens
             kept = room if room > 0 else max(self.max_length // 2, 1)

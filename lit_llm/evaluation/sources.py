@@ -59,13 +59,14 @@ class WindowOptions:
 
 
 class TextSource:
-    """Documents of text, each alone: it begins with the token that the tokenizer puts before a text.
+    """Documents of text, each alone, behind the token that the first one of a text is predicted from.
 
     Args:
         path: a file, folder, glob or hf:NAME.
         text_field: field of a row that holds the text.
         hf_split: split of a Hugging Face data set.
         end_of_text: predict the end-of-text token after each document, too.
+        begin_token: whether there is such a token; without, the first token of a document is not scored.
 
     Attributes:
         name: the path.
@@ -79,9 +80,16 @@ class TextSource:
     kind = "texts"
     mask_id: int | None = None
 
-    def __init__(self, path: str, text_field: str = "text", hf_split: str = "test", end_of_text: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        text_field: str = "text",
+        hf_split: str = "test",
+        end_of_text: bool = True,
+        begin_token: bool = True,
+    ) -> None:
         self.name = path
-        self.end_of_text = end_of_text
+        self.end_of_text, self.begin_token = end_of_text, begin_token
         options = CorpusConfig(path, text_field, hf_split, validation_fraction=0.0)
         with _options_renamed():
             self._corpus = Corpus(options)
@@ -117,9 +125,10 @@ class TextSource:
     def _ids(self, piece: Document, more: Iterator[Document], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
         """The ids of a document whose first piece is `piece`, up to where there is room left."""
         lengths = tokenizer.byte_lengths()
-        if tokenizer.begin_id is not None:
-            yield np.array([tokenizer.begin_id])
-        unread = tokenizer.begin_id is None  # then nothing comes before the first token, to predict it from
+        begin = tokenizer.begin_id if self.begin_token else None
+        if begin is not None:
+            yield np.array([begin])
+        unread = begin is None  # then nothing comes before the first token, to predict it from
         while self._room:
             whole = tokenizer.encode_bulk([piece.text])[0].astype(np.int64)
             ids = whole if self._room < 0 else whole[: self._room + unread]

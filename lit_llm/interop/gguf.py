@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from lit_llm.interop.configuration import family_of
 from lit_llm.interop.families import QWEN2_PATTERN
 from lit_llm.model.position import rotary_frequencies
 from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer.chat import end_of_turn_id
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -43,7 +44,14 @@ PRE_TOKENIZERS = {(LLAMA3_PATTERN, None): "llama-bpe", (QWEN2_PATTERN, "NFC"): "
 """llama.cpp's name for a split into words and the form that text is brought into before."""
 
 
-def save_gguf(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer, kind: Kind) -> None:
+def save_gguf(
+    path: Path,
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    tokenizer: Tokenizer,
+    kind: Kind,
+    stop_ids: Sequence[int] = (),
+) -> None:
     """Write one file, whole or not at all; tensors are converted one at a time.
 
     Norms stay float32, and so does what Q8_0 cannot hold: rows that are no multiple of 32 long.
@@ -54,6 +62,8 @@ def save_gguf(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], to
         weights: its state_dict.
         tokenizer: goes into the file.
         kind: how matrices are stored.
+        stop_ids: what ends a text of this model, besides the tokenizer's end of text and of an assistant's turn; the
+            format has room for three in all.
 
     Raises:
         UserError: llama.cpp has no such architecture, positions or tokenizer, the package gguf is not installed, or
@@ -70,7 +80,7 @@ def save_gguf(path: Path, config: ModelConfig, weights: Mapping[str, Tensor], to
         path.parent.mkdir(parents=True, exist_ok=True)
         writer = gguf.GGUFWriter(partial, "llama")
         _describe_model(writer, config, kind)
-        _describe_tokenizer(writer, config, tokenizer)
+        _describe_tokenizer(writer, config, tokenizer, stop_ids)
         types = {name: _type_of(tensor, kind) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             shape, size = _stored_shape(tensor, types[name])
@@ -165,7 +175,7 @@ def _describe_model(writer: GGUFWriter, config: ModelConfig, kind: Kind) -> None
         writer.add_rope_scaling_factor(config.rope_scaling.factor)
 
 
-def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Tokenizer) -> None:
+def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Tokenizer, stop_ids: Sequence[int]) -> None:
     from gguf import TokenType
 
     state = tokenizer.state
@@ -182,16 +192,23 @@ def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Toke
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
+    # llama.cpp ends a text at each of its ends: of a text, of a turn, of a message
+    end_of_turn = end_of_turn_id(tokenizer)
+    ends = (tokenizer.eot_id, tokenizer.im_end_id if end_of_turn is None else end_of_turn, *stop_ids)
+    adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    known = list(dict.fromkeys(index for index in ends if index is not None))
+    if len(known) > len(adders):
+        names = ", ".join(tokens[index] for index in known[len(adders) :])
+        raise UserError(f"a GGUF file has room for {len(adders)} tokens that end a text, and none for {names}")
     ids = (
         (writer.add_bos_token_id, tokenizer.begin_id),
-        (writer.add_eos_token_id, tokenizer.eot_id),
-        (writer.add_eot_token_id, tokenizer.im_end_id),
         (writer.add_pad_token_id, tokenizer.pad_id),
+        *zip(adders, known, strict=False),
     )
     for add, index in ids:
         if index is not None:
             add(index)
-    writer.add_add_bos_token(tokenizer.begin_id is not None and tokenizer.begin_id != tokenizer.eot_id)
+    writer.add_add_bos_token(bool(tokenizer.rule_ids))
     if tokenizer.chat_template is not None:
         # a mark for training that llama.cpp's templates do not know
         writer.add_chat_template(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", tokenizer.chat_template))

@@ -218,6 +218,8 @@ class CompletionRequest(Request):
     prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     echo: Literal[False] = False
+    # ours: whether the names of special tokens in prompts are read as these tokens, or as letters
+    special_tokens: bool = True
 
     @model_validator(mode="after")
     def _not_too_many(self) -> CompletionRequest:

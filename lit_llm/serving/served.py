@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lit_llm.config import SamplingConfig, UserError
+from lit_llm.config import BeginToken, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import TextConstraint
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.worker import Text
-from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
+from lit_llm.tokenizer import ChatFormat, Message, Tokenizer, conversation_ids, prompt_ids, read_as_letters
+
+_LOG = logging.getLogger(__name__)
 
 # A compiled schema is kept for the requests after it; it may take some megabytes.
 _KEPT_CONSTRAINTS = 16
@@ -33,6 +37,7 @@ class Served:
         context_length: tokens that a prompt and its answer may have together.
         stop_tokens: ids that end a text.
         default_max_tokens: tokens to write at most where a request does not say.
+        begin_token: whether texts begin with the begin token; see `lit_llm.tokenizer.begin_ids`.
         quantize: how its weights are rounded; None: they are not.
     """
 
@@ -45,12 +50,14 @@ class Served:
         stop_tokens: Iterable[int],
         *,
         default_max_tokens: int = 512,
+        begin_token: BeginToken = "auto",
         quantize: str | None = None,
     ) -> None:
         self.name, self.tokenizer, self.quantize = name, tokenizer, quantize
         self.context_length = context_length
         self._vocab_size, self._stop_tokens = vocab_size, tuple(stop_tokens)
-        self._default_max_tokens = default_max_tokens
+        self._default_max_tokens, self._begin_token = default_max_tokens, begin_token
+        self._told_of_letters = False
         self._created = int(time.time())
         self._chat: ChatFormat | None = None
         try:
@@ -88,8 +95,10 @@ class Served:
             raise ApiError(f"{self.name} cannot chat ({self._why_no_chat}); ask /v1/completions instead", param="model")
         try:
             prompt = self._chat.render_prompt([Message(turn.role, turn.content) for turn in body.messages])
+            prompt = conversation_ids(self.tokenizer, prompt, self._begin_token)
         except UserError as error:
             raise ApiError(str(error), param="messages") from None
+        self._tell_of_letters([turn.content for turn in body.messages], "a message")
         ends = tuple(dict.fromkeys((*self._stop_tokens, *self._chat.stop_ids)))
         return self._texts(body, [prompt], ends, "messages")
 
@@ -99,14 +108,26 @@ class Served:
         Raises:
             ApiError: a prompt is too long, empty, or has an id that is not in the vocabulary.
         """
-        begin = [] if self.tokenizer.begin_id is None else [self.tokenizer.begin_id]
         prompts = []
         for prompt in body.prompt:
             try:
-                prompts.append(begin + self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+                prompts.append(self._prompt_ids(prompt, body.special_tokens) if isinstance(prompt, str) else prompt)
             except UserError as error:
                 raise ApiError(str(error), param="prompt") from None
+        if not body.special_tokens:
+            self._tell_of_letters([prompt for prompt in body.prompt if isinstance(prompt, str)], "a prompt")
         return self._texts(body, prompts, self._stop_tokens, "prompt")
+
+    def _prompt_ids(self, prompt: str, special_tokens: bool) -> list[int]:
+        return prompt_ids(self.tokenizer, prompt, self._begin_token, special_tokens=special_tokens)
+
+    def _tell_of_letters(self, texts: Iterable[str], what: str) -> None:
+        """Log the first time that a text holds the name of a special token and is read as letters."""
+        notes = () if self._told_of_letters else (read_as_letters(self.tokenizer, text, what) for text in texts)
+        note = next(filter(None, notes), None)
+        if note is not None:
+            self._told_of_letters = True
+            _LOG.warning("%s; it is not said again for others", note)
 
     def _texts(
         self, body: ChatRequest | CompletionRequest, prompts: Sequence[list[int]], ends: tuple[int, ...], param: str
@@ -118,8 +139,8 @@ class Served:
         constraint = self._constraint(body, ends)
         # each prompt draws as if it had been sent alone
         seed = secrets.randbits(62) if body.seed is None else body.seed
-        samplings = [
-            SamplingConfig(
+        try:
+            sampling = SamplingConfig(
                 max_new_tokens=body.token_limit or self._default_max_tokens,
                 temperature=body.temperature,
                 top_k=body.top_k,
@@ -131,10 +152,10 @@ class Served:
                 logit_bias=bias,
                 stop_strings=body.stop,
                 context_full="stop",
-                seed=seed + sample,
             )
-            for sample in range(body.n)
-        ]
+        except UserError as error:
+            raise ApiError(str(error), param=str(error).partition(" ")[0]) from None
+        samplings = [replace(sampling, seed=sample_seed(seed, sample)) for sample in range(body.n)]
         return [
             Text(prompt, sampling, ends, body.alternatives, constraint) for prompt in prompts for sampling in samplings
         ]

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,14 @@ class Tokenizer:
         self.pad_id: int | None = self._first_special("<|pad|>", self._configured("pad_token"))
         self.im_start_id: int | None = self.special_ids.get("<|im_start|>")
         self.im_end_id: int | None = self.special_ids.get("<|im_end|>")
-        # What a model expects before a text: the token its tokenizer would put there (Llama, Gemma), or the end of
-        # the document before.
-        self.begin_id: int | None = next(iter(tokenizer.encode("", add_special_tokens=True).ids), self.eot_id)
+        # What its own rule puts before a text, as Llama's and Gemma's do.
+        self.rule_ids: list[int] = self._own_rule()
+        # What the first token of a text can be predicted from: that, or what is named so, or the end of the document
+        # before.
+        named = self._first_special(self._configured("bos_token"))
+        self.begin_id: int | None = next((index for index in (*self.rule_ids, named) if index is not None), self.eot_id)
+        # Documents that it was made for follow one another in training, each after the end of the one before.
+        self.trained_here = self.special_ids.keys() == {*SPECIAL_TOKENS} and self._configured("bos_token") is None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickling what it wraps would forget that special-token strings are ordinary text.
@@ -349,6 +355,12 @@ class Tokenizer:
         value = (self._config or {}).get(name)
         return value.get("content") if isinstance(value, dict) else value
 
+    def _own_rule(self) -> list[int]:
+        """The post-processor's; what tokenizer_config.json says of it means nothing beside that, as in transformers."""
+        encoded = self._tokenizer.encode("x", add_special_tokens=True)
+        added = takewhile(lambda pair: pair[1], zip(encoded.ids, encoded.special_tokens_mask, strict=True))
+        return [index for index, _ in added]
+
     def _first_special(self, *names: str | None) -> int | None:
         return next((self.special_ids[name] for name in names if name in self.special_ids), None)
 
@@ -358,9 +370,9 @@ class Tokenizer:
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": False,
-            "add_bos_token": False,
+            "add_bos_token": bool(self.rule_ids),
             "add_eos_token": False,
-            "bos_token": None,
+            "bos_token": names.get(self.rule_ids[0]) if self.rule_ids else None,
             **main,
             "additional_special_tokens": [name for name in self.special_ids if name not in main.values()],
         }

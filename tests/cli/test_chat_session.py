@@ -17,16 +17,17 @@ import pytest
 from chat_rows import LETTERS, save_policy
 from chat_script import ENVIRONMENT, ONLY_LETTERS, TOKENIZER, Terminal, command
 from conftest import tiny_model
-from foreign_tokenizers import save_foreign_tokenizer
+from foreign_tokenizers import llama3, save_foreign_tokenizer
 from random_decoder import random_decoder
 
 from lit_llm.cli import main, parse
 from lit_llm.cli.chat import chat
 from lit_llm.cli.conversation import COMMANDS, Conversation
 from lit_llm.cli.loading import LoadedModel, load
-from lit_llm.config import ChatConfig, SamplingConfig, UserError
+from lit_llm.config import ChatConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.data.conversations import read_conversations
 from lit_llm.generation import complete
+from lit_llm.interop import save_model_folder
 from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
 CONTEXT = 64
@@ -83,21 +84,47 @@ def test_each_answer_is_the_one_to_the_whole_conversation(loaded: LoadedModel) -
 
 def test_what_is_written_like_a_special_token_is_text(loaded: LoadedModel) -> None:
     conversation = begin(loaded, system="<|im_end|>")
-    say(conversation, "<|im_start|>")
+    told = conversation.handle("<|im_start|>")
+    assert told.answer is not None and "".join(told.answer)
+    assert told.text == "the message has <|im_start|>, the name of a special token, which the model reads as letters"
     assert conversation.last is not None and conversation.last.prompt_tokens == (10 + 10) + (5 + 12) + 3
+    assert "; it has <|pad|>, the name of a special token" in conversation.handle("/system <|pad|>b").text
+    assert "special" not in conversation.handle("b").text
 
 
-def test_a_retry_draws_with_the_next_seed(loaded: LoadedModel) -> None:
+@pytest.mark.parametrize("written", [True, False])
+def test_a_conversation_begins_as_its_template_has_it_or_as_asked(written: bool, tmp_path: Path) -> None:
+    """With one begin token at most, whoever puts it there."""
+    template = ("{{ bos_token }}" if written else "") + (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    tokenizer = Tokenizer(llama3(["def"]), {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template})
+    begin_id = tokenizer.special_ids["<s>"]
+    model = random_decoder(tiny_model(vocab_size=tokenizer.vocab_size, max_position_embeddings=CONTEXT))
+    save_model_folder(tmp_path, model.config, model.state_dict(), tokenizer)
+    loaded = load(ChatConfig(str(tmp_path), accelerator="cpu"))
+    rendered = ChatFormat(loaded.tokenizer).render_prompt([user("b")])
+    rest = rendered[1:] if written else rendered
+    assert begin_id not in rest and rendered == [begin_id] * written + rest
+    for rule, expected in (("auto", rendered), ("always", [begin_id, *rest]), ("never", rest)):
+        conversation = begin(loaded, begin_token=rule)
+        assert conversation._prompt([user("b")])[0] == expected
+
+
+def test_a_retry_draws_with_another_seed(loaded: LoadedModel) -> None:
     conversation = begin(loaded, DRAWN)
     say(conversation, "bc")
     before = conversation.turns
     answers = [say(conversation, line) for line in ("df", "/retry", "/retry")]
-    assert answers == [answer_to(loaded, [*before, user("df")], replace(DRAWN, seed=seed)) for seed in (5, 6, 7)]
+    assert answers == [
+        answer_to(loaded, [*before, user("df")], replace(DRAWN, seed=sample_seed(5, n))) for n in range(3)
+    ]
     assert len(set(answers)) == 3
     assert conversation.turns == [*before, user("df"), Message("assistant", answers[-1])]
     conversation.handle("/undo")
     assert conversation.turns == before
-    assert say(conversation, "/retry") == answer_to(loaded, [user("bc")], replace(DRAWN, seed=6))
+    assert say(conversation, "/retry") == answer_to(loaded, [user("bc")], replace(DRAWN, seed=sample_seed(5, 1)))
     assert say(conversation, "g") == answer_to(loaded, conversation.turns[:-1], DRAWN)
     conversation.handle("/set seed 40")
     assert say(conversation, "/retry") == answer_to(loaded, conversation.turns[:-1], replace(DRAWN, seed=40))
@@ -246,7 +273,7 @@ def test_every_field_of_the_sampling_can_be_set(loaded: LoadedModel) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("/set temperature -1", r"^temperature is -1.0; it must be at least 0$"),
+        ("/set temperature -1", r"^temperature is -1.0; it must be from 0 to 1,000,000$"),
         ("/set temperature hot", r"^temperature is hot; it must be a number$"),
         ("/set top_p 2", r"^top_p is 2.0; it must be above 0 and at most 1, or null$"),
         ("/set temprature 1", r"^there is no option temprature; the nearest is temperature$"),

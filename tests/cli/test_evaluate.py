@@ -238,6 +238,7 @@ def test_where_the_files_go(folder: Path, texts: Path, tmp_path: Path, tokenizer
         ({"mask_documents": True, "texts": ["x"]}, "mask_documents is given, but no shards"),
         ({"limit": 4, "texts": ["x"]}, "limit is given, but no tasks"),
         ({"chat_template": True, "texts": ["x"]}, "chat_template is given, but no tasks"),
+        ({"begin_token": "never", "answers": ["x"]}, "begin_token is given, but no texts or tasks"),
         ({"quantize": "int3"}, "quantize is 'int3'"),
     ],
 )

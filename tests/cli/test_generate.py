@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
+from foreign_tokenizers import save_foreign_tokenizer
 from random_decoder import random_decoder
 
 from lit_llm.cli import main, parse
-from lit_llm.cli.generate import generate, read_prompts
-from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+from lit_llm.cli.generate import _Writer, generate, read_prompts
+from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import complete
 from lit_llm.interop import load_model_folder, save_model_folder
 from lit_llm.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ def expected(folder: Path, prompts: list[str], samples: int) -> str:
     for prompt in prompts:
         for sample in range(samples):
             ids = [tokenizer.begin_id, *tokenizer.encode(prompt)]
-            options = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=3 + sample)
+            options = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=sample_seed(3, sample))
             done = complete(model, [ids], options, tokenizer=tokenizer, stop_tokens=[tokenizer.eot_id])[0]
             out += f"{prompt}{done.text}\n\n"
     return out
@@ -56,6 +57,52 @@ def test_texts_are_the_same_streamed_and_in_batches(folder: Path, capsys: pytest
     for batch in (1, 2, 20):
         assert said(capsys, folder, prompts=prompts, num_samples=3, stream=False, batch_size=batch) == whole
     assert said(capsys, folder / "model", prompts=prompts, num_samples=3, prefill_chunk=2) == whole
+
+
+@pytest.mark.parametrize("form", ["gpt2", "qwen", "llama3", "llama2"])
+def test_greedy_text_is_that_of_transformers(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With and without a rule that texts begin with a token, from the first token on; special tokens are read."""
+    transformers = pytest.importorskip("transformers")
+    model = random_decoder(tiny_model(max_position_embeddings=64), std=0.1)
+    tokenizer = Tokenizer.load(save_foreign_tokenizer(form, tmp_path / "tokenizer"))
+    save_model_folder(tmp_path / "model", model.config, model.state_dict(), tokenizer, form="huggingface")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    encoder = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    greedy = SamplingConfig(max_new_tokens=12, temperature=0.0)
+    for prompt in ("def f(x):", "one </s>two"):
+        read = encoder(prompt, return_tensors="pt")
+        written = theirs.generate(**read, max_new_tokens=12, do_sample=False)[0, read["input_ids"].size(1) :]
+        out = said(capsys, tmp_path / "model", prompts=[prompt], sampling=greedy, log_probs=0)
+        ids = [token["id"] for token in json.loads(out)["tokens"]]
+        assert ids == [token for token in written.tolist() if token != tokenizer.eot_id] and len(ids) > 2
+
+
+def test_special_tokens_of_prompts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are read, or are letters, of which a line says so; where the begin token is written, it is not put twice."""
+    tokenizer = Tokenizer.load(folder / "model")
+    turns = "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
+    read: dict[tuple[str, ...], list[int]] = {}
+    for prompt, options in (
+        (turns, {}),
+        (turns, {"special_tokens": False}),
+        (turns, {"begin_token": "never"}),
+        ("<|endoftext|>def", {}),
+        ("", {}),
+    ):
+        config = GenerateConfig(str(folder), [prompt], **options)
+        read[(prompt, *options)] = _Writer(config).texts()[0].ids
+        note = "prompt 1 has <|im_start|>, <|im_end|>, names of special tokens, which the model reads as letters\n"
+        assert capsys.readouterr().err == (note if "special_tokens" in options else "")
+    begin = [tokenizer.eot_id]
+    assert read[turns,] == begin + tokenizer.encode(turns, allow_special=True)
+    assert read[turns,].count(tokenizer.im_start_id) == 2
+    assert read[turns, "special_tokens"] == begin + tokenizer.encode(turns)
+    assert begin + read[turns, "begin_token"] == read[turns,]
+    assert read["<|endoftext|>def",] == begin + tokenizer.encode("def") and read["",] == begin
+    with pytest.raises(UserError, match="a prompt is empty"):
+        said(capsys, folder, begin_token="never")
+    generate(GenerateConfig(str(folder), ["x"], sampling=SHORT))
+    assert "texts begin with <|endoftext|>, as documents did in training" in capsys.readouterr().err
 
 
 def test_prompts_come_from_options_and_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +155,7 @@ def test_text_is_held_to_a_form(folder: Path, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"begin_token": "maybe"}, "begin_token is 'maybe'; it must be auto, always or never"),
         ({"num_samples": 0}, "num_samples is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"log_probs": -1}, "log_probs is -1"),
@@ -115,6 +163,10 @@ def test_text_is_held_to_a_form(folder: Path, tmp_path: Path, capsys: pytest.Cap
         ({"num_beams": 2, "draft_model": "x"}, "num_beams and draft_model cannot be had together"),
         ({"num_beams": 2, "num_samples": 2}, "a beam search has one outcome"),
         ({"num_beams": 2, "log_probs": 1}, "num_beams cannot be had together with log_probs"),
+        ({"length_penalty": 2.0}, "length_penalty is for a beam search alone"),
+        ({"length_penalty": float("inf"), "num_beams": 2}, "length_penalty is inf"),
+        ({"draft_tokens": 5}, "draft_tokens is for a draft model alone"),
+        ({"num_beams": 2, "sampling": SamplingConfig(top_k=3)}, "a beam search draws nothing"),
         (
             {"draft_model": "x", "sampling": SamplingConfig(presence_penalty=1.0)},
             "draft_model cannot be had together with penalties",

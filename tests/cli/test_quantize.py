@@ -70,9 +70,9 @@ def test_generating_quantized_is_generating_with_the_exported_model(
 ) -> None:
     generate(GenerateConfig(str(folder), ["def "], sampling=SHORT, quantize=kind))  # type: ignore[arg-type]
     printed = capsys.readouterr()
-    told, speed = printed.err.splitlines()
+    told, begins, speed = printed.err.splitlines()
     assert told.startswith(f"{kind} against the full model, on the prompts and a built-in text: KL ")
-    assert "tokens/s" in speed
+    assert begins.startswith("texts begin with <|endoftext|>, as documents did in training;") and "tokens/s" in speed
     output = quantized(folder, kind)
     said = capsys.readouterr()
     assert f"{kind} against the full model, on a built-in text: KL " in said.err

@@ -17,6 +17,7 @@ import pytest
 import tokenizers
 import torch
 from conftest import tiny_model
+from foreign_tokenizers import save_foreign_tokenizer
 from random_decoder import random_decoder
 from tokenizers import processors
 
@@ -146,6 +147,35 @@ def test_log_probabilities_are_the_harness_own(model: Decoder, beginning: Tokeni
         likeliest = int(model(ids)[0, -1].argmax())
     (answer,) = lm._loglikelihood_tokens([(None, ids[0].tolist(), [likeliest])])
     assert answer[1]
+
+
+@pytest.mark.parametrize("form", ["gpt2", "qwen", "llama3"])
+def test_contexts_begin_as_the_harness_has_them(form: str, tmp_path: Path) -> None:
+    """With a rule that texts begin with a token, and without one, where it would change every number."""
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = Tokenizer.load(save_foreign_tokenizer(form, tmp_path / "tokenizer"))
+    model = random_decoder(tiny_model("llama-10m", max_position_embeddings=CONTEXT))
+    save_model_folder(tmp_path / "model", model.config, model.state_dict(), tokenizer, form="huggingface")
+    own = AutoTokenizer.from_pretrained(tmp_path / "model", pad_token="</s>")
+    theirs = HFLM(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), tokenizer=own, batch_size=4)
+    contexts = ("", "def f(x):", "import os ", "class Message: " * 20)
+    asked = requests("loglikelihood", *((context, answer) for context in contexts for answer in (" return x", " A")))
+    expected = [value for value, _ in theirs.loglikelihood(asked, disable_tqdm=True)]
+    found = {rule: HarnessModel(model, tokenizer, begin_token=rule) for rule in ("auto", "always", "never")}
+    values = {rule: [value for value, _ in lm.loglikelihood(asked)] for rule, lm in found.items()}
+    assert values["auto"] == pytest.approx(expected, rel=1e-4)
+    assert values["auto"] == values["always" if form == "llama3" else "never"]
+    other = zip(values["always"][2:6], values["never"][2:6], strict=True)  # the first and last two are the same
+    assert all(abs(one - two) > 1e-3 for one, two in other)
+    texts = requests("generate_until", *((context, {"until": [], "max_gen_toks": 8}) for context in contexts[1:3]))
+    assert found["auto"].generate_until(texts) == theirs.generate_until(texts, disable_tqdm=True)
+    theirs.add_bos_token = False  # else it predicts the begin token as well
+    rolling = requests("loglikelihood_rolling", ("import os\n" * 20,), ("x",))
+    assert found["auto"].loglikelihood_rolling(rolling) == pytest.approx(
+        theirs.loglikelihood_rolling(rolling, disable_tqdm=True), rel=1e-4
+    )
 
 
 def test_rolling_is_the_harness_own(model: Decoder, tokenizer: Tokenizer, theirs: Any) -> None:

@@ -215,16 +215,20 @@ def test_limits_of_texts(model: Decoder, tokenizer: Tokenizer, tmp_path: Path) -
 def test_without_a_token_before_a_text(model: Decoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The first token of each document is then predicted by nothing; its bytes do not count either."""
     bare = copy.copy(tokenizer)
-    bare.begin_id = bare.eot_id = None
+    bare.begin_id = None
     ids = [tokenizer.encode(text) for text in TEXTS]
-    found = score(model, bare, TextSource(write(tmp_path)), WindowOptions(8, 4), 4)
+    asked_for = score(
+        model, tokenizer, TextSource(write(tmp_path), end_of_text=False, begin_token=False), WindowOptions(8, 4), 4
+    )
+    found = score(model, bare, TextSource(write(tmp_path), end_of_text=False), WindowOptions(8, 4), 4)
+    assert found.documents.losses.sum() == asked_for.documents.losses.sum() and found.tokens == asked_for.tokens
     assert found.tokens == sum(len(each) - 1 for each in ids)
     assert found.documents.losses.sum() == pytest.approx(
         sum(one_at_a_time(model, each, 8, 4)[0] for each in ids), abs=1e-4
     )
     assert found.num_bytes == sum(int(tokenizer.byte_lengths()[each[1:]].sum()) for each in ids)
     with pytest.raises(UserError, match="no token to predict"):
-        score(model, bare, TextSource(write(tmp_path, ["x"])), WindowOptions(8, 4), 4)
+        score(model, bare, TextSource(write(tmp_path, ["x"]), end_of_text=False), WindowOptions(8, 4), 4)
 
 
 def test_predictions_that_are_not_finite(model: Decoder, tokenizer: Tokenizer, tmp_path: Path) -> None:

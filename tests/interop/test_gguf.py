@@ -85,14 +85,66 @@ def test_the_tokenizer_gives_the_same_ids(
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=FILE)
     for text in ("def f(x):\n    return 12345 x ** 2\n", "Größe 北京 👍", "  two  spaces don't", "I'LL <|im_start|>"):
         assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text, allow_special=True)
-    first = theirs("x")["input_ids"][0]
-    assert (first == tokenizer.begin_id) == (form == "llama3")  # whose own puts a beginning there, too
+    # a beginning where the tokenizer's own rule puts one, as the reader does without our word
+    begin = [tokenizer.begin_id] if form == "llama3" else []
+    assert theirs("x")["input_ids"] == [*begin, *tokenizer.encode("x")]
+    assert fields_of(tmp_path / FILE)["tokenizer.ggml.add_bos_token"] is bool(begin)
     assert theirs.eos_token_id == tokenizer.eot_id
     assert theirs.pad_token_id == tokenizer.pad_id
     template = tokenizer.chat_template or ""
     for mark in ("{% generation %}", "{% endgeneration %}"):  # for training; llama.cpp's templates do not know them
         template = template.replace(mark, "")
     assert template and theirs.chat_template == template
+
+
+def fields_of(path: Path) -> dict[str, Any]:
+    """What the file says about the model and its tokenizer."""
+    from gguf import GGUFReader
+
+    return {name: field.contents() for name, field in GGUFReader(path).fields.items()}
+
+
+TURNS = (
+    "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "stops", "expected"),
+    [
+        (TURNS, [], {"eos": "</s>", "eot": "<|eot_id|>"}),
+        (TURNS, ["<|eom_id|>", "<|eot_id|>", "</s>"], {"eos": "</s>", "eot": "<|eot_id|>", "eom": "<|eom_id|>"}),
+        (TURNS.replace("<|eot_id|>", "</s>"), [], {"eos": "</s>"}),
+        ("{{ 'no turns' }}", ["</s>", "<|eom_id|>"], {"eos": "</s>", "eot": "<|eom_id|>"}),
+        (TURNS, ["<|eom_id|>", "<s>"], "a GGUF file has room for 3 tokens that end a text, and none for <s>"),
+    ],
+)
+def test_every_end_of_a_turn_is_named(
+    template: str, stops: list[str], expected: dict[str, str] | str, tmp_path: Path
+) -> None:
+    """llama.cpp stops at these three alone."""
+    pytest.importorskip("transformers")
+    folder = save_foreign_tokenizer("llama3", tmp_path / "tokenizer")
+    (folder / "chat_template.jinja").write_text(template)
+    tokenizer = Tokenizer.load(folder).extended(["<|eot_id|>", "<|eom_id|>"])
+    model = random_decoder(small(vocab_size=410))
+    save_model_folder(
+        tmp_path / "model",
+        model.config,
+        model.state_dict(),
+        tokenizer,
+        generation={"eos_token_id": [tokenizer.special_ids[name] for name in stops]},
+    )
+    options = ExportConfig(str(tmp_path / "model"), str(tmp_path / FILE), format="gguf")
+    if isinstance(expected, str):
+        with pytest.raises(UserError, match=expected):
+            export(options)
+        return
+    export(options)
+    fields = fields_of(tmp_path / FILE)
+    found = {name: fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")}
+    assert found == {name: tokenizer.special_ids.get(expected.get(name, "")) for name in found}
 
 
 def test_marks_for_training_are_taken_out_of_the_template(tmp_path: Path, transformers: ModuleType) -> None:

@@ -15,7 +15,7 @@ from random_decoder import random_decoder
 
 from lit_llm.config import UserError
 from lit_llm.interop import load_model_folder, save_model_folder
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer import Tokenizer, prompt_ids
 
 TEXTS = (
     "def f(x):\n    return x ** 2\n",
@@ -44,8 +44,40 @@ def test_ids_and_texts_are_those_of_transformers(form: str, tmp_path: Path, tran
         assert not {ours.special_ids[BOS], ours.special_ids[EOS]} & set(ours.encode(text))
         assert pickle.loads(pickle.dumps(ours)).encode(text) == ours.encode(text)
     assert ours.eot_id == theirs.eos_token_id
-    # what a text begins with, where the tokenizer would put it there
-    assert ours.begin_id == (theirs("x")["input_ids"][0] if form in ("llama3", "llama2", "gemma") else ours.eot_id)
+    assert ours.begin_id == theirs.bos_token_id
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"add_bos_token": True}, {"add_bos_token": False}, {"add_eos_token": False}], ids=str
+)
+@pytest.mark.parametrize("form", ["gpt2", "llama3", "llama2"])
+def test_texts_begin_by_the_tokenizers_own_rule(
+    form: str, said: dict[str, Any], tmp_path: Path, transformers: ModuleType
+) -> None:
+    """The post-processor's, whatever tokenizer_config.json says beside it."""
+    folder = save_foreign_tokenizer(form, tmp_path)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **said}))
+    tokenizer, theirs = Tokenizer.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+    for text in ("x y", f"x{EOS}y", " \n"):
+        ids = prompt_ids(tokenizer, text)
+        assert ids == theirs(text)["input_ids"]
+        assert prompt_ids(tokenizer, text, "always") == [
+            tokenizer.special_ids[BOS],
+            *prompt_ids(tokenizer, text, "never"),
+        ]
+    tokenizer.save(tmp_path / "again")
+    assert Tokenizer.load(tmp_path / "again").rule_ids == tokenizer.rule_ids
+
+
+def test_a_rule_is_kept_where_only_the_tokenizer_is_there(tmp_path: Path, transformers: ModuleType) -> None:
+    folder = save_foreign_tokenizer("llama3", tmp_path)
+    (folder / "tokenizer_config.json").unlink()
+    Tokenizer.load(folder).save(folder)
+    assert transformers.AutoTokenizer.from_pretrained(folder)("x")["input_ids"] == prompt_ids(
+        Tokenizer.load(folder), "x"
+    )
+    assert len(prompt_ids(Tokenizer.load(folder), "x")) == 2
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -16,6 +16,9 @@ pytest.importorskip("httpx", reason="the package httpx is not installed")
 from foreign_tokenizers import CHAT_TEMPLATE, gpt2
 from serving_models import CONTEXT, Server, save_tiny, serving
 
+from lit_llm.cli.serve import describe
+from lit_llm.config import ServeConfig
+from lit_llm.serving.protocol import ChatMessage, ChatRequest, CompletionRequest
 from lit_llm.tokenizer import Tokenizer
 
 TALK = [{"role": "user", "content": "b"}]
@@ -45,6 +48,7 @@ CHAT_ERRORS = [
     ({"top_k": 0}, "top_k", "top_k is 0"),
     ({"min_p": 2}, "min_p", "min_p is 2"),
     ({"repetition_penalty": 0}, "repetition_penalty", "repetition_penalty is 0"),
+    ({"repetition_penalty": 1e-45}, "repetition_penalty", "repetition_penalty is 1e-45; it must be from 0.001 to"),
     ({"presence_penalty": 3}, "presence_penalty", "presence_penalty is 3"),
     ({"frequency_penalty": -3}, "frequency_penalty", "frequency_penalty is -3"),
     ({"n": 0}, "n", "n is 0; it must be greater than or equal to 1"),
@@ -202,6 +206,33 @@ def test_a_template_of_another_model(tmp_path: Path) -> None:
         ids = [foreign.special_ids["<s>"], *foreign.encode("[user]def"), foreign.special_ids["</s>"]]
         assert server.ids("chat", "def")[: len(ids)] == ids
         assert body["usage"]["prompt_tokens"] == len(server.ids("chat", "def"))
+        talk = ChatRequest(model="tiny", messages=[ChatMessage(role="user", content="def")])
+        for rule, expected in (("auto", ids), ("always", ids), ("never", ids[1:])):
+            served = describe(ServeConfig(begin_token=rule), server.loaded)
+            assert served.texts_of_chat(talk)[0].prompt[: len(expected)] == expected
+
+
+def test_special_tokens_of_prompts(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """They are read in prompts unless the request says otherwise, and never in messages, of which a line tells once."""
+    tokenizer, prompt = server.tokenizer, "<|im_start|>user\nb<|im_end|>\n"
+    served = describe(ServeConfig(), server.loaded)
+    read, letters, anew = (
+        served.texts_of_completion(CompletionRequest(model="tiny", prompt=text, special_tokens=special))[0].prompt
+        for text, special in ((prompt, True), (prompt, False), ("<|endoftext|>b", True))
+    )
+    begin = [tokenizer.eot_id]
+    assert read == begin + tokenizer.encode(prompt, allow_special=True) and letters == begin + tokenizer.encode(prompt)
+    assert anew == begin + tokenizer.encode("b")  # and not twice
+    never = describe(ServeConfig(begin_token="never"), server.loaded)
+    assert never.texts_of_completion(CompletionRequest(model="tiny", prompt="b"))[0].prompt == tokenizer.encode("b")
+    for _ in range(2):
+        talk = ChatRequest(model="tiny", messages=[ChatMessage(role="user", content="b<|im_end|>")])
+        assert served.texts_of_chat(talk)[0].prompt.count(tokenizer.im_end_id) == 1
+    told = [record.message for record in caplog.records if "names of special" in record.message]
+    assert len(told) == 1 and told[0].startswith("a prompt has <|im_start|>, <|im_end|>, names of special tokens")
+    for options, ids in (({}, read), ({"special_tokens": False}, letters)):
+        usage = server.ask("text", prompt=prompt, max_tokens=1, **options)["usage"]
+        assert usage["prompt_tokens"] == len(ids)
 
 
 def test_schemas_that_cannot_be_followed(server: Server) -> None:

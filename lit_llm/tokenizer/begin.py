@@ -1,0 +1,79 @@
+"""What stands before a text that a model goes on from, and what in it is read as special tokens."""
+
+from __future__ import annotations
+
+from lit_llm.config import BeginToken, UserError
+from lit_llm.tokenizer.tokenizer import Tokenizer
+
+
+def begin_ids(tokenizer: Tokenizer, begin_token: BeginToken = "auto") -> list[int]:
+    """The ids that are put before a text; often none.
+
+    Args:
+        tokenizer: of the model.
+        begin_token: "auto" has what the tokenizer's own rule puts there, as transformers does; and for tokenizers
+            trained here, whose documents follow one another in training, the end of the document before. "always" has
+            the token that begins a text for tokenizers without such a rule, too.
+
+    Raises:
+        UserError: "always" is asked for, and there is no such token.
+    """
+    if begin_token == "never":
+        return []
+    if tokenizer.rule_ids:
+        return list(tokenizer.rule_ids)
+    if begin_token == "auto" and not tokenizer.trained_here:
+        return []
+    if tokenizer.begin_id is None:
+        if begin_token == "auto":
+            return []
+        raise UserError("begin_token is always, and the tokenizer has no token that begins a text; use auto or never")
+    return [tokenizer.begin_id]
+
+
+def prompt_ids(
+    tokenizer: Tokenizer, text: str, begin_token: BeginToken = "auto", *, special_tokens: bool = True
+) -> list[int]:
+    """The ids of a text that is to be gone on from.
+
+    It begins with the begin token once, even if that is written in it. Where nothing else is there to go on from, it
+    does so under "auto" for every tokenizer.
+
+    Args:
+        tokenizer: of the model.
+        text: may be empty.
+        begin_token: see `begin_ids`.
+        special_tokens: read the names of special tokens in the text as these tokens.
+
+    Raises:
+        UserError: the text cannot be encoded, or as `begin_ids`.
+    """
+    ids = tokenizer.encode(text, allow_special=special_tokens)
+    begin = begin_ids(tokenizer, begin_token)
+    if not ids and not begin and begin_token == "auto" and tokenizer.begin_id is not None:
+        begin = [tokenizer.begin_id]
+    return ids if begin and ids[: len(begin)] == begin else begin + ids
+
+
+def conversation_ids(tokenizer: Tokenizer, ids: list[int], begin_token: BeginToken = "auto") -> list[int]:
+    """A rendered conversation under `begin_token`: "auto" is what its template wrote.
+
+    Raises:
+        UserError: as `begin_ids`.
+    """
+    if begin_token == "auto" or not ids:
+        return ids
+    if begin_token == "never" and tokenizer.begin_id is None:
+        return ids
+    begin = begin_ids(tokenizer, "always")
+    rest = ids[len(begin) :] if ids[: len(begin)] == begin else ids
+    return begin + rest if begin_token == "always" else rest
+
+
+def read_as_letters(tokenizer: Tokenizer, text: str, what: str) -> str:
+    """One line for the user where `what`, which is read as letters, holds names of special tokens; else empty."""
+    names = [name for name in tokenizer.special_ids if name in text]
+    if not names:
+        return ""
+    one = "the name of a special token" if len(names) == 1 else "names of special tokens"
+    return f"{what} has {', '.join(names)}, {one}, which the model reads as letters"
