@@ -147,7 +147,13 @@ def test_names_and_paths_that_are_not_there(server: Server) -> None:
 
 
 def test_what_the_server_says_of_itself(server: Server) -> None:
-    assert server.client.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
+    assert server.client.get("/health").json() == {
+        "status": "ok",
+        "preparing": 0,
+        "running": 0,
+        "waiting": 0,
+        "compiling": 0,
+    }
     entry = server.client.get("/v1/models").json()["data"][0]
     assert server.client.get("/v1/models/tiny").json() == entry
     created = entry.pop("created")
