@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_llm.cli.loading import LoadedModel
 from lit_llm.cli.parsing import parse
-from lit_llm.config import ChatConfig, SamplingConfig, UserError
+from lit_llm.config import ChatConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import Completion, Engine
 from lit_llm.generation.request import fitted_prompt
 from lit_llm.tokenizer import ChatFormat, Message
@@ -93,9 +93,9 @@ class Conversation:
         return command.run(self, value)
 
     def _answer(self, turns: list[Message], number: int) -> Reply:
-        """Begin an answer to `turns`, the last of which is a user's; `number` moves the seed."""
+        """Begin an answer to `turns`, the last of which is a user's; `number` chooses the seed."""
         prompt, left_out = self._prompt(turns)
-        sampling = replace(self.sampling, seed=self.sampling.seed + number)
+        sampling = replace(self.sampling, seed=sample_seed(self.sampling.seed, number))
         engine = Engine(
             self._loaded.model,
             1,
@@ -121,6 +121,8 @@ class Conversation:
         try:
             while engine.busy:
                 for event in engine.step():
+                    if event.error is not None:
+                        raise event.error
                     written.add(event)
                     if event.text:
                         yield event.text
@@ -241,7 +243,7 @@ COMMANDS = {
     "/help": Command("", "this list", Conversation._help),
     "/reset": Command("", "begin a new conversation", Conversation._reset),
     "/system": Command("TEXT", "what the model is told first; without TEXT, nothing", Conversation._set_system),
-    "/retry": Command("", "another answer to the last message, with the next seed", Conversation._retry),
+    "/retry": Command("", "another answer to the last message, with another seed", Conversation._retry),
     "/undo": Command("", "take back the last message and its answer", Conversation._undo),
     "/set": Command("NAME VALUE", "change how answers are drawn; without VALUE, show it", Conversation._set),
     "/save": Command("FILE.jsonl", "add the conversation to a file that sft.py reads", Conversation._save),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.cli.loading import load
-from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 
 if TYPE_CHECKING:
     from lit_llm.generation import Completion, Engine, TextConstraint
@@ -44,7 +44,7 @@ class _Writer:
         for prompt in read_prompts(self.config):
             ids = begin + self.tokenizer.encode(prompt)
             for sample in range(self.config.num_samples):
-                sampling = replace(self.config.sampling, seed=self.config.sampling.seed + sample)
+                sampling = replace(self.config.sampling, seed=sample_seed(self.config.sampling.seed, sample))
                 texts.append(_Text(prompt, ids, sampling))
         return texts
 
@@ -115,6 +115,7 @@ def _stream(writer: _Writer, texts: list[_Text]) -> int:
     """Each text as it is written, one after the other; returns how many tokens."""
     engine = writer.engine(texts, max_batch=1)
     tokens, place, begun = 0, 0, False
+    errors: list[Exception] = []
     while engine.busy:
         for event in engine.step():
             if not begun:
@@ -126,6 +127,9 @@ def _stream(writer: _Writer, texts: list[_Text]) -> int:
                 place += 1
             sys.stdout.flush()
             tokens += event.token is not None
+            if event.error is not None:
+                errors.append(event.error)
+    _raise_first(errors, len(texts))
     return tokens
 
 
@@ -149,7 +153,14 @@ def _write_in_batches(writer: _Writer, texts: list[_Text]) -> int:
             while shown < len(done) and done[shown].finish_reason is not None:
                 print(_shown(writer, texts[shown], done[shown]))
                 shown += 1
+    _raise_first([completion.error for completion in done if completion.error is not None], len(texts))
     return sum(len(completion.ids) for completion in done)
+
+
+def _raise_first(errors: list[Exception], texts: int) -> None:
+    """Raises: UserError: a text could not be written to its end."""
+    if errors:
+        raise UserError(f"{len(errors)} of {texts} texts could not be written to their end: {errors[0]}") from errors[0]
 
 
 def _shown(writer: _Writer, text: _Text, completion: Completion) -> str:

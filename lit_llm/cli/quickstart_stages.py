@@ -27,6 +27,7 @@ from lit_llm.config import (
     ScheduleConfig,
     SFTConfig,
     TrainerConfig,
+    derived_seed,
     from_plain,
 )
 
@@ -306,8 +307,8 @@ def write_sampled(config: QuickstartConfig, seconds: float) -> None:
     files = Files(config.folder)
     model, tokenizer = load_model_folder(config.folder / "sft" / "model", device=device())
     rows = {split: read_rows(files.corrupted(split)) for split in ("train", "validation")}
-    for split, seed in (("train", config.seed), ("validation", config.seed + 1)):
-        Random(seed).shuffle(rows[split])
+    for split in rows:
+        Random(derived_seed(config.seed, split)).shuffle(rows[split])
     found: dict[str, list[Any]] = {"train": [], "validation": []}
     found["validation"] = _answer_pairs(model, tokenizer, rows["validation"][:_REQUESTS_AT_ONCE], config.seed)
     began = time.monotonic()
@@ -315,7 +316,7 @@ def write_sampled(config: QuickstartConfig, seconds: float) -> None:
         if start and time.monotonic() - began > seconds:
             break
         asked = rows["train"][start : start + _REQUESTS_AT_ONCE]
-        found["train"] += _answer_pairs(model, tokenizer, asked, config.seed + _DRAWS * (start + _REQUESTS_AT_ONCE))
+        found["train"] += _answer_pairs(model, tokenizer, asked, derived_seed(config.seed, "train", start))
     for split, pairs in found.items():
         filled = rows[split][: max(0, PREFERENCE_BATCH - len(pairs))]
         more = f", and {len(filled)} of functions, as few answers parse," if filled else ""

@@ -26,6 +26,7 @@ from lit_llm.config.post_training import (
 from lit_llm.config.presets import PRESETS, preset, preset_fields
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
 from lit_llm.config.run import PretrainConfig, RunConfig, SampleConfig
+from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serving import ServeConfig
 from lit_llm.config.trainer import TrainerConfig
 
@@ -66,8 +67,10 @@ __all__ = [
     "TokenizerTrainingConfig",
     "TrainerConfig",
     "UserError",
+    "derived_seed",
     "from_plain",
     "preset",
     "preset_fields",
+    "sample_seed",
     "to_plain",
 ]

@@ -7,6 +7,12 @@ from typing import Literal
 
 from lit_llm.config.errors import UserError
 
+# Within these the arithmetic of logits stays finite in float32.
+MOST_TEMPERATURE = 1e6
+MOST_REPETITION_PENALTY = 1e3
+MOST_ADDED = 1e6
+MOST_LENGTH_PENALTY = 10.0
+
 
 @dataclass
 class SamplingConfig:
@@ -15,7 +21,7 @@ class SamplingConfig:
     max_new_tokens: int = 200
     """Tokens to write at most; an end-of-text token stops earlier."""
     temperature: float = 0.8
-    """Divides the logits; 0 always takes the likeliest token."""
+    """Divides the logits, at most 1e6; 0 always takes the likeliest token."""
     top_k: int | None = None
     """Keep only the k likeliest tokens."""
     top_p: float | None = None
@@ -23,7 +29,8 @@ class SamplingConfig:
     min_p: float | None = None
     """Keep the tokens at least this many times as likely as the likeliest."""
     repetition_penalty: float = 1.0
-    """Divides positive logits, and multiplies negative ones, of tokens in the prompt or the text; 1 changes nothing."""
+    """Divides positive logits, and multiplies negative ones, of tokens in the prompt or the text; 0.001 to 1,000, and 1
+    changes nothing."""
     presence_penalty: float = 0.0
     """Taken from the logit of each token that was written; below 0 it favours them."""
     frequency_penalty: float = 0.0
@@ -44,20 +51,34 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if self.temperature < 0:
-            raise UserError(f"temperature is {self.temperature}; it must be at least 0")
+        self._check_numbers()
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}; it must be at least 1, or null")
-        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
-            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1, or null")
-        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
-            raise UserError(f"min_p is {self.min_p}; it must be from 0 to 1, or null")
-        if self.repetition_penalty <= 0:
-            raise UserError(f"repetition_penalty is {self.repetition_penalty}; it must be above 0 (1 changes nothing)")
         if "" in self.stop_strings:
             raise UserError("stop_strings has an empty text, which would end every text before it begins")
         if self.context_full not in ("shift", "stop"):
             raise UserError(f"context_full is {self.context_full!r}; it must be shift or stop")
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"seed is {self.seed}; it must be from -2^63 to 2^63 - 1")
+
+    def _check_numbers(self) -> None:
+        """Refuse what is no number, too, which is in no range."""
+        if not 0.0 <= self.temperature <= MOST_TEMPERATURE:
+            raise UserError(f"temperature is {self.temperature}; it must be from 0 to {MOST_TEMPERATURE:,.0f}")
+        if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
+            raise UserError(f"top_p is {self.top_p}; it must be above 0 and at most 1, or null")
+        if self.min_p is not None and not 0.0 <= self.min_p <= 1.0:
+            raise UserError(f"min_p is {self.min_p}; it must be from 0 to 1, or null")
+        if not 1 / MOST_REPETITION_PENALTY <= self.repetition_penalty <= MOST_REPETITION_PENALTY:
+            raise UserError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be from {1 / MOST_REPETITION_PENALTY} to "
+                f"{MOST_REPETITION_PENALTY:,.0f} (1 changes nothing)"
+            )
+        added = {"presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty}
+        added |= {f"logit_bias of token {token}": value for token, value in self.logit_bias.items()}
+        for name, value in added.items():
+            if not abs(value) <= MOST_ADDED:
+                raise UserError(f"{name} is {value}; it must be from -{MOST_ADDED:,.0f} to {MOST_ADDED:,.0f}")
 
     @property
     def penalizes(self) -> bool:
@@ -99,7 +120,7 @@ class GenerateConfig(LoadConfig):
     prompts_file: str | None = None
     """File with one more prompt on each line; in .jsonl, the "prompt" or "text" of each object."""
     num_samples: int = 1
-    """Texts to write for each prompt; sample i draws with seed + i."""
+    """Texts to write for each prompt; each draws with a seed of its own, made from seed and its number."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     """How tokens are chosen."""
     stream: bool = True
@@ -113,7 +134,8 @@ class GenerateConfig(LoadConfig):
     num_beams: int = 1
     """Above 1: the likeliest text of a beam search with so many beams, instead of a drawn one."""
     length_penalty: float = 1.0
-    """Beam search divides a text's log-probability by its length to this power; higher favours longer texts."""
+    """Beam search divides a text's log-probability by its length to this power, from -10 to 10; higher favours longer
+    texts."""
     draft_model: str | None = None
     """Folder of a small model of the same vocabulary that guesses ahead; texts are drawn from the same distribution.
     It is never quantized."""
@@ -140,6 +162,15 @@ class GenerateConfig(LoadConfig):
         self._check_modes()
 
     def _check_modes(self) -> None:
+        if not abs(self.length_penalty) <= MOST_LENGTH_PENALTY:
+            raise UserError(f"length_penalty is {self.length_penalty}; it must be from -10 to 10")
+        if self.length_penalty != 1.0 and self.num_beams == 1:
+            raise UserError("length_penalty is for a beam search alone; give num_beams above 1, or leave it")
+        if self.draft_tokens != 4 and self.draft_model is None:
+            raise UserError("draft_tokens is for a draft model alone; give draft_model, or leave it")
+        filters = (self.sampling.top_k, self.sampling.top_p, self.sampling.min_p)
+        if self.num_beams > 1 and any(value is not None for value in filters):
+            raise UserError("a beam search draws nothing; leave top_k, top_p and min_p out, or num_beams at 1")
         plain = self.log_probs is None and self.regex is None and self.json_schema is None
         for mode, on in (("num_beams", self.num_beams > 1), ("draft_model", self.draft_model is not None)):
             if on and not plain:

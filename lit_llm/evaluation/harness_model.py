@@ -17,7 +17,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_llm.config import SamplingConfig, UserError
+from lit_llm.config import SamplingConfig, UserError, sample_seed
 from lit_llm.evaluation.log_probs import chosen_log_probs
 from lit_llm.generation import Engine, Event
 from lit_llm.generation.inference import inference
@@ -61,7 +61,7 @@ class HarnessModel(TemplateLM):
         tokenizer: its own.
         stop_tokens: ids that end a text, besides the tokenizer's end of text and, after a chat prompt, the end of turn.
         batch_size: rows of a pass, and texts written at once.
-        seed: text i is drawn with `seed + i` where a task draws texts.
+        seed: text i is drawn with `sample_seed(seed, i)` where a task draws texts.
 
     Raises:
         UserError: it is a reward model, or `batch_size` is less than 1.
@@ -224,7 +224,7 @@ class HarnessModel(TemplateLM):
         """
         prompts = []
         for number, request in enumerate(requests):
-            sampling = _sampling(request, self._seed + number)
+            sampling = _sampling(request, sample_seed(self._seed, number))
             ids = self.tok_encode(request.args[0]) or [self.prefix_token_id]
             room = self.max_length - sampling.max_new_tokens
             kept = room if room > 0 else max(self.max_length // 2, 1)

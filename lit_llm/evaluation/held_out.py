@@ -25,7 +25,8 @@ _ROWS = 16
 def write_answers(
     model: Decoder, tokenizer: Tokenizer, requests: Sequence[str], sampling: SamplingConfig
 ) -> list[Completion]:
-    """What the model answers to each request of a user; request i draws with `sampling.seed + i`.
+    """What the model answers to each request of a user; request i draws with
+    `sample_seed(sampling.seed, i)`.
 
     Args:
         model: a language model.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
-from lit_llm.generation.inference import cache_for, inference, logits_of_last
+from lit_llm.generation.inference import cache_for, finite, inference, logits_of_last
 from lit_llm.generation.request import fitted_prompt
 from lit_llm.model import Decoder
 from lit_llm.model.parallel import is_sharded
@@ -56,7 +56,7 @@ def beam_search(
         `num_beams` texts, or fewer where there are not so many.
 
     Raises:
-        UserError: the prompt is empty or too long, or a count is below 1.
+        UserError: the prompt is empty or too long, a count is below 1, or predictions are not finite.
 
     Source: Wu et al. 2016, section 7, with the plain power of the length as penalty.
     """
@@ -79,7 +79,7 @@ def beam_search(
             cache.select(rows)
             tokens = torch.tensor([[ids[-1]] for ids in search.texts], device=logits.device)
             if len(search.texts[0]) < steps:
-                logits = model(tokens, cache=cache.step(1, range(len(rows))))[:, -1]
+                logits = finite(model(tokens, cache=cache.step(1, range(len(rows))))[:, -1])
         return search.best()
 
 

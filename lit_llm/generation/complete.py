@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from lit_llm.config import SamplingConfig
+from lit_llm.config import SamplingConfig, sample_seed
 from lit_llm.generation.engine import Engine
 from lit_llm.generation.request import Completion, Event, fitted_prompt
 from lit_llm.model import Decoder
@@ -29,7 +29,7 @@ def complete(
     Args:
         model: the decoder; it is in evaluation mode for the call.
         prompts: token ids, at least one each.
-        sampling: how tokens are chosen; prompt i draws from a stream seeded by `sampling.seed + i`.
+        sampling: how tokens are chosen; prompt i draws with `sample_seed(sampling.seed, i)`.
         tokenizer: for the texts of the completions, and for stop strings.
         stop_tokens: ids that end a text, besides those of `sampling`.
         max_batch: most texts written at once; None means all of them.
@@ -41,7 +41,7 @@ def complete(
         One completion for each prompt.
 
     Raises:
-        UserError: a prompt is empty or too long, or stop strings come without a tokenizer.
+        UserError: a prompt is empty or too long, stop strings come without a tokenizer, or predictions are not finite.
     """
     if not prompts:
         return []
@@ -58,7 +58,7 @@ def complete(
     stop_tokens = tuple(stop_tokens)
     numbers = {}
     for number, prompt in enumerate(prompts):
-        own = replace(sampling, seed=sampling.seed + number)
+        own = replace(sampling, seed=sample_seed(sampling.seed, number))
         numbers[engine.submit(prompt, own, stop_tokens=stop_tokens)] = number
 
     def tell(event: Event) -> None:
@@ -84,7 +84,7 @@ def generate(
     Args:
         model: the decoder.
         prompts: token ids, at least one each.
-        sampling: how tokens are chosen; row r draws from a stream seeded by `sampling.seed + r`.
+        sampling: how tokens are chosen; row r draws with `sample_seed(sampling.seed, r)`.
         eos_id: token that ends a text (it is not returned), or None.
         tokenizer: needed for stop strings.
         compile: write with compiled functions; see `Engine`.

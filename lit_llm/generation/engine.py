@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation.compiled import CompiledStep, compiled, roomy
-from lit_llm.generation.inference import cache_for, inference
+from lit_llm.generation.inference import cache_for, inference, not_finite
 from lit_llm.generation.request import (
     AllowedTokens,
     Completion,
@@ -22,7 +22,7 @@ from lit_llm.generation.request import (
     fitted_prompt,
     new_stream,
 )
-from lit_llm.generation.samplers import BatchSampler, SamplingRow
+from lit_llm.generation.samplers import NO_TOKEN, BatchSampler, SamplingRow
 from lit_llm.generation.stopping import StoppingText
 from lit_llm.model import Decoder
 from lit_llm.model.parallel import is_sharded
@@ -38,7 +38,8 @@ class Engine:
     A step reads one chunk of the prompts that are new, and one token of every text that runs; a text that has ended
     costs nothing. A prompt that begins like one already in the batch takes that part from it instead of reading it.
     A text's draws come from its own seed, so what it says does not depend on what else is in the batch, up to the
-    rounding of the logits: a matrix product over other rows may differ in its last bits.
+    rounding of the logits: a matrix product over other rows may differ in its last bits. A text that cannot go on (its
+    logits are not finite, or its options or `allowed_tokens` fail) ends with an error of its own, and the others go on.
 
     Not safe to use from several threads at once. With a sharded model every rank makes the same calls, and the first
     one's choices hold for all, so that all take the same steps.
@@ -157,17 +158,24 @@ class Engine:
             events = self._read(range(ready, len(self._running)), self.prefill_chunk)
             events += self._read(range(ready), 1)
             finished = {event.request for event in events if event.finish_reason is not None}
-            self._leave(finished)
+            self._leave(finished, failed={event.request for event in events if event.error is not None})
         return events
 
     def run(self, on_event: Callable[[Event], None] | None = None) -> dict[int, Completion]:
-        """Step until every text has ended; returns them by the id of their request."""
+        """Step until every text has ended; returns them by the id of their request.
+
+        Raises:
+            Exception: what a text could not go on for, once the others have ended.
+        """
         done: dict[int, Completion] = {}
         while self.busy:
             for event in self.step():
                 done.setdefault(event.request, Completion()).add(event)
                 if on_event is not None:
                     on_event(event)
+        for completion in done.values():
+            if completion.error is not None:
+                raise completion.error
         return done
 
     def _drop_cancelled(self) -> None:
@@ -232,8 +240,11 @@ class Engine:
         width = max(counts)
         tokens = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces], device=self.device)
         at_end = [row for row, request in enumerate(requests) if counts[row] == request.unread]
+        broken: list[Event] = []
 
         def last_logits(hidden: Tensor, head: torch.nn.Linear) -> Tensor | None:
+            if len(at_end) < len(requests):
+                broken.extend(_broken_prompts(requests, counts, at_end, hidden))
             if not at_end:
                 return None
             if width == 1:
@@ -249,8 +260,8 @@ class Engine:
         for request, count in zip(requests, counts, strict=True):
             request.read += count
         if not at_end:
-            return []
-        events = self._write([requests[row] for row in at_end], logits)
+            return broken
+        events = broken + self._write([requests[row] for row in at_end], logits)
         for row, request in zip(rows, requests, strict=True):
             if request.read == 0:  # it begins again with its newest half
                 self.cache.truncate(row, 0)
@@ -258,23 +269,46 @@ class Engine:
 
     def _write(self, requests: list[Request], logits: Tensor) -> list[Event]:
         """Choose the next token of each request from its logits [b, vocab]."""
-        ids = [request.id for request in requests]
-        if self._sampler is None or self._sampler[0] != ids:
-            rows = [request.sampling for request in requests]
-            self._sampler = ids, BatchSampler(rows, logits.size(-1), logits.device)
-        allowed, stuck = self._allowed(requests, logits)
-        chosen = self._agree(self._sampler[1].choose(logits, allowed))
+        errors: dict[int, Exception] = {}
+        allowed, stuck = self._allowed(requests, logits, errors)
+        chosen = self._agree(self._choose(requests, logits, allowed, errors))
         log_probs = _log_probs(requests, logits, chosen)
         events = []
         for number, (request, token) in enumerate(zip(requests, chosen.tolist(), strict=True)):
-            if number in stuck:
+            if number in errors or token == NO_TOKEN:
+                events.append(_failed(request, errors.get(number) or not_finite()))
+            elif number in stuck:
                 text = request.text.flush() if request.text else ""
                 events.append(Event(request.id, None, text, "stop"))
             else:
                 events.append(request.write(token, self.max_length, log_probs.get(number)))
         return events
 
-    def _allowed(self, requests: list[Request], logits: Tensor) -> tuple[Tensor | None, set[int]]:
+    def _choose(
+        self, requests: list[Request], logits: Tensor, allowed: Tensor | None, errors: dict[int, Exception]
+    ) -> Tensor:
+        """The next token of each request [b]; where choosing fails, each is asked alone to see whose options do it."""
+        ids = [request.id for request in requests]
+        rows = [request.sampling for request in requests]
+        try:
+            if self._sampler is None or self._sampler[0] != ids:
+                self._sampler = ids, BatchSampler(rows, logits.size(-1), logits.device)
+            return self._sampler[1].choose(logits, allowed)
+        except Exception:
+            self._sampler = None
+        chosen = torch.full((len(rows),), NO_TOKEN, device=logits.device)
+        for number, row in enumerate(rows):
+            part = slice(number, number + 1)
+            try:
+                sampler = BatchSampler([row], logits.size(-1), logits.device)
+                chosen[part] = sampler.choose(logits[part], None if allowed is None else allowed[part])
+            except Exception as error:
+                errors.setdefault(number, error)
+        return chosen
+
+    def _allowed(
+        self, requests: list[Request], logits: Tensor, errors: dict[int, Exception]
+    ) -> tuple[Tensor | None, set[int]]:
         """Mask of the tokens that may come next [b, vocab], and the requests for which none may."""
         if all(request.allowed_tokens is None for request in requests):
             return None, set()
@@ -282,11 +316,14 @@ class Engine:
         stuck = set()
         for number, request in enumerate(requests):
             if request.allowed_tokens is not None:
-                row = request.allowed_tokens(request.sampling.written).to(mask.device)
-                if bool(row.any()):
-                    mask[number] = row
-                else:
-                    stuck.add(number)
+                try:
+                    row = request.allowed_tokens(request.sampling.written).to(mask.device)
+                    if bool(row.any()):
+                        mask[number] = row
+                    else:
+                        stuck.add(number)
+                except Exception as error:
+                    errors[number] = error
         return mask, stuck
 
     def _agree(self, chosen: Tensor) -> Tensor:
@@ -295,10 +332,12 @@ class Engine:
             dist.broadcast(chosen, 0)
         return chosen
 
-    def _leave(self, finished: set[int]) -> None:
+    def _leave(self, finished: set[int], failed: Collection[int] = ()) -> None:
         """Take texts out of the batch; the last row moves into each place that becomes free."""
         for row in reversed(range(len(self._running))):
             if self._running[row].id in finished:
+                if self._running[row].id in failed:
+                    self.cache.wipe(row)
                 last = self._running.pop()
                 if row < len(self._running):
                     self.cache.move_row(len(self._running), row)
@@ -312,13 +351,29 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     return bisect_left(range(1, longest + 1), True, key=lambda length: one[:length] != other[:length])
 
 
+def _failed(request: Request, error: Exception) -> Event:
+    text = request.text.flush() if request.text else ""
+    return Event(request.id, None, text, "error", error=error)
+
+
+def _broken_prompts(requests: list[Request], counts: list[int], at_end: list[int], hidden: Tensor) -> Iterator[Event]:
+    """The end of each text of whose prompt a part was read, and its states [b, t, width] are not finite.
+
+    They must not stay among those that others begin with, or may be moved over.
+    """
+    finite = hidden.isfinite().all(-1).tolist()
+    for row in sorted({*range(len(requests))} - {*at_end}):
+        if not all(finite[row][: counts[row]]):
+            yield _failed(requests[row], not_finite())
+
+
 def _log_probs(requests: list[Request], logits: Tensor, chosen: Tensor) -> dict[int, LogProbs]:
     """Log-probabilities of the requests that want them, by their place in the batch."""
     wanted = {number: request.log_probs for number, request in enumerate(requests) if request.log_probs is not None}
     if not wanted:
         return {}
     rows = logits[list(wanted)].float().log_softmax(-1)
-    own = rows.gather(1, chosen[list(wanted)].unsqueeze(1)).squeeze(1).tolist()
+    own = rows.gather(1, chosen[list(wanted)].clamp(min=0).unsqueeze(1)).squeeze(1).tolist()
     best = rows.topk(min(max(wanted.values()), rows.size(-1)), dim=-1)
     values, ids = best.values.tolist(), best.indices.tolist()
     return {

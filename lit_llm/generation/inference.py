@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from lit_llm.config import UserError
 from lit_llm.model import Decoder, KVCache
 
 
@@ -64,7 +65,11 @@ def cache_for(model: Decoder, batch_size: int, max_length: int, spare: int = 0) 
 
 
 def logits_of_last(model: Decoder, cache: KVCache, row: int, tokens: list[int], last: int, chunk: int) -> torch.Tensor:
-    """Read tokens into one row, `chunk` at a time, and give the logits [last, vocab] of the last of them."""
+    """Read tokens into one row, `chunk` at a time, and give the logits [last, vocab] of the last of them.
+
+    Raises:
+        UserError: they are not finite.
+    """
     device = model.embedding.weight.device
     rest = max(len(tokens) - max(chunk, last), 0)
     for start in range(0, rest, chunk):
@@ -72,8 +77,27 @@ def logits_of_last(model: Decoder, cache: KVCache, row: int, tokens: list[int], 
         step = cache.step(len(piece), range(row, row + 1))
         model(torch.tensor([piece], device=device), cache=step, head=lambda hidden, head: None)
     step = cache.step(len(tokens) - rest, range(row, row + 1))
-    return model(
+    logits = model(
         torch.tensor([tokens[rest:]], device=device),
         cache=step,
         head=lambda hidden, head: model.logits(hidden[0, -last:]),
+    )
+    return finite(logits)
+
+
+def finite(logits: torch.Tensor) -> torch.Tensor:
+    """The logits [b, vocab].
+
+    Raises:
+        UserError: those of a row are not finite.
+    """
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise not_finite()
+    return logits
+
+
+def not_finite() -> UserError:
+    """What is said of a model that predicts no numbers."""
+    return UserError(
+        "the model's predictions are not finite; its weights are damaged, or need another dtype, as float32"
     )

@@ -13,7 +13,7 @@ from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation.samplers import SamplingRow
 from lit_llm.generation.stopping import StoppingText
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "error"]
 AllowedTokens = Callable[[list[int]], Tensor]
 """From the ids written so far to a boolean mask [vocab] of the ids that may come next; none of them ends the text."""
 
@@ -39,9 +39,12 @@ class Event:
     text: str
     """Text that can now be shown, always whole characters; empty without a tokenizer."""
     finish_reason: FinishReason | None = None
-    """None while the text goes on; "stop" for a stop token or string, "length" where there is no more room."""
+    """None while the text goes on; "stop" for a stop token or string, "length" where there is no more room, "error"
+    where it cannot go on."""
     log_probs: LogProbs | None = None
     """Where they were asked for."""
+    error: Exception | None = None
+    """Why a text that ends with "error" could not go on."""
 
 
 @dataclass
@@ -56,6 +59,8 @@ class Completion:
     """Why it ended."""
     log_probs: list[LogProbs] = field(default_factory=list)
     """One for each token, where they were asked for."""
+    error: Exception | None = None
+    """Why it could not go on, where it ended with "error"."""
 
     def add(self, event: Event) -> None:
         """Take in the next event of this text."""
@@ -64,7 +69,7 @@ class Completion:
             if event.log_probs is not None:
                 self.log_probs.append(event.log_probs)
         self.text += event.text
-        self.finish_reason = event.finish_reason
+        self.finish_reason, self.error = event.finish_reason, event.error
 
 
 @dataclass

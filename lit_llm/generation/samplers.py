@@ -17,6 +17,12 @@ from lit_llm.config import SamplingConfig
 # The nucleus is looked for among this many of the likeliest tokens before all of them are sorted.
 NUCLEUS_CANDIDATES = 256
 
+NO_TOKEN = -1
+"""Chosen for a row whose logits are not finite."""
+# The least that a division of float32 does not take for 0.
+_LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
+_MOST_K = 2**31 - 1  # more than any vocabulary
+
 
 class Filters:
     """Temperature, top-k, top-p and min-p of each row, as columns [b, 1]; None where no row has one.
@@ -29,11 +35,12 @@ class Filters:
             return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
 
         # a greedy row is drawn for along with the others, and its draw not used
-        self.temperature = column([config.temperature or 1.0 for config in configs])
+        self.temperature = column([max(config.temperature or 1.0, _LEAST_TEMPERATURE) for config in configs])
         self.top_k = self.top_p = self.min_p = None
-        self.largest_k = max((config.top_k or 0 for config in configs), default=0)
+        top_k = [min(config.top_k or 0, _MOST_K) for config in configs]
+        self.largest_k = max(top_k, default=0)
         if self.largest_k:
-            self.top_k = column([config.top_k or 0 for config in configs], torch.long)
+            self.top_k = column(top_k, torch.long)
         if any(config.top_p is not None and config.top_p < 1.0 for config in configs):
             self.top_p = column([config.top_p or 1.0 for config in configs], torch.float64)
         if any(config.min_p for config in configs):
@@ -48,7 +55,9 @@ class Filters:
         Returns:
             Float32 [b, vocab], not normalised again after top-p and min-p; tokens filtered out have 0.
         """
-        logits = logits.float() / self.temperature
+        logits = logits.float()
+        # with 0 for the likeliest no temperature makes infinity of it
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         vocabulary = logits.size(-1)
         if self.top_k is not None:
             largest = logits.topk(min(self.largest_k, vocabulary), dim=-1).values
@@ -180,7 +189,7 @@ class BatchSampler:
             allowed: tokens that may be chosen [b, vocab], or None for all.
 
         Returns:
-            Token ids [b] on the device of the logits.
+            Token ids [b] on the device of the logits; `NO_TOKEN` where they are not finite, or none is allowed.
         """
         if self._penalties is not None:
             logits = self._penalties.apply(logits)
@@ -195,9 +204,11 @@ class BatchSampler:
             if self._drawn:
                 drawn = draw(self._filters.probabilities(logits[self._drawn_index]), self._generators)
                 chosen[self._drawn_index] = drawn
+        # the largest is no number where one of them is none
+        broken = ~logits.amax(-1).isfinite()
         if self._penalties is not None:
-            self._penalties.count(chosen)
-        return chosen
+            self._penalties.count(chosen.masked_fill(broken, 0))
+        return chosen.masked_fill(broken, NO_TOKEN)
 
 
 class _Penalties:

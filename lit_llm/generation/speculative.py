@@ -58,8 +58,8 @@ def speculate(
         on_token: called with every new token.
 
     Raises:
-        UserError: the vocabularies differ, the prompt does not fit, or `sampling` has penalties, a bias or stop
-            strings.
+        UserError: the vocabularies differ, the prompt does not fit, `sampling` has penalties, a bias or stop strings,
+            or predictions are not finite.
     """
     _check(model, draft, sampling)
     limit = min(model.config.max_position_embeddings, draft.config.max_position_embeddings)

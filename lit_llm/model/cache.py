@@ -97,6 +97,12 @@ class KVCache:
             if self.last_tokens is not None:
                 self.last_tokens[target] = self.last_tokens[source]
 
+    def wipe(self, row: int) -> None:
+        """Forget a row and what its memory holds, which may not be finite: what a mask hides is multiplied by 0."""
+        for memory in (*self.keys, *self.values):
+            memory[row].zero_()
+        self.truncate(row, 0)
+
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes what row `rows[i]` was; rows after them stay."""
         index = torch.tensor(rows, device=self.keys[0].device)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from lit_llm.config import ModelConfig
+from lit_llm.config import ModelConfig, derived_seed
 from lit_llm.model.normalization import OffsetRMSNorm
 from lit_llm.model.parallel import shard_like
 
@@ -23,8 +22,7 @@ CONSTANTS = {"strength": 0.0, "stream_share": 1.0, "shortcut_share": 0.0, "lora_
 
 def named_generator(seed: int, name: str) -> torch.Generator:
     """A CPU random stream that depends on the seed and the name alone."""
-    digest = hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    return torch.Generator().manual_seed(derived_seed(seed, name))
 
 
 @torch.no_grad()

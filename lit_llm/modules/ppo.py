@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_llm.config import PPOConfig, UserError
+from lit_llm.config import PPOConfig, UserError, derived_seed
 from lit_llm.data.loader import data_parallel_rank
 from lit_llm.interop import read_model_config
 from lit_llm.model import Decoder
@@ -25,7 +25,6 @@ from lit_llm.modules.rewards import Rewards, check_same_tokens
 from lit_llm.modules.rollout import (
     Answer,
     Experience,
-    answer_seed,
     evaluating,
     write_answers,
 )
@@ -186,7 +185,7 @@ class PPOModule(LanguageModule):
         return write_answers(
             self.model,
             [prompt for prompt in batch["prompts"] for _ in numbers],
-            [answer_seed(config.seed, step, sample, n) for sample in batch["sample_ids"].tolist() for n in numbers],
+            [derived_seed(config.seed, step, sample, n) for sample in batch["sample_ids"].tolist() for n in numbers],
             self.stop_ids,
             max_new_tokens=config.max_new_tokens,
             temperature=config.temperature,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -111,12 +110,6 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def answer_seed(*parts: int | str) -> int:
-    """A seed for the draws of one answer, from what tells it from all others."""
-    digest = blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
 def write_answers(
     model: Decoder,
     prompts: Sequence[list[int]],
@@ -152,6 +145,8 @@ def write_answers(
     by_seed = dict(zip(asked, written.values(), strict=True))
     while engine.busy:
         for event in engine.step():
+            if event.error is not None:
+                raise event.error
             answer = written[event.request]
             assert event.token is not None  # the engine knows no stop token, and so writes them all
             answer.ids.append(event.token)

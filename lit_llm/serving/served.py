@@ -5,9 +5,10 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from lit_llm.config import SamplingConfig, UserError
+from lit_llm.config import SamplingConfig, UserError, sample_seed
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.worker import Text
@@ -120,8 +121,8 @@ class Served:
         self._check_ids(bias, "logit_bias")
         # each prompt draws as if it had been sent alone
         seed = secrets.randbits(62) if body.seed is None else body.seed
-        samplings = [
-            SamplingConfig(
+        try:
+            sampling = SamplingConfig(
                 max_new_tokens=body.token_limit or self._default_max_tokens,
                 temperature=body.temperature,
                 top_k=body.top_k,
@@ -133,10 +134,10 @@ class Served:
                 logit_bias=bias,
                 stop_strings=body.stop,
                 context_full="stop",
-                seed=seed + sample,
             )
-            for sample in range(body.n)
-        ]
+        except UserError as error:
+            raise ApiError(str(error), param=str(error).partition(" ")[0]) from None
+        samplings = [replace(sampling, seed=sample_seed(seed, sample)) for sample in range(body.n)]
         return [Text(prompt, sampling, ends, body.alternatives) for prompt in prompts for sampling in samplings]
 
     def _check_prompt(self, prompt: Sequence[int], param: str) -> None:

@@ -75,8 +75,9 @@ class Job:
 class Worker:
     """Writes texts on a thread of its own, with one engine.
 
-    `submit`, `cancel` and `load` belong to the event loop; the engine is touched on the thread alone. A step that fails
-    ends the requests that run, and a new engine goes on with those that wait.
+    `submit`, `cancel` and `load` belong to the event loop; the engine is touched on the thread alone. A text that the
+    engine cannot go on with ends its own request. A step that fails ends the requests that run, and a new engine goes
+    on with those that wait.
 
     Args:
         make_engine: called on the thread, at the start and after a failure.
@@ -243,7 +244,12 @@ class Worker:
         else:
             self.steps += 1
             for event in events:
-                job, place = self._running[event.request]
+                job, place = self._running.get(event.request, (None, 0))
+                if job is None:  # of a request that another of its texts has ended
+                    continue
+                if event.error is not None:
+                    self._fail(job, event.error)
+                    continue
                 if event.finish_reason is not None:
                     del self._running[event.request]
                 job.tell((place, event))
@@ -255,6 +261,12 @@ class Worker:
             job.tell(ApiError("the model failed while it wrote this text; the server's log has more", 500))
         self._engine = None  # its cache goes before another is made
         self._engine = self._make_engine()
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        """End a request one of whose texts cannot go on."""
+        _LOG.error("a text could not be written to its end; the others go on", exc_info=error)
+        self._drop(job)
+        job.tell(ApiError(f"a text could not be written to its end: {error}", 500))
 
     def _fail_everything(self) -> None:
         while not self._commands.empty():

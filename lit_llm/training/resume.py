@@ -9,7 +9,7 @@ import lightning as L
 import numpy as np
 import torch
 
-from lit_llm.config import UserError
+from lit_llm.config import UserError, sample_seed
 from lit_llm.data.loader import data_parallel_rank
 
 
@@ -43,7 +43,7 @@ class ExactResume(L.Callback):
     at another world size or torch version keeps fresh ones: the streams could not match anyway.
 
     Args:
-        seed: seed of the run; each rank adds its number.
+        seed: seed of the run; each rank has its own, `sample_seed(seed, rank)`.
         samples_per_micro_batch: samples that all ranks together take in one micro-batch.
     """
 
@@ -54,7 +54,7 @@ class ExactResume(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed this rank; tensor-parallel ranks compute the same stream, so they drop the same parts of it."""
-        seed = self.seed + data_parallel_rank(trainer)[0]
+        seed = sample_seed(self.seed, data_parallel_rank(trainer)[0])
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)
         random.seed(seed)

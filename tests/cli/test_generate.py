@@ -13,7 +13,7 @@ from random_decoder import random_decoder
 
 from lit_llm.cli import main, parse
 from lit_llm.cli.generate import generate, read_prompts
-from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import complete
 from lit_llm.interop import load_model_folder, save_model_folder
 from lit_llm.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def expected(folder: Path, prompts: list[str], samples: int) -> str:
     for prompt in prompts:
         for sample in range(samples):
             ids = [tokenizer.begin_id, *tokenizer.encode(prompt)]
-            options = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=3 + sample)
+            options = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=sample_seed(3, sample))
             done = complete(model, [ids], options, tokenizer=tokenizer, stop_tokens=[tokenizer.eot_id])[0]
             out += f"{prompt}{done.text}\n\n"
     return out
@@ -112,6 +112,10 @@ def test_text_is_held_to_a_form(folder: Path, tmp_path: Path, capsys: pytest.Cap
         ({"num_beams": 2, "draft_model": "x"}, "num_beams and draft_model cannot be had together"),
         ({"num_beams": 2, "num_samples": 2}, "a beam search has one outcome"),
         ({"num_beams": 2, "log_probs": 1}, "num_beams cannot be had together with log_probs"),
+        ({"length_penalty": 2.0}, "length_penalty is for a beam search alone"),
+        ({"length_penalty": float("inf"), "num_beams": 2}, "length_penalty is inf"),
+        ({"draft_tokens": 5}, "draft_tokens is for a draft model alone"),
+        ({"num_beams": 2, "sampling": SamplingConfig(top_k=3)}, "a beam search draws nothing"),
         (
             {"draft_model": "x", "sampling": SamplingConfig(presence_penalty=1.0)},
             "draft_model cannot be had together with penalties",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from random_decoder import random_decoder, random_tokens
 from test_engine import ARCHITECTURES, plain_loop
 
 from lit_llm.config import SamplingConfig, UserError
-from lit_llm.generation import Completion, Engine, Event, complete
+from lit_llm.generation import AllowedTokens, Completion, Engine, Event, beam_search, complete, speculate
 from lit_llm.model import Decoder
 from lit_llm.tokenizer import Tokenizer
 
@@ -203,6 +204,84 @@ def test_tokens_can_be_restricted_from_outside(llama: Decoder) -> None:
     assert [token % 2 for token in done[request].ids] == [0, 1, 0, 1, 0, 1]
     assert done[request].finish_reason == "stop"  # nothing more is allowed
     assert done[free].ids == plain_loop(llama, prompt(5), drawn(2))
+
+
+# texts that cannot go on
+
+WITHOUT = {7: -1000.0}  # the token that is no number
+
+
+def with_bad_token(model: Decoder, token: int) -> Decoder:
+    """The model with an embedding that is no number, which its head does not share."""
+    with torch.no_grad():
+        model.embedding.weight[token] = math.nan
+    return model
+
+
+def failing(kind: str) -> tuple[list[int], SamplingConfig, AllowedTokens | None]:
+    """A request that fails in its first step or its third."""
+    if kind == "options":
+        options = drawn(9)
+        options.top_k = "many"  # type: ignore[assignment]
+        return prompt(6), options, None
+    if kind.startswith("numbers"):
+        length, place = (6, 4) if kind.endswith("once") else (60, 12)
+        ids = prompt(length, seed=3)
+        ids[place] = 7
+        return ids, drawn(9, temperature=0.0), None
+
+    def allowed(written: list[int]) -> torch.Tensor:
+        if len(written) == 2:
+            raise ValueError("no such state")
+        return torch.ones(400, dtype=torch.bool)
+
+    return prompt(6), drawn(9), allowed
+
+
+@pytest.mark.parametrize("kind", ["options", "constraint", "numbers at once", "numbers of a long prompt"])
+def test_a_text_that_cannot_go_on_ends_alone(kind: str) -> None:
+    fields = {"tie_word_embeddings": False, "max_position_embeddings": 64}
+    model = with_bad_token(random_decoder(tiny_model(**fields)), 7)
+    ids, options, allowed = failing(kind)
+    # one runs already and is done soon, so that rows move, and others come to the rows that are free
+    lengths_and_options: list[tuple[int, dict[str, Any]]] = [
+        (9, {"max_new_tokens": 8}),
+        (5, {"max_new_tokens": 24, "frequency_penalty": 0.5}),
+        (30, {"temperature": 0.0}),
+        (7, {"max_new_tokens": 2}),
+    ]
+    jobs = [(prompt(n), drawn(n, logit_bias=WITHOUT, **options)) for n, options in lengths_and_options]
+    assert all(7 not in text for text, _ in jobs)
+    engine = Engine(model, 2, prefill_chunk=5)
+    asked = [engine.submit(*jobs[0])]
+    assert engine.step() == []
+    bad = engine.submit(ids, options, allowed_tokens=allowed, log_probs=1)
+    asked += [engine.submit(*job) for job in jobs[1:]]
+    done: dict[int, Completion] = {}
+    alone = [complete(model, [text], sampling)[0].ids for text, sampling in jobs]
+    while engine.busy:
+        for event in engine.step():
+            done.setdefault(event.request, Completion()).add(event)
+    assert [done[request].ids for request in asked] == alone
+    assert done[bad].finish_reason == "error" and len(done[bad].ids) == (2 if kind == "constraint" else 0)
+    expected = {"options": "'str'", "constraint": "no such state"}.get(kind, "predictions are not finite")
+    assert expected in str(done[bad].error)
+    assert all(done[request].error is None for request in asked)
+    assert all(bool(memory.isfinite().all()) for memory in (*engine.cache.keys, *engine.cache.values))
+
+
+def test_who_waits_for_all_texts_is_told_of_the_one_that_failed() -> None:
+    model = with_bad_token(random_decoder(tiny_model(tie_word_embeddings=False)), 7)
+    heard: list[int] = []
+    with pytest.raises(UserError, match="the model's predictions are not finite; its weights are damaged"):
+        complete(model, [[7], [5]], drawn(0, logit_bias=WITHOUT), on_event=lambda number, event: heard.append(number))
+    assert heard.count(1) == 9
+    for search in (
+        lambda: beam_search(model, [7], num_beams=2, max_new_tokens=3),
+        lambda: speculate(model, model, [7], SamplingConfig(max_new_tokens=3)),
+    ):
+        with pytest.raises(UserError, match="predictions are not finite"):
+            search()
 
 
 # text

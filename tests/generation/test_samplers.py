@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation import choose, filtered_probabilities
-from lit_llm.generation.samplers import BatchSampler, SamplingRow
+from lit_llm.generation.samplers import NO_TOKEN, BatchSampler, SamplingRow
 
 
 def filtered(probabilities: list[float], **options: Any) -> list[float]:
@@ -120,12 +121,22 @@ def test_each_row_draws_from_its_own_stream() -> None:
     ("options", "message"),
     [
         ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": math.inf}, "temperature is inf; it must be from 0 to 1,000,000"),
+        ({"temperature": math.nan}, "temperature is nan"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"top_p": 1.1}, "top_p is 1.1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"top_p": math.nan}, "top_p is nan"),
+        ({"min_p": math.nan}, "min_p is nan"),
         ({"repetition_penalty": 0.0}, "repetition_penalty is 0.0"),
+        ({"repetition_penalty": 1e-45}, "repetition_penalty is 1e-45; it must be from 0.001 to 1,000"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty is nan"),
+        ({"presence_penalty": math.inf}, "presence_penalty is inf; it must be from -1,000,000 to 1,000,000"),
+        ({"frequency_penalty": math.nan}, "frequency_penalty is nan"),
+        ({"logit_bias": {5: -math.inf}}, "logit_bias of token 5 is -inf"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be from"),
         ({"stop_strings": ["a", ""]}, "stop_strings has an empty text"),
         ({"context_full": "wrap"}, "context_full is 'wrap'"),
     ],
@@ -133,6 +144,38 @@ def test_each_row_draws_from_its_own_stream() -> None:
 def test_impossible_sampling_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         SamplingConfig(**options)
+
+
+LEGAL_EXTREMES: list[dict[str, Any]] = [
+    *({"temperature": 10.0**-power} for power in (3, 37, 38, 41, 45)),
+    {"temperature": 1e-45, "logit_bias": {4: 1e6, 2: -1e6}, "top_p": 0.5},
+    {"temperature": 1e-40, "repetition_penalty": 0.001, "top_k": 2**63, "min_p": 1.0},
+    {"temperature": 1e-300, "presence_penalty": 1e6, "frequency_penalty": -1e6},
+]
+
+
+@pytest.mark.parametrize("options", LEGAL_EXTREMES, ids=str)
+def test_near_zero_a_temperature_takes_the_likeliest(options: dict[str, Any]) -> None:
+    """What is divided by it overflows float32, and the least of them are 0 there."""
+    logits = 30 * torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    rows = [
+        sampling_row(prompt=(1,), written=[0, 2], **{**options, "temperature": t})
+        for t in (0.0, options["temperature"])
+    ]
+    greedy, cold = (int(batch(row, vocabulary=50).choose(logits)) for row in rows)
+    assert greedy == cold
+    beside = batch(rows[1], sampling_row(temperature=1e6, top_k=2**70), vocabulary=50).choose(logits.expand(2, -1))
+    assert int(beside[0]) == cold and 0 <= int(beside[1]) < 50
+
+
+def test_logits_that_are_no_numbers_choose_nothing() -> None:
+    logits = torch.zeros(5, 9)
+    logits[0, 3], logits[1, 4], logits[2] = math.nan, math.inf, -math.inf
+    logits[3, :8] = -math.inf
+    for temperature in (0.0, 1.0):
+        rows = [sampling_row(temperature=temperature, presence_penalty=0.1) for _ in range(5)]
+        chosen = batch(*rows, vocabulary=9).choose(logits).tolist()
+        assert chosen[:4] == [NO_TOKEN, NO_TOKEN, NO_TOKEN, 8] and chosen[4] >= 0
 
 
 # several rows, each with options of its own

@@ -16,11 +16,11 @@ from ranks import START_METHOD, multiprocessing
 from run_files import all_curves, assert_identical, checkpoints, last_state
 
 from lit_llm.cli.post_training import build_ppo, ppo
-from lit_llm.config import NonFiniteStep, PPOConfig, SamplingConfig, UserError
+from lit_llm.config import NonFiniteStep, PPOConfig, SamplingConfig, UserError, derived_seed
 from lit_llm.generation import Engine
 from lit_llm.interop import load_model_folder, read_model_config
 from lit_llm.modules.policy_updates import whiten
-from lit_llm.modules.rollout import Answer, Experience, answer_seed, write_answers
+from lit_llm.modules.rollout import Answer, Experience, write_answers
 from lit_llm.objectives import IGNORE_INDEX, masked_whiten
 from lit_llm.tokenizer import Tokenizer
 
@@ -275,7 +275,7 @@ def test_answers_are_those_of_the_engine_and_keep_their_end(make: MakePPO) -> No
     """An answer has what the engine writes and, where that stopped, the token that stopped it."""
     module, data, _ = build_ppo(make())
     batch = data.train_dataset.__getitems__(range(6))
-    seeds = [answer_seed(1, sample) for sample in range(6)]
+    seeds = [derived_seed(1, sample) for sample in range(6)]
     assert len(set(seeds)) == 6
     ends = list(range(0, 400, 12))  # many, so that some answers end
     options = {"max_new_tokens": 8, "temperature": 0.7}
@@ -299,7 +299,7 @@ def test_answers_are_scored_at_the_temperature_that_they_are_drawn_at(make: Make
     ppo(config)
     module, data, _ = build_ppo(make("again", temperature=0.1))
     batch = data.train_dataset.__getitems__(range(8))
-    seeds = [answer_seed(config.seed, 1, sample, 0) for sample in range(8)]
+    seeds = [derived_seed(config.seed, 1, sample, 0) for sample in range(8)]
     options = {"max_new_tokens": 8, "temperature": 0.1, "max_batch": 8}
     answers = write_answers(module.model, batch["prompts"], seeds, module.stop_ids, **options)
     surprise = 0.0

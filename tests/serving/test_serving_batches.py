@@ -17,7 +17,7 @@ pytest.importorskip("httpx", reason="the package httpx is not installed")
 from serving_models import Server, held, no_end, save_tiny, serving, wait_until
 
 from lit_llm.config import SamplingConfig
-from lit_llm.generation import Engine
+from lit_llm.generation import AllowedTokens, Engine, complete
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.worker import Job, Text, Worker
 
@@ -141,6 +141,33 @@ def test_a_failure_ends_a_stream_with_an_error(narrow: Server) -> None:
         rest = [*lines]
     assert "the model failed" in json.loads(rest[-2].removeprefix("data: "))["error"]["message"]
     assert "data: [DONE]" not in rest
+
+
+def test_a_text_that_cannot_go_on_ends_its_own_request(wide: Server) -> None:
+    """Both of its texts fail in one step; what runs beside it is what it is alone."""
+    plain = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=4)
+    expected = complete(wide.loaded.model, [[70]], plain)[0].ids
+
+    class Stuck:
+        def start(self) -> AllowedTokens:
+            return lambda written: 1 / 0  # type: ignore[return-value]
+
+    async def ids(job: Job) -> list[int | None]:
+        return [event.token async for _, event in job.events()]
+
+    async def ask() -> None:
+        good = worker.submit([Text([70], plain)])
+        bad = worker.submit([Text([71], plain, constraint=Stuck())] * 2)  # type: ignore[arg-type]
+        with pytest.raises(ApiError, match="a text could not be written to its end: division by zero") as failed:
+            await ids(bad)
+        assert failed.value.status == 500
+        assert await ids(good) == expected
+
+    worker = Worker(lambda: Engine(wide.loaded.model, 4, tokenizer=wide.tokenizer), max_batch=4, max_waiting=4)
+    worker.start()
+    asyncio.run(ask())
+    worker.stop()
+    assert worker.failure is None and worker.steps == 12
 
 
 def test_an_engine_that_cannot_start_again_ends_the_worker(wide: Server) -> None:

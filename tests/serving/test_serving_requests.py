@@ -45,6 +45,7 @@ CHAT_ERRORS = [
     ({"top_k": 0}, "top_k", "top_k is 0"),
     ({"min_p": 2}, "min_p", "min_p is 2"),
     ({"repetition_penalty": 0}, "repetition_penalty", "repetition_penalty is 0"),
+    ({"repetition_penalty": 1e-45}, "repetition_penalty", "repetition_penalty is 1e-45; it must be from 0.001 to"),
     ({"presence_penalty": 3}, "presence_penalty", "presence_penalty is 3"),
     ({"frequency_penalty": -3}, "frequency_penalty", "frequency_penalty is -3"),
     ({"n": 0}, "n", "n is 0; it must be greater than or equal to 1"),

@@ -15,7 +15,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 pytest.importorskip("httpx", reason="the package httpx is not installed")
 from serving_models import Server, no_end, save_tiny, serving
 
-from lit_llm.config import SamplingConfig
+from lit_llm.config import SamplingConfig, sample_seed
 from lit_llm.generation import Engine
 
 
@@ -149,7 +149,7 @@ def test_stop_strings_end_texts_before_them(server: Server) -> None:
 @pytest.mark.parametrize("kind", ["chat", "text"])
 def test_samples_draw_with_seeds_of_their_own(server: Server, kind: str) -> None:
     body = server.ask(kind, **asked(kind, "bcdf"), n=3, seed=20, max_tokens=15)
-    expected = [server.expected(kind, "bcdf", seed=20 + sample, max_new_tokens=15) for sample in range(3)]
+    expected = [server.expected(kind, "bcdf", seed=sample_seed(20, sample), max_new_tokens=15) for sample in range(3)]
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2]
     assert [text_of(choice) for choice in body["choices"]] == [done.text for done in expected]
     assert len({done.text for done in expected}) == 3
@@ -167,7 +167,9 @@ def test_prompts_come_in_four_forms(server: Server) -> None:
         ([ids, [80]], [ids, [80]]),
     ):
         body = server.ask("text", prompt=prompt, n=2, seed=4, max_tokens=6)
-        expected = [server.expected("text", one, seed=4 + s, max_new_tokens=6).text for one in each for s in (0, 1)]
+        expected = [
+            server.expected("text", one, seed=sample_seed(4, s), max_new_tokens=6).text for one in each for s in (0, 1)
+        ]
         assert [choice["text"] for choice in body["choices"]] == expected
         assert body["usage"]["prompt_tokens"] == sum(len(server.ids("text", one)) for one in each)
 
