@@ -128,6 +128,9 @@ class Gate:
             return True
         try:
             name = (urlsplit(url).hostname or "").rstrip(".")
+        except ValueError:  # half of an address's brackets
+            return False
+        try:
             ipaddress.ip_address(name)
         except ValueError:
             return any(fnmatchcase(name, pattern) for pattern in self._access.hosts)
