@@ -38,8 +38,8 @@ class ServeConfig(LoadConfig):
     api_key_file: str | None = None
     """File with the key that requests must bring."""
     allowed_hosts: list[str] = field(default_factory=list)
-    """Names by which requests may call the server (`Host:`), as chat.example.org, *.example.org or *, besides
-    localhost, the host to listen on, this machine's name and any IP address."""
+    """Names by which requests may call the server (`Host:`), besides localhost, the host to listen on, this machine's
+    name and any IP address: '[chat.example.org, "*.example.org"]', or '["*"]' for every name."""
     max_per_client: int | None = None
     """Requests of one client's address that are answered at once; more are refused with status 429. null: max_batch
     and half of max_waiting, so that others have a chance."""
