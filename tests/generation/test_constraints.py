@@ -81,6 +81,9 @@ def matches(automaton: Automaton, text: str) -> bool:
 def test_states_grow_with_the_length_of_a_text_and_no_faster() -> None:
     """An automaton that also searched in the middle of texts would have 2 to the power of the length."""
     pytest.importorskip("outlines_core")
+    automata_of_any = [compiled(rf"[^x]{{{most},{most + 9}}}x") for most in (20, 40, 60)]
+    short, middle, long = (automaton.dead for automaton in automata_of_any)
+    assert long - middle == middle - short
     automata = [compiled(json.dumps({"type": "string", "maxLength": most}), True) for most in (20, 40, 60)]
     short, middle, long = (automaton.dead for automaton in automata)
     assert long - middle == middle - short == 20 * 10

@@ -15,7 +15,7 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 pytest.importorskip("httpx", reason="the package httpx is not installed")
 from serving_models import Server, save_tiny, serving, wait_until
 
-from lit_llm.generation import automata
+from lit_llm.generation import Compilation, automata
 from lit_llm.serving import preparation
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.protocol import ChatRequest
@@ -49,9 +49,17 @@ def health(server: Server) -> dict[str, Any]:
     return server.client.get("/health").json()
 
 
-def test_schemas_that_never_end_stop_nobody(server: Server) -> None:
+def test_schemas_that_never_end_stop_nobody(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight at once, of which two compile; the server goes on, and all end when their clients leave."""
     pytest.importorskip("outlines_core", reason="the extra constrained is not installed")
+    begun: list[Compilation] = []
+
+    class Recorded(Compilation):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            begun.append(self)
+
+    monkeypatch.setattr(preparation, "Compilation", Recorded)
     expected = server.expected("text", "b", seed=1, max_new_tokens=9).text
     bodies = [
         {"model": "tiny", "prompt": "b", **held_to({"type": "string", "pattern": ENDLESS.format(24 + place)})}
@@ -67,6 +75,7 @@ def test_schemas_that_never_end_stop_nobody(server: Server) -> None:
     for connection in connections[1:]:
         connection.close()
     wait_until(lambda: health(server) == IDLE)
+    assert len(begun) == 7 and all(compilation._cancelled for compilation in begun)
     body = server.ask("text", prompt="b", max_tokens=99, **held_to({"enum": ["b"]}))
     assert body["choices"][0]["text"] == '"b"'
 
