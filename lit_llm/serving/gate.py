@@ -18,6 +18,8 @@ from lit_llm.serving.errors import ApiError, response_of
 
 MOST_BYTES = 16 * 2**20
 """Of a body."""
+MOST_BRACKETS = 2**19
+"""Of a body: each may open a list or object, and a million of small ones take seconds to read."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,13 @@ class Gate:
         except TimeoutError:
             message = f"the body did not come within {self._access.read_timeout:g} s"
             await response_of(ApiError(message, 408))(scope, receive, send)
+            return
+        brackets = 0 if body is None else body.count(b"[") + body.count(b"{")
+        if brackets > MOST_BRACKETS:
+            message = (
+                f"the body has {brackets} opening brackets; at most {MOST_BRACKETS} are read: send several requests"
+            )
+            await response_of(ApiError(message))(scope, receive, send)
             return
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 

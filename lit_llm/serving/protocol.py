@@ -223,6 +223,10 @@ def _prompts(given: Any) -> Any:
     if isinstance(given, list) and len(given) > MOST_ELEMENTS:
         raise ApiError(f"prompt has {len(given)} elements; at most {MOST_ELEMENTS} are read", param="prompt")
     prompts = [given] if isinstance(given, str) or _is_ids(given) else given
+    if isinstance(prompts, list) and len(prompts) > MOST_TEXTS:
+        raise ApiError(
+            f"{len(prompts)} prompts are more than {MOST_TEXTS} texts; send several requests", param="prompt"
+        )
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _is_ids(p) for p in prompts):
         raise ApiError(
             "prompt must be a text, a list of texts, a list of token ids, or a list of those", param="prompt"

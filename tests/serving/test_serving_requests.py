@@ -121,6 +121,9 @@ def test_bodies_that_are_none(server: Server) -> None:
     assert "Content-Type" in refusal(post(b'{"model": "tiny"}', **{"content-type": "text/plain"}))["message"]
     assert refusal(post(b"{}"))["message"] == "model is missing"
     assert "surrogate" in refusal(post(b'{"model": "tiny", "prompt": "\\ud800"}'))["message"]
+    brackets = b'{"model": "tiny", "prompt": "b", "user": [' + b"[]," * 2**19 + b"[]]}"
+    assert "at most 524288 are read" in refusal(post(brackets))["message"]
+    assert "1025 prompts are more than 1024 texts" in refusal(server.post("text", prompt=["b"] * 1025))["message"]
     assert "at most 16777216" in refusal(post(b" " * (2**24 + 1)), 413)["message"]
     chunked = server.client.post("/v1/completions", content=iter([b"{}"]))
     assert "Content-Length" in refusal(chunked, 411)["message"]
