@@ -79,3 +79,14 @@ def test_generation() -> None:
         ratio = speeds["fp32 ours"] / speeds["fp32 transformers"]
         assert figures["ratio"][key] == {"ours fp32 / transformers fp32": pytest.approx(ratio, rel=0.02)}
         assert figures["same_ids"][key] == {"fp32 ours": 1.0}
+
+
+@pytest.mark.slow
+def test_serving_load() -> None:
+    for package in ("fastapi", "uvicorn", "httpx", "outlines_core"):
+        pytest.importorskip(package)
+    figures = last_line("serving_load")
+    assert_reported(figures, "gain", "seconds_to_free", "seconds_to_end")
+    assert figures["same_texts"] == figures["requests"] == 12
+    assert all(speed > 0 for speed in figures["tokens_per_second"].values())
+    assert (figures["status"], figures["status_of_text"], figures["status_of_schema"]) == (0, 200, 503)

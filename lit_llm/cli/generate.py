@@ -90,7 +90,7 @@ class _Writer:
 
         vocab_size = self.model.config.vocab_size or 0
         if config.regex is not None:
-            return TextConstraint(config.regex, self.tokenizer, vocab_size, self.stop_tokens)
+            return TextConstraint.of_regex(config.regex, self.tokenizer, vocab_size, self.stop_tokens)
         schema = str(config.json_schema)
         if not schema.lstrip().startswith("{"):
             schema = read_text(Path(schema))

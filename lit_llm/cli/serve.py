@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.cli.loading import LoadedModel, load, tell_begin_token
 from lit_llm.config import ServeConfig, UserError
 
 if TYPE_CHECKING:
+    from lit_llm.serving.gate import Access
     from lit_llm.serving.served import Served
     from lit_llm.serving.worker import Worker
 
+KEY_VARIABLE = "LIT_LLM_API_KEY"
+"""Environment variable of the key that requests must bring."""
 # How long the requests that run may go on after Ctrl-C or SIGTERM, in seconds.
 GRACE = 10
 
@@ -34,6 +39,7 @@ def serve(config: ServeConfig) -> None:
             raise UserError(
                 f"serving needs the package {package}; install it with: pip install 'lit-llm[serve]'"
             ) from None
+    access = access_to(config)
     with bound_socket(config.host, config.port) as listener:  # before the model is read, which takes longer
         loaded = load(config, compile=config.compile)
         tell_begin_token(config, loaded.tokenizer)
@@ -42,9 +48,49 @@ def serve(config: ServeConfig) -> None:
         if config.compile:
             print("compiling the model; this takes some minutes", file=sys.stderr)
         worker.start()
-        _listen(config, served, worker, listener, _said_at_start(config, loaded, served, listener))
+        _listen(config, access, served, worker, listener, _said_at_start(config, loaded, served, listener))
     if worker.failure is not None:
         raise UserError(f"the engine failed and could not be started again: {worker.failure}")
+
+
+def access_to(config: ServeConfig) -> Access:
+    """What is asked of requests.
+
+    Raises:
+        UserError: the file or the environment variable of the key has none.
+    """
+    from lit_llm.serving.gate import Access
+
+    most = config.max_per_client or config.max_batch + (config.max_waiting + 1) // 2
+    return Access.to(
+        config.host,
+        config.allowed_hosts,
+        api_key=_api_key(config),
+        most_at_once=most,
+        read_timeout=config.read_timeout,
+    )
+
+
+def _api_key(config: ServeConfig) -> str | None:
+    """The key of the options, or else of the environment."""
+    if config.api_key_file is not None:
+        key, source = _read_key(Path(config.api_key_file)), config.api_key_file
+    elif config.api_key is not None:
+        key, source = config.api_key, "api_key"
+    elif KEY_VARIABLE in os.environ:
+        key, source = os.environ[KEY_VARIABLE], KEY_VARIABLE
+    else:
+        return None
+    if not key or key != key.strip() or not key.isprintable():
+        raise UserError(f"{source} has no key; a key is some letters, digits and signs on one line")
+    return key
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the key cannot be read ({error})") from None
 
 
 def describe(config: ServeConfig, loaded: LoadedModel) -> Served:
@@ -130,10 +176,13 @@ def _said_at_start(config: ServeConfig, loaded: LoadedModel, served: Served, lis
     )
 
 
-def _listen(config: ServeConfig, served: Served, worker: Worker, listener: socket.socket, line: str) -> None:
+def _listen(
+    config: ServeConfig, access: Access, served: Served, worker: Worker, listener: socket.socket, line: str
+) -> None:
     import uvicorn
 
     from lit_llm.serving.app import create_app
+    from lit_llm.serving.connections import server_config
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -141,15 +190,13 @@ def _listen(config: ServeConfig, served: Served, worker: Worker, listener: socke
             print(line, flush=True)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.preparation.close()
             asyncio.get_running_loop().call_later(GRACE, worker.end)
             await super().shutdown(sockets)
 
-    app = create_app(served, worker, config.api_key)
+    app = create_app(served, worker, access)
     # uvicorn breaks off without a word what does not end although the worker has: a client that does not read
-    patience = GRACE + 5
-    server = Server(
-        uvicorn.Config(app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=patience)
-    )
+    server = Server(server_config(app, config.read_timeout, timeout_graceful_shutdown=GRACE + 5))
 
     def end() -> None:
         server.should_exit = True

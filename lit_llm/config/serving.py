@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 from lit_llm.config.errors import UserError
 from lit_llm.config.generation import LoadConfig
@@ -31,7 +32,19 @@ class ServeConfig(LoadConfig):
     """Write with code compiled for the model: a minute or more at the start for each of 1, 2, 4, ... max_batch texts at
     once. On the CPU it needs a C++ compiler. With quantize, a head that is the embedding is rounded as well."""
     api_key: str | None = None
-    """Requests must bring this key, as `Authorization: Bearer KEY`; null: anyone may ask."""
+    """Requests must bring this key, as `Authorization: Bearer KEY`. Other users of the machine can read it in the list
+    of processes: better give api_key_file, or the environment variable LIT_LLM_API_KEY. Without any, anyone may
+    ask."""
+    api_key_file: str | None = None
+    """File with the key that requests must bring."""
+    allowed_hosts: list[str] = field(default_factory=list)
+    """Names by which requests may call the server (`Host:`), besides localhost, the host to listen on, this machine's
+    name and any IP address: '[chat.example.org, "*.example.org"]', or '["*"]' for every name."""
+    max_per_client: int | None = None
+    """Requests of one client's address that are answered at once; more are refused with status 429. null: max_batch
+    and half of max_waiting, so that others have a chance."""
+    read_timeout: float = 30.0
+    """Seconds in which the head of a request must have come, and then its body."""
     name: str | None = None
     """What the model is called by requests; null: the name of its run or folder."""
 
@@ -44,6 +57,15 @@ class ServeConfig(LoadConfig):
             raise UserError(f"max_length is {self.max_length}; it must be at least 2, or null")
         if not 0 <= self.port <= 65535:
             raise UserError(f"port is {self.port}; it must be from 0 to 65535")
-        for name in ("api_key", "name"):
+        for name in ("api_key", "api_key_file", "name"):
             if getattr(self, name) == "":
                 raise UserError(f"{name} is empty; give one, or null")
+        if self.api_key is not None and self.api_key_file is not None:
+            raise UserError("api_key and api_key_file cannot be had together; give one of the two")
+        if self.max_per_client is not None and self.max_per_client < 1:
+            raise UserError(f"max_per_client is {self.max_per_client}; it must be at least 1, or null")
+        if not 0 < self.read_timeout < math.inf:
+            raise UserError(f"read_timeout is {self.read_timeout}; it must be a number of seconds above 0")
+        for host in self.allowed_hosts:
+            if not host or set(host) & set("/: "):
+                raise UserError(f"allowed_hosts has {host!r}; give names alone, without http:// or a port")

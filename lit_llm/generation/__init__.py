@@ -1,8 +1,9 @@
 """Writing text with a decoder."""
 
+from lit_llm.generation.automata import Automaton, Compilation
 from lit_llm.generation.beam import Beam, beam_search
 from lit_llm.generation.complete import complete, generate
-from lit_llm.generation.constraints import TextConstraint
+from lit_llm.generation.constraints import Spellings, TextConstraint
 from lit_llm.generation.engine import Engine
 from lit_llm.generation.inference import lay_out_for_few_rows
 from lit_llm.generation.request import AllowedTokens, Completion, Event, LogProbs
@@ -11,12 +12,15 @@ from lit_llm.generation.speculative import Speculation, speculate
 
 __all__ = [
     "AllowedTokens",
+    "Automaton",
     "Beam",
+    "Compilation",
     "Completion",
     "Engine",
     "Event",
     "LogProbs",
     "Speculation",
+    "Spellings",
     "TextConstraint",
     "beam_search",
     "choose",

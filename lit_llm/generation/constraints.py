@@ -3,51 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lit_llm.config import UserError
+from lit_llm.generation.automata import Automaton, Compilation
 from lit_llm.generation.request import AllowedTokens
 from lit_llm.tokenizer import Tokenizer
 
+# The masks that one constraint keeps; the oldest go.
+_KEPT_BYTES = 2**24
 
-class TextConstraint:
-    """A regular expression, compiled for a tokenizer; made once and used for any number of texts.
+
+class Spellings:
+    """The bytes of every token that text is made of; made once for a model.
 
     Args:
-        regex: what the whole of a text must match.
-        tokenizer: whose tokens texts are made of.
+        tokenizer: of the model.
         vocab_size: width of the model's logits.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        special = set(tokenizer.special_ids.values())
+        self.vocab_size = vocab_size
+        self.of_token: list[bytes] = [
+            b"" if token in special else tokenizer.token_bytes(token)
+            for token in range(min(tokenizer.vocab_size, vocab_size))
+        ]
+        """By id; empty for those that are no text."""
+        joined = b"".join(self.of_token)
+        self.usable = frozenset(joined)
+        """Every byte that occurs."""
+        self._bytes = np.frombuffer(joined, dtype=np.uint8)
+        self._lengths = np.array([len(spelling) for spelling in self.of_token], dtype=np.int64)
+        self._begins = np.cumsum(self._lengths) - self._lengths
+
+    def followed(self, automaton: Automaton, state: int) -> np.ndarray:
+        """The ids of the tokens that may come in a state. All tokens are read together, byte by byte."""
+        tokens = np.flatnonzero(self._lengths)
+        states = np.full(len(tokens), state)
+        whole = []
+        place = 0
+        while len(tokens):
+            read = automaton.classes[self._bytes[self._begins[tokens] + place]]
+            states = automaton.table[read, states]
+            place += 1
+            ended = self._lengths[tokens] == place
+            live = states != automaton.dead
+            whole.append(tokens[live & ended])
+            tokens, states = tokens[live & ~ended], states[live & ~ended]
+        return np.concatenate(whole) if whole else tokens
+
+
+class TextConstraint:
+    """An automaton that texts of a model are held to; made once and used for any number of texts.
+
+    Args:
+        automaton: of an expression or a schema.
+        spellings: of the model's tokens.
         stop_tokens: ids that may end a text that matches; none of them is part of one.
 
     Raises:
-        UserError: outlines-core is not installed, the expression is not valid, no token ends a text, or no text of
-            these tokens can match.
+        UserError: no token ends a text, or no text of these tokens can match.
     """
 
-    def __init__(self, regex: str, tokenizer: Tokenizer, vocab_size: int, stop_tokens: Iterable[int]) -> None:
-        library = _outlines_core()
+    def __init__(self, automaton: Automaton, spellings: Spellings, stop_tokens: Iterable[int]) -> None:
+        self._automaton, self._spellings = automaton, spellings
         self._stop_tokens = sorted(set(stop_tokens))
         if not self._stop_tokens:
             raise UserError("constrained text needs a token that ends it, and the model has none")
-        special = {*self._stop_tokens, *tokenizer.special_ids.values()}
-        spellings: dict[bytes, list[int]] = {}
-        for token in range(min(tokenizer.vocab_size, vocab_size)):
-            spelling = b"" if token in special else tokenizer.token_bytes(token)
-            if spelling:
-                spellings.setdefault(spelling, []).append(token)
-        self._vocab_size = vocab_size
-        vocabulary = library.Vocabulary(self._stop_tokens[0], spellings)
-        try:
-            self._index = library.Index(regex, vocabulary)
-        except ValueError as error:
-            raise UserError(
-                f"the expression {_short(regex)} cannot be followed: {' '.join(str(error).split())}"
-            ) from None
-        self._guide = library.Guide
-        self._masks: dict[int, Tensor] = {}
+        self._mask = lru_cache(maxsize=max(8, _KEPT_BYTES // spellings.vocab_size))(self._make_mask)
+        self._mask(0)
+
+    @classmethod
+    def of_regex(cls, regex: str, tokenizer: Tokenizer, vocab_size: int, stop_tokens: Iterable[int]) -> TextConstraint:
+        """A constraint to the texts that match a regular expression as a whole.
+
+        Raises:
+            UserError: outlines-core is not installed, or the expression is not valid or takes too much to compile; and
+                as the class.
+        """
+        return cls._compiled(regex, False, Spellings(tokenizer, vocab_size), stop_tokens)
 
     @classmethod
     def of_schema(
@@ -56,52 +95,32 @@ class TextConstraint:
         """A constraint to the JSON texts that a schema (itself JSON) allows.
 
         Raises:
-            UserError: the schema is not valid, or uses what the library does not know; and as the class.
+            UserError: as `of_regex`, or the schema uses what the library does not know.
         """
-        _outlines_core()
-        from outlines_core.json_schema import build_regex_from_schema
+        return cls._compiled(schema, True, Spellings(tokenizer, vocab_size), stop_tokens)
 
-        try:
-            regex = build_regex_from_schema(schema)
-        except (ValueError, TypeError) as error:
-            raise UserError(
-                f"the JSON schema {_short(schema)} cannot be followed: {' '.join(str(error).split())}"
-            ) from None
-        return cls(regex, tokenizer, vocab_size, stop_tokens)
+    @classmethod
+    def _compiled(cls, text: str, is_schema: bool, spellings: Spellings, stop_tokens: Iterable[int]) -> TextConstraint:
+        automaton = Compilation(text, is_schema=is_schema, usable=spellings.usable).run()
+        return cls(automaton, spellings, stop_tokens)
 
     def start(self) -> AllowedTokens:
         """The hook for one text, for `Engine.submit`."""
-        guide = self._guide(self._index)
-        followed = 0
+        state = followed = 0
 
         def allowed(written: list[int]) -> Tensor:
-            nonlocal followed
+            nonlocal state, followed
             for token in written[followed:]:
-                guide.advance(token, return_tokens=False)
+                state = self._automaton.after(state, self._spellings.of_token[token])
             followed = len(written)
-            return self._mask(guide)
+            return self._mask(state)
 
         return allowed
 
-    def _mask(self, guide: Any) -> Tensor:
-        state = guide.get_state()
-        if state not in self._masks:
-            mask = torch.zeros(self._vocab_size, dtype=torch.bool)
-            mask[guide.get_tokens()] = True
-            mask[self._stop_tokens] = guide.is_finished()
-            self._masks[state] = mask
-        return self._masks[state]
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
-def _outlines_core() -> Any:
-    try:
-        import outlines_core
-    except ModuleNotFoundError:
-        raise UserError(
-            "constrained text needs the package outlines-core; install it with: pip install 'lit-llm[constrained]'"
-        ) from None
-    return outlines_core
+    def _make_mask(self, state: int) -> Tensor:
+        mask = torch.zeros(self._spellings.vocab_size, dtype=torch.bool)
+        mask[torch.from_numpy(self._spellings.followed(self._automaton, state))] = True
+        mask[self._stop_tokens] = bool(self._automaton.final[state])
+        if not mask.any():  # a character that has to come is in no token
+            raise UserError("no token of the model goes on with a text of the form that it is held to")
+        return mask

@@ -3,54 +3,57 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from lit_llm.generation import Completion
-from lit_llm.serving.errors import ApiError, error_of_validation
+from lit_llm.serving.errors import ApiError, error_of_validation, response_of
+from lit_llm.serving.gate import Access, Gate
+from lit_llm.serving.preparation import Preparation
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.responses import Answer, ChatAnswer, CompletionAnswer
 from lit_llm.serving.served import Served
-from lit_llm.serving.worker import Job, Text, Worker
+from lit_llm.serving.worker import Job, Worker
 
-MOST_BYTES = 16 * 2**20
-"""Of a body."""
+_T = TypeVar("_T")
 _CLIENT_IS_GONE = 499  # as nginx calls it; nobody reads it
 
 
-def create_app(served: Served, worker: Worker, api_key: str | None = None) -> FastAPI:
-    """The application.
+def create_app(served: Served, worker: Worker, access: Access | None = None) -> FastAPI:
+    """The application; its `state.preparation` may be closed before it ends, and is closed then.
 
     Args:
         served: the model as requests see it.
         worker: has been started; it is stopped when the application ends.
-        api_key: what requests to /v1 must bring; None: nothing.
+        access: what is asked of requests; None: that they call the server localhost, or by an address.
     """
+    preparation = Preparation(served, worker.most_requests)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        preparation.close()
         await asyncio.to_thread(worker.stop)
 
     # the pages that FastAPI has for its own description load scripts from the internet
     app = FastAPI(title="lit_llm", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.add_middleware(Gate, api_key=api_key)
+    app.state.preparation = preparation
+    app.add_middleware(Gate, access=Access() if access is None else access)
     _answer_errors(app)
-    _route_descriptions(app, served, worker)
-    _route_texts(app, served, worker)
+    _route_descriptions(app, served, worker, preparation)
+    _route_texts(app, served, worker, preparation)
     return app
 
 
-def _route_descriptions(app: FastAPI, served: Served, worker: Worker) -> None:
+def _route_descriptions(app: FastAPI, served: Served, worker: Worker, preparation: Preparation) -> None:
     """What asks nothing of the model."""
 
     @app.get("/", response_class=HTMLResponse)
@@ -61,11 +64,11 @@ def _route_descriptions(app: FastAPI, served: Served, worker: Worker) -> None:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Whether texts can be written, and how many requests there are."""
+        """Whether texts can be written, how many requests there are, and how many schemas are being compiled."""
         running, waiting = worker.load()
-        alive = worker.failure is None
-        content = {"status": "ok" if alive else "failed", "running": running, "waiting": waiting}
-        return JSONResponse(content, status_code=200 if alive else 503)
+        counts = {"preparing": preparation.requests, "running": running, "waiting": waiting}
+        content = {"status": worker.status, **counts, "compiling": preparation.compiling}
+        return JSONResponse(content, status_code=200 if worker.status == "ok" else 503)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -79,34 +82,31 @@ def _route_descriptions(app: FastAPI, served: Served, worker: Worker) -> None:
         return served.description()
 
 
-def _route_texts(app: FastAPI, served: Served, worker: Worker) -> None:
+def _route_texts(app: FastAPI, served: Served, worker: Worker, preparation: Preparation) -> None:
     """What the model writes."""
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Answers to a conversation."""
-        return await _answered(ChatAnswer, served.texts_of_chat, body, request)
+        return await _answered(ChatAnswer, body, request)
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Texts that go on from prompts."""
-        return await _answered(CompletionAnswer, served.texts_of_completion, body, request)
+        return await _answered(CompletionAnswer, body, request)
 
-    async def _answered(
-        kind: type[Answer],
-        texts_of: Callable[[Any], list[Text]],
-        body: ChatRequest | CompletionRequest,
-        request: Request,
-    ) -> Response:
+    async def _answered(kind: type[Answer], body: ChatRequest | CompletionRequest, request: Request) -> Response:
         served.check_name(body.model)
-        texts = await asyncio.to_thread(texts_of, body)  # a long prompt or a schema takes a while
+        texts = await _unless_gone(request, preparation.texts(body))
+        if texts is None:
+            return Response(status_code=_CLIENT_IS_GONE)
         prompt_tokens = sum(len(text.prompt) for text in texts[:: body.n])
         answer = kind(served.name, served.tokenizer, prompt_tokens, body.include_usage)
         job = worker.submit(texts)
         if body.stream:
             return EventStream(answer.stream(job), lambda: worker.cancel(job))
         try:
-            completions = await _written(job, request)
+            completions = await _unless_gone(request, _written(job))
         finally:
             worker.cancel(job)
         if completions is None:
@@ -114,28 +114,28 @@ def _route_texts(app: FastAPI, served: Served, worker: Worker) -> None:
         return JSONResponse(answer.whole(completions))
 
 
-async def _written(job: Job, request: Request) -> list[Completion] | None:
-    """The texts of a job once they are whole; None where the client went away before."""
+async def _written(job: Job) -> list[Completion]:
+    """The texts of a job once they are whole."""
     completions = [Completion() for _ in job.texts]
+    async for place, event in job.events():
+        completions[place].add(event)
+    return completions
 
-    async def write() -> None:
-        async for place, event in job.events():
-            completions[place].add(event)
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
+    """What some work gives; None where the client goes away before, which cancels it."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    writing, watching = asyncio.create_task(write()), asyncio.create_task(gone())
+    working, watching = asyncio.create_task(work), asyncio.create_task(gone())
     try:
-        await asyncio.wait((writing, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not writing.done():
-            return None
-        writing.result()
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
     finally:
-        writing.cancel()
+        working.cancel()
         watching.cancel()
-    return completions
 
 
 class EventStream(StreamingResponse):
@@ -159,61 +159,21 @@ class EventStream(StreamingResponse):
             self._at_end()
 
 
-class Gate:
-    """Lets through requests that bring the key, with bodies of a known and bearable size.
-
-    Args:
-        app: what they are passed on to.
-        api_key: None: no key is asked for.
-    """
-
-    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
-        self._app = app
-        self._wanted = None if api_key is None else f"Bearer {api_key}".encode()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer with the reason."""
-        error = self._refusal(scope["path"], scope["method"], scope["headers"]) if scope["type"] == "http" else None
-        if error is None:
-            await self._app(scope, receive, send)
-        else:
-            await _response(error)(scope, receive, send)
-
-    def _refusal(self, path: str, method: str, headers: Sequence[tuple[bytes, bytes]]) -> ApiError | None:
-        given = dict(headers)
-        asked_for_key = self._wanted is not None and path.startswith("/v1")
-        if asked_for_key and not secrets.compare_digest(given.get(b"authorization", b""), self._wanted):
-            message = "this server needs its API key; send it with the header Authorization: Bearer KEY"
-            return ApiError(message, 401, code="invalid_api_key")
-        if method == "POST":
-            length = given.get(b"content-length")
-            if length is None:
-                return ApiError("the request does not say how long its body is; send Content-Length", 411)
-            if int(length) > MOST_BYTES:
-                return ApiError(f"the body has {int(length)} bytes; at most {MOST_BYTES} are read", 413)
-        return None
-
-
 def _answer_errors(app: FastAPI) -> None:
     """Every error has OpenAI's form."""
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
-        return _response(error)
+        return response_of(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _response(error_of_validation(error.errors()))
+        return response_of(error_of_validation(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
-        return _response(ApiError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))
+        return response_of(ApiError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
-        return _response(ApiError("the server failed on this request; its log has more", 500))
-
-
-def _response(error: ApiError) -> JSONResponse:
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}}
-    return JSONResponse(error.body(), status_code=error.status, headers=headers.get(error.status))
+        return response_of(ApiError("the server failed on this request; its log has more", 500))

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: {"Connection": "close"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "5"},
+}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60  # of what was given; lists and objects show a few elements
+_LONGEST = 500
+"""Characters of a message."""
 
 
 class ApiError(Exception):
@@ -25,7 +38,19 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The JSON object to answer with."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        param = None if self.param is None else _shown(self.param)
+        return {"error": {"message": _shown(self.message), "type": kind, "param": param, "code": self.code}}
+
+
+def response_of(error: ApiError) -> JSONResponse:
+    """The HTTP response that tells of an error."""
+    return JSONResponse(error.body(), status_code=error.status, headers=_HEADERS.get(error.status))
+
+
+def _shown(text: str) -> str:
+    """Text on one line that is not too long; what was sent may be quoted in it, and need not be valid Unicode."""
+    text = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def error_of_validation(errors: Sequence[dict[str, Any]]) -> ApiError:
@@ -43,6 +68,5 @@ def error_of_validation(errors: Sequence[dict[str, Any]]) -> ApiError:
         return ApiError("the request has no body; send a JSON object")
     if first["type"] == "missing":
         return ApiError(f"{param} is missing", param=param)
-    given = repr(first["input"])
-    given = given if len(given) <= 60 else given[:57] + "..."
+    given = _SHORT.repr(first["input"])
     return ApiError(f"{param} is {given}; {first['msg'].replace('Input should', 'it must')}", param=param)

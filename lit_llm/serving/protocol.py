@@ -12,6 +12,13 @@ from lit_llm.serving.errors import ApiError
 MOST_SAMPLES = 128
 MOST_TEXTS = 1024
 MOST_ALTERNATIVES = 20
+MOST_ELEMENTS = 2**20
+"""Of the list of a prompt: texts, or token ids."""
+MOST_MESSAGES = 8192
+MOST_BIASES = 4096
+MOST_METADATA = 64
+# Names longer than this are not compared with ours.
+_LONGEST_NAME = 64
 
 # What OpenAI's API has, and asks something of the text that is not done here.
 _REFUSED = frozenset(
@@ -54,7 +61,7 @@ class Body(BaseModel):
                 continue
             if name in _REFUSED:
                 raise ApiError(f"{name} is not supported by this server; leave it out", param=name)
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, known, n=1) if len(name) <= _LONGEST_NAME else []
             hint = f"; the nearest is {near[0]}" if near else ""
             raise ApiError(f"there is no option {name} here{hint}", param=name, code="unknown_parameter")
         return {name: value for name, value in given.items() if value is not None}
@@ -113,10 +120,21 @@ def _stop_strings(given: Any) -> Any:
     return strings
 
 
+def _at_most(name: str, most: int) -> BeforeValidator:
+    """Refuses what has too many elements before each of them is looked at."""
+
+    def check(given: Any) -> Any:
+        if isinstance(given, list | dict) and len(given) > most:
+            raise ApiError(f"{name} has {len(given)} elements; at most {most} are read", param=name)
+        return given
+
+    return BeforeValidator(check)
+
+
 def _logit_bias(given: Any) -> Any:
     if isinstance(given, dict):
         for token in given:
-            if not token.isdecimal():
+            if not (token.isascii() and token.isdecimal() and len(token) <= 10):
                 raise ApiError(f"logit_bias has {token!r}; its keys must be token ids", param="logit_bias")
     return given
 
@@ -136,15 +154,17 @@ class Request(Body):
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_logit_bias)] = Field(
-        default_factory=dict
-    )
+    logit_bias: Annotated[
+        dict[str, Annotated[float, Field(ge=-100, le=100)]],
+        BeforeValidator(_logit_bias),
+        _at_most("logit_bias", MOST_BIASES),
+    ] = Field(default_factory=dict)
     stop: Annotated[list[str], BeforeValidator(_stop_strings)] = Field(default_factory=list)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     response_format: ResponseFormat | None = None
     # these ask nothing of the text
     user: str = ""
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, str], _at_most("metadata", MOST_METADATA)] = Field(default_factory=dict)
     store: Literal[False] = False
 
     @model_validator(mode="after")
@@ -174,7 +194,7 @@ class Request(Body):
 class ChatRequest(Request):
     """POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1), _at_most("messages", MOST_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
@@ -200,7 +220,13 @@ class ChatRequest(Request):
 
 def _prompts(given: Any) -> Any:
     """Any of the four forms of a prompt as a list of texts and lists of ids."""
+    if isinstance(given, list) and len(given) > MOST_ELEMENTS:
+        raise ApiError(f"prompt has {len(given)} elements; at most {MOST_ELEMENTS} are read", param="prompt")
     prompts = [given] if isinstance(given, str) or _is_ids(given) else given
+    if isinstance(prompts, list) and len(prompts) > MOST_TEXTS:
+        raise ApiError(
+            f"{len(prompts)} prompts are more than {MOST_TEXTS} texts; send several requests", param="prompt"
+        )
     if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _is_ids(p) for p in prompts):
         raise ApiError(
             "prompt must be a text, a list of texts, a list of token ids, or a list of those", param="prompt"

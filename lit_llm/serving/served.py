@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from lit_llm.config import BeginToken, SamplingConfig, UserError, sample_seed
-from lit_llm.generation import TextConstraint
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.worker import Text
@@ -21,8 +17,10 @@ from lit_llm.tokenizer import ChatFormat, Message, Tokenizer, conversation_ids, 
 
 _LOG = logging.getLogger(__name__)
 
-# A compiled schema is kept for the requests after it; it may take some megabytes.
-_KEPT_CONSTRAINTS = 16
+TOO_LONG = "context_length_exceeded"
+# Characters that are encoded at a time to count them, and how many tokens the cuts around them may add.
+_PIECE = 16_384
+_OF_CUTS = 64
 
 
 class Served:
@@ -55,8 +53,10 @@ class Served:
     ) -> None:
         self.name, self.tokenizer, self.quantize = name, tokenizer, quantize
         self.context_length = context_length
-        self._vocab_size, self._stop_tokens = vocab_size, tuple(stop_tokens)
+        self.vocab_size, self._stop_tokens = vocab_size, tuple(stop_tokens)
         self._default_max_tokens, self._begin_token = default_max_tokens, begin_token
+        self._longest_token = int(tokenizer.byte_lengths().max(initial=1))
+        self._longest_name = max((len(name) for name in tokenizer.special_ids), default=1)
         self._told_of_letters = False
         self._created = int(time.time())
         self._chat: ChatFormat | None = None
@@ -64,8 +64,6 @@ class Served:
             self._chat = ChatFormat(tokenizer)
         except UserError as error:
             self._why_no_chat = str(error)
-        self._constraints: OrderedDict[tuple[str, tuple[int, ...]], TextConstraint] = OrderedDict()
-        self._constraints_lock = threading.Lock()
 
     def description(self) -> dict[str, Any]:
         """The model's entry in GET /v1/models."""
@@ -93,6 +91,10 @@ class Served:
         """
         if self._chat is None:
             raise ApiError(f"{self.name} cannot chat ({self._why_no_chat}); ask /v1/completions instead", param="model")
+        if len(body.messages) >= self.context_length:
+            message = f"{len(body.messages)} messages are more than the context of {self.context_length} tokens"
+            raise ApiError(message, param="messages", code=TOO_LONG)
+        self._check_length([turn.content for turn in body.messages], "messages")
         try:
             prompt = self._chat.render_prompt([Message(turn.role, turn.content) for turn in body.messages])
             prompt = conversation_ids(self.tokenizer, prompt, self._begin_token)
@@ -110,6 +112,8 @@ class Served:
         """
         prompts = []
         for prompt in body.prompt:
+            if isinstance(prompt, str):
+                self._check_length([prompt], "prompt", body.special_tokens)
             try:
                 prompts.append(self._prompt_ids(prompt, body.special_tokens) if isinstance(prompt, str) else prompt)
             except UserError as error:
@@ -136,7 +140,6 @@ class Served:
             self._check_prompt(prompt, param)
         bias = {int(token): value for token, value in body.logit_bias.items()}
         self._check_ids(bias, "logit_bias")
-        constraint = self._constraint(body, ends)
         # each prompt draws as if it had been sent alone
         seed = secrets.randbits(62) if body.seed is None else body.seed
         try:
@@ -156,9 +159,7 @@ class Served:
         except UserError as error:
             raise ApiError(str(error), param=str(error).partition(" ")[0]) from None
         samplings = [replace(sampling, seed=sample_seed(seed, sample)) for sample in range(body.n)]
-        return [
-            Text(prompt, sampling, ends, body.alternatives, constraint) for prompt in prompts for sampling in samplings
-        ]
+        return [Text(prompt, sampling, ends, body.alternatives) for prompt in prompts for sampling in samplings]
 
     def _check_prompt(self, prompt: Sequence[int], param: str) -> None:
         if not prompt:
@@ -168,30 +169,46 @@ class Served:
                 f"the prompt has {len(prompt)} tokens, and the context of {self.context_length} tokens must have room "
                 "for one more; shorten it",
                 param=param,
-                code="context_length_exceeded",
+                code=TOO_LONG,
             )
         self._check_ids(prompt, param)
 
+    def _check_length(self, texts: Sequence[str], param: str, special_tokens: bool = False) -> None:
+        """Refuse what is too long before the whole of it is encoded, which takes a second or more for a megabyte.
+
+        No token has more bytes than the longest. What may fit by that is counted piece by piece until it is too much:
+        a cut adds a few tokens to a piece, as letters of a special token's name, and makes none of them disappear.
+        """
+        size = sum(len(text) for text in texts)  # of bytes there are at least as many
+        longest = max(self._longest_token, self._longest_name if special_tokens else 1)
+        most = self.context_length * longest
+        if size > most:
+            raise ApiError(
+                f"the prompt has {size} characters; the context of {self.context_length} tokens, of at most "
+                f"{longest} bytes each, has room for {most}; shorten it",
+                param=param,
+                code=TOO_LONG,
+            )
+        if size <= _PIECE:
+            return
+        tokens = 0
+        for text in texts:
+            for begin in range(0, len(text), _PIECE):
+                piece = text[begin : begin + _PIECE]
+                try:
+                    tokens += max(0, len(self.tokenizer.encode(piece, allow_special=special_tokens)) - _OF_CUTS)
+                except UserError as error:
+                    raise ApiError(str(error), param=param) from None
+                if tokens >= self.context_length:
+                    raise ApiError(
+                        f"the prompt has {size} characters, which are more tokens than the context of "
+                        f"{self.context_length} has room for; shorten it",
+                        param=param,
+                        code=TOO_LONG,
+                    )
+
     def _check_ids(self, ids: Iterable[int], param: str) -> None:
         for token in ids:
-            if not 0 <= token < self._vocab_size:
-                message = f"{param} has the token id {token}, which is not in the vocabulary of {self._vocab_size}"
+            if not 0 <= token < self.vocab_size:
+                message = f"{param} has the token id {token}, which is not in the vocabulary of {self.vocab_size}"
                 raise ApiError(message, param=param)
-
-    def _constraint(self, body: ChatRequest | CompletionRequest, ends: tuple[int, ...]) -> TextConstraint | None:
-        if body.schema_format is None:
-            return None
-        # not sorted: the order of properties is the order in which they are written
-        schema = json.dumps(body.schema_format.json_schema.json_schema)
-        with self._constraints_lock:  # one schema is compiled at a time
-            found = self._constraints.get((schema, ends))
-            if found is None:
-                try:
-                    found = TextConstraint.of_schema(schema, self.tokenizer, self._vocab_size, ends)
-                except UserError as error:
-                    raise ApiError(str(error), param="response_format") from None
-                self._constraints[schema, ends] = found
-            self._constraints.move_to_end((schema, ends))
-            if len(self._constraints) > _KEPT_CONSTRAINTS:
-                self._constraints.popitem(last=False)
-        return found

@@ -126,6 +126,18 @@ class Worker:
         self.end()
         self._thread.join()
 
+    @property
+    def status(self) -> str:
+        """In a word, whether texts can be written."""
+        if self.failure is not None:
+            return "failed"
+        return "ending" if self._ended.is_set() or not self._thread.is_alive() else "ok"
+
+    @property
+    def most_requests(self) -> int:
+        """How many requests run or wait at most."""
+        return self._max_batch + self._max_waiting
+
     def load(self) -> tuple[int, int]:
         """How many requests run, and how many wait: those none of whose texts can have a place yet."""
         self._jobs = [job for job in self._jobs if job.unfinished]

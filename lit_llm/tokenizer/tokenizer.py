@@ -37,6 +37,7 @@ CHAT_TEMPLATE = "chat_template.jinja"
 """File that transformers keeps the chat template in, instead of in tokenizer_config.json."""
 
 _APART = "\ue000"
+_LONG = 32_768  # characters
 
 
 class Tokenizer:
@@ -129,6 +130,8 @@ class Tokenizer:
         require_unicode(text)
         tokenizer = self._special_tokenizer if allow_special else self._tokenizer
         with panics_as_errors():
+            if len(text) > _LONG:  # `encode` holds the interpreter's lock, so that every other thread would stand still
+                return tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
             return tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_further(self, text: str) -> list[int]:

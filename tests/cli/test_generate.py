@@ -150,6 +150,8 @@ def test_text_is_held_to_a_form(folder: Path, tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "schema.json").write_text(json.dumps(schema))
     for given in (json.dumps(schema), str(tmp_path / "schema.json")):
         assert isinstance(json.loads(said(capsys, folder, json_schema=given))["a"], bool)
+    with pytest.raises(UserError, match="has 70000 characters; at most 65536 are compiled"):
+        said(capsys, folder, regex="a" * 70_000)
 
 
 @pytest.mark.parametrize(

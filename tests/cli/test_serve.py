@@ -9,6 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +57,15 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
             assert (model["id"], model["quantize"], model["context_length"]) == ("run", "int8", 1024)
             ends = {str(token): -100 for token in range(256, 271)}
             body = {"model": "run", "prompt": "b", "max_tokens": 250, "stream": True, "logit_bias": ends}
-            with httpx.stream("POST", f"{found[1]}/v1/completions", json=body, timeout=60) as response:
+            with (
+                endless_schema(httpx, found[1]) as schema,
+                httpx.stream("POST", f"{found[1]}/v1/completions", json=body, timeout=60) as response,
+            ):
                 lines = response.iter_lines()
                 next(lines)
                 process.send_signal(number)
                 rest = [*lines]
+                assert schema.result().status_code == 503 and "the server is ending" in schema.result().text
             assert rest[-2] == "data: [DONE]" and '"finish_reason":"length"' in rest[-4]
             assert process.wait(30) == 0
             said = process.stderr.read()
@@ -67,6 +74,20 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
                 httpx.get(f"{found[1]}/health")
         finally:
             process.kill()
+
+
+@contextmanager
+def endless_schema(httpx: Any, url: str) -> Iterator[Future[Any]]:
+    """A request whose schema is being compiled, for longer than a server may take to end."""
+    pytest.importorskip("outlines_core", reason="the extra constrained is not installed")
+    schema = {"type": "string", "pattern": "(a|b)*a(a|b){24}"}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"model": "run", "prompt": "b", "response_format": form}
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(httpx.post, f"{url}/v1/completions", json=body, timeout=60)
+        while httpx.get(f"{url}/health").json()["compiling"] == 0:
+            assert not request.done(), request.result().text
+        yield request
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
@@ -116,6 +137,12 @@ def test_everything_is_compiled_before_the_first_request(tmp_path: Path) -> None
         ({"default_max_tokens": 0}, "default_max_tokens is 0"),
         ({"port": 70000}, "port is 70000; it must be from 0 to 65535"),
         ({"api_key": ""}, "api_key is empty"),
+        ({"api_key_file": ""}, "api_key_file is empty"),
+        ({"api_key": "k", "api_key_file": "f"}, "api_key and api_key_file cannot be had together"),
+        ({"allowed_hosts": ["http://a.org"]}, "allowed_hosts has 'http://a.org'; give names alone"),
+        ({"max_per_client": 0}, "max_per_client is 0"),
+        ({"read_timeout": 0}, "read_timeout is 0"),
+        ({"read_timeout": float("nan")}, "read_timeout is nan"),
         ({"name": ""}, "name is empty"),
         ({"quantize": "int3"}, "quantize is 'int3'"),
     ],
@@ -127,5 +154,7 @@ def test_impossible_options_are_named(options: dict[str, Any], message: str) -> 
 
 def test_options_are_read_from_the_command_line() -> None:
     words = "--model checkpoints/dpo --quantize int8 --compile false --host 127.0.0.1 --port 8000 --api_key k --name x"
+    words += ' --allowed_hosts [a.org,"*.b.org"] --max_per_client 3 --read_timeout 2.5'
     config = parse(ServeConfig, words.split())
-    assert config == ServeConfig("checkpoints/dpo", quantize="int8", api_key="k", name="x")
+    access = {"allowed_hosts": ["a.org", "*.b.org"], "max_per_client": 3, "read_timeout": 2.5}
+    assert config == ServeConfig("checkpoints/dpo", quantize="int8", api_key="k", name="x", **access)

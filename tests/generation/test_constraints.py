@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from conftest import tiny_model
@@ -12,7 +16,8 @@ from random_decoder import random_decoder
 
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation import Completion, Engine, TextConstraint
-from lit_llm.generation.constraints import _outlines_core
+from lit_llm.generation.automata import Automaton, Compilation, Limits
+from lit_llm.generation.constraints import Spellings
 from lit_llm.tokenizer import Tokenizer
 
 SCHEMA = {
@@ -34,7 +39,7 @@ def write(tokenizer: Tokenizer, constraint: TextConstraint, seeds: int) -> list[
 def test_texts_match_the_expression(tokenizer: Tokenizer) -> None:
     pytest.importorskip("outlines_core")
     pattern = r"(yes|no), [0-9]{2,4} é!"
-    done = write(tokenizer, TextConstraint(pattern, tokenizer, 400, [tokenizer.eot_id]), 8)
+    done = write(tokenizer, TextConstraint.of_regex(pattern, tokenizer, 400, [tokenizer.eot_id]), 8)
     assert all(re.fullmatch(pattern, completion.text) for completion in done)
     assert all(completion.finish_reason == "stop" for completion in done)
     assert len({completion.text for completion in done}) == 8
@@ -52,14 +57,115 @@ def test_texts_are_json_of_the_schema(tokenizer: Tokenizer) -> None:
 def test_what_cannot_be_followed_is_named(tokenizer: Tokenizer) -> None:
     pytest.importorskip("outlines_core")
     with pytest.raises(UserError, match=r"the expression '\(ab' cannot be followed"):
-        TextConstraint("(ab", tokenizer, 400, [0])
+        TextConstraint.of_regex("(ab", tokenizer, 400, [0])
     with pytest.raises(UserError, match=r"schema '{\"type\"' cannot be followed"):
         TextConstraint.of_schema('{"type"', tokenizer, 400, [0])
     with pytest.raises(UserError, match="needs a token that ends it"):
-        TextConstraint("ab", tokenizer, 400, [])
+        TextConstraint.of_regex("ab", tokenizer, 400, [])
 
 
 def test_the_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "outlines_core", None)
     with pytest.raises(UserError, match=r"pip install 'lit-llm\[constrained\]'"):
-        _outlines_core()
+        compiled("ab")
+
+
+def compiled(text: str, is_schema: bool = False, **options: Any) -> Automaton:
+    return Compilation(text, is_schema=is_schema, **options).run()
+
+
+def matches(automaton: Automaton, text: str) -> bool:
+    return bool(automaton.final[automaton.after(0, text.encode())])
+
+
+def test_states_grow_with_the_length_of_a_text_and_no_faster() -> None:
+    """An automaton that also searched in the middle of texts would have 2 to the power of the length."""
+    pytest.importorskip("outlines_core")
+    automata_of_any = [compiled(rf"[^x]{{{most},{most + 9}}}x") for most in (20, 40, 60)]
+    short, middle, long = (automaton.dead for automaton in automata_of_any)
+    assert long - middle == middle - short
+    automata = [compiled(json.dumps({"type": "string", "maxLength": most}), True) for most in (20, 40, 60)]
+    short, middle, long = (automaton.dead for automaton in automata)
+    assert long - middle == middle - short == 20 * 10
+    for text, fits in (("b" * 40, True), ("€" * 40, True), ('\\"' * 40, True), ("€" * 41, False), ('"', False)):
+        assert matches(automata[1], f'"{text}"') == fits, text
+
+
+@pytest.mark.parametrize(
+    ("regex", "texts"),
+    [
+        ("a|ab", ["a", "ab", "b", ""]),  # the first alternative does not end the text
+        ("(a|b)*?", ["", "abba", "abc"]),
+        (".{0,3}", ["", "äöü", "abcd"]),
+        ("[^x]{2}|xx", ["xx", "ab", "xa", "€€"]),
+        ("", ["", "a", "\ufdd0"]),
+    ],
+)
+def test_automata_match_whole_texts(regex: str, texts: list[str]) -> None:
+    pytest.importorskip("outlines_core")
+    automaton = compiled(regex)
+    assert [matches(automaton, text) for text in texts] == [bool(re.fullmatch(regex, text)) for text in texts]
+
+
+def test_only_texts_of_the_tokens_count() -> None:
+    pytest.importorskip("outlines_core")
+    automaton = compiled("ab(d|c)|ad*", usable=b"abc")
+    assert automaton.after(automaton.after(0, b"a"), b"d") == automaton.dead
+    assert matches(automaton, "abc") and matches(automaton, "a")
+    assert compiled("ad|b", usable=b"ab").after(0, b"a") != 0  # a dead end is no way
+    assert compiled("ad|b", usable=b"ab").after(0, b"a") == compiled("ad|b", usable=b"ab").dead
+    with pytest.raises(UserError, match="no text of the tokenizer's tokens matches"):
+        compiled("ad", usable=b"ab")
+
+
+def test_masks_are_those_of_each_token_by_itself(tokenizer: Tokenizer) -> None:
+    pytest.importorskip("outlines_core")
+    spellings = Spellings(tokenizer, 500)
+    automaton = compiled(json.dumps(SCHEMA), True)
+    states = {
+        automaton.after(0, text) for text in (b"", b'{"', b'{"name":"th', b'{"name":"', '{"name":"€'.encode()[:-1])
+    }
+    assert len(states) == 5 and automaton.dead not in states
+    for state in states:
+        alone = [
+            token
+            for token, spelling in enumerate(spellings.of_token)
+            if spelling and automaton.after(state, spelling) != automaton.dead
+        ]
+        assert sorted(spellings.followed(automaton, state)) == alone != []
+
+
+@pytest.mark.parametrize(
+    ("text", "limits", "reason"),
+    [
+        ("(a|b)*a(a|b){24}", Limits(seconds=0.3), "more than 0.3 s"),
+        ("((a{999}){999}){999}", Limits(memory_mib=200), "more than 200 MiB"),
+        ("a{200}", Limits(states=100), "more than 100 states"),
+        ("a" * 200, Limits(characters=100), "has 200 characters; at most 100"),
+        ("a)|(b", Limits(), "not a valid regular expression"),
+        ("^ab$", Limits(), r"leave out \^ and \$"),
+        (r"ab\b", Limits(), "word boundaries"),
+    ],
+)
+def test_what_takes_too_much_or_is_not_valid_is_refused(text: str, limits: Limits, reason: str) -> None:
+    pytest.importorskip("outlines_core")
+    with pytest.raises(UserError, match=reason) as refused:
+        compiled(text, limits=limits)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 250
+
+
+def test_a_compilation_that_nobody_waits_for_ends() -> None:
+    pytest.importorskip("outlines_core")
+    compilation = Compilation("(a|b)*a(a|b){24}", is_schema=False, limits=Limits(seconds=60))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(compilation.run)
+        while compilation._process is None:
+            time.sleep(0.01)
+        compilation.cancel()
+        with pytest.raises(UserError, match="cancelled"):
+            running.result()
+    assert compilation._process.returncode == -signal.SIGKILL
+    late = Compilation("ab", is_schema=False)
+    late.cancel()
+    with pytest.raises(UserError, match="cancelled"):
+        late.run()

@@ -18,11 +18,12 @@ from conftest import tiny_model
 from random_decoder import random_decoder
 
 from lit_llm.cli.loading import LoadedModel, load
-from lit_llm.cli.serve import bound_socket, describe, make_worker
+from lit_llm.cli.serve import access_to, bound_socket, describe, make_worker
 from lit_llm.config import SamplingConfig, ServeConfig
 from lit_llm.generation import Completion, complete
 from lit_llm.interop import save_model_folder
 from lit_llm.serving.app import create_app
+from lit_llm.serving.connections import server_config
 from lit_llm.serving.worker import Worker
 from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
@@ -101,8 +102,8 @@ def serving(folder: Path, **options: Any) -> Iterator[Server]:
     loaded = load(config)
     worker = make_worker(config, loaded)
     worker.start()
-    app = create_app(describe(config, loaded), worker, config.api_key)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning", access_log=False))
+    app = create_app(describe(config, loaded), worker, access_to(config))
+    server = uvicorn.Server(server_config(app, config.read_timeout))
     listener = bound_socket("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

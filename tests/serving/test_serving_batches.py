@@ -92,7 +92,8 @@ def test_who_goes_away_frees_the_place(narrow: Server, stream: bool) -> None:
     body = {"model": "tiny", "prompt": [70], "max_tokens": 100, "stream": stream, "logit_bias": no_end(narrow)}
     content = json.dumps(body).encode()
     head = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}"
     )
     with held(narrow.loaded.model):
         port = int(narrow.url.rpartition(":")[2])
@@ -119,7 +120,13 @@ def test_a_failure_ends_what_runs_and_nothing_else(narrow: Server, pool: ThreadP
     assert failing.result().status_code == 500
     assert failing.result().json()["error"]["type"] == "server_error"
     assert waiting.result()["choices"][0]["text"] == expected
-    assert narrow.client.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
+    assert narrow.client.get("/health").json() == {
+        "status": "ok",
+        "preparing": 0,
+        "running": 0,
+        "waiting": 0,
+        "compiling": 0,
+    }
 
 
 def test_a_failure_ends_a_stream_with_an_error(narrow: Server) -> None:

@@ -124,6 +124,9 @@ def test_bodies_that_are_none(server: Server) -> None:
     assert "Content-Type" in refusal(post(b'{"model": "tiny"}', **{"content-type": "text/plain"}))["message"]
     assert refusal(post(b"{}"))["message"] == "model is missing"
     assert "surrogate" in refusal(post(b'{"model": "tiny", "prompt": "\\ud800"}'))["message"]
+    brackets = b'{"model": "tiny", "prompt": "b", "user": [' + b"[]," * 2**19 + b"[]]}"
+    assert "at most 524288 are read" in refusal(post(brackets))["message"]
+    assert "1025 prompts are more than 1024 texts" in refusal(server.post("text", prompt=["b"] * 1025))["message"]
     assert "at most 16777216" in refusal(post(b" " * (2**24 + 1)), 413)["message"]
     chunked = server.client.post("/v1/completions", content=iter([b"{}"]))
     assert "Content-Length" in refusal(chunked, 411)["message"]
@@ -151,7 +154,13 @@ def test_names_and_paths_that_are_not_there(server: Server) -> None:
 
 
 def test_what_the_server_says_of_itself(server: Server) -> None:
-    assert server.client.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
+    assert server.client.get("/health").json() == {
+        "status": "ok",
+        "preparing": 0,
+        "running": 0,
+        "waiting": 0,
+        "compiling": 0,
+    }
     entry = server.client.get("/v1/models").json()["data"][0]
     assert server.client.get("/v1/models/tiny").json() == entry
     created = entry.pop("created")

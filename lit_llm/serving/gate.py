@@ -1,0 +1,158 @@
+"""Who may ask, from where, how much at once, and how long a request may take to arrive."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lit_llm.serving.errors import ApiError, response_of
+
+MOST_BYTES = 16 * 2**20
+"""Of a body."""
+MOST_BRACKETS = 2**19
+"""Of a body: each may open a list or object, and a million of small ones take seconds to read."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """What is asked of requests."""
+
+    api_key: str | None = None
+    """What requests to /v1 must bring; None: nothing."""
+    hosts: frozenset[str] = frozenset(["localhost"])
+    """Names that the server is called by, besides addresses; * stands for any part of one."""
+    most_at_once: int | None = None
+    """Requests of one client's address at a time; None: any number."""
+    read_timeout: float = 30.0
+    """Seconds in which a body must have come."""
+
+    @classmethod
+    def to(cls, host: str, names: Iterable[str] = (), **options: object) -> Access:
+        """With the names of a server that listens on `host`, and others."""
+        own = ("localhost", "*.localhost", host, socket.gethostname(), *names)
+        return cls(hosts=frozenset(name.lower().rstrip(".") for name in own), **options)
+
+
+class Gate:
+    """Lets through requests that may come in, once they are there as a whole.
+
+    A page of a stranger can have a name that points to this machine (DNS rebinding), and so ask a server here as if it
+    were its own: the browser then sends that name as the host. An address cannot be made to point elsewhere.
+
+    Args:
+        app: what they are passed on to.
+        access: what is asked of them.
+    """
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+        self._wanted = None if access.api_key is None else f"Bearer {access.api_key}".encode()
+        self._at_once: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer with the reason."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        error = self._refusal(scope["path"], scope["method"], scope["headers"])
+        if error is not None:
+            await response_of(error)(scope, receive, send)
+        elif scope["method"] != "POST":
+            await self._app(scope, receive, send)
+        else:
+            await self._pass_counted(scope, receive, send)
+
+    async def _pass_counted(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = (scope.get("client") or ("",))[0]
+        most = self._access.most_at_once
+        if most is not None and self._at_once[client] >= most:
+            message = f"{most} requests of yours are being answered already; send fewer at once"
+            await response_of(ApiError(message, 429, code="too_many_requests"))(scope, receive, send)
+            return
+        self._at_once[client] += 1
+        try:
+            await self._pass_whole(scope, receive, send)
+        finally:
+            self._at_once[client] -= 1
+            if not self._at_once[client]:
+                del self._at_once[client]
+
+    async def _pass_whole(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on with its body, unless that does not come in time."""
+        try:
+            async with asyncio.timeout(self._access.read_timeout):
+                body = await _whole_body(receive)
+        except TimeoutError:
+            message = f"the body did not come within {self._access.read_timeout:g} s"
+            await response_of(ApiError(message, 408))(scope, receive, send)
+            return
+        brackets = 0 if body is None else body.count(b"[") + body.count(b"{")
+        if brackets > MOST_BRACKETS:
+            message = (
+                f"the body has {brackets} opening brackets; at most {MOST_BRACKETS} are read: send several requests"
+            )
+            await response_of(ApiError(message))(scope, receive, send)
+            return
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        if body is not None:
+            await self._app(scope, replay, send)
+
+    def _refusal(self, path: str, method: str, headers: Sequence[tuple[bytes, bytes]]) -> ApiError | None:
+        given = dict(headers)
+        host = given.get(b"host", b"").decode("latin-1")
+        if not self._is_ours(f"//{host}"):
+            message = f"this server is not called {host!r}; start it with --allowed_hosts to have it answer to that"
+            return ApiError(message, 421, code="unknown_host")
+        origin = given.get(b"origin")
+        if origin is not None and method == "POST" and not self._is_ours(origin.decode("latin-1")):
+            return ApiError("pages of other origins may not ask this server; see --allowed_hosts", 403)
+        asked_for_key = self._wanted is not None and path.startswith("/v1")
+        if asked_for_key and not secrets.compare_digest(given.get(b"authorization", b""), self._wanted):
+            message = "this server needs its API key; send it with the header Authorization: Bearer KEY"
+            return ApiError(message, 401, code="invalid_api_key")
+        if method == "POST":
+            length = given.get(b"content-length")
+            if length is None:
+                return ApiError("the request does not say how long its body is; send Content-Length", 411)
+            if int(length) > MOST_BYTES:
+                return ApiError(f"the body has {int(length)} bytes; at most {MOST_BYTES} are read", 413)
+        return None
+
+    def _is_ours(self, url: str) -> bool:
+        """Whether the host of a URL is this server's, which it is where there is none (HTTP/1.0)."""
+        if url == "//":
+            return True
+        try:
+            name = (urlsplit(url).hostname or "").rstrip(".")
+        except ValueError:  # half of an address's brackets
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return any(fnmatchcase(name, pattern) for pattern in self._access.hosts)
+        return True
+
+
+async def _whole_body(receive: Receive) -> bytes | None:
+    """The body; None where the client goes away before."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
