@@ -45,6 +45,7 @@ def test_throughput() -> None:
     pytest.importorskip("transformers")
     figures = last_line("throughput", "--modes", "eager", "eager+full")
     assert_reported(figures, "ratio", "memory_ratio", "share_of_matmul_ceiling")
+    assert figures["failed"] == {}
     for key in ("tiny/fp32/32/eager", "tiny/bf16/32/eager", "tiny/fp32/32/eager+full"):
         speeds = figures["tokens_per_second"][key]
         assert figures["ratio"][key] == pytest.approx(speeds["ours"] / speeds["transformers"], rel=0.02)

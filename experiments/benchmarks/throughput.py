@@ -9,9 +9,10 @@ Each side takes whole training steps (forward, loss, backward, clipping, fused A
 turns, so that a busy machine slows both; the figure is the median step. Memory is the peak above what the process held
 before the model was built, in a process of its own. bf16 is autocast on float32 weights on both sides. A mode says
 whether both sides are compiled (ours block by block) and which activations are kept (transformers knows "full" alone).
-The last line of the output is JSON: `ratio` (ours / transformers, tokens per second), `memory_ratio`, and each side's
-`share_of_matmul_ceiling` (counted model FLOPs over those of a large product measured in the same run: MFU), by
-model/precision/length/mode.
+Each case is printed as it ends, and one that fails, for want of memory mostly, is named and left out, so that neither
+that nor a time limit costs the others. The last line of the output is JSON: `ratio` (ours / transformers, tokens per
+second), `memory_ratio`, and each side's `share_of_matmul_ceiling` (counted model FLOPs over those of a large product
+measured in the same run: MFU), by model/precision/length/mode; and `failed`, the cases left out, with the reason.
 """
 
 from __future__ import annotations
@@ -174,7 +175,9 @@ def measure_memory(options: argparse.Namespace, case: Case, side: str) -> float:
         "--device": options.device,
     }
     command = [sys.executable, __file__, *(part for field in fields.items() for part in field)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"peak memory of {side}: {(done.stderr.strip().splitlines() or ['killed'])[-1]}")
     return float(done.stdout.strip().splitlines()[-1])
 
 
@@ -227,19 +230,34 @@ def main() -> None:
     rows: list[list[str]] = []
     figures: dict[str, dict[str, Any]] = {"ratio": {}, "memory_ratio": {}, "tokens_per_second": {}, "peak_mib": {}}
     share: dict[str, dict[str, float]] = {}
+    failed: dict[str, str] = {}
     ceilings = {name: matmul_ceiling(options.device, PRECISIONS[name] or torch.float32) for name in options.precisions}
     for case in cases(options):
         key = "/".join(map(str, case))
         flops = training_flops_per_token(shape_of(case.shape, case.length), case.length)
-        speed = measure_speed(options, case)
-        if options.device == "cuda":
-            torch.cuda.empty_cache()
-        memory = {side: measure_memory(options, case, side) for side in SIDES}
+        try:
+            speed = measure_speed(options, case)
+            if options.device == "cuda":
+                torch.cuda.empty_cache()
+            memory = {side: measure_memory(options, case, side) for side in SIDES}
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+            failed[key] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            print(f"{key}: left out, {failed[key]}", flush=True)
+            continue
+        finally:
+            if options.device == "cuda":
+                torch.cuda.empty_cache()
         figures["ratio"][key] = round(speed["ours"] / speed["transformers"], 3)
         figures["memory_ratio"][key] = round(memory["ours"] / memory["transformers"], 3)
         figures["tokens_per_second"][key] = {side: round(value) for side, value in speed.items()}
         figures["peak_mib"][key] = {side: round(value) for side, value in memory.items()}
         share[key] = {side: round(speed[side] * flops / 1e9 / ceilings[case.precision], 3) for side in SIDES}
+        print(
+            f"{key}: {speed['ours']:,.0f} tokens/s, {figures['ratio'][key]:.2f} of transformers'; "
+            f"{memory['ours']:,.0f} MiB, {figures['memory_ratio'][key]:.2f} of transformers'; "
+            f"{share[key]['ours']:.0%} of the ceiling",
+            flush=True,
+        )
         rows.append(
             [
                 key,
@@ -257,6 +275,7 @@ def main() -> None:
         {
             **figures,
             "share_of_matmul_ceiling": share,
+            "failed": failed,
             "matmul_gflops": {name: round(value) for name, value in ceilings.items()},
             "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         },

@@ -1,5 +1,17 @@
 """The command line: options from dataclasses, expected errors in one line."""
 
-from lit_llm.cli.parsing import main, parse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_llm.cli.parsing import main, parse
 
 __all__ = ["main", "parse"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import jsonargparse only where options are read: the stages run from Python without it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lit_llm.cli import parsing
+
+    return getattr(parsing, name)

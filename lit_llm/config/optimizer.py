@@ -61,7 +61,7 @@ class ScheduleConfig:
     decay_fraction: float = 0.2
     """wsd: share of max_steps in which the rate falls."""
     min_ratio: float = 0.1
-    """Share of the peak at the last step."""
+    """Share of the peak that the rate falls to: what a step after the last would have."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:

@@ -19,6 +19,11 @@ REFERENCE_FREE_LOSSES = ("simpo",)
 """DPO losses that need no reference model."""
 
 
+def default_beta(loss: str) -> float:
+    """The beta of a DPO loss that is given none."""
+    return 2.0 if loss == "simpo" else 0.1
+
+
 @dataclass
 class RowsConfig(BatchConfig):
     """Rows of text files, split into training and validation."""
@@ -136,7 +141,8 @@ class SFTConfig(PostTrainingConfig):
     data: ConversationDataConfig = field(default_factory=ConversationDataConfig)
     """The conversations."""
     neftune_alpha: float = 0.0
-    """Uniform noise on the embeddings in training, alpha / sqrt(tokens x width) at most (NEFTune); 0: none."""
+    """Uniform noise on the embeddings in training, alpha / sqrt(tokens of the conversation x width) at most (NEFTune);
+    0: none."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-5, weight_decay=0.0))
     """The optimizer."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup_steps=10))
@@ -200,8 +206,9 @@ class DPOConfig(PostTrainingConfig):
         "simpo",
     ] = "sigmoid"
     """The loss; "sigmoid" is DPO, and cDPO with label_smoothing."""
-    beta: float = 0.1
-    """How strongly the policy is held to the reference."""
+    beta: float | None = None
+    """How strongly the policy is held to the reference; for simpo, the scale of its rewards. Null: 2.0 for simpo, as in
+    its paper, and 0.1 for the others."""
     label_smoothing: float = 0.0
     """Share of the labels that is taken to be wrong (sigmoid, robust, exo)."""
     simpo_gamma: float = 0.5
@@ -222,6 +229,8 @@ class DPOConfig(PostTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.beta is None:
+            self.beta = default_beta(self.loss)
         if self.beta <= 0:
             raise UserError(f"beta is {self.beta}; it must be above 0")
         if not 0.0 <= self.label_smoothing < 0.5:

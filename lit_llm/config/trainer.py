@@ -37,6 +37,9 @@ class TrainerConfig:
     """n of activation_checkpointing "every_n"."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     """float32; bfloat16 arithmetic on float32 weights; or all bfloat16, optimizer too (small updates are lost)."""
+    float32_matmul_precision: Literal["highest", "high", "medium"] | None = None
+    """What float32 matrix products on CUDA round their factors to (torch.set_float32_matmul_precision): nothing, or
+    TF32, several times as fast, with "high" and "medium". Null: "high" on CUDA; the CPU always has "highest"."""
     gradient_clip_val: float | None = 1.0
     """Largest norm of the whole gradient; null does not clip."""
     val_every_n_steps: int | None = 250

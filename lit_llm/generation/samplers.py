@@ -22,6 +22,7 @@ NO_TOKEN = -1
 # The least that a division of float32 does not take for 0.
 _LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
 _MOST_K = 2**31 - 1  # more than any vocabulary
+_UNITS = 2.0**60
 
 
 class Filters:
@@ -79,11 +80,20 @@ def _nucleus_edge(probabilities: Tensor, top_p: Tensor) -> Tensor:
     vocabulary = probabilities.size(-1)
     for candidates in (min(NUCLEUS_CANDIDATES, vocabulary), vocabulary):
         ordered = probabilities.topk(candidates, dim=-1).values
-        reached = ordered.double().cumsum(-1)
-        if candidates == vocabulary or bool((reached[:, -1:] >= top_p).logical_or(top_p >= 1.0).all()):
+        reached, wanted = _running_sum(ordered), (top_p * _UNITS).ceil().long()
+        if candidates == vocabulary or bool((reached[:, -1:] >= wanted).logical_or(top_p >= 1.0).all()):
             break
-    last_kept = (reached < top_p).sum(-1, keepdim=True).clamp(max=candidates - 1)
+    last_kept = (reached < wanted).sum(-1, keepdim=True).clamp(max=candidates - 1)
     return torch.where(top_p >= 1.0, 0.0, ordered.gather(-1, last_kept))
+
+
+def _running_sum(probabilities: Tensor) -> Tensor:
+    """Running sums over the last dimension in units of 2^-60, as int64.
+
+    Whole numbers add up to the same in any order. A running sum of floating-point numbers depends on it, and has no
+    deterministic kernel on CUDA: with `torch.use_deterministic_algorithms` it is an error.
+    """
+    return (probabilities.double() * _UNITS).long().cumsum(-1)
 
 
 def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
@@ -110,16 +120,16 @@ def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor
     """One token of each row, by one uniform number from the row's own stream.
 
     Args:
-        probabilities: [b, vocab], of any sum.
+        probabilities: [b, vocab], of any sum up to 7.
         generators: one CPU generator for each row.
 
     Returns:
         Token ids [b] on the device of `probabilities`.
     """
     uniform = torch.cat([torch.rand(1, 1, dtype=torch.float64, generator=generator) for generator in generators])
-    reached = probabilities.cumsum(-1, dtype=torch.float64)
+    reached = _running_sum(probabilities)
     # the first token whose running sum exceeds the target: never one of probability 0
-    target = uniform.to(probabilities.device) * reached[:, -1:]
+    target = (uniform.to(probabilities.device) * reached[:, -1:].double()).long()
     return torch.searchsorted(reached, target, right=True).squeeze(1)
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 
 def _autocast_is_on(device_type: str) -> bool:
-    # the meta device, where operations are counted, has no autocast at all
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    # the meta device, where operations are counted, has no autocast at all; torch.amp.is_autocast_available would say
+    # so, but the compiler follows it from torch 2.12 on only
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
@@ -18,6 +19,11 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if _autocast_is_on(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32 if its type is a narrower one, else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig
-from lit_llm.model.arithmetic import without_autocast
+from lit_llm.model.arithmetic import at_least_float32, without_autocast
 from lit_llm.model.cache import CacheStep
 from lit_llm.model.normalization import make_norm
 from lit_llm.model.one_token import one_query_attention
@@ -174,12 +174,14 @@ def softcapped_attention(
 ) -> Tensor:
     """Attention whose scores are bounded by `softcap * tanh(scores / softcap)` (Gemma 2); no fused kernel does this.
 
+    Scores are float32, or float64 where queries and keys are.
+
     Args and returns: as `fused_attention`.
     """
     b, n_h, t, d = q.shape
     n_kv, s = k.size(1), k.size(2)
     grouped = q.reshape(b, n_kv, n_h // n_kv * t, d)
-    scores = (grouped @ k.transpose(-1, -2)).float() * (d**-0.5 if scale is None else scale)
+    scores = at_least_float32(grouped @ k.transpose(-1, -2)) * (d**-0.5 if scale is None else scale)
     scores = (softcap * torch.tanh(scores / softcap)).view(b, n_h, t, s)
     mask = context.mask
     if context.is_causal:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig, UserError
-from lit_llm.model.arithmetic import compute_dtype
+from lit_llm.model.arithmetic import at_least_float32, compute_dtype
 from lit_llm.model.attention import GATE_WIDTH, Attention, AttentionContext, attention_mask
 from lit_llm.model.cache import CacheStep, KVCache
 from lit_llm.model.checkpointing import run_checkpointed
@@ -155,8 +155,8 @@ class Decoder(nn.Module):
                 whole; so it is there that `value_head` is read.
 
         Returns:
-            Logits [b, t, vocab_size], in the dtype of the arithmetic; scores [b, t] as float32 where the
-            configuration's output is "score"; or what `head` returns.
+            Logits [b, t, vocab_size], in the dtype of the arithmetic; scores [b, t] as float32 (float64 for
+            float64 weights) where the configuration's output is "score"; or what `head` returns.
 
         Raises:
             UserError: the text is longer than `max_position_embeddings` or than the cache.
@@ -192,7 +192,7 @@ class Decoder(nn.Module):
         logits: Tensor = self.head(hidden)[..., : self.config.vocab_size]
         cap = self.config.logits_softcap
         if cap is not None:
-            logits = cap * torch.tanh(logits.float() / cap)
+            logits = cap * torch.tanh(at_least_float32(logits) / cap)
         return logits
 
     def _context(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_llm.config import LoraConfig, UserError
-from lit_llm.model.arithmetic import compute_dtype, without_autocast
+from lit_llm.model.arithmetic import at_least_float32, compute_dtype, without_autocast
 from lit_llm.model.decoder import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.parallel import local_part
@@ -151,7 +151,7 @@ def _dequantized(weight: Tensor, scale: Tensor) -> Tensor:
 
 
 def _sum(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    return weight.float() + scale * (b.float() @ a.float())
+    return at_least_float32(weight) + scale * (at_least_float32(b) @ at_least_float32(a))
 
 
 def _lengths(weight: Tensor) -> Tensor:
@@ -243,7 +243,7 @@ def prepare_dora(model: nn.Module) -> None:
     """
     for layer in adapted_layers(model):
         if layer.lora_magnitude is not None:
-            weight = local_part(layer.dequantized()).float()
+            weight = at_least_float32(local_part(layer.dequantized()))
             local_part(layer.lora_magnitude).copy_(_lengths(weight))
 
 
@@ -305,7 +305,7 @@ def merged_weight(module: str, weight: Tensor, adapter: Mapping[str, Tensor], co
     assert b is not None
     whole = _sum(weight, a.to(weight.device), b.to(weight.device), config.scale)
     if magnitude is not None:
-        whole = (magnitude.to(weight.device).float() / _lengths(whole)).unsqueeze(1) * whole
+        whole = (at_least_float32(magnitude.to(weight.device)) / _lengths(whole)).unsqueeze(1) * whole
     return whole.to(weight.dtype)
 
 

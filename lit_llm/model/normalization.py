@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig
+from lit_llm.model.arithmetic import at_least_float32
 
 
 class RMSNorm(nn.RMSNorm):
@@ -48,12 +49,12 @@ class _LeanRMSNorm(torch.autograd.Function):
 
 
 class OffsetRMSNorm(nn.RMSNorm):
-    """RMSNorm whose weight is the distance of its scale from 1, and starts at 0 (Gemma). Computed in float32."""
+    """RMSNorm whose weight is the distance of its scale from 1, and starts at 0 (Gemma); at least float32."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x: [..., d]. Returns: the same shape."""
-        scale = 1.0 + self.weight.float()
-        return F.rms_norm(x.float(), self.normalized_shape, scale, self.eps).type_as(x)
+        scale = 1.0 + at_least_float32(self.weight)
+        return F.rms_norm(at_least_float32(x), self.normalized_shape, scale, self.eps).type_as(x)
 
 
 def make_norm(config: ModelConfig, width: int | None = None) -> nn.Module:

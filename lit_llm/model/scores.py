@@ -15,12 +15,12 @@ def token_scores(hidden: Tensor, head: nn.Linear) -> Tensor:
 
     Returns:
         Scores [...], computed in the dtype of the head's weight even under autocast, which would round them to
-        bfloat16's three digits; as float32.
+        bfloat16's three digits; as float32, or float64 where the weight is.
     """
     with torch.autocast(hidden.device.type, enabled=False):
         scores: Tensor = head(hidden.to(head.weight.dtype))
     # the sum of the one number there is: a view of it as the model's output would lose FSDP's hooks
-    return scores.sum(-1, dtype=torch.float32)
+    return scores.sum(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
 def last_scores(hidden: Tensor, head: nn.Linear, lengths: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def last_scores(hidden: Tensor, head: nn.Linear, lengths: Tensor) -> Tensor:
         lengths: tokens in each text without its padding [b], each from 1 to t.
 
     Returns:
-        Scores [b], as float32.
+        Scores [b]; types as of `token_scores`.
     """
     # unlike an index, gather refuses the -1 of an empty text
     last = (lengths - 1).view(-1, 1, 1).expand(-1, 1, hidden.size(-1))

@@ -28,12 +28,15 @@ class SFTModule(PretrainingModule):
     def __init__(self, config: SFTConfig, token_bytes: Tensor | None = None) -> None:
         super().__init__(config, token_bytes)
         self.validation_accuracy = NamedMeans(["token_accuracy"])
+        self._lengths: Tensor | None = None  # of the conversation that each token of the batch belongs to [b, t]
         if config.neftune_alpha:
             self.model.embedding.register_forward_hook(self._add_noise)
 
     def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
         """As in pretraining; see the class for what validation adds."""
         if training:
+            if self.config.neftune_alpha:
+                self._lengths = conversation_lengths(batch["targets"], batch.get("document_ids"))
             return super().token_loss(batch, training)
         config, targets = self.config, batch["targets"]
 
@@ -55,11 +58,28 @@ class SFTModule(PretrainingModule):
         return values
 
     def _add_noise(self, module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
-        """Uniform noise of at most alpha / sqrt(t d) on embeddings [b, t, d].
+        """Uniform noise of at most alpha / sqrt(l d) on embeddings [b, t, d] of conversations of l tokens.
 
         Source: Jain et al. 2023 (NEFTune, https://arxiv.org/abs/2310.05914).
         """
-        if not module.training:
+        if not module.training or self._lengths is None:
             return embedded
-        largest = self.config.neftune_alpha / (embedded.size(1) * embedded.size(2)) ** 0.5
-        return embedded + torch.empty_like(embedded).uniform_(-largest, largest)
+        largest = self.config.neftune_alpha * (self._lengths * embedded.size(2)).rsqrt()  # [b, t]
+        return embedded + torch.empty_like(embedded).uniform_(-1.0, 1.0) * largest.unsqueeze(2).to(embedded.dtype)
+
+
+def conversation_lengths(targets: Tensor, document_ids: Tensor | None) -> Tensor:
+    """How many tokens the conversation has that a token belongs to, without the padding of its row.
+
+    Args:
+        targets: [b, t]. Where a row is one conversation, it ends with the last that is not IGNORE_INDEX.
+        document_ids: [b, t], which count the conversations of a row; None where a row is one.
+
+    Returns:
+        [b, t], at least 1.
+    """
+    if document_ids is None:
+        ends = torch.where(targets != IGNORE_INDEX, torch.arange(1, targets.size(1) + 1, device=targets.device), 1)
+        return ends.amax(1, keepdim=True).expand_as(targets)
+    counts = torch.zeros_like(document_ids).scatter_add_(1, document_ids, torch.ones_like(document_ids))
+    return counts.gather(1, document_ids)

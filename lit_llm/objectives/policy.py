@@ -169,7 +169,8 @@ def clipped_value_loss(
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
     """(reward - mean) / (standard deviation + 1e-4) within each group of answers to one prompt.
 
-    GRPO, https://arxiv.org/abs/2402.03300, section 4.1; the standard deviation is the unbiased one.
+    GRPO, https://arxiv.org/abs/2402.03300, section 4.1; the standard deviation is the unbiased one. Answers of equal
+    rewards have advantages of exactly 0, whatever the mean of their rewards rounds to.
 
     Args:
         rewards: [b], the answers of a prompt next to each other.
@@ -185,8 +186,11 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
         raise ValueError(f"group_size is {group_size}; a group needs at least 2 answers")
     if rewards.dim() != 1 or rewards.size(0) % group_size:
         raise ValueError(f"rewards {list(rewards.shape)} must be [b] with b a multiple of group_size {group_size}")
-    groups = rewards.view(-1, group_size)
-    return ((groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)).flatten()
+    groups = rewards.view(-1, group_size).double()
+    # distances from the first one change neither result, and the mean of equal rewards need not be that reward
+    groups = groups - groups[:, :1]
+    advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+    return advantages.flatten().to(rewards.dtype)
 
 
 class AdaptiveKL:

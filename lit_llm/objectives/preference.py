@@ -61,7 +61,8 @@ class PreferenceLoss:
 
     Args:
         kind: which loss.
-        beta: how strongly the policy is held to the reference.
+        beta: how strongly the policy is held to the reference. None becomes 2.0 for simpo, whose paper takes 2.0 to
+            2.5, and 0.1 for the others.
         label_smoothing: e, the share of labels that is taken to be wrong, from 0 to below 0.5.
         simpo_gamma: gamma.
 
@@ -70,13 +71,15 @@ class PreferenceLoss:
     """
 
     kind: PreferenceKind = "sigmoid"
-    beta: float = 0.1
+    beta: float = None  # type: ignore[assignment]  # a number once made
     label_smoothing: float = 0.0
     simpo_gamma: float = _DEFAULT_GAMMA
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(PreferenceKind):
             raise ValueError(f"unknown preference loss {self.kind!r}; the kinds are {get_args(PreferenceKind)}")
+        if self.beta is None:
+            object.__setattr__(self, "beta", 2.0 if self.kind == "simpo" else 0.1)
         if not 0 < self.beta < math.inf:
             raise ValueError(f"beta is {self.beta}; it must be above 0")
         if not 0 <= self.label_smoothing < 0.5:

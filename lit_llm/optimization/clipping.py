@@ -36,6 +36,8 @@ def gradient_norm(gradients: Iterable[Tensor], plain_parts_of: dist.ProcessGroup
         groups = [plain_parts_of] if layout is None and plain_parts_of is not None else []
         if layout is not None:
             mesh, placements = layout
+            # gradients of offloaded weights lie in host memory, where the ranks cannot reach each other
+            square = square.to(mesh.device_type)
             groups = [mesh.get_group(dim) for dim, place in enumerate(placements) if not place.is_replicate()]
         for group in groups:
             dist.all_reduce(square, group=group)

@@ -14,15 +14,17 @@ def learning_rate_factor(step: int, config: ScheduleConfig, max_steps: int) -> f
     """The learning rate of optimizer step `step` (the first is 0) as a share of its peak.
 
     Warm-up is linear: step i has (i + 1) / warmup_steps, so the first step is not lost at rate 0 and step
-    warmup_steps - 1 has the peak. From there:
+    warmup_steps - 1 has the peak. Step warmup_steps still has it, and from there:
 
-    - "cosine": half a cosine from the peak to min_ratio, which step max_steps - 1 has exactly.
-    - "linear": straight from the peak to min_ratio at step max_steps - 1.
-    - "wsd": the peak until round(decay_fraction * max_steps) steps before the last, then straight to min_ratio at
-      step max_steps - 1 (warm-up-stable-decay, https://arxiv.org/abs/2404.06395).
+    - "cosine": half a cosine from the peak to min_ratio at the end of the run.
+    - "linear": straight from the peak to min_ratio at the end of the run.
+    - "wsd": the peak until round(decay_fraction * max_steps) steps are left, then straight to min_ratio at the end of
+      the run (warm-up-stable-decay, https://arxiv.org/abs/2404.06395).
     - "constant": the peak, for ever.
 
-    The first three stay at min_ratio from step max_steps on. A run no longer than its warm-up only warms up.
+    The end of the run is step max_steps, one past the last, as in transformers' schedules: with a min_ratio of 0 the
+    last step is not lost at rate 0 either. All but "constant" stay at min_ratio from there on. A run no longer than
+    its warm-up only warms up.
     """
     if config.name != "constant" and step >= max_steps:
         return config.min_ratio
@@ -30,12 +32,10 @@ def learning_rate_factor(step: int, config: ScheduleConfig, max_steps: int) -> f
         return (step + 1) / config.warmup_steps
     if config.name == "constant":
         return 1.0
-    last = max_steps - 1
-    start = max(config.warmup_steps - 1, 0)  # the last step at the peak
+    start = config.warmup_steps  # the last step at the peak
     if config.name == "wsd":
-        start = max(start, last - round(config.decay_fraction * max_steps))
-    # start == last: a single step in which to decay, and the last step has min_ratio.
-    progress = max(0.0, (step - start) / (last - start)) if last > start else float(step >= last)
+        start = max(start, max_steps - round(config.decay_fraction * max_steps))
+    progress = max(0.0, (step - start) / (max_steps - start)) if max_steps > start else 0.0
     remaining = 0.5 * (1.0 + math.cos(math.pi * progress)) if config.name == "cosine" else 1.0 - progress
     return config.min_ratio + (1.0 - config.min_ratio) * remaining
 

@@ -24,6 +24,7 @@ from lit_llm.training.checkpoint_files import checkpoint_name, saved_checkpoints
 from lit_llm.training.checkpoint_io import read_checkpoint
 from lit_llm.training.guards import restore_encoded_random_state
 from lit_llm.training.record import StepRecord
+from lit_llm.training.strategies import set_matmul_precision
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -209,6 +210,7 @@ def replay_step(
 def _device_of(config: RunConfig) -> L.Trainer:
     """A Trainer, for its device and the context of its precision."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    set_matmul_precision(config.trainer)
     return L.Trainer(
         accelerator=config.trainer.accelerator,
         devices=1,

@@ -36,6 +36,7 @@ from lit_llm.training.strategies import (
     build_strategy,
     cluster_environment,
     data_parallel_processes,
+    set_matmul_precision,
     trainer_precision,
     whole_weights,
 )
@@ -84,6 +85,7 @@ def fit(
         UserError: bad input, a loss that is not finite, a full disk, or a request to stop.
     """
     set_distributed_defaults(config.folder)
+    set_matmul_precision(config.trainer)
     resume_from = checkpoint_to_resume(config)
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
     speed = Throughput(
@@ -106,6 +108,7 @@ def fit(
             accumulation=accumulation,
             first_step=0 if resume_from is None else step_of(Path(resume_from)),
             callbacks=_callbacks(config, resume_from, accumulation, (speed, samples), callbacks),
+            micro_batch_size=data.micro_batch_size(data_parallel_processes(config.trainer)),
         )
         with readable_failures(config):
             metrics = _train_and_test(trainer, module, data, resume_from)
@@ -199,6 +202,7 @@ def build_trainer(
     accumulation: int,
     first_step: int | None,
     callbacks: list[L.Callback],
+    micro_batch_size: int = 1,
 ) -> L.Trainer:
     """The Lightning Trainer of a run. Counts in `config` are optimizer steps; Lightning counts micro-batches."""
     every = config.val_every_n_steps or config.max_steps
@@ -208,7 +212,7 @@ def build_trainer(
         accelerator=config.accelerator,
         devices=config.devices if config.devices != "auto" or config.accelerator != "cpu" else 1,
         num_nodes=config.num_nodes,
-        strategy=build_strategy(config),
+        strategy=build_strategy(config, micro_batch_size),
         precision=trainer_precision(config),
         # DeepSpeed's engine clips by itself and reads this; for the other strategies the module clips
         gradient_clip_val=config.gradient_clip_val if config.strategy == "deepspeed" else None,

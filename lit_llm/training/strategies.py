@@ -34,8 +34,7 @@ def number_of_processes(config: TrainerConfig) -> int:
     """Ranks that a run has."""
     devices = config.devices
     if devices == "auto":
-        on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
-        devices = torch.cuda.device_count() if on_gpu else 1
+        devices = torch.cuda.device_count() if is_on_gpu(config) else 1
     return int(devices) * config.num_nodes
 
 
@@ -54,13 +53,37 @@ def data_parallel_processes(config: TrainerConfig) -> int:
     return processes // config.tensor_parallel_size
 
 
-def build_strategy(config: TrainerConfig) -> Strategy | str:
+def is_on_gpu(config: TrainerConfig) -> bool:
+    """Whether a run of this configuration uses CUDA here."""
+    return config.accelerator != "cpu" and torch.cuda.is_available()
+
+
+def set_matmul_precision(config: TrainerConfig) -> None:
+    """Set what float32 matrix products of this process round their factors to.
+
+    Raises:
+        UserError: a rounding is asked for on the CPU, whose products are left as they are.
+    """
+    choice = config.float32_matmul_precision
+    if is_on_gpu(config):
+        torch.set_float32_matmul_precision(choice or "high")
+    elif choice not in (None, "highest"):
+        raise UserError(
+            f"trainer.float32_matmul_precision {choice} is for CUDA; on the CPU products are float32: leave it out"
+        )
+
+
+def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy | str:
     """The Lightning strategy that `config` asks for.
+
+    Args:
+        config: the options.
+        micro_batch_size: samples that one rank holds at once; DeepSpeed counts its throughput by it.
 
     Raises:
         UserError: it needs a device or a package that is not here; the message names what to use instead.
     """
-    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    on_gpu = is_on_gpu(config)
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator is gpu, but torch finds no CUDA device here; use cpu or auto")
     if config.strategy in ("fsdp1", "deepspeed") and not on_gpu:
@@ -81,23 +104,29 @@ def build_strategy(config: TrainerConfig) -> Strategy | str:
             auto_wrap_policy={Block}, use_orig_params=True, state_dict_type="full", timeout=timeout
         )
     if config.strategy == "deepspeed":
-        return _deepspeed(config, timeout)
+        return _deepspeed(config, timeout, micro_batch_size)
     if number_of_processes(config) > 1 or config.strategy == "ddp":
-        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True)
+        # every rank makes its buffers alike, and training leaves them as they are
+        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True, broadcast_buffers=False)
     return "auto"
 
 
-def _deepspeed(config: TrainerConfig, timeout: timedelta) -> Strategy:
+def _deepspeed(config: TrainerConfig, timeout: timedelta, micro_batch_size: int) -> Strategy:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("trainer.strategy deepspeed needs the package: pip install -e '.[deepspeed]'; or use fsdp")
     from lit_llm.training.deepspeed import AtomicDeepSpeedStrategy
 
-    return AtomicDeepSpeedStrategy(
+    strategy = AtomicDeepSpeedStrategy(
         stage=config.deepspeed_stage,
         offload_optimizer=config.offload,
         offload_parameters=config.offload and config.deepspeed_stage == 3,
+        # "auto" would make another training loader and ask its sampler
+        logging_batch_size_per_gpu=micro_batch_size,
         timeout=timeout,
     )
+    # it would refuse any optimizer but its own CPU Adam for what is offloaded
+    strategy.config["zero_force_ds_cpu_optimizer"] = False
+    return strategy
 
 
 def cluster_environment() -> list[ClusterEnvironment]:

@@ -267,6 +267,18 @@ def test_the_scripts_here_are_all_the_scripts() -> None:
     assert {path.stem for path in (ROOT / "experiments").glob("*.py")} == set(SCRIPTS)
 
 
+def test_stages_run_from_python_without_what_reads_options() -> None:
+    """The usual image of a GPU machine has neither of them."""
+    code = (
+        "import sys\n"
+        "sys.modules['jsonargparse'] = sys.modules['datasets'] = None\n"
+        "from lit_llm.cli.stages import pretrain, prepare_data, train_tokenizer\n"
+        "from lit_llm.cli import post_training, evaluate, export, generate, plan\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_help_imports_neither_torch_nor_lightning() -> None:
     """In one process, one script after another: what one imports would be found after the next as well."""
     code = (

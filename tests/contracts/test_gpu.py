@@ -23,7 +23,8 @@ pytestmark = [
 
 
 def on_gpu(make_run: MakeRun, name: str, trainer: dict[str, Any], **groups: Any) -> PretrainConfig:
-    fields = {"accelerator": "gpu", "devices": 1, "max_steps": 8, **trainer}
+    exact = {"float32_matmul_precision": "highest"}  # the default rounds to TF32
+    fields = {"accelerator": "gpu", "devices": 1, "max_steps": 8, **exact, **trainer}
     return make_run(name, trainer=fields, optimizer={"learning_rate": 1e-3, "eps": 1e-5}, **groups)
 
 

@@ -222,6 +222,15 @@ def test_deterministic(make_run: MakeRun) -> None:
         torch.use_deterministic_algorithms(False)
 
 
+def test_float32_matmul_precision(make_run: MakeRun) -> None:
+    """On CUDA it is set; the CPU's products are left as they are, also where oneDNN would round by it."""
+    before = torch.get_float32_matmul_precision()
+    pretrain(short_run(make_run, "exact", trainer={"float32_matmul_precision": "highest"}))
+    assert torch.get_float32_matmul_precision() == before
+    with pytest.raises(UserError, match=r"trainer\.float32_matmul_precision high is for CUDA"):
+        pretrain(short_run(make_run, "rounded", trainer={"float32_matmul_precision": "high"}))
+
+
 def test_enable_progress_bar(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     for shown in (True, False):
         pretrain(short_run(make_run, f"shown_{shown}", trainer={"enable_progress_bar": shown}))

@@ -90,15 +90,15 @@ def plain_muon() -> Iterator[Callable[[MakeRun], dict[str, torch.Tensor]]]:
 @pytest.mark.parametrize(
     ("options", "shares"),
     [
-        ({"name": "linear"}, [0.5, 1.0, 0.775, 0.55, 0.325, 0.1]),
+        ({"name": "linear"}, [0.5, 1.0, 1.0, 0.775, 0.55, 0.325]),
         ({"name": "constant"}, [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
         # the last three of six steps go down
-        ({"name": "wsd", "decay_fraction": 0.5}, [0.5, 1.0, 1.0, 0.7, 0.4, 0.1]),
+        ({"name": "wsd", "decay_fraction": 0.5}, [0.5, 1.0, 1.0, 1.0, 0.7, 0.4]),
         (
             {"name": "cosine", "min_ratio": 0.0},
-            [0.5, 1.0] + [0.5 + 0.5 * math.cos(math.pi * part / 4) for part in (1, 2, 3, 4)],
+            [0.5, 1.0] + [0.5 + 0.5 * math.cos(math.pi * part / 4) for part in (0, 1, 2, 3)],
         ),
-        ({"name": "linear", "warmup_steps": 0, "min_ratio": 0.5}, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]),
+        ({"name": "linear", "warmup_steps": 0, "min_ratio": 0.4}, [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]),
     ],
     ids=["linear", "constant", "wsd", "cosine", "no warm-up"],
 )

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation import choose, filtered_probabilities
-from lit_llm.generation.samplers import NO_TOKEN, BatchSampler, SamplingRow
+from lit_llm.generation.samplers import NO_TOKEN, BatchSampler, SamplingRow, draw
 
 
 def filtered(probabilities: list[float], **options: Any) -> list[float]:
@@ -261,3 +264,47 @@ def test_only_allowed_tokens_are_chosen() -> None:
     rows = [sampling_row(temperature=0.0, logit_bias={0: 100.0}), sampling_row(temperature=1.0)]
     allowed = torch.tensor([[False, True, True], [False, False, True]])
     assert batch(*rows, vocabulary=3).choose(torch.tensor([[9.0, 1.0, 2.0]] * 2), allowed).tolist() == [2, 2]
+
+
+class NoRunningSumOfFloats(TorchDispatchMode):
+    """Refuses what has no deterministic kernel on CUDA, as torch does there."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at the dtype that is summed in."""
+        if func is torch.ops.aten.cumsum.default:
+            dtype = (kwargs or {}).get("dtype") or args[0].dtype
+            assert not dtype.is_floating_point, "cumsum_cuda_kernel does not have a deterministic implementation"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("vocabulary", [40, 3000])
+def test_what_is_drawn_needs_no_running_sum_of_floats(vocabulary: int) -> None:
+    """So that a run with only deterministic kernels can write samples, and PPO its answers."""
+    config = SamplingConfig(temperature=1.3, top_p=0.97, top_k=2500)
+    logits = torch.randn(4, vocabulary, generator=torch.Generator().manual_seed(0))
+    rows = [SamplingRow(config, torch.Generator().manual_seed(seed)) for seed in range(4)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    with NoRunningSumOfFloats():
+        tokens = BatchSampler(rows, vocabulary, logits.device).choose(logits)
+        assert torch.equal(choose(logits, config, generators), tokens)
+
+
+def test_a_draw_is_the_first_token_whose_exact_running_sum_exceeds_the_uniform_number() -> None:
+    """By fractions; whatever device adds up, and in whatever order."""
+    probabilities = torch.randn(20, 300, generator=torch.Generator().manual_seed(0)).mul(3).softmax(-1)
+    probabilities[:, ::7] = 0.0
+    drawn = draw(probabilities, [torch.Generator().manual_seed(seed) for seed in range(20)])
+    for seed, (row, token) in enumerate(zip(probabilities.double().tolist(), drawn.tolist(), strict=True)):
+        uniform = torch.rand(1, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).item()
+        sums = list(itertools.accumulate(map(Fraction, row)))
+        assert token == next(place for place, reached in enumerate(sums) if reached > Fraction(uniform) * sums[-1])
+
+
+@pytest.mark.parametrize("total", [1.0, 1e-6, 5.0])
+def test_the_largest_uniform_number_draws_the_last_token_that_can_be(
+    total: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probabilities = torch.tensor([[0.3, 0.7, 0.0, 0.0]]) * total
+    most = torch.full((1, 1), 1 - 2**-53, dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: most)
+    assert draw(probabilities, [torch.Generator()]).tolist() == [1]

@@ -18,7 +18,7 @@ from lit_llm.interop import save_model_folder
 from lit_llm.interop.gguf import save_gguf, why_not_gguf
 from lit_llm.tokenizer import Tokenizer
 
-pytest.importorskip("gguf")
+gguf = pytest.importorskip("gguf")
 FILE = "model.gguf"
 LLAMA3 = {"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16}
 
@@ -72,6 +72,25 @@ def test_eight_bits_are_within_half_a_step(tmp_path: Path, tokenizer: Tokenizer,
             error = (getattr(block.self_attn, name).weight - exact).detach().view_as(exact.view(exact.size(0), -1, 32))
             assert (error.abs() <= 0.56 * steps).all(), name
             assert error.abs().max() > 0
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 4.0), (0.3, 2.0)])
+def test_the_factors_of_llama3_are_those_of_transformers(
+    low: float, high: float, tmp_path: Path, tokenizer: Tokenizer, transformers: ModuleType
+) -> None:
+    """The file holds what llama.cpp divides the plain frequencies by."""
+    scaling = {**LLAMA3, "low_freq_factor": low, "high_freq_factor": high}
+    config = small(rope_scaling=scaling, rope_theta=5000.0)
+    save_gguf(tmp_path / FILE, config, random_decoder(config).state_dict(), tokenizer, "F16")
+    read = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / FILE).tensors}["rope_freqs.weight"]
+    assert read.dtype == "float32" and read.shape == (16,)
+    parameters = {**scaling, "rope_type": scaling.pop("type"), "rope_theta": 5000.0}
+    theirs = transformers.LlamaConfig(
+        hidden_size=128, num_attention_heads=4, head_dim=32, max_position_embeddings=64, rope_parameters=parameters
+    )
+    frequencies, _ = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS["llama3"](theirs, "cpu")
+    plain = 5000.0 ** -(torch.arange(0, 32, 2, dtype=torch.float64) / 32)
+    torch.testing.assert_close(plain / torch.tensor(read), frequencies.double(), rtol=1e-5, atol=0.0)
 
 
 @pytest.mark.parametrize("form", ["ours", "gpt2", "llama3", "qwen"])

@@ -101,6 +101,27 @@ def test_value_embeddings_and_qk_norm_by_hand() -> None:
     assert largest_difference(out[0, 0], attention.o_proj.weight @ value) < TOLERANCE
 
 
+def test_queries_and_keys_are_normed_before_they_are_turned() -> None:
+    """The weights of the norms are uneven, so that the order matters."""
+    config = tiny_model("qwen3-0.6b", num_key_value_heads=2, head_dim=8)
+    model = random_decoder(config)
+    attention, x = model.blocks[0].attention, torch.randn(2, 7, 32, generator=torch.Generator().manual_seed(0))
+    rotary = model.rotary(torch.arange(7), torch.float32)
+    out = attention(x, AttentionContext(torch.zeros(2, 7), None, True, rotary, None))
+
+    def heads(projection: torch.nn.Linear) -> Tensor:
+        return projection(x).view(2, 7, -1, 8).transpose(1, 2)
+
+    def turned(x: Tensor, norm: torch.nn.RMSNorm) -> Tensor:
+        normed = norm.weight * x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
+        pairs = torch.complex(*normed.chunk(2, -1)) * torch.complex(*rotary)
+        return torch.cat([pairs.real, pairs.imag], -1)
+
+    q, k = turned(heads(attention.q_proj), attention.q_norm), turned(heads(attention.k_proj), attention.k_norm)
+    expected = by_hand(q, k, heads(attention.v_proj), 7, None).transpose(1, 2).flatten(2).float()
+    assert largest_difference(out, attention.o_proj(expected)) < TOLERANCE
+
+
 @pytest.mark.parametrize(("num_layers", "expected"), [(1, [True]), (3, [True, False, True]), (2, [False, True])])
 def test_every_second_layer_has_value_embeddings_and_the_last_one_does(num_layers: int, expected: list[bool]) -> None:
     config = tiny_model("modern-1m", num_layers=num_layers)

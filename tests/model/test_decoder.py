@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_model
 from published import PUBLISHED
 from random_decoder import largest_difference, random_decoder, random_tokens
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lit_llm.config import PRESETS, DataConfig, ModelConfig, PretrainConfig, UserError, preset
 from lit_llm.model import Decoder
@@ -197,6 +201,37 @@ def test_head_gets_the_last_hidden_states_and_the_output_layer() -> None:
     assert hidden.shape == (2, 8, 32)
     assert layer is model.head
     assert torch.equal(model.logits(hidden), model(tokens))
+
+
+class Narrowed(TorchDispatchMode):
+    """Notes the operations that read float64 numbers and give floating-point numbers of a narrower type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at the types of what goes in and comes out."""
+        result = func(*args, **(kwargs or {}))
+        given, made = ([x for x in tree_leaves(part) if torch.is_tensor(x)] for part in ((args, kwargs), result))
+        narrow = any(x.is_floating_point() and x.dtype != torch.float64 for x in made)
+        if narrow and any(x.dtype == torch.float64 for x in given):
+            self.found.add(str(func))
+        return result
+
+
+@pytest.mark.parametrize("output", ["logits", "score"])
+@pytest.mark.parametrize("name", ["gpt2", "gemma2-2b", "qwen3-0.6b", "modern-1m", "transformer-2017"])
+def test_float64_stays_float64(name: str, output: str) -> None:
+    """Soft caps, norms and scores are computed in float32 for the sake of narrower types, not of wider ones."""
+    config = tiny_model(name)
+    model = random_decoder(config if output == "logits" else config.as_score()).double()
+    tokens = random_tokens(config, 2, 12)
+    with torch.no_grad():
+        model(tokens)  # makes the tables of positions, which are float32
+        with Narrowed() as narrowed:
+            result = model(tokens)
+    assert narrowed.found == set() and result.dtype == torch.float64
 
 
 def test_bfloat16_weights_give_nearly_the_logits_of_float32() -> None:

@@ -13,8 +13,9 @@ from chat_rows import letter_tokenizer, make_dpo, make_reward, pair, save_policy
 from run_files import all_curves
 from safetensors.torch import load_file, save_file
 
+from lit_llm.cli.parsing import parse
 from lit_llm.cli.post_training import build_dpo, build_reward, dpo
-from lit_llm.config import DPOConfig, ModelConfig, UserError
+from lit_llm.config import DPOConfig, ModelConfig, UserError, from_plain, to_plain
 from lit_llm.interop import load_model_folder, save_model_folder
 from lit_llm.model import Decoder
 from lit_llm.modules import DPOModule
@@ -330,6 +331,16 @@ def chatless(folder: Path) -> Path:
     }
     Tokenizer(byte_level(tokenizers.models.BPE(vocab, []), ["<|endoftext|>"])).save(folder)
     return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "beta"),
+    [([], 0.1), (["--loss", "ipo"], 0.1), (["--loss", "simpo"], 2.0), (["--loss", "simpo", "--beta", "0.1"], 0.1)],
+)
+def test_beta_is_that_of_the_loss_and_the_one_kept_was_used(policy: Path, words: list[str], beta: float) -> None:
+    config = parse(DPOConfig, ["--init_from", str(policy), *words])
+    assert config.beta == to_plain(config)["beta"] == beta
+    assert from_plain(DPOConfig, to_plain(config)).beta == beta
 
 
 @pytest.mark.parametrize(

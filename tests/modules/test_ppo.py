@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from lit_llm.cli.post_training import build_ppo, ppo
 from lit_llm.config import NonFiniteStep, PPOConfig, SamplingConfig, UserError, derived_seed
 from lit_llm.generation import Engine
 from lit_llm.interop import load_model_folder, read_model_config
-from lit_llm.modules.policy_updates import whiten
+from lit_llm.modules.policy_updates import update_loss, whiten
 from lit_llm.modules.rollout import Answer, Experience, write_answers
 from lit_llm.objectives import IGNORE_INDEX, masked_whiten
 from lit_llm.tokenizer import Tokenizer
@@ -362,3 +363,26 @@ def test_two_ranks_learn_what_one_device_does(strategy: str, make: MakePPO, free
         assert _close(one[name], two[name]), (name, one[name], two[name])
     for name, weight in weights(alone).items():
         torch.testing.assert_close(weights(together)[name], weight, rtol=1e-3, atol=3e-4, msg=name)
+
+
+def test_grpos_price_is_k3_of_the_reference_over_the_policy() -> None:
+    """exp(r) - 1 - r with r = log(reference / policy) at each token; the other way round the numbers are others."""
+    policy = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, -1.5, -4.0]], requires_grad=True)
+    reference = torch.tensor([[-2.0, -1.5, -0.5], [-1.0, -1.5, 9.0]])
+    answers = [Answer([5], [6, 7, 8]), Answer([5], [6, 7])]
+    part = Experience.of_answers(answers, 8, torch.device("cpu"))
+    wide = policy.new_zeros(part.tokens.shape)
+    log_probs, reference_log_probs = (torch.cat([x, wide[:, 3:]], 1) for x in (policy, reference))
+    part.log_probs, part.reference_log_probs = log_probs.detach(), reference_log_probs  # the ratio is 1
+    part.advantages = torch.where(part.mask, torch.tensor([[0.5], [-0.25]]), 0.0)
+    config = PPOConfig(
+        init_from="policy", rewards=["reward_functions:letters"], algorithm="grpo", group_size=2, kl_coefficient=0.3
+    )
+    loss, _ = update_loss(part, log_probs, wide, None, config)
+    logs = [-1.0, 0.5, 0.0, 2.0, 0.0]  # of the five tokens of the answers
+    distance = sum(math.exp(log) - 1 - log for log in logs)
+    assert loss.item() == pytest.approx(-3 * 0.5 + 2 * 0.25 + 0.3 * distance, rel=1e-5)
+    loss.backward()
+    slopes = [0.3 * (1 - math.exp(log)) for log in logs]
+    wanted = [slope - advantage for slope, advantage in zip(slopes, [0.5] * 3 + [-0.25] * 2, strict=True)]
+    assert policy.grad.flatten().tolist() == pytest.approx([*wanted, 0.0], rel=1e-5)

@@ -15,6 +15,7 @@ from run_files import all_curves
 from lit_llm.cli.post_training import build_sft, sft
 from lit_llm.config import SFTConfig, UserError
 from lit_llm.interop import load_model_folder
+from lit_llm.modules import SFTModule
 from lit_llm.tokenizer import Tokenizer
 
 
@@ -124,17 +125,42 @@ def noisy(tmp_path: Path, policy: Path, alpha: float, **groups: Any) -> SFTConfi
 def test_neftune_noise_is_uniform_and_only_in_training(tmp_path: Path, policy: Path) -> None:
     module, _, _ = build_sft(noisy(tmp_path, policy, 5.0))
     tokens = torch.randint(0, 271, (4, 40))
-    plain = F.embedding(tokens, module.model.embedding.weight).detach()
-    module.train()
-    with torch.no_grad():
-        noise = module.model.embedding(tokens) - plain
+    noise = added_noise(module, {"tokens": tokens, "targets": tokens})
     bound = 5.0 / math.sqrt(40 * 32)
     assert 0.99 * bound < float(noise.abs().max()) <= bound * (1 + 1e-5)
     assert float(noise.std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)  # of a uniform distribution
     assert abs(float(noise.mean())) < 0.05 * bound
     assert not torch.equal(noise[0], noise[1])
     module.eval()
-    assert torch.equal(module.model.embedding(tokens), plain)
+    assert torch.equal(module.model.embedding(tokens), F.embedding(tokens, module.model.embedding.weight))
+
+
+def added_noise(module: SFTModule, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What a training step adds to the embeddings of a batch [b, t, d]."""
+    seen: list[torch.Tensor] = []
+    hook = module.model.embedding.register_forward_hook(lambda _, inputs, output: seen.append(output.detach()))
+    with torch.no_grad():
+        module.train().token_loss(batch, training=True)
+        hook.remove()
+        return seen[0] - F.embedding(batch["tokens"], module.model.embedding.weight)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_neftune_noise_is_that_of_a_conversation_however_it_is_laid_out(
+    tmp_path: Path, policy: Path, packing: bool
+) -> None:
+    """Not of the row, which holds several conversations or one and padding."""
+    module, data, _ = build_sft(noisy(tmp_path, policy, 5.0, data={"packing": packing, "validation_fraction": 0.0}))
+    items = data.items("train")
+    batch = items.batch(range(len(items)))
+    noise = added_noise(module, batch)
+    for line in range(len(items)):
+        start = 0
+        for row in items.rows_of(line):
+            length = len(items.ids(row)) - 1
+            bound = 5.0 / math.sqrt(length * 32)
+            assert 0.9 * bound < float(noise[line, start : start + length].abs().max()) <= bound * (1 + 1e-5)
+            start += length
 
 
 def test_neftune_changes_training_and_no_validation(tmp_path: Path, policy: Path) -> None:

@@ -123,6 +123,20 @@ def test_group_advantages():
             group_advantages(rewards, size)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rewards_have_no_advantage_at_all(dtype):
+    """Also where their mean rounds to another number, as that of three times 0.7 and of ten times 0.1 does."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.cat([torch.tensor([0.7, 0.1, 1e6 / 3]), torch.randn(60, generator=generator)]).double() / 3
+    uneven = 0
+    for size in (3, 7, 10):
+        rewards = values.to(dtype).repeat_interleave(size)
+        advantages = group_advantages(rewards, size)
+        assert advantages.dtype == dtype and not advantages.any()
+        uneven += int((rewards.view(-1, size).mean(1) != values.to(dtype)).sum())
+    assert uneven > 10
+
+
 # rewards and KL
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_llm.config import DPOConfig
-from lit_llm.config.post_training import REFERENCE_FREE_LOSSES, SMOOTHED_LOSSES
+from lit_llm.config.post_training import REFERENCE_FREE_LOSSES, SMOOTHED_LOSSES, default_beta
 from lit_llm.objectives import (
     READS_SIMPO_GAMMA,
     REFERENCE_FREE,
@@ -208,6 +208,10 @@ def test_bad_arguments_are_refused():
 def test_the_configuration_knows_the_same_kinds():
     assert get_args(get_type_hints(DPOConfig)["loss"]) == KINDS
     assert (SMOOTHED_LOSSES, REFERENCE_FREE_LOSSES) == (SMOOTHED, REFERENCE_FREE)
+    smoothing = {kind: 0.001 if kind == "exo" else 0.0 for kind in KINDS}
+    betas = {kind: PreferenceLoss(kind, label_smoothing=smoothing[kind]).beta for kind in KINDS}
+    assert betas == {kind: default_beta(kind) for kind in KINDS}
+    assert betas == {**dict.fromkeys(KINDS, 0.1), "simpo": 2.0}
     for name in ("beta", "label_smoothing", "simpo_gamma"):
         assert getattr(DPOConfig, name) == getattr(PreferenceLoss, name)
 

@@ -29,23 +29,23 @@ def test_warm_up_is_linear_and_never_zero(name):
 
 
 def test_cosine():
-    # the peak at step 9, the end at step 109: 100 steps of decay
-    got = factors(110, [9, 34, 59, 84, 109], name="cosine", warmup_steps=10, min_ratio=0.2)
+    # the peak at step 10, the end at step 110: 100 steps of decay
+    got = factors(110, [9, 10, 35, 60, 85, 110], name="cosine", warmup_steps=10, min_ratio=0.2)
     half = math.sqrt(0.5) / 2
-    assert got == pytest.approx([1.0, 0.2 + 0.8 * (0.5 + half), 0.6, 0.2 + 0.8 * (0.5 - half), 0.2])
+    assert got == pytest.approx([1.0, 1.0, 0.2 + 0.8 * (0.5 + half), 0.6, 0.2 + 0.8 * (0.5 - half), 0.2])
 
 
 def test_linear():
-    got = factors(110, [9, 34, 59, 84, 109], name="linear", warmup_steps=10, min_ratio=0.2)
-    assert got == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2])
+    got = factors(110, [9, 10, 35, 60, 85, 110], name="linear", warmup_steps=10, min_ratio=0.2)
+    assert got == pytest.approx([1.0, 1.0, 0.8, 0.6, 0.4, 0.2])
 
 
 def test_wsd():
-    # the last 20 of 100 steps: the peak until step 79
-    got = factors(100, [9, 50, 79, 80, 89, 99], name="wsd", warmup_steps=10, decay_fraction=0.2, min_ratio=0.0)
-    assert got == pytest.approx([1.0, 1.0, 1.0, 0.95, 0.5, 0.0])
+    # the last 20 of 100 steps: the peak until step 80
+    got = factors(100, [9, 50, 80, 81, 90, 99, 100], name="wsd", warmup_steps=10, decay_fraction=0.2, min_ratio=0.0)
+    assert got == pytest.approx([1.0, 1.0, 1.0, 0.95, 0.5, 0.05, 0.0])
     # a decay as long as the run starts where warm-up ends
-    assert factors(21, [10, 15, 20], name="wsd", warmup_steps=11, decay_fraction=1.0, min_ratio=0.5) == [1.0, 0.75, 0.5]
+    assert factors(20, [10, 15, 20], name="wsd", warmup_steps=10, decay_fraction=1.0, min_ratio=0.5) == [1.0, 0.75, 0.5]
 
 
 def test_constant_has_no_end():
@@ -54,9 +54,32 @@ def test_constant_has_no_end():
 
 @pytest.mark.parametrize("name", ["cosine", "wsd", "linear"])
 @pytest.mark.parametrize(("max_steps", "warmup_steps"), [(1, 0), (2, 0), (2, 1), (7, 0), (7, 6), (1000, 10)])
-def test_the_last_step_and_all_beyond_have_min_ratio_exactly(name, max_steps, warmup_steps):
-    options = {"name": name, "warmup_steps": warmup_steps, "min_ratio": 0.3}
-    assert factors(max_steps, [max_steps - 1, max_steps, 10 * max_steps], **options) == [0.3] * 3
+def test_no_step_is_lost_at_rate_0_and_all_beyond_the_last_have_min_ratio_exactly(name, max_steps, warmup_steps):
+    options = {"name": name, "warmup_steps": warmup_steps}
+    assert min(factors(max_steps, range(max_steps), **options, min_ratio=0.0)) > 0.0
+    assert factors(max_steps, [max_steps, 10 * max_steps], **options, min_ratio=0.3) == [0.3] * 2
+
+
+@pytest.mark.parametrize(("max_steps", "warmup_steps"), [(12, 0), (12, 3), (200, 20)])
+def test_from_the_warm_up_on_the_rates_are_those_of_transformers(max_steps, warmup_steps):
+    optimization = pytest.importorskip("transformers.optimization")
+    decay = round(0.25 * max_steps)
+    theirs = {
+        "linear": optimization.get_linear_schedule_with_warmup(lone_sgd(), warmup_steps, max_steps),
+        "cosine": optimization.get_cosine_schedule_with_warmup(lone_sgd(), warmup_steps, max_steps),
+        "wsd": optimization.get_wsd_schedule(
+            lone_sgd(), warmup_steps, decay, num_training_steps=max_steps, decay_type="linear"
+        ),
+    }
+    steps = range(warmup_steps, max_steps + 1)
+    for name, schedule in theirs.items():
+        options = {"name": name, "warmup_steps": warmup_steps, "decay_fraction": 0.25, "min_ratio": 0.0}
+        expected = [schedule.lr_lambdas[0](step) for step in steps]
+        assert factors(max_steps, steps, **options) == pytest.approx(expected, abs=1e-12), name
+
+
+def lone_sgd():
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
 
 
 @pytest.mark.parametrize("name", ["cosine", "wsd", "linear"])
@@ -77,8 +100,8 @@ def test_schedule_scales_every_group_and_its_state_is_plain():
         seen.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         schedule.step()
-    assert [row[1] for row in seen] == pytest.approx([0.5, 1.0, 0.75, 0.5, 0.25, 0.0])
-    assert [row[0] for row in seen] == pytest.approx([5.0, 10.0, 7.5, 5.0, 2.5, 0.0])
+    assert [row[1] for row in seen] == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
+    assert [row[0] for row in seen] == pytest.approx([5.0, 10.0, 10.0, 7.5, 5.0, 2.5])
 
     def leaves(value):
         if isinstance(value, dict):
@@ -126,9 +149,9 @@ def test_fits_in_lightning(name, tmp_path):
     )
     trainer.fit(module, DataLoader([batch(step)[0] for step in range(12)], batch_size=4))
     assert trainer.global_step == 3
-    assert [row[-1] for row in module.rates] == pytest.approx([0.01, 0.0075, 0.005])
+    assert [row[-1] for row in module.rates] == pytest.approx([0.01, 0.01, 0.0075])
     assert [row[0] for row in module.rates] == pytest.approx(
-        [r * (10 if name == "muon" else 1) for r in (0.01, 0.0075, 0.005)]
+        [r * (10 if name == "muon" else 1) for r in (0.01, 0.01, 0.0075)]
     )
     assert all(not torch.equal(before[key], value) for key, value in module.state_dict().items())
     # the checkpoint holds the optimizer and the schedule, and nothing that weights_only refuses

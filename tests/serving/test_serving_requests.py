@@ -186,7 +186,8 @@ def test_the_page_is_at_the_root(server: Server) -> None:
 def test_a_key_is_asked_for(tmp_path: Path) -> None:
     with serving(save_tiny(tmp_path), api_key="sesame", name="tiny") as server:
         assert server.client.get("/health").status_code == 200
-        for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "sesame"}):
+        keys = ("Bearer other", "sesame", "Bearer sesam", "Bearer sesameXYZ", "Bearer sesame sesame")
+        for headers in ({}, *({"Authorization": key} for key in keys)):
             server.client.headers.pop("Authorization", None)
             server.client.headers.update(headers)
             assert refusal(server.post("text", prompt="b"), 401)["code"] == "invalid_api_key"

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
+import logging
+import sys
+import types
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from lit_llm.config import TrainerConfig, UserError
 from lit_llm.training.checkpoint_files import damage
 from lit_llm.training.sharded import ShardedStrategy
-from lit_llm.training.strategies import build_strategy, data_parallel_processes, trainer_precision
+from lit_llm.training.strategies import build_strategy, data_parallel_processes, set_matmul_precision, trainer_precision
 
 
 def cpu(**fields: Any) -> TrainerConfig:
@@ -27,6 +32,7 @@ def test_by_number_of_devices() -> None:
     ddp = build_strategy(cpu(devices=2, timeout_minutes=5.0))
     assert type(ddp) is DDPStrategy
     assert ddp._timeout == timedelta(minutes=5)
+    assert ddp._ddp_kwargs["broadcast_buffers"] is False  # in every forward pass, of what never changes
     assert type(build_strategy(cpu(strategy="ddp"))) is DDPStrategy
 
 
@@ -65,11 +71,38 @@ def test_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(strategy, FSDPStrategy)
     assert strategy.kwargs["use_orig_params"]
     config = TrainerConfig(strategy="deepspeed", accelerator="gpu", devices=2, deepspeed_stage=3, offload=True)
-    deepspeed = pytest.importorskip("deepspeed", reason="the extra `deepspeed` is not installed")
-    assert deepspeed
-    zero = build_strategy(config).config["zero_optimization"]
-    assert zero["stage"] == 3
-    assert zero["offload_param"]["device"] == "cpu"
+    installed(monkeypatch, "deepspeed")
+    options = build_strategy(config, micro_batch_size=6).config
+    assert options["zero_optimization"]["stage"] == 3
+    assert options["zero_optimization"]["offload_param"]["device"] == "cpu"
+    # "auto" makes a second training loader and asks its sampler, which has no batch_size
+    assert options["train_micro_batch_size_per_gpu"] == 6
+    assert options["zero_force_ds_cpu_optimizer"] is False  # or it refuses torch's AdamW for what is offloaded
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The package, or as much of it as Lightning touches before a run starts."""
+    if importlib.util.find_spec(name) is None:
+        package = types.ModuleType(name)
+        package.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        package.utils = types.SimpleNamespace(logging=types.SimpleNamespace(logger=logging.getLogger(name)))
+        monkeypatch.setitem(sys.modules, name, package)
+        for switch in ("_DEEPSPEED_AVAILABLE", "_DEEPSPEED_GREATER_EQUAL_0_16"):
+            monkeypatch.setattr(f"lightning.pytorch.strategies.deepspeed.{switch}", True)
+
+
+def test_products_on_cuda_are_tf32_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", seen.append)
+    set_matmul_precision(cpu())
+    set_matmul_precision(cpu(float32_matmul_precision="highest"))
+    assert seen == []  # oneDNN would round by it, on processors that can
+    with pytest.raises(UserError, match="float32_matmul_precision high is for CUDA"):
+        set_matmul_precision(cpu(float32_matmul_precision="high"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for choice in (None, "highest", "high", "medium"):
+        set_matmul_precision(TrainerConfig(float32_matmul_precision=choice))
+    assert seen == ["high", "highest", "high", "medium"]
 
 
 @pytest.mark.parametrize(

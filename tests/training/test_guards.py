@@ -107,6 +107,18 @@ def test_the_score_is_the_larger_number_of_standard_deviations() -> None:
     assert score(-100.0, -100.0) < 0  # type: ignore[operator]  # a fall is no spike
 
 
+@pytest.mark.parametrize("sigmas", [1.0, 6.0, 6.5])
+def test_a_spike_is_what_lies_above_so_many_standard_deviations(sigmas: float) -> None:
+    values = (2.0, 2.5, 1.75, 2.25)
+    mean, deviation = statistics.mean(values), statistics.stdev(values)
+    for distance, spike in ((sigmas - 0.01, False), (sigmas + 0.01, True)):
+        for loss, norm in ((mean + distance * deviation, mean), (mean, mean + distance * deviation)):
+            window = SpikeWindow(8, sigmas, skip=True)
+            for value in values:
+                window.judge(value, value)
+            assert window.judge(loss, norm).spike is spike
+
+
 def test_there_is_no_score_before_half_a_window() -> None:
     window = SpikeWindow(8, 1e9, skip=True)
     scores = [window.judge(2.0 + number, 1.0).score for number in range(6)]
