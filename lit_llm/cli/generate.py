@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.cli.loading import load
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError
+from lit_llm.config.json_text import parse_json
 
 if TYPE_CHECKING:
     from lit_llm.generation import Completion, Engine, TextConstraint
@@ -240,7 +241,7 @@ def _prompts_of_file(path: Path) -> Iterator[str]:
             yield line
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         prompt = row.get("prompt", row.get("text")) if isinstance(row, dict) else None
