@@ -16,6 +16,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from lit_llm.config import UserError
+from lit_llm.config.json_text import parse_json
 from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
@@ -77,10 +78,17 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja template of a conversation, where the tokenizer has one; of several, the default."""
+        """The Jinja template of a conversation, where the tokenizer has one; of several, the default.
+
+        Raises:
+            UserError: what stands in its place is no text.
+        """
         template = (self._config or {}).get("chat_template")
         if isinstance(template, list):
-            return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+            named = [entry for entry in template if isinstance(entry, dict)]
+            template = next((entry.get("template") for entry in named if entry.get("name") == "default"), None)
+        if template is not None and not isinstance(template, str):
+            raise UserError("the chat_template of tokenizer_config.json is not text; correct it, or remove it")
         return template
 
     @property
@@ -236,9 +244,11 @@ class Tokenizer:
         config = None
         if config_path.is_file():
             try:
-                config = json.loads(read_text(config_path))
+                config = parse_json(read_text(config_path))
             except json.JSONDecodeError as error:
                 raise UserError(f"{config_path}: broken JSON at line {error.lineno}; write the folder again") from None
+            except ValueError as error:
+                raise UserError(f"{config_path}: broken JSON ({error}); write the folder again") from None
             if not isinstance(config, dict):
                 raise UserError(f"{config_path}: not a JSON object; write the folder again")
         if (folder / CHAT_TEMPLATE).is_file():
@@ -335,7 +345,8 @@ class Tokenizer:
 
     def _configured(self, name: str) -> str | None:
         value = (self._config or {}).get(name)
-        return value.get("content") if isinstance(value, dict) else value
+        value = value.get("content") if isinstance(value, dict) else value
+        return value if isinstance(value, str) else None
 
     def _first_special(self, *names: str | None) -> int | None:
         return next((self.special_ids[name] for name in names if name in self.special_ids), None)

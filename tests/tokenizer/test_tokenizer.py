@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_llm.config import UserError
-from lit_llm.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, train_character
+from lit_llm.tokenizer import SPECIAL_TOKENS, ChatFormat, Tokenizer, train_bpe, train_character
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 SAMPLE = "The quick brown fox jumps over the lazy dog; the dog's bark isn't worse than its bite.\n" * 40
@@ -180,9 +180,19 @@ def test_load_errors_are_one_line(tmp_path):
     with pytest.raises(UserError, match="WordPiece"):
         Tokenizer.load(tmp_path)
     train_character(["ab"], show_progress=False).save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"a":\n')
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: broken JSON"):
-        Tokenizer.load(tmp_path)
+    deep, long = "[" * 100_000 + "]" * 100_000, "9" * 5_000
+    for broken in ('{"a":\n', f'{{"a": {deep}}}', f'{{"a": {long}}}'):
+        (tmp_path / "tokenizer_config.json").write_text(broken)
+        with pytest.raises(UserError, match=r"tokenizer_config\.json: broken JSON") as error:
+            Tokenizer.load(tmp_path)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    for value in (5, [{"name": "default", "template": {}}, 3], {"default": "x"}):
+        config = {"chat_template": value, "bos_token": ["a"], "eos_token": {"content": 3}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        tokenizer = Tokenizer.load(tmp_path)
+        assert tokenizer.named_tokens == {}
+        with pytest.raises(UserError, match="the chat_template of tokenizer_config.json is not text"):
+            ChatFormat(tokenizer)
 
 
 def test_qwen_style_folder_loads(tmp_path):
