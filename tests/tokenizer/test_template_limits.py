@@ -102,9 +102,50 @@ HOSTILE: dict[str, tuple[str, str]] = {
     "parentheses": ("{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}", "is broken"),
     "ifs": ("{% if 1 %}" * 3000 + "{% endif %}" * 3000, "is broken"),
     "length": ("a" * 200_000, "has 200,000 characters"),
-    "escape": ("{{ messages.__class__.__mro__ }}", "is unsafe"),
-    "change": ("{{ messages.append(1) }}", "is unsafe|is not safely callable"),
 }
+ESCAPES = (
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ messages['__class__'] }}",
+    "{{ messages|attr('__class__') }}",
+    "{{ messages|map(attribute='__class__')|list }}",
+    "{{ messages|map('attr', '__class__')|join }}",
+    "{{ messages|groupby('__class__') }}",
+    "{{ messages|sum(attribute='__class__') }}",
+    "{{ (1).__class__.__base__ }}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{{ joiner.__call__.__globals__ }}",
+    "{{ namespace.__init__.__globals__ }}",
+    "{{ raise_exception.__globals__ }}",
+    "{{ range.__self__ }}",
+    "{{ range.__globals__['__builtins__'] }}",
+    "{{ ''.format.__self__ }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ self._TemplateReference__context }}",
+    "{% for m in messages %}{{ loop._iterator.gi_frame }}{% endfor %}",
+    "{% macro m() %}{% endmacro %}{{ m._func.__globals__ }}",
+    "{{ (messages|map('upper')).gi_frame }}",
+    "{{ '{0.__class__}'.format(1) }}",
+    "{{ '{a.__class__.__mro__}'.format_map({'a': 1}) }}",
+    "{{ ('{0.__class__}'|safe).format(1) }}",
+    "{{ dict.mro() }}",
+    "{{ messages.append(1) }}",
+    "{{ messages[0].update({'role': 'system'}) }}",
+    "{% include '/etc/passwd' %}",
+    "{% import 'os' as os %}",
+    "{% extends '/etc/passwd' %}",
+)
+
+
+@pytest.mark.parametrize("template", ESCAPES)
+def test_no_template_leaves_the_sandbox(template: str) -> None:
+    turns = [dict(turn) for turn in TURNS]
+    try:
+        written = ChatTemplate(template, {})(turns)
+    except UserError as error:
+        written = str(error).partition("(")[0]
+    # an attribute that is out of reach is undefined, and is written as nothing
+    assert written in ("the chat template refuses the conversation ", "", "[Undefined, Undefined]")
+    assert turns == TURNS
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -112,11 +153,12 @@ def test_hostile_templates_are_refused_in_bounded_memory(name: str, monkeypatch:
     template, message = HOSTILE[name]
     monkeypatch.setattr(template_limits, "STEPS", 5_000)
     monkeypatch.setattr(template_limits, "ROOM", 1_500_000)
-    tracemalloc.start()
+    if message != STEPS:  # many steps take long where memory is traced
+        tracemalloc.start()
     try:
         with pytest.raises(UserError, match=message) as error:
             ChatTemplate(template, {})(TURNS)
-        assert tracemalloc.get_traced_memory()[1] < 60_000_000
+        assert not tracemalloc.is_tracing() or tracemalloc.get_traced_memory()[1] < 60_000_000
     finally:
         tracemalloc.stop()
     assert "\n" not in str(error.value) and len(str(error.value)) < 500

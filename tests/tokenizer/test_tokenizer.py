@@ -191,7 +191,7 @@ def test_load_errors_are_one_line(tmp_path):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
         tokenizer = Tokenizer.load(tmp_path)
         assert tokenizer.named_tokens == {}
-        with pytest.raises(UserError, match="the chat_template of tokenizer_config.json is not text"):
+        with pytest.raises(UserError, match=r"the chat_template of .* is not text"):
             ChatFormat(tokenizer)
 
 
