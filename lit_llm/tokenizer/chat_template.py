@@ -66,7 +66,7 @@ class ChatTemplate:
         Raises:
             UserError: the template refuses the conversation, or takes more time or room than conversations need.
         """
-        from lit_llm.tokenizer.template_limits import TemplateLimit, measure
+        from lit_llm.tokenizer.template_room import TemplateLimit, measure
 
         given = {"messages": [dict(message) for message in messages], "tools": list(tools) or None}
         try:
