@@ -217,7 +217,7 @@ class Conversation:
         if path.suffix != ".jsonl":
             raise UserError(f"/save writes a row of a .jsonl file, and {value or 'no file'} was given; name one")
         first = [] if self.system is None else [Message("system", self.system)]
-        row = {"messages": [dataclasses.asdict(message) for message in (*first, *self.turns)]}
+        row = {"messages": [{"role": each.role, "content": each.content} for each in (*first, *self.turns)]}
         try:
             with path.open("ab+") as file:
                 if file.tell():

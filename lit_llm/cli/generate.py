@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.cli.loading import load, tell_begin_token
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
+from lit_llm.config.json_text import parse_json
 from lit_llm.data.text_encoding import read_text
 
 if TYPE_CHECKING:
@@ -257,7 +258,7 @@ def _prompts_of_file(path: Path) -> Iterator[str]:
             yield line
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             row = None
         prompt = row.get("prompt", row.get("text")) if isinstance(row, dict) else None

@@ -80,7 +80,8 @@ def build_reward(config: RewardConfig) -> Built:
     from lit_llm.modules import RewardModule
 
     tokenizer = _open_model(config, ModelConfig.as_score)
-    data = PreferenceDataModule(config.data, tokenizer, config.seed)
+    margins, scale = config.use_margins, config.score_margin_scale
+    data = PreferenceDataModule(config.data, tokenizer, config.seed, margins=margins, score_scale=scale)
     _open_data(config, data)
     return RewardModule(config), data, tokenizer
 
@@ -93,7 +94,7 @@ def build_dpo(config: DPOConfig) -> Built:
     tokenizer = _open_model(config)
     if config.reference_model is not None:
         config.reference_model = str(find_model(config.reference_model))
-    data = PreferenceDataModule(config.data, tokenizer, config.seed)
+    data = PreferenceDataModule(config.data, tokenizer, config.seed, margins=False)
     _open_data(config, data)
     return DPOModule(config, data), data, tokenizer
 

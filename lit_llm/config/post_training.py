@@ -165,7 +165,9 @@ class RewardConfig(PostTrainingConfig):
     centring: float = 0.01
     """Weight of the squared sum of a pair's two rewards, which keeps rewards around 0."""
     use_margins: bool = True
-    """Ask for the margin of a row, where it has one, between the two rewards."""
+    """Ask for the `margin` of a row, where it has one, between the two rewards in training."""
+    score_margin_scale: float | None = None
+    """Where a row has no margin, ask for so many times score_chosen - score_rejected; null: scores are not read."""
     sample_prompts: int = 0
     """A reward model writes no text."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5, weight_decay=0.0))
@@ -177,6 +179,10 @@ class RewardConfig(PostTrainingConfig):
         super().__post_init__()
         if self.centring < 0:
             raise UserError(f"centring is {self.centring}; it must be at least 0")
+        if self.score_margin_scale is not None and not 0.0 < self.score_margin_scale < math.inf:
+            raise UserError(f"score_margin_scale is {self.score_margin_scale}; it must be above 0, or null")
+        if self.score_margin_scale is not None and not self.use_margins:
+            raise UserError("score_margin_scale has no effect without use_margins; leave one of them out")
         if self.sample_prompts or self.samples.prompts:
             raise UserError("a reward model writes no text; leave sample_prompts at 0 and samples.prompts empty")
         if self.loss_chunk_tokens != 512:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from lit_llm.config import UserError
@@ -19,6 +19,7 @@ from lit_llm.data.row_forms import (
     prompt_of,
     unknown_form,
     with_system,
+    without_prompt,
 )
 
 __all__ = [
@@ -37,6 +38,8 @@ FormName = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion"
 
 EMPTY = "with an empty answer"
 SAME = "whose two answers are the same"
+
+_TELLING_SHARE = 0.1  # of a file's rows: so many answers do not begin with the prompt by chance
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,33 @@ class RowStatistics:
     Attributes:
         rows: All rows, those left out included.
         dropped: Rows left out, by reason.
+        unread: Rows that have a field which nothing reads, by its name; of messages, one that the model's form of
+            conversations has no place for.
+        repeated: Preferences with an answer that begins with the prompt, and was left as it is.
         turns: Of the rows kept, how many have so many messages (without the system's; of a preference, the prompt's
             and the chosen answer's).
     """
 
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    repeated: int = 0
     turns: Counter[int] = field(default_factory=Counter)
 
     @property
     def reasons(self) -> str:
         """How many rows are left out, why."""
         return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
+
+    def remarks(self) -> list[str]:
+        """What a reader should know of the files besides."""
+        lines = []
+        if self.unread:
+            names = ", ".join(f"{name} ({count:,})" for name, count in sorted(self.unread.items()))
+            lines.append(f"columns that are not read, with the rows that have them: {names}")
+        if self.repeated:
+            lines.append(f"rows with an answer that begins with the prompt, left as they are: {self.repeated:,}")
+        return lines
 
     def lines(self) -> list[str]:
         """The numbers for a reader."""
@@ -116,7 +134,7 @@ class RowStatistics:
         if kept:
             mean = sum(turns * count for turns, count in self.turns.items()) / kept
             lines.append(f"turns of each: min {min(self.turns):,}, mean {mean:.1f}, max {max(self.turns):,}")
-        return lines
+        return [*lines, *self.remarks()]
 
 
 T = TypeVar("T")
@@ -171,16 +189,39 @@ def read_conversations(
     return _read(paths, option, parse, lambda conversation: conversation.messages)
 
 
-def read_preferences(paths: Sequence[str], *, option: str = "data.paths") -> Rows[Preference]:
+def read_preferences(
+    paths: Sequence[str],
+    *,
+    option: str = "data.paths",
+    margins: bool = True,
+    score_scale: float | None = None,
+) -> Rows[Preference]:
     """Pairs of answers. Rows whose answers are the same, or one of them empty, are left out and counted.
 
     A row has `chosen` and `rejected`, both text or both messages, and a prompt: as `prompt` (text or messages), in
-    Alpaca's fields, or as the messages with which both answers begin. It may have a `margin`, or `score_chosen` and
-    `score_rejected`.
+    Alpaca's fields, or as the messages with which both answers begin. Where all answers of a file begin with the text
+    of their prompt, it is taken off them.
 
-    Args and raises: as `read_conversations`.
+    Args:
+        paths: as `read_conversations`.
+        option: as `read_conversations`.
+        margins: read the field `margin`.
+        score_scale: where a row has no margin, it is so many times `score_chosen` - `score_rejected`; None: scores are
+            not read.
+
+    Raises:
+        UserError: as `read_conversations`, or a part of a file's answers begin with their prompt.
     """
-    return _read(paths, option, _preference, lambda pair: (*pair.prompt, *pair.chosen))
+    rows = _read(
+        paths,
+        option,
+        lambda row: _preference(row, _margin(row, score_scale) if margins else None),
+        lambda pair: (*pair.prompt, *pair.chosen),
+    )
+    _take_prompts_off(rows)
+    if not rows:
+        raise UserError(f"{option} {', '.join(paths)}: all rows are left out: {rows.statistics.reasons}")
+    return rows
 
 
 def read_prompts(paths: Sequence[str], *, option: str = "data.paths") -> Rows[Prompt]:
@@ -217,7 +258,10 @@ def _read(
             found = track(found, f"reading {path}", console=console, transient=True)
         for file, number, value in found:
             statistics.rows += 1
-            parsed = parse(Row(RowPlace(file, number), value))
+            row = Row(RowPlace(file, number), value)
+            parsed = parse(row)
+            if not isinstance(parsed, Prompt):  # whose reward functions read whole rows
+                statistics.unread.update(row.unread)
             if isinstance(parsed, str):
                 statistics.dropped[parsed] += 1
                 continue
@@ -229,10 +273,9 @@ def _read(
     return rows
 
 
-def _preference(row: Row) -> Preference | str:
+def _preference(row: Row, margin: float | None) -> Preference | str:
     prompt, chosen, rejected = _split_answers(row)
     _check_prompt(row, prompt)
-    margin = _margin(row)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         for message, which in ((answer[0], "begins with"), (answer[-1], "ends with")):
             if message.role != "assistant":
@@ -270,13 +313,51 @@ def _split_answers(row: Row) -> tuple[Messages, Messages, Messages]:
     return with_system(row, chosen[:common]), chosen[common:], rejected[common:]
 
 
-def _margin(row: Row) -> float | None:
+def _margin(row: Row, score_scale: float | None) -> float | None:
     if row.has("margin"):
         return row.number("margin")
     scores = ("score_chosen", "score_rejected")
-    if not any(map(row.has, scores)):
+    if score_scale is None or not any(map(row.has, scores)):
         return None
-    return row.number(scores[0]) - row.number(scores[1])
+    return score_scale * (row.number(scores[0]) - row.number(scores[1]))
+
+
+def _take_prompts_off(rows: Rows[Preference]) -> None:
+    """Answers as plain text may repeat the prompt, which would be learned twice: all of a file do, or none should."""
+    by_file: dict[str, list[int]] = {}
+    for index, pair in enumerate(rows):
+        if len(pair.chosen) == len(pair.rejected) == 1:
+            by_file.setdefault(pair.row.file, []).append(index)
+    gone = []
+    for indices in by_file.values():
+        rests = {index: _rests(rows[index]) for index in indices}
+        repeating = [index for index in indices if any(rest is not None for rest in rests[index])]
+        if not repeating:
+            continue
+        # an answer may well begin with a prompt of one word, such as a greeting
+        telling = [index for index in repeating if len(rows[index].prompt[-1].content.split()) > 1]
+        if all(None not in found for found in rests.values()) and (telling or len(indices) > 1):
+            for index, (chosen, rejected) in rests.items():
+                pair = rows[index]
+                answers = (replace(pair.chosen[0], content=chosen),), (replace(pair.rejected[0], content=rejected),)
+                rows[index] = replace(pair, chosen=answers[0], rejected=answers[1])
+                if _has_empty_answer(answers[0]) or _has_empty_answer(answers[1]):
+                    gone.append(index)
+        elif len(telling) >= _TELLING_SHARE * len(indices):
+            raise UserError(
+                f"{rows[telling[0]].row}: an answer begins with the prompt, as in {len(telling):,} of {len(indices):,} "
+                "rows of the file, and not all answers do; take it out of them, or let every answer begin with it"
+            )
+        else:
+            rows.statistics.repeated += len(repeating)
+    for index in reversed(gone):
+        del rows[index]
+        rows.statistics.dropped[EMPTY] += 1
+
+
+def _rests(pair: Preference) -> tuple[str | None, str | None]:
+    prompt = pair.prompt[-1].content
+    return without_prompt(pair.chosen[0].content, prompt), without_prompt(pair.rejected[0].content, prompt)
 
 
 def _check_prompt(row: Row, messages: Messages) -> None:
@@ -286,4 +367,10 @@ def _check_prompt(row: Row, messages: Messages) -> None:
 
 
 def _has_empty_answer(messages: Messages) -> bool:
-    return any(message.role == "assistant" and not message.content.strip() for message in messages)
+    """Whether an assistant says nothing, nor calls a tool."""
+    return any(
+        message.role == "assistant"
+        and not message.content.strip()
+        and not any(name.endswith(("_call", "_calls")) for name in message.fields)
+        for message in messages
+    )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from lit_llm.config import PreferenceDataConfig, UserError
+from lit_llm.config import PreferenceDataConfig
 from lit_llm.data.conversations import SAME, Preference, RowPlace, Rows, read_preferences
 from lit_llm.data.items import Items, Ragged, RowEvaluation, padded_width
 from lit_llm.data.loader import TimedDataLoader
 from lit_llm.data.rows import NOTHING_TO_LEARN, Encoded, RowsDataModule, cut, too_long
 from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer.chat import Message
+
+if TYPE_CHECKING:
+    from lit_llm.tokenizer import Tokenizer
 
 
 @dataclass
@@ -117,13 +120,32 @@ class PreferenceDataModule(RowsDataModule):
     """Batches of pairs; `PairItems` says what a batch holds.
 
     What follows the last token of an answer, the end of its turn, is left out, so that a text's last token is that.
+
+    Args:
+        config: options.
+        tokenizer: has chat tokens.
+        seed: keys the order of the samples.
+        margins: read the margins of rows.
+        score_scale: see `read_preferences`.
     """
 
     config: PreferenceDataConfig
 
+    def __init__(
+        self,
+        config: PreferenceDataConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        *,
+        margins: bool = True,
+        score_scale: float | None = None,
+    ) -> None:
+        super().__init__(config, tokenizer, seed)
+        self._margins, self._score_scale = margins, score_scale
+
     def read(self, paths: Sequence[str], option: str) -> Rows[Preference]:
         """See `RowsDataModule`."""
-        return read_preferences(paths, option=option)
+        return read_preferences(paths, option=option, margins=self._margins, score_scale=self._score_scale)
 
     def prompt_of(self, row: Preference) -> tuple[Message, ...]:
         """See `RowsDataModule`."""
@@ -135,8 +157,7 @@ class PreferenceDataModule(RowsDataModule):
 
     def encode(self, row: Preference) -> Encoded:
         """Both texts, cut or left out together."""
-        prompt = self.chat.render_prompt(row.prompt)
-        sides = [self._encode_side(row, prompt, answer) for answer in (row.chosen, row.rejected)]
+        sides = [self._encode_side(row.prompt, answer) for answer in (row.chosen, row.rejected)]
         limit = self.config.sequence_length
         whole = [cut(learned, len(ids)) for ids, learned in sides]
         length = max(whole)
@@ -176,16 +197,9 @@ class PreferenceDataModule(RowsDataModule):
             lines.append(f"margins: {margins:,} of {self.num_rows:,} training rows have one")
         return lines
 
-    def _encode_side(
-        self, row: Preference, prompt: list[int], answer: Sequence[Message]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _encode_side(self, prompt: Sequence[Message], answer: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of the prompt and one answer, and which are the answer's: turns of an assistant in the prompt are not."""
-        rendered = self.chat.render((*row.prompt, *answer))
-        if rendered.ids[: len(prompt)] != prompt:
-            raise UserError(
-                f"{row.row}: the chat template writes the prompt differently when an answer "
-                "follows it; let the answer be one turn of the assistant, or use another template"
-            )
+        rendered, length = self.chat.render_answer(prompt, answer)
         learned = np.array(rendered.supervised)
-        learned[: len(prompt)] = False
+        learned[:length] = False
         return np.array(rendered.ids, dtype=np.int32), learned

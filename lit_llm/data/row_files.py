@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import sysconfig
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.config.json_text import parse_json
 from lit_llm.data.text_encoding import counted, open_file, read_lines, require_encoding
 
 ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
@@ -24,6 +26,7 @@ _STDLIB_EXCLUDED = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
 )
 _PARQUET_ROWS = 1024
+_ROW_GAP = re.compile(r"[\s,]*")
 
 
 def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
@@ -77,9 +80,10 @@ def json_line_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: broken JSON ({error.msg}); repair or remove the line") from None
+            row = parse_json(line)
+        except ValueError as error:
+            reason = getattr(error, "msg", error)
+            raise UserError(f"{path}:{number}: broken JSON ({reason}); repair or remove the line") from None
         yield number, row, invalid
 
 
@@ -93,13 +97,27 @@ def json_list_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
     with open_file(path) as file:
         text, invalid = counted(lambda: file.read().decode(encoding, "lit_llm.replace"))
     try:
-        rows = json.loads(text)
+        rows = parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); repair the file") from None
+    except ValueError as error:
+        raise UserError(f"{path}{_unreadable_row(text)}: broken JSON ({error}); repair the file") from None
     if not isinstance(rows, list):
         raise UserError(f"{path}: not a list of rows; name it .jsonl if it has a row per line, or leave it out")
     for number, row in enumerate(rows, start=1):
         yield number, row, invalid if number == 1 else 0
+
+
+def _unreadable_row(text: str) -> str:
+    """Which row of a list is valid JSON that is not read."""
+    decoder, number, begin = json.JSONDecoder(), 1, _ROW_GAP.match(text, text.find("[") + 1).end()
+    try:
+        while True:
+            end = decoder.raw_decode(text, begin)[1]
+            parse_json(f"[{text[begin:end]}]")
+            number, begin = number + 1, _ROW_GAP.match(text, end).end()
+    except (ValueError, RecursionError):
+        return f", row {number:,}"
 
 
 def hub_rows(name: str, subset: str | None, split: str) -> Iterator[dict[str, Any]]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.config.json_text import parse_json
 from lit_llm.tokenizer.chat import Message
 
 Messages = tuple[Message, ...]
 
 _ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant", "tool")}}
+_LEARNED = ("weight", "train", "loss")
+"""Keys of a message that say whether it is to be learned."""
+_TURN = ("role", "content", "from", "value", *_LEARNED)
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
 _KINDS = {str: "text", dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
 
 
@@ -49,6 +54,12 @@ class Row:
         if not isinstance(value, dict):
             raise self.error(f"the row is {_kind(value)}, not an object with fields", "leave it out")
         self.fields: dict[str, Any] = value
+        self._read: set[str] = set()
+
+    @property
+    def unread(self) -> list[str]:
+        """The fields that hold something and have not been asked for."""
+        return [str(name) for name, value in self.fields.items() if name not in self._read and value not in _NOTHING]
 
     def error(self, problem: str, fix: str) -> UserError:
         """What to raise, in the form `file, row N: problem; fix`."""
@@ -60,6 +71,7 @@ class Row:
 
     def value(self, name: str) -> Any:
         """A field that has to be there."""
+        self._read.add(name)
         if name not in self.fields:
             near = _nearest(name, self.fields)
             hint = f"rename {near!r}" if near else f"its fields are {', '.join(map(str, self.fields)) or 'none'}"
@@ -108,11 +120,69 @@ class Row:
         role, content = turn[role_key], turn[content_key]
         if not isinstance(role, str) or role not in _ROLES:
             raise self.error(f"{where} has the role {_shown(role)}", f"it must be one of {', '.join(_ROLES)}")
-        if turn.get("tool_calls"):
-            raise self.error(f"{where} has tool_calls, which are not read", "write the calls into its content")
+        others = {key: value for key, value in turn.items() if key not in _TURN and value not in _NOTHING}
+        fields = {str(key): self._plain(value, f"{key!r} of {where}") for key, value in others.items()}
+        if content is None and any(fields.get(key) for key in ("tool_calls", "function_call")):
+            content = ""
         if content is None:
             raise self.error(f"the {content_key} of {where} is null", "fill it in, or leave the row out")
-        return Message(_ROLES[role], self._checked_text(content, f"the {content_key} of {where}"))
+        text = self._checked_text(content, f"the {content_key} of {where}")
+        return Message(_ROLES[role], text, fields, self._learned(turn, where))
+
+    def _learned(self, turn: dict[str, Any], where: str) -> bool | None:
+        """What a message says of whether it is to be learned; None: nothing."""
+        said = {key: turn[key] for key in _LEARNED if turn.get(key) is not None}
+        for key, value in said.items():
+            if value not in (0, 1):  # true and false, too
+                raise self.error(f"the {key} of {where} is {_shown(value)}", "it must be 0 or 1, or true or false")
+        if len({bool(value) for value in said.values()}) > 1:
+            raise self.error(f"{where} says both that it is to be learned and that it is not", "leave one of them")
+        return next((bool(value) for value in said.values()), None)
+
+    def tools(self) -> list[dict[str, Any]]:
+        """The field "tools", a list of JSON schemas or the text of one; empty where it is not there."""
+        if not self.has("tools"):
+            return []
+        value = self.value("tools")
+        if isinstance(value, str):
+            try:
+                value = parse_json(value) if value.strip() else []
+            except ValueError as error:
+                raise self.error(
+                    f"the field 'tools' is not JSON ({getattr(error, 'msg', error)})", "correct it"
+                ) from None
+        if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+            raise self.error("the field 'tools' is not a list of objects", "correct it")
+        return self._plain(value, "the field 'tools'")
+
+    def history(self) -> Messages:
+        """The earlier turns in the field "history" of Alpaca's form: pairs of a request and its answer."""
+        if not self.has("history"):
+            return ()
+        turns: list[Message] = []
+        rounds = self.value("history")
+        if not isinstance(rounds, list):
+            raise self.error(f"the field 'history' is {_kind(rounds)}, not a list of pairs", "correct it")
+        for number, pair in enumerate(rounds, start=1):
+            where = f"round {number} of 'history'"
+            if not isinstance(pair, list) or len(pair) != 2:
+                raise self.error(f"{where} is not a pair of a request and its answer", "correct it")
+            words = [self._checked_text(text, where) for text in pair]
+            turns += (Message("user", words[0]), Message("assistant", words[1]))
+        return tuple(turns)
+
+    def _plain(self, value: Any, where: str) -> Any:
+        """A value that a template may write, each text in it checked; without the nulls that tables fill up with."""
+        if isinstance(value, str):
+            return self._checked_text(value, where)
+        if isinstance(value, dict):
+            kept = value.items() if not self._of_table else ((k, v) for k, v in value.items() if v is not None)
+            return {self._plain(key, where): self._plain(child, where) for key, child in kept}
+        return [self._plain(child, where) for child in value] if isinstance(value, list) else value
+
+    @property
+    def _of_table(self) -> bool:
+        return self.place.file.endswith(".parquet") or self.place.file.startswith("hf:")
 
     def _checked_text(self, value: Any, where: str) -> str:
         if not isinstance(value, str):
@@ -135,10 +205,15 @@ class Form:
     read: Callable[[Row], Messages]
 
 
+def asked(row: Row, name: str) -> Messages:
+    """A field that has to be what a user asks, after earlier turns, or messages."""
+    return (*row.history(), Message("user", row.text(name))) if isinstance(row.value(name), str) else row.messages(name)
+
+
 def instruction_of(row: Row) -> Messages:
-    """The prompt of a row in Alpaca's form: instruction and, after a blank line, input."""
+    """The prompt of a row in Alpaca's form: earlier turns, then instruction and, after a blank line, input."""
     parts = (row.text("instruction"), row.optional_text("input"))
-    return (Message("user", "\n\n".join(part for part in parts if part)),)
+    return (*row.history(), Message("user", "\n\n".join(part for part in parts if part)))
 
 
 FORMS: Mapping[str, Form] = {
@@ -149,11 +224,11 @@ FORMS: Mapping[str, Form] = {
     ),
     "prompt_completion": Form(
         ("prompt", "completion"),
-        lambda row: (*row.text_or_messages("prompt", "user"), *row.text_or_messages("completion", "assistant")),
+        lambda row: (*asked(row, "prompt"), *row.text_or_messages("completion", "assistant")),
     ),
     "gsm8k": Form(
         ("question", "answer"),
-        lambda row: (Message("user", row.text("question")), Message("assistant", row.text("answer"))),
+        lambda row: (*row.history(), Message("user", row.text("question")), Message("assistant", row.text("answer"))),
     ),
 }
 """By name; where a row has the fields of several, it has the first of these forms."""
@@ -182,11 +257,11 @@ def prompt_of(row: Row) -> Messages | None:
         UserError: a field is not as it should be.
     """
     if row.has("prompt"):
-        return with_system(row, row.text_or_messages("prompt", "user"))
+        return with_system(row, asked(row, "prompt"))
     if row.has("instruction"):
         return with_system(row, instruction_of(row))
     if row.has("question"):
-        return with_system(row, (Message("user", row.text("question")),))
+        return with_system(row, (*row.history(), Message("user", row.text("question"))))
     name = next((name for name in ("messages", "conversations") if row.has(name)), None)
     if name is None:
         return None
@@ -194,15 +269,29 @@ def prompt_of(row: Row) -> Messages | None:
     return with_system(row, messages[:-1] if messages[-1].role == "assistant" else messages)
 
 
+def without_prompt(answer: str, prompt: str) -> str | None:
+    """What follows the prompt in an answer that begins with it; None: it does not, or nothing follows."""
+    begin = prompt.strip()
+    if not begin or not answer.lstrip().startswith(begin):
+        return None
+    rest = answer.lstrip().removeprefix(begin)
+    if not rest.strip():  # an answer that is to repeat
+        return None
+    if prompt != prompt.rstrip():  # white space that both end the prompt with
+        rest = rest.removeprefix(prompt[len(prompt.rstrip()) :])
+    return rest[1:] if rest[:1] == " " and not rest[1:2].isspace() else rest
+
+
 def with_system(row: Row, messages: Messages) -> Messages:
-    """Messages with that of a field "system" before them, where none of a system is there."""
+    """Messages with what the fields "system", where none of a system is there, and "tools" say."""
     for number, message in enumerate(messages, start=1):
         if message.role == "user" and not message.content.strip():
             raise row.error(f"message {number}, the user's, is empty", "fill it in, or leave the row out")
-    system = row.optional_text("system")
-    if not system or (messages and messages[0].role == "system"):
-        return messages
-    return (Message("system", system), *messages)
+    if messages and messages[0].role != "system" and (system := row.optional_text("system")):
+        messages = (Message("system", system), *messages)
+    if messages and (tools := row.tools()):
+        messages = (replace(messages[0], tools=tools), *messages[1:])
+    return messages
 
 
 def unknown_form(row: Row) -> UserError:

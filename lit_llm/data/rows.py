@@ -88,7 +88,7 @@ class Tally:
         if self.truncated:
             share = self.truncated / found.rows
             lines.append(f"{self.name}: {self.truncated:,} of {found.rows:,} rows truncated ({share:.1%})")
-        return lines
+        return [*lines, *(f"{self.name}: {line}" for line in found.remarks())]
 
 
 @dataclass
@@ -260,13 +260,18 @@ class RowsDataModule(ResumableDataModule):
         rows, kept, console = self.read(paths, name), [], Console(stderr=True)
         tally = Tally(name, rows.statistics)
         for row in track(rows, "tokenising rows", console=console, disable=not console.is_terminal, transient=True):
-            encoded = self.encode(row)
+            messages = self.messages_of(row)
+            for field_name in {name for message in messages for name in self.chat.unread(message)}:
+                tally.found.unread[f"{field_name} of messages"] += 1
+            try:
+                encoded = self.encode(row)
+            except UserError as error:
+                raise UserError(f"{row.row}: {error}") from None
             if encoded.content is None:
                 tally.found.dropped[encoded.reason] += 1
                 tally.dropped_lengths.append((encoded.length, row.row))
                 continue
             tally.truncated += encoded.truncated
-            messages = self.messages_of(row)
             num_turns = sum(message.role != "system" for message in messages)
             kept.append(Kept(row.row, encoded.content, self.prompt_of(row), num_turns, opening_share(messages)))
         tally.check(self.config.max_dropped_share)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from lit_llm.config import ConversationDataConfig
+from lit_llm.config import ConversationDataConfig, UserError
 from lit_llm.data.conversations import Conversation, RowPlace, Rows, read_conversations
 from lit_llm.data.items import Items, Ragged, padded_width
 from lit_llm.data.order import Permutation
@@ -144,7 +144,10 @@ class ConversationDataModule(RowsDataModule):
         """Ids and what is learned of them; the first id has nothing to be predicted from."""
         rendered = self.chat.render(row.messages)
         ids = np.array(rendered.ids, dtype=np.int32)
-        learned = np.array(rendered.supervised) if self.config.supervise == "assistant" else np.ones(len(ids), np.bool_)
+        self._check_learned(row.messages)
+        learned = np.array(rendered.supervised if self.config.supervise == "assistant" else rendered.left_out)
+        if self.config.supervise == "all":
+            learned = ~learned
         learned[:1] = False
         limit, truncate = self.config.sequence_length + 1, self.config.too_long == "truncate"
         length = cut(learned, len(ids))
@@ -156,6 +159,17 @@ class ConversationDataModule(RowsDataModule):
         if not kept:
             return Encoded(length, reason=f"{NOTHING_TO_LEARN} once truncated")
         return Encoded(length, (ids[:kept], learned[:kept]), truncated=length > limit)
+
+    def _check_learned(self, messages: Sequence[Message]) -> None:
+        """Refuse what rows say of turns whose words are not told from the rest."""
+        supervises_all = self.config.supervise == "all"
+        for number, message in enumerate(messages, start=1):
+            if message.role != "assistant" and message.learned is not None and message.learned != supervises_all:
+                asked, other = ("is to be", "all") if message.learned else ("is not to be", "assistant")
+                raise UserError(
+                    f"message {number}, the {message.role}'s, {asked} learned by its weight, train or loss, which only "
+                    f"an assistant's may say; leave that out, or set data.supervise {other}"
+                )
 
     def make_items(self, places: Sequence[RowPlace], contents: Sequence[Any]) -> ConversationItems:
         """See `RowsDataModule`."""

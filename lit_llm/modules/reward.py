@@ -18,6 +18,8 @@ from lit_llm.objectives import Calibration, accuracy_interval, bradley_terry, ca
 class RewardModule(LanguageModule):
     """The Bradley-Terry loss on the scores of two whole conversations, each read at its last token.
 
+    Margins and centring are part of the training loss alone, so that val/loss is how well pairs are ranked.
+
     Over the validation split it logs the accuracy with its 95% interval, the spread of the rewards, their correlation
     with the length of the text, and how well sigmoid(margin) is calibrated, as a number, a table and a picture.
 
@@ -41,7 +43,7 @@ class RewardModule(LanguageModule):
             return last_scores(hidden, head, lengths)
 
         chosen, rejected = self.model(batch["tokens"], head=read).chunk(2)
-        margin = batch["margin"] if self.config.use_margins else None
+        margin = batch["margin"] if training else None  # val/loss compares runs, with margins and without
         real = batch["sample_ids"] >= 0  # the others fill up a rank's share of the validation split
         count = real.sum()
         losses = bradley_terry(chosen, rejected, margin, self.config.centring if training else 0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,46 +28,78 @@ class ChatTemplate:
         source: Jinja, as transformers reads it.
         names: `bos_token` and the like, which the template may write.
 
+    Attributes:
+        names: Every name, attribute and text in the source: what a template reads is among them.
+
     Raises:
-        UserError: it is not a template.
+        UserError: it is not a template, or a very long one.
     """
 
     def __init__(self, source: str, names: Mapping[str, str]) -> None:
-        from jinja2 import TemplateError
+        from lit_llm.tokenizer.template_limits import MAX_SOURCE
 
-        self._names = dict(names)
+        self._tokens = dict(names)
+        if len(source) > MAX_SOURCE:
+            raise UserError(
+                f"the tokenizer's chat template has {len(source):,} characters, and {MAX_SOURCE:,} is the most that is "
+                "read; replace it"
+            )
+        self._environment = _environment()
         try:
-            self._template = _environment().from_string(source)
-        except TemplateError as error:
-            raise UserError(f"the tokenizer's chat template is broken ({error}); correct it, or remove it") from None
+            self.names = _names_in(self._environment.parse(source))
+            self._template = self._environment.from_string(source)
+        except Exception as error:  # parser and compiler recurse, and Python's own compiler has limits
+            raise UserError(
+                f"the tokenizer's chat template is broken ({_in_a_line(error)}); correct it, or remove it"
+            ) from None
 
-    def __call__(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool = False) -> str:
+    def __call__(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, tools: Sequence[Any] = ()
+    ) -> str:
         """The text of a conversation.
 
         Args:
-            messages: Each with role and content.
+            messages: Each with role and content, and what else the template may read.
             add_generation_prompt: Go on to where an assistant's words begin, if the template knows that option.
+            tools: What the assistant may call, as JSON schemas.
 
         Raises:
-            UserError: the template refuses the conversation.
+            UserError: the template refuses the conversation, or takes more time or room than conversations need.
         """
+        from lit_llm.tokenizer.template_room import TemplateLimit, measure
+
+        given = {"messages": [dict(message) for message in messages], "tools": list(tools) or None}
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._names,
+            size, _ = measure(list(given.values()), math.inf)
+            self._environment.begin(size, len(messages))
+            return self._environment.concat(
+                self._template.generate(
+                    **given, documents=None, add_generation_prompt=add_generation_prompt, **self._tokens
+                )
             )
+        except TemplateLimit as error:
+            raise UserError(f"the chat template is not rendered to its end: {error}; use another template") from None
         except Exception as error:  # a template may fail in any way that Python can
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"the chat template refuses the conversation ({reason})") from None
+            raise UserError(f"the chat template refuses the conversation ({_in_a_line(error)})") from None
+
+
+def _names_in(template: Any) -> frozenset[str]:
+    from jinja2 import nodes
+
+    found = {node.value for node in template.find_all(nodes.Const) if isinstance(node.value, str)}
+    found |= {node.attr for node in template.find_all(nodes.Getattr)}
+    return frozenset(found | {node.name for node in template.find_all(nodes.Name)})
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _environment() -> Any:
-    from jinja2 import TemplateError, nodes
+    from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    from lit_llm.tokenizer.template_limits import LimitedEnvironment
 
     class Generation(Extension):
         """Reads {% generation %} as if it were not there: where an assistant's words begin is found another way."""
@@ -79,17 +111,6 @@ def _environment() -> Any:
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
             return nodes.Scope(body).set_lineno(line)
 
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = to_json  # Jinja's own escapes for HTML
-    environment.globals["raise_exception"] = raise_exception
     # without transformers' strftime_now: a model would be trained on, and asked with, another text every day, and a run
     # could not be resumed the next; templates that know the function have a fixed date for where it is missing
-    return environment
+    return LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])

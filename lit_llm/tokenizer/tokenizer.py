@@ -356,7 +356,8 @@ class Tokenizer:
 
     def _configured(self, name: str) -> str | None:
         value = (self._config or {}).get(name)
-        return value.get("content") if isinstance(value, dict) else value
+        value = value.get("content") if isinstance(value, dict) else value
+        return value if isinstance(value, str) else None
 
     def _own_rule(self) -> list[int]:
         """The post-processor's; what tokenizer_config.json says of it means nothing beside that, as in transformers."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from chat_rows import LETTERS, save_policy
 from chat_script import ENVIRONMENT, ONLY_LETTERS, TOKENIZER, Terminal, command
 from conftest import tiny_model
@@ -417,3 +418,31 @@ def test_the_script_on_a_terminal(folder: Path, tmp_path: Path) -> None:
         os.close(terminal.file)
     (row,) = read_conversations([str(tmp_path / "talk.jsonl")])
     assert row.messages[0] == user("bc") and len(row.messages[1].content) >= 10
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        # heeds no generation prompt, and has the system's text in the last turn, if that is a user's
+        (
+            "{% set first = messages[0] %}{% for m in messages if m.role != 'system' %}[{{ m.role }}"
+            "{% if loop.last and m.role == 'user' and first.role == 'system' %} {{ first.content }}{% endif %}"
+            "]{{ m.content }}<|im_end|>{% endfor %}",
+            "[user kd]bc<|im_end|>",
+        ),
+        # opens a thought
+        (
+            "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
+            "{% if add_generation_prompt %}[assistant]<think>{% endif %}",
+            "[system]kd<|im_end|>[user]bc<|im_end|>[assistant]<think>",
+        ),
+    ],
+)
+def test_templates_of_others(loaded: LoadedModel, template: str, expected: str) -> None:
+    state, config = json.dumps(TOKENIZER.state), {"chat_template": template, "eos_token": "<|im_end|>"}
+    other = replace(loaded, tokenizer=Tokenizer(tokenizers.Tokenizer.from_str(state), config))
+    conversation = begin(other, system="kd")
+    assert say(conversation, "bc") == answer_to(other, [Message("system", "kd"), user("bc")])
+    prompt = ChatFormat(other.tokenizer).render_prompt([Message("system", "kd"), user("bc")])
+    assert other.tokenizer.decode(prompt) == expected
+    assert conversation.last is not None and conversation.last.prompt_tokens == len(prompt)

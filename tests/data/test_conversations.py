@@ -161,6 +161,10 @@ BAD_ROWS: dict[str, tuple[Any, str]] = {
     "no user": ({"instruction": " ", "input": "", "output": "a"}, "message 1, the user's, is empty"),
     "surrogate": ({"instruction": "\ud800", "output": "a"}, "half of a surrogate pair"),
     "list": (["q", "a"], "the row is a list, not an object"),
+    "tools": ({**GOOD, "tools": "[1"}, "the field 'tools' is not JSON"),
+    "tool": ({**GOOD, "tools": ["f"]}, "the field 'tools' is not a list of objects"),
+    "history": ({**GOOD, "history": "x"}, "the field 'history' is text, not a list"),
+    "round": ({**GOOD, "history": [["x"]]}, "round 1 of 'history' is not a pair"),
     "mixed": ({"question": "q", "answer": "a"}, "the row has the form gsm8k, those before it the form alpaca"),
 }
 BAD_MESSAGES: dict[str, tuple[Any, str]] = {
@@ -171,7 +175,9 @@ BAD_MESSAGES: dict[str, tuple[Any, str]] = {
     "role missing": ([{"rol": "user", "content": "a"}], "message 1 of 'messages' has no 'role'; rename 'rol'"),
     "null": ([user("q"), {"role": "assistant", "content": None}], "the content of message 2 of 'messages' is null"),
     "parts": ([user("q"), {"role": "assistant", "content": [{"type": "text"}]}], "is a list, not text"),
-    "calls": ([user("q"), {**assistant(""), "tool_calls": [{}]}], "has tool_calls, which are not read"),
+    "weight": ([user("q"), {**assistant("a"), "weight": 0.5}], "weight of message 2 of 'messages' is 0.5; it must be"),
+    "two weights": ([user("q"), {**assistant("a"), "weight": 0, "train": True}], "says both that it is to be learned"),
+    "field": ([user("q"), {**assistant("a"), "thinking": ["\ud800"]}], "half of a surrogate pair"),
     "last": ([user("q"), assistant("a"), user("r")], "the last message is from 'user', not 'assistant'"),
 }
 
@@ -233,7 +239,7 @@ PREFERENCES: dict[str, tuple[dict[str, Any], float | None]] = {
     "whole conversations": (
         {"chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")], "score_chosen": 1.5}
         | {"score_rejected": 2},
-        -0.5,
+        None,
     ),
     "both": (
         {"prompt": "q ", "chosen": [user("q"), assistant("a")], "rejected": [user("q"), assistant("b")]},
@@ -304,7 +310,6 @@ BAD_PREFERENCES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "empty prompt": ({"prompt": "", "chosen": "a", "rejected": "b"}, "message 1, the user's, is empty"),
     "margin": ({"prompt": "q", "chosen": "a", "rejected": "b", "margin": "big"}, "is 'big', not a finite number"),
-    "one score": ({"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 1}, "no field 'score_rejected'"),
 }
 
 
@@ -315,6 +320,169 @@ def test_bad_preferences_are_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         read_preferences([path])
     assert str(error.value).startswith(f"{path}, row 2: ") and message in str(error.value)
+
+
+@pytest.mark.parametrize("scale", [None, 0.25])
+def test_margins_of_scores_are_asked_for(scale: float | None, tmp_path: Path) -> None:
+    answers = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    scores = {"score_chosen": 1.5, "score_rejected": 2}
+    path = write(tmp_path / "a.json", {**answers, **scores}, {**answers, **scores, "margin": 3}, answers)
+    found = read_preferences([path], score_scale=scale)
+    assert [pair.margin for pair in found] == [None if scale is None else -0.125, 3.0, None]
+    assert [pair.margin for pair in read_preferences([path], margins=False)] == [None] * 3
+    one = write(tmp_path / "b.json", {**answers, "score_chosen": 1})
+    if scale is None:
+        assert read_preferences([one])[0].margin is None
+        return
+    with pytest.raises(UserError, match="row 1: no field 'score_rejected'"):
+        read_preferences([one], score_scale=scale)
+
+
+def answers_of(path: str) -> list[tuple[str, str]]:
+    return [(pair.chosen[0].content, pair.rejected[0].content) for pair in read_preferences([path])]
+
+
+def test_answers_that_repeat_their_prompt(tmp_path: Path) -> None:
+    def row(prompt: str, *answers: str) -> dict[str, str]:
+        return {"prompt": prompt, "chosen": answers[0], "rejected": answers[1]}
+
+    start = "\n\nHuman: Say {}\n\nAssistant:"
+    repeated = [row(start.format(word), *(start.format(word) + f" {x}" for x in "ab")) for word in ("hi", "ho")]
+    found = read_preferences([write(tmp_path / "a.jsonl", *repeated)])
+    assert [pair.prompt[0].content for pair in found] == [start.format("hi"), start.format("ho")]
+    assert answers_of(write(tmp_path / "a.jsonl", *repeated)) == [("a", "b"), ("a", "b")]
+    code = [row("def f():\n", "def f():\n    return 1", "def f():\n    pass")] * 2
+    assert answers_of(write(tmp_path / "b.jsonl", *code)) == [("    return 1", "    pass")] * 2
+    # only some, or only one of the two
+    for rows, place in (
+        ([row("Say hi", "yes", "no"), *repeated], 2),
+        ([*repeated, row("Say hi", "Say hi: hi", "no")], 1),
+        ([row("Say hi", "Say hi: hi", "no")], 1),
+    ):
+        with pytest.raises(UserError, match=rf"row {place}: an answer begins with the prompt, as in \d of \d rows"):
+            answers_of(write(tmp_path / "c.jsonl", *rows))
+    # by chance: a greeting, an echo, one of many
+    for rows in (
+        [row("Hi", "Hi there", "Hello")],
+        [row("Say it", "Say it", "no"), row("Say so", "Say so", "no")],
+        [row("Say hi", "Say hi: hi", "no"), *[row("Say ho", "ho", "ha")] * 19],
+    ):
+        assert answers_of(write(tmp_path / "d.jsonl", *rows)) == [(each["chosen"], each["rejected"]) for each in rows]
+    assert "rows with an answer that begins with the prompt, left as they are: 1" in (
+        read_preferences([write(tmp_path / "d.jsonl", *rows)]).statistics.lines()
+    )
+
+
+HISTORY = [["earlier", "said"], ["then", "done"]]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "q", "input": "x", "output": "a", "history": HISTORY, "system": "s"},
+        {"prompt": "q\n\nx", "completion": "a", "history": HISTORY, "system": "s"},
+        {"question": "q\n\nx", "answer": "a", "history": HISTORY, "system": "s"},
+    ],
+)
+@pytest.mark.parametrize("suffix", ["json", "parquet"])
+def test_history_is_earlier_turns(row: dict[str, Any], suffix: str, tmp_path: Path) -> None:
+    prompt = [SYSTEM, ("user", "earlier"), ("assistant", "said"), ("user", "then"), ("assistant", "done")]
+    prompt.append(("user", "q\n\nx"))
+    path = write(tmp_path / f"a.{suffix}", row)
+    (found,) = rows = read_conversations([path])
+    assert pairs(found.messages) == [*prompt, ("assistant", "a")] and not rows.statistics.unread
+    assert pairs(read_prompts([path])[0].messages) == prompt
+    pair = write(tmp_path / f"b.{suffix}", {**row, "chosen": "a", "rejected": "b"})
+    assert pairs(read_preferences([pair])[0].prompt) == prompt
+
+
+@pytest.mark.parametrize("key", ["weight", "train", "loss"])
+@pytest.mark.parametrize("sharegpt", [False, True])
+def test_turns_that_are_not_to_be_learned(key: str, sharegpt: bool, tmp_path: Path) -> None:
+    said = [(user("q"), None), (assistant("x"), False), (user("r"), None), (assistant("y"), True)]
+    turns = [
+        {**turn, **({} if value is None else {key: value if key != "weight" else int(value)})} for turn, value in said
+    ]
+    if sharegpt:
+        turns = [{"from": t.pop("role"), "value": t.pop("content"), **t} for t in turns]
+    (found,) = rows = read_conversations(
+        [write(tmp_path / "a.parquet", {"conversations" if sharegpt else "messages": turns})]
+    )
+    assert [message.learned for message in found.messages] == [None, False, None, True]
+    assert not any(message.fields for message in found.messages) and not rows.statistics.unread
+
+
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"city": "Rome"}}}
+TOOLS = [
+    {"type": "function", "function": {"name": "find", "parameters": {"properties": {"city": {"type": "string"}}}}},
+    {"type": "function", "function": {"name": "count", "parameters": {"properties": {"most": {"type": "integer"}}}}},
+]
+
+
+@pytest.mark.parametrize("tools", [TOOLS, json.dumps(TOOLS)])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_tools_calls_and_thoughts(tools: Any, name: str, tmp_path: Path) -> None:
+    """A table fills up with nulls what one row or one object has and others have not."""
+    call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    answer = {**assistant("warm"), "reasoning_content": "it is"}
+    rows = [
+        {"tools": tools, "messages": [{"role": "system", "content": "s"}, user("q"), call, answer]},
+        {"tools": None, "messages": [user("q"), {**assistant("a"), "name": "x"}]},
+    ]
+    first, second = read_conversations([write(tmp_path / name, *rows)])
+    assert first.messages[0].tools == TOOLS and not any(message.tools for message in first.messages[1:])
+    assert [dict(message.fields) for message in first.messages] == [
+        {},
+        {},
+        {"tool_calls": [CALL]},
+        {"reasoning_content": "it is"},
+    ]
+    assert (
+        first.messages[2].content == "" and second.messages[1].fields == {"name": "x"} and not second.messages[0].tools
+    )
+    pair = {"tools": tools, "prompt": "q", "system": "s", "chosen": "a", "rejected": "b"}
+    for messages in (
+        read_preferences([write(tmp_path / f"b{name}", pair)])[0].prompt,
+        read_prompts([str(tmp_path / f"b{name}")])[0].messages,
+    ):
+        assert messages[0].tools == TOOLS and messages[0].role == "system"
+
+
+def test_columns_that_are_not_read_are_named(tmp_path: Path) -> None:
+    row = {"id": 1, "source": "", "tags": [], "output": "x", "messages": [user("q"), assistant("a")]}
+    rows = read_conversations([write(tmp_path / "a.jsonl", row, {**row, "id": 0, "system": None, "tags": ["x"]})])
+    assert rows.statistics.lines()[-1] == (
+        "columns that are not read, with the rows that have them: id (2), output (2), tags (1)"
+    )
+    system = {"role": "system", "content": "t"}
+    rows = read_conversations(
+        [write(tmp_path / "b.jsonl", {"messages": [system, user("q"), assistant("a")], "system": "s"})]
+    )
+    assert rows.statistics.unread == {"system": 1}
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": 1, "score_chosen": 2, "score_rejected": 1}
+    path = write(tmp_path / "c.jsonl", pair)
+    assert read_preferences([path]).statistics.unread == {"score_chosen": 1, "score_rejected": 1}
+    assert read_preferences([path], score_scale=1.0).statistics.unread == {"score_chosen": 1, "score_rejected": 1}
+    assert read_preferences([path], margins=False).statistics.unread["margin"] == 1
+    del pair["margin"]
+    assert not read_preferences([write(tmp_path / "d.jsonl", pair)], score_scale=1.0).statistics.unread
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [("[" * 100_000 + "]" * 100_000, "nested more than"), ("9" * 5000, "an integer of thousands of digits")],
+)
+@pytest.mark.parametrize("read", [read_conversations, read_preferences, read_prompts])
+def test_json_that_python_cannot_read(name: str, value: str, message: str, read: Any, tmp_path: Path) -> None:
+    good = json.dumps({"prompt": "q [{", "completion": "a", "chosen": "a", "rejected": "b", "n": [[1, {}], 2]})
+    rows = [good, good, good[:-1] + f', "x": {value}}}', good]
+    path = tmp_path / name
+    path.write_text("\n".join(rows) if name == "a.jsonl" else f"[ {', '.join(rows)}]")
+    with pytest.raises(UserError, match=message) as error:
+        read([str(path)])
+    assert str(error.value).startswith(f"{path}:3: " if name == "a.jsonl" else f"{path}, row 3: ")
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
 
 
 def test_prompts(tmp_path: Path) -> None:

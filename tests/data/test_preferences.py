@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 from test_rows import write_rows
 
 from lit_llm.config import PreferenceDataConfig, UserError
 from lit_llm.data.preferences import PreferenceDataModule
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
 
 def pair(prompt: Any, chosen: Any, rejected: Any, **fields: Any) -> dict[str, Any]:
@@ -148,6 +150,34 @@ def test_pairs_that_cannot_be_used(tmp_path: Path, tokenizer: Tokenizer) -> None
     assert make(path, tokenizer, sequence_length=longest, **options).num_rows == 15
     with pytest.raises(UserError, match="rows are left out"):
         make(path, tokenizer, sequence_length=longest - 1, **options).setup("fit")
+
+
+def test_a_prompt_in_the_answers_is_read_once(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    rows = [
+        pair(f"Human: Say {x}\nAssistant:", *(f"Human: Say {x}\nAssistant: {y}" for y in "yn")) for x in ("hi", "ho")
+    ]
+    data = make(write_rows(tmp_path / "rows.jsonl", rows), tokenizer)
+    batch = data.items("train").batch([0, 1])
+    texts = [tokenizer.decode(row[:length]) for row, length in zip(batch["tokens"], batch["lengths"], strict=True)]
+    turns = "<|im_start|>user\nHuman: Say {}\nAssistant:<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>"
+    assert texts == [turns.format(x, y) for y in "yn" for x in ("hi", "ho")]
+
+
+def test_answers_come_after_what_a_model_is_asked_with(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A template may move the system's message into the last turn, where that is a user's."""
+    template = (
+        "{% set first = messages[0] %}{% for m in messages if m.role != 'system' %}{% if m.role == 'user' %}[user"
+        "{% if loop.last and first.role == 'system' %} {{ first.content }}{% endif %}]{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    state = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.state))
+    moving = Tokenizer(state, {"chat_template": template, "eos_token": "<|im_end|>"})
+    path = write_rows(tmp_path / "rows.jsonl", [pair("ask", "yes", "no", system="be kind")])
+    batch = make(path, moving).items("train").batch([0])
+    texts = [tokenizer.decode(row[:length]) for row, length in zip(batch["tokens"], batch["lengths"], strict=True)]
+    prompt = tokenizer.decode(ChatFormat(moving).render_prompt([Message("system", "be kind"), Message("user", "ask")]))
+    assert prompt == "[user be kind]ask<|im_end|>"
+    assert texts == [f"{prompt}{answer}<|im_end|>" for answer in ("yes", "no")]
 
 
 def test_real_preferences(shared_data: Path, tokenizer: Tokenizer) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from conftest import tiny_model
 from hypothesis import given, settings
@@ -117,6 +119,78 @@ def test_the_answers_and_their_ends_are_learned(tmp_path: Path, tokenizer: Token
     everything = make(path, tokenizer, supervise="all")
     (row,) = learned(everything.train_dataset[0])
     assert row == (*ids[1:], *tokenizer.encode("\n"))
+
+
+def weighted(*weights: int | None) -> dict[str, Any]:
+    """A conversation of user and assistant in turn, whose messages have weights."""
+    row = talk("ask", "WRONG", "GOOD")
+    for message, weight in zip(row["messages"], weights, strict=True):
+        if weight is not None:
+            message["weight"] = weight
+    return row
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_turn_of_no_weight_is_read_and_not_learned(tmp_path: Path, tokenizer: Tokenizer, packing: bool) -> None:
+    rows = [weighted(None, 0, None, 1), weighted(0, 0, 0, 1), weighted(None, 1, None, 0), talk("ask", "WRONG", "GOOD")]
+    path = write_rows(tmp_path / "talks.jsonl", [*rows, *[talk("ask", "it")] * 6, weighted(None, 0, None, 0)])
+    data = make(path, tokenizer, packing=packing, max_dropped_share=0.1)
+    items = data.items("train")
+    both = "WRONG<|im_end|>GOOD<|im_end|>"
+    for row, words in enumerate(["GOOD<|im_end|>", "GOOD<|im_end|>", "WRONG<|im_end|>", both]):
+        ids, supervised = items.ids(row), items.supervised(row)
+        assert tokenizer.decode([index for index, kept in zip(ids, supervised, strict=True) if kept]) == words
+        assert "WRONG" in tokenizer.decode(ids)
+    # a conversation of which nothing is learned is left out, and counted
+    assert data.num_rows == 10 and "1 without a token to learn" in data.statistics_lines()[1]
+
+
+def test_weights_where_all_is_learned(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_rows(tmp_path / "talks.jsonl", [weighted(1, 0, None, 1)])
+    data = make(path, tokenizer, supervise="all")
+    ids, supervised = data.example()
+    unlearned = [index for index, kept in zip(ids[1:], supervised[1:], strict=True) if not kept]
+    assert tokenizer.decode(unlearned) == "WRONG<|im_end|>"
+    for supervise, weights, message in (
+        ("assistant", (1, 0, None, 1), "message 1, the user's, is to be learned by its weight"),
+        ("all", (None, None, 0, None), "message 3, the user's, is not to be learned by its weight"),
+    ):
+        path = write_rows(tmp_path / "talks.jsonl", [weighted(*weights)])
+        with pytest.raises(UserError, match=rf"talks.jsonl, row 1: {message}"):
+            make(path, tokenizer, supervise=supervise).setup("fit")
+
+
+WITH_ALL = (
+    "{% if tools %}<|im_start|>{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if m.reasoning_content and loop.last %}({{ m.reasoning_content }}) {% endif %}{{ m.content }}"
+    "{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("extra", "written", "refusal"),
+    [
+        ({"tools": [{"name": "find"}]}, '[{"name": "find"}]<|im_end|>', "the conversation has tools, which the chat"),
+        ({"reasoning_content": "so"}, "(so) b<|im_end|>", "message 2, an assistant's, has reasoning_content, which"),
+        ({"tool_calls": [{"f": 1}]}, 'b[{"f": 1}]<|im_end|>', "message 2, an assistant's, has tool_calls, which"),
+    ],
+)
+def test_what_rows_have_besides_is_written_or_refused_with_its_row(
+    extra: dict[str, Any], written: str, refusal: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    row = talk("a", "b")
+    (row if "tools" in extra else row["messages"][1]).update(extra)
+    row["messages"][0]["name"] = "Bob"
+    path = write_rows(tmp_path / "talks.jsonl", [talk("q", "r"), {**row, "id": 7}])
+    state = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.state))
+    data = make(path, Tokenizer(state, {"chat_template": WITH_ALL, "eos_token": "<|im_end|>"}))
+    assert written in tokenizer.decode(data.items("train").ids(1))
+    unread = "data.paths: columns that are not read, with the rows that have them: id (1), name of messages (1)"
+    assert data.statistics_lines()[1:2] == [unread]
+    with pytest.raises(UserError, match=f"talks.jsonl, row 2: {refusal}"):
+        make(path, tokenizer).setup("fit")
 
 
 @pytest.mark.parametrize("packing", [False, True])

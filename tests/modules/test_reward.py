@@ -107,20 +107,34 @@ def test_the_loss_of_pairs_with_margins(tmp_path: Path, policy: Path) -> None:
     rows = some_pairs(12)
     for row, margin in zip(rows[::2], (0.0, 0.5, 1.0, 2.0, 3.0, 4.0), strict=True):
         row["margin"] = margin
-    for options, centring in (({}, 0.01), ({"centring": 0.3}, 0.3), ({"use_margins": False}, 0.01)):
+    rows[1] |= {"score_chosen": 3.5, "score_rejected": 1.5}
+    rows[2] |= {"score_chosen": 8.0, "score_rejected": 1.0}  # which has a margin
+    for options, centring in (
+        ({}, 0.01),
+        ({"centring": 0.3}, 0.3),
+        ({"use_margins": False}, 0.01),
+        ({"score_margin_scale": 0.25}, 0.01),
+    ):
         config = make_reward(tmp_path, policy, rows, data={"validation_fraction": 0.0}, **options)
         module, data, _ = build_reward(config)
         with torch.no_grad():
             module.model.head.weight.mul_(10)
         scores, _ = alone(module.model, data, "train")
         margins = np.array([row.get("margin", 0.0) if config.use_margins else 0.0 for row in rows])
-        expected = np.log1p(np.exp(margins - scores[:, 0] + scores[:, 1]))
+        margins[1] = 0.5 if config.score_margin_scale else 0.0
+        without, asked = (np.log1p(np.exp(each - scores[:, 0] + scores[:, 1])) for each in (0.0, margins))
         batch = {**data.items("train").batch(range(12)), "sample_ids": torch.arange(12)}
         loss, count = module.token_loss(batch, training=False)
         assert int(count) == 12
-        assert loss.item() == pytest.approx(expected.sum(), rel=1e-5)
+        # margins are no part of what chooses checkpoints
+        assert loss.item() == pytest.approx(without.sum(), rel=1e-5)
         loss, _ = module.token_loss(batch, training=True)
-        assert loss.item() == pytest.approx(expected.sum() + centring * (scores.sum(1) ** 2).sum(), rel=1e-5)
+        assert loss.item() == pytest.approx(asked.sum() + centring * (scores.sum(1) ** 2).sum(), rel=1e-5)
+        named = [line for line in data.statistics_lines() if "not read" in line]
+        columns = {"margin (6)": not config.use_margins, "score_chosen (2)": config.score_margin_scale is None}
+        assert {name: any(name in line for line in named) for name in columns} == (
+            columns if config.score_margin_scale is None else {"margin (6)": False, "score_chosen (2)": False}
+        )
         assert (scores.sum(1) ** 2).sum() > 0.1
 
 
@@ -191,6 +205,8 @@ def test_the_calibration_picture() -> None:
     ("option", "message"),
     [
         ({"centring": -0.1}, "centring is -0.1"),
+        ({"score_margin_scale": -1.0}, "score_margin_scale is -1.0"),
+        ({"score_margin_scale": 1.0, "use_margins": False}, "score_margin_scale has no effect without use_margins"),
         ({"sample_prompts": 2}, "a reward model writes no text"),
         ({"loss_chunk_tokens": 64}, "loss_chunk_tokens has no effect"),
     ],

@@ -84,6 +84,22 @@ PHI = (  # whose tokens swallow the white space after them
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 )
+# The system's message stands in the last turn, if that is a user's; there is no generation prompt.
+SYSTEM_IN_LAST_TURN = (
+    "{{ bos_token }}{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% for message in messages if message.role != 'system' %}{% if message.role == 'user' %}"
+    "<ask> {% if loop.last and system %}{{ system + '\n\n' }}{% endif %}{{ message.content }}</ask>"
+    "{% else %}{{ ' ' + message.content + eos_token }}{% endif %}{% endfor %}"
+)
+# The last answer begins with its thought, where it has one; tools and their calls are written as JSON.
+THINKING = (
+    "{% if tools %}{{ '<|im_start|>system\n' + tools | tojson + '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}"
+    "{% if message.reasoning_content and loop.last %}{{ '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}"
+    "{% endif %}{{ message.content }}{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 PHI_TOKENS = [AddedToken(name, rstrip=True) for name in ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")]
 # form of the tokenizer, its special tokens, template, what ends a turn, how an assistant's words look
 TEMPLATES: dict[str, tuple[str, list[Any], str, str]] = {

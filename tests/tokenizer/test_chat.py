@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tokenizers
-from chat_templates import CHATML_TOKENS, GEMMA, LLAMA3_TOKENS, MISTRAL, TEMPLATES
+from chat_templates import CHATML_TOKENS, GEMMA, LLAMA3_TOKENS, MISTRAL, SYSTEM_IN_LAST_TURN, TEMPLATES, THINKING
 from foreign_tokenizers import BOS, EOS, FORMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -279,10 +279,9 @@ UNUSABLE = {
         "ends an assistant's turn with no special token",
     ),
     "no jinja": ("{% for %}", "chat template is broken"),
-    "no words": ("{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}", "leaves out the content of message 2"),
-    "another header": (
-        CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n<think>{% endif %}",
-        "does not show where the words of message 2, an assistant's, begin",
+    "no words": (
+        "{% for m in messages %}{{ m.role }}<|im_end|>{% endfor %}",
+        "leaves out the content of message 2, an assistant's",
     ),
     "refusing": ("{{ raise_exception('I want\nmore') }}", r"refuses the conversation \(I want more\)"),
     "unsafe": ("{{ messages.__class__.__mro__[1].__subclasses__() }}", "refuses the conversation"),
@@ -295,6 +294,145 @@ def test_templates_that_cannot_be_used(name: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         ChatFormat(with_template(template, CHATML_TOKENS if template else []))
     assert "\n" not in str(error.value)
+
+
+def with_both(folder: Path, transformers: ModuleType, form: str, tokens: list[Any], template: str) -> tuple[Any, Any]:
+    save_foreign(folder, form, tokens, template)
+    return ChatFormat(Tokenizer.load(folder)), transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_a_system_message_that_moves_is_read_where_it_is_asked_with(tmp_path: Path, transformers: ModuleType) -> None:
+    """Rendered without its answer, a prompt has the system's text in its last turn; with it, nowhere."""
+    form, theirs = with_both(tmp_path, transformers, "llama2", [], SYSTEM_IN_LAST_TURN)
+    for messages in (chat("Hi"), chat("Hi", system="Be brief"), chat("a", "b", "c", system="Be\nbrief")):
+        prompt = form.render_prompt(messages)
+        assert prompt == theirs.apply_chat_template(plain(messages), add_generation_prompt=True, return_dict=False)
+        rendered, length = form.render_answer(messages, [Message("assistant", "Yes")])
+        assert rendered.ids[:length] == prompt
+        assert theirs.decode(rendered.ids[length:]) == f"Yes{EOS}" and all(rendered.supervised[length:])
+        if messages[0].role == "system":
+            assert "brief" in theirs.decode(prompt)
+            with pytest.raises(UserError, match="leaves out the content of message 1, the system's, in this") as error:
+                form.render([*messages, Message("assistant", "Yes")])
+            assert "\n" not in str(error.value)
+            with pytest.raises(UserError, match="leaves out the content of message 1, the system's"):
+                form.render_answer(messages, [*chat("a", "b", "c")[1:], Message("assistant", "d")])
+    assert form.render(chat("a", "b", "c", "d")).ids == theirs.apply_chat_template(
+        plain(chat("a", "b", "c", "d")), return_dict=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("condition", "named"),
+    [
+        ("m.role != 'system'", "message 1, the system's"),
+        ("not loop.first or m.role == 'system'", None),
+        ("m.role != 'tool'", "message 4, the tool's"),
+        ("'secret' not in m.content", "message 1, the system's"),
+        ("loop.index != 3 or loop.last", "message 3, an assistant's"),
+    ],
+)
+@pytest.mark.parametrize("prompt", [True, False])
+def test_no_turn_is_lost(condition: str, named: str | None, prompt: bool) -> None:
+    header = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    template = CHATML.replace("{% for m in messages %}", f"{{% for m in messages %}}{{% if {condition} %}}", 1)
+    form = ChatFormat(
+        with_template(template.replace("{% endfor %}", "{% endif %}{% endfor %}") + header, CHATML_TOKENS)
+    )
+    # "user" is in the text of any prompt
+    messages = [Message("system", "secret user"), *chat("a", "b"), Message("tool", "user"), Message("assistant", "c")]
+    render = form.render_prompt if prompt else form.render
+    messages = messages[:-1] if prompt else messages
+    if named is None:
+        render(messages)
+        return
+    with pytest.raises(UserError, match=f"leaves out the content of {named}"):
+        render(messages)
+
+
+@pytest.mark.parametrize("opening", ["<think>\n", "<think>\n\n</think>\n\n"])
+def test_a_generation_prompt_may_open_a_thought(opening: str, tmp_path: Path, transformers: ModuleType) -> None:
+    """Only training has to know where words begin."""
+    template = CHATML + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n" + opening + "' }}{% endif %}"
+    form, theirs = with_both(tmp_path, transformers, "qwen", CHATML_TOKENS, template)
+    assert form.stop_ids[0] == theirs.convert_tokens_to_ids("<|im_end|>")
+    for messages in (chat("a", system="s"), chat("a", "b", "c")[:1]):
+        prompt = theirs.apply_chat_template(plain(messages), add_generation_prompt=True, return_dict=False)
+        assert form.render_prompt(messages) == prompt
+        assert theirs.decode(prompt).endswith(f"assistant\n{opening}")
+    with pytest.raises(UserError, match="does not show where the words of message 2, an assistant's, begin"):
+        form.render(chat("a", "b"))
+
+
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"city": "Rome<|im_end|>"}}}
+TOOL = {"type": "function", "function": {"name": "find", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_thoughts_calls_and_tools_reach_the_template(tmp_path: Path, transformers: ModuleType) -> None:
+    form, theirs = with_both(tmp_path, transformers, "qwen", CHATML_TOKENS, THINKING)
+    tokenizer = Tokenizer.load(tmp_path)
+    thought = Message("assistant", "36", {"reasoning_content": "ten times three"})
+    call = Message("assistant", "", {"tool_calls": [CALL]})
+    user = Message("user", "q", tools=[TOOL])
+    for messages in ([user, thought], [user, call, Message("tool", "Sun"), thought], [user, call]):
+        rendered = form.render(messages)
+        written = [{**turn, **message.fields} for turn, message in zip(plain(messages), messages, strict=True)]
+        text = theirs.apply_chat_template(written, tools=[TOOL], tokenize=False)
+        assert tokenizer.decode(rendered.ids) == text
+        spoken = [index for index, kept in zip(rendered.ids, rendered.supervised, strict=True) if kept]
+        assert ("ten times three" in tokenizer.decode(spoken)) == (thought in messages)
+        # a call's text is no token, and neither is what a tool's name says
+        ends = rendered.ids.count(tokenizer.im_end_id)
+        assert ends == len(messages) + 1 and ("Rome<|im_end|>" in tokenizer.decode(spoken)) == (call in messages)
+    assert form.unread(Message("user", "q", {"name": "Bob", "reasoning_content": "x"})) == ["name"]
+
+
+@pytest.mark.parametrize(
+    ("message", "refusal"),
+    [
+        (Message("user", "q", tools=[TOOL]), "the conversation has tools, which the chat template does not write"),
+        (Message("assistant", "a", {"reasoning_content": "so"}), "message 2, an assistant's, has reasoning_content"),
+        (Message("assistant", "a", {"thinking": "so"}), "message 2, an assistant's, has thinking"),
+        (Message("assistant", "", {"tool_calls": [CALL]}), "message 2, an assistant's, has tool_calls"),
+    ],
+)
+@pytest.mark.parametrize("template", ["ours", "foreign", "whole messages"])
+def test_what_is_not_written_is_refused_by_name(
+    template: str, message: Message, refusal: str, tokenizer: Tokenizer
+) -> None:
+    header = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    if template == "whole messages":  # which writes every field without naming one
+        form = ChatFormat(with_template(CHATML.replace("{{ m.content }}", "{{ m | tojson }}") + header, CHATML_TOKENS))
+    else:
+        form = ChatFormat(tokenizer if template == "ours" else with_template(CHATML + header, CHATML_TOKENS))
+    messages = [message, *chat("x", "y")[1:]] if message.role == "user" else [*chat("q"), message]
+    if template == "whole messages" and message.fields:
+        assert form.render(messages)
+        return
+    with pytest.raises(UserError, match=refusal):
+        form.render(messages)
+
+
+def test_thoughts_are_looked_for_under_the_templates_name() -> None:
+    tokenizer = with_template(THINKING, CHATML_TOKENS)
+    form = ChatFormat(tokenizer)
+    with pytest.raises(UserError, match=r"has thinking, .*; rename it to reasoning_content, put it into the content"):
+        form.render([*chat("q"), Message("assistant", "a", {"thinking": "so"})])
+    late = [*chat("q"), Message("assistant", "a", {"reasoning_content": "so"}), *chat("r", "b")]
+    assert "so" not in tokenizer.decode(form.render(late).ids)  # as models do not read earlier thoughts again
+    dropping = THINKING.replace("message.reasoning_content and loop.last", "message.reasoning_content and false")
+    with pytest.raises(UserError, match="leaves out the reasoning_content of message 2, an assistant's"):
+        ChatFormat(with_template(dropping, CHATML_TOKENS)).render(late[:2])
+
+
+def test_a_turn_may_be_read_and_not_learned(ours: Tokenizer) -> None:
+    messages = chat("a", "WRONG", "c", "GOOD")
+    messages[1] = Message("assistant", "WRONG", learned=False)
+    rendered = ChatFormat(ours).render(messages)
+    assert rendered.ids == ChatFormat(ours).render(chat("a", "WRONG", "c", "GOOD")).ids
+    assert said(ours, messages) == "GOOD<|im_end|>"
+    left_out = [index for index, out in zip(rendered.ids, rendered.left_out, strict=True) if out]
+    assert ours.decode(left_out) == "WRONG<|im_end|>"
 
 
 def test_conversations_that_cannot_be_rendered(ours: Tokenizer) -> None:

@@ -215,9 +215,17 @@ def test_load_errors_are_one_line(tmp_path):
     with pytest.raises(UserError, match="WordPiece"):
         Tokenizer.load(tmp_path)
     train_character(["ab"], show_progress=False).save(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"a":\n')
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: broken JSON"):
-        Tokenizer.load(tmp_path)
+    deep, long = "[" * 100_000 + "]" * 100_000, "9" * 5_000
+    for broken in ('{"a":\n', f'{{"a": {deep}}}', f'{{"a": {long}}}'):
+        (tmp_path / "tokenizer_config.json").write_text(broken)
+        with pytest.raises(UserError, match=r"tokenizer_config\.json: broken JSON") as error:
+            Tokenizer.load(tmp_path)
+        assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    templates = [{"chat_template": value} for value in (5, [{"name": "default", "template": {}}, 3], {"default": "x"})]
+    for config in (*templates, {"bos_token": ["a"]}, {"eos_token": {"content": 3}}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=rf"{next(iter(config))} is .*; it must be (the )?text"):
+            Tokenizer.load(tmp_path)
 
 
 def test_qwen_style_folder_loads(tmp_path):
