@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -272,3 +275,23 @@ def test_a_quantized_model_is_not_trained() -> None:
     with pytest.raises(UserError, match="a quantized model cannot be trained"):
         model.train()
     assert not model(random_tokens(model.config, 1, 4)).requires_grad
+
+
+OLDER_PROCESSOR = """
+import torch
+from lit_llm.model.quantized_products import integer_product
+
+compiled = torch.compile(integer_product, fullgraph=True)
+a, b = (torch.randint(-127, 128, (rows, 96), dtype=torch.int8) for rows in (9, 20))
+a[0], b[0] = 127, 127
+for product in (compiled, integer_product):
+    assert torch.equal(product(a, b), a.int() @ b.int().t())
+"""
+
+
+@pytest.mark.slow
+def test_products_of_integers_are_exact_on_an_older_processor() -> None:
+    """Compiled first, so that the compiler is what asks whether the kernel is exact."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", OLDER_PROCESSOR], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
