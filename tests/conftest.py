@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sysconfig
@@ -35,7 +36,8 @@ from lit_llm.tokenizer import Tokenizer
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
-torch.set_num_threads(1)
+# one, unless more are asked for: tests are small, and machines are shared
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:

@@ -50,6 +50,7 @@ def test_throughput() -> None:
         speeds = figures["tokens_per_second"][key]
         assert figures["ratio"][key] == pytest.approx(speeds["ours"] / speeds["transformers"], rel=0.02)
         assert figures["memory_ratio"][key] > 0
+        assert all(0 < share < 1 for share in figures["share_of_matmul_ceiling"][key].values())
 
 
 @pytest.mark.slow

@@ -36,6 +36,9 @@ class OptimizerConfig:
     """Muon: steps over which the momentum rises; 0 for none."""
     muon_ns_steps: int = 5
     """Muon: Newton-Schulz iterations."""
+    muon_ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Muon: arithmetic of Newton-Schulz. auto: float32 on any CPU, bfloat16 on a GPU. In bfloat16 an update is exact
+    to a percent only, so that runs over other numbers of devices differ by as much."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "eps", "muon_learning_rate"):
@@ -48,6 +51,12 @@ class OptimizerConfig:
             raise UserError(f"optimizer.weight_decay is {self.weight_decay}; it must be at least 0")
         if self.muon_momentum_warmup_steps < 0 or self.muon_ns_steps < 1:
             raise UserError("optimizer.muon_momentum_warmup_steps must be at least 0 and muon_ns_steps at least 1")
+
+    def newton_schulz_dtype(self, device_type: str) -> str:
+        """The arithmetic of Newton-Schulz on a type of device, "float32" or "bfloat16"."""
+        if self.muon_ns_dtype == "auto":
+            return "float32" if device_type == "cpu" else "bfloat16"
+        return self.muon_ns_dtype
 
 
 @dataclass

@@ -196,24 +196,29 @@ def foreign_body(function: Function, other: Function, random: Random) -> str | N
 
 
 def exchanged_names(function: Function, other: Function, random: Random) -> str | None:
-    """Every name of the body stands where another one should."""
-    header, body = function.lines
-    text = "\n".join(body)
-    names = sorted(set(_names(text)))
+    """Every name of the body, outside strings, stands where another one should."""
+    places = [name for name in _names(function.source) if name.start[0] > function.header]
+    names = sorted({name.string for name in places})
     if len(names) < 3:
         return None
     random.shuffle(names)
     exchanged = dict(zip(names, names[1:] + names[:1], strict=True))
-    words = re.sub(r"[A-Za-z_]\w*", lambda word: exchanged.get(word[0], word[0]), text)
-    return "\n".join([*header, words])
+    lines = function.source.split("\n")
+    for name in reversed(places):
+        (row, start), (_, end) = name.start, name.end
+        lines[row - 1] = lines[row - 1][:start] + exchanged[name.string] + lines[row - 1][end:]
+    return "\n".join(lines)
 
 
-def _names(text: str) -> Iterator[str]:
+def _names(text: str) -> Iterator[tokenize.TokenInfo]:
     """The names in a piece of source, up to where it cannot be read."""
+    strings = 0  # f-strings that are open: their insides are tokens from Python 3.12 on, and are left alone
     try:
-        for token in tokenize.generate_tokens(io.StringIO(textwrap.dedent(text)).readline):
-            if token.type == tokenize.NAME and not keyword.iskeyword(token.string):
-                yield token.string
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            kind = tokenize.tok_name[token.type]
+            strings += kind.endswith("STRING_START") - kind.endswith("STRING_END")
+            if token.type == tokenize.NAME and not keyword.iskeyword(token.string) and not strings:
+                yield token
     except (tokenize.TokenError, SyntaxError):
         return
 

@@ -6,10 +6,13 @@ Notation used for tensor shapes:
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lit_llm.model.arithmetic import without_autocast
 from lit_llm.model.rounding import GROUP_SIZE, from_int4, join_halves, split_halves
 
 LINE = 64
@@ -21,6 +24,8 @@ _BLOCK = 2**18
 _DEVICE_BLOCK = 2**24
 # for more inputs than this, the product takes so long that reading the converted weight again does not matter
 _BLOCK_INPUTS = 64
+# a sum of so many products of two bytes stays within 2^24, up to which float32 has every whole number
+_EXACT_WIDTH = 1024
 
 
 def int8_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -43,9 +48,9 @@ def converted_product(rows: Tensor, weight: Tensor) -> Tensor:
 
 def integer_product(a: Tensor, b: Tensor) -> Tensor:
     """a [m, k] times the transpose of b [n, k], both int8, exactly: int32 [m, n]."""
-    if a.device.type == "cpu":
-        return torch._int_mm(a, b.t())
-    return tiled_integer_product(a, b)
+    if a.device.type != "cpu":
+        return tiled_integer_product(a, b)
+    return torch._int_mm(a, b.t()) if has_exact_kernel() else widened_integer_product(a, b)
 
 
 def tiled_integer_product(a: Tensor, b: Tensor) -> Tensor:
@@ -54,6 +59,35 @@ def tiled_integer_product(a: Tensor, b: Tensor) -> Tensor:
     a = F.pad(a, (0, -k % 8, 0, max(17 - m, 0)))
     b = F.pad(b, (0, -k % 8, 0, -n % 8))
     return torch._int_mm(a, b.t())[:m, :n]
+
+
+def widened_integer_product(a: Tensor, b: Tensor) -> Tensor:
+    """`integer_product` from products in float32, which are exact on every processor, in whatever order they add."""
+    with without_autocast(a.device.type):
+        parts = zip(a.split(_EXACT_WIDTH, dim=1), b.split(_EXACT_WIDTH, dim=1), strict=True)
+        products = [converted_product(left.float(), right).int() for left, right in parts]
+    return torch.stack(products).sum(0, dtype=torch.int32) if len(products) > 1 else products[0]
+
+
+# the compiler asks when it makes a graph, and builds in the answer
+@torch.compiler.assume_constant_result
+def has_exact_kernel() -> bool:
+    """Whether the CPU's product of integers is one.
+
+    Processors without instructions for it (VNNI) add two products of bytes in 16 bits, where large ones saturate: the
+    product is off by several percent, and nothing says so.
+    """
+    return _largest_products_are_exact()
+
+
+@cache
+def _largest_products_are_exact() -> bool:
+    for m, k, n in ((1, 64, 32), (32, 64, 32), (2, 64, 1)):
+        for left, right in ((127, 127), (127, -127), (-127, 127), (-127, -127)):
+            a, b = (torch.full((rows, k), value, dtype=torch.int8) for rows, value in ((m, left), (n, right)))
+            if not torch.all(torch._int_mm(a, b.t()) == k * left * right):
+                return False
+    return True
 
 
 def int4_product(rows: Tensor, weight: Tensor, scale: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         momentum_start=config.muon_momentum_start,
         momentum_warmup_steps=config.muon_momentum_warmup_steps,
         ns_steps=config.muon_ns_steps,
+        ns_dtype=getattr(torch, config.newton_schulz_dtype(groups[0]["params"][0].device.type)),
     )
 
 

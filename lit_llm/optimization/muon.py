@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.model.arithmetic import multiplies_bfloat16
 from lit_llm.model.parallel import local_part, shard_like, whole_like
 from lit_llm.optimization.adamw import LocalAdamW
 
@@ -44,6 +43,7 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum_start: of Muon, at the first step.
         momentum_warmup_steps: steps over which the momentum rises; 0 for none.
         ns_steps: Newton-Schulz iterations.
+        ns_dtype: their arithmetic.
 
     Raises:
         ValueError: a group of another kind, or a Muon parameter that is not a matrix.
@@ -60,6 +60,7 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum_start: float = 0.85,
         momentum_warmup_steps: int = 300,
         ns_steps: int = 5,
+        ns_dtype: torch.dtype = torch.float32,
     ) -> None:
         self._kind_defaults: dict[str, dict[str, Any]] = {
             "adamw": {"betas": betas, "eps": eps, "fused": fused},
@@ -71,6 +72,7 @@ class MuonAdamW(torch.optim.Optimizer):
                 "step": 0,
             },
         }
+        self._ns_dtype = ns_dtype
         super().__init__(groups, {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -86,7 +88,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._link_adamw()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kind_defaults": self._kind_defaults}
+        return {**super().__getstate__(), "_kind_defaults": self._kind_defaults, "_ns_dtype": self._ns_dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # `load_state_dict` and unpickling come through here with new `state` and `param_groups`.
@@ -133,7 +135,7 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         for indices in _batches(params):
             wholes = [whole_like(directions[index], params[index]) for index in indices]
-            updates = orthogonalize(torch.stack([_wide(whole) for whole in wholes]), group["ns_steps"])
+            updates = orthogonalize(torch.stack([_wide(whole) for whole in wholes]), group["ns_steps"], self._ns_dtype)
             for index, update in zip(indices, updates.unbind(), strict=True):
                 rows, columns = params[index].shape
                 update = local_part(shard_like(update.mT if rows > columns else update, params[index]))
@@ -147,21 +149,18 @@ def momentum_at(step: int, start: float, end: float, warmup_steps: int) -> float
     return start + (end - start) * step / warmup_steps
 
 
-def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
+def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
     """Newton-Schulz: U V^T, roughly, of each matrix U S V^T; singular values end between about 0.7 and 1.2.
 
     Args:
         matrices: [k, rows, columns], rows <= columns.
         steps: iterations.
-        dtype: of the arithmetic. None: bfloat16, or float32 on a processor without bfloat16 arithmetic, where it is
-            3-5 times faster than emulating it.
+        dtype: of the arithmetic.
 
     Returns:
         [k, rows, columns], of that dtype.
     """
     a, b, c = NS_COEFFICIENTS
-    if dtype is None:
-        dtype = torch.bfloat16 if multiplies_bfloat16(matrices.device) else torch.float32
     x = matrices.to(dtype)
     # The Frobenius norm bounds the spectral norm, which must be at most 1 for the iteration to converge.
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=NS_EPS)

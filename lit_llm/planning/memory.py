@@ -116,6 +116,8 @@ def device_memory(
         device: whose kernels are meant.
     """
     rehearsal = rehearsed(config, placement, checkpointing, device)
+    optimizer = replace(config.optimizer, muon_ns_dtype=config.optimizer.newton_schulz_dtype(device))
+    config = replace(config, optimizer=optimizer)
     plan = {"replicas": _replicas, "fsdp": _fsdp, "deepspeed": _deepspeed}[placement.kind]
     at = plan(config, placement, _sizes(_as_key(_local(config.model, placement.tensor_parallel))))
     return max((at(moment) for moment in rehearsal.moments), key=lambda memory: memory.total)
@@ -199,8 +201,9 @@ def _step_bytes(config: OptimizerConfig, sizes: Sizes, width: int, shares: int) 
     if config.fused is False:
         temporary += sizes.all * width // shares  # AdamW over lists of tensors makes its denominators all at once
     if config.name == "muon":
-        # every direction, and a stack that is orthogonalised in bfloat16 with two products under way
-        temporary += sizes.muon * width // shares + min(_MUON_STACK, sizes.muon) * (width + 3 * 2)
+        # every direction, and a stack that is orthogonalised with two products under way
+        ns_width = 2 if config.muon_ns_dtype == "bfloat16" else 4
+        temporary += sizes.muon * width // shares + min(_MUON_STACK, sizes.muon) * (width + 3 * ns_width)
     return temporary
 
 

@@ -57,6 +57,7 @@ def test_optimizer_options_reach_the_groups(
         {"muon_momentum_start": 0.2},
         {"muon_momentum_warmup_steps": 0},
         {"muon_ns_steps": 1},
+        {"muon_ns_dtype": "bfloat16"},
         {"beta1": 0.5},
         {"eps": 1e-2},
     ],

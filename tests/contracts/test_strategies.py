@@ -2,6 +2,9 @@
 
 Rows have ragged supervision, clipping bites, and each run validates, writes samples and saves while all ranks take
 part: one that leaves a collective out would hang, and `train_on_ranks` fails after a while instead.
+
+The same to the rounding of float32. Muon with Newton-Schulz in bfloat16 keeps each update to a percent only: what holds
+in each arithmetic is tested in tests/model/test_parallel.py.
 """
 
 from __future__ import annotations

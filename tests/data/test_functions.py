@@ -191,6 +191,18 @@ def test_each_corruption_makes_code_clearly_worse(kind: str, functions: list[Fun
             assert len(set(both)) == 1
 
 
+def test_names_are_exchanged_outside_strings_on_every_python() -> None:
+    """The insides of f-strings are tokens in Python 3.12, and none in 3.11."""
+    body = '    f = r + 1\n    d = f"{f!r:d} {d}"  # f\n    return f, d'
+    function = Function("Do.\n\ndef g(r):", f"def g(r):\n{body}", 1, "m.py:1")
+    text = CORRUPTIONS["exchanged names"](function, function, Random(0))
+    assert text is not None and text.startswith("def g(r):\n") and parses(text)
+    assert 'f"{f!r:d} {d}"  # f' in text
+    assert text not in (function.source, None)
+    outside = re.sub(r"[rdf]\b", "?", body.replace('f"{f!r:d} {d}"  # f', "S"))
+    assert re.sub(r"[rdf]\b", "?", text[10:].replace('f"{f!r:d} {d}"  # f', "S")) == outside
+
+
 def test_corruptions_come_from_the_seed_and_are_mixed(functions: list[Function]) -> None:
     first = corrupt(functions, seed=1)
     assert first == corrupt(functions, seed=1)

@@ -20,12 +20,13 @@ from lit_llm.tokenizer import Tokenizer
 @pytest.fixture(params=ARCHITECTURES)
 def model(request: pytest.FixtureRequest) -> Decoder:
     name, fields = ARCHITECTURES[request.param]
-    return random_decoder(tiny_model(name, **fields))
+    # in float64, as in test_engine
+    return random_decoder(tiny_model(name, **fields)).double()
 
 
 @pytest.fixture
 def llama() -> Decoder:
-    return random_decoder(tiny_model("llama-10m", max_position_embeddings=64))
+    return random_decoder(tiny_model("llama-10m", max_position_embeddings=64)).double()
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

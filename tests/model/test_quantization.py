@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -17,7 +20,12 @@ from lit_llm.generation import complete
 from lit_llm.model import Decoder
 from lit_llm.model.quality import quality
 from lit_llm.model.quantization import KINDS, QuantizedLinear, quantization_of, quantize
-from lit_llm.model.quantized_products import integer_product, tiled_integer_product
+from lit_llm.model.quantized_products import (
+    has_exact_kernel,
+    integer_product,
+    tiled_integer_product,
+    widened_integer_product,
+)
 from lit_llm.model.rounding import round_to_int8
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -94,13 +102,22 @@ def test_memory_that_is_not_in_line_does_no_harm(width: int) -> None:
         assert torch.allclose(y.float(), layer(x.clone()).float(), rtol=0.02, atol=0.02)
 
 
-@pytest.mark.parametrize("shape", [(1, 50, 30), (5, 64, 24), (33, 40, 31)])
-def test_products_of_integers_are_exact(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 50, 30), (5, 64, 24), (33, 40, 31), (3, 3000, 9)])
+@pytest.mark.parametrize("largest", [False, True])
+def test_products_of_integers_are_exact(shape: tuple[int, int, int], largest: bool) -> None:
+    """Also of the largest ones, of which two do not fit into the 16 bits that older processors add them in."""
     m, k, n = shape
     a, b = (torch.randint(-127, 128, (rows, k)).to(torch.int8) for rows in (m, n))
-    expected = a.int() @ b.int().t()
-    assert torch.equal(integer_product(a, b), expected)
-    assert torch.equal(tiled_integer_product(a, b), expected)
+    if largest:
+        a, b = (127 * numbers.sign() for numbers in (a, b))
+        a[0], b[:2] = 127, torch.tensor([[127], [-127]])
+    expected = (a.long() @ b.long().t()).int()
+    for product in (integer_product, widened_integer_product):
+        assert torch.equal(product(a, b), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(product(a, b), expected)
+    if has_exact_kernel():  # the same kernel as on a GPU, which has no such limit
+        assert torch.equal(tiled_integer_product(a, b), expected)
 
 
 def test_each_token_has_a_scale_of_its_own() -> None:
@@ -258,3 +275,23 @@ def test_a_quantized_model_is_not_trained() -> None:
     with pytest.raises(UserError, match="a quantized model cannot be trained"):
         model.train()
     assert not model(random_tokens(model.config, 1, 4)).requires_grad
+
+
+OLDER_PROCESSOR = """
+import torch
+from lit_llm.model.quantized_products import integer_product
+
+compiled = torch.compile(integer_product, fullgraph=True)
+a, b = (torch.randint(-127, 128, (rows, 96), dtype=torch.int8) for rows in (9, 20))
+a[0], b[0] = 127, 127
+for product in (compiled, integer_product):
+    assert torch.equal(product(a, b), a.int() @ b.int().t())
+"""
+
+
+@pytest.mark.slow
+def test_products_of_integers_are_exact_on_an_older_processor() -> None:
+    """Compiled first, so that the compiler is what asks whether the kernel is exact."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", OLDER_PROCESSOR], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr

@@ -51,6 +51,20 @@ def test_muon_keeps_one_number_for_each_hidden_weight() -> None:
     assert adamw.optimizer - muon.optimizer == 4 * hidden
 
 
+def test_memory_of_newton_schulz_depends_on_its_arithmetic() -> None:
+    """Peaks of the step of a model whose activations are nothing beside it: a stack and three of its size."""
+
+    def temporary(device: Any, dtype: Any = "auto") -> int:
+        config = recipe(optimizer={"name": "muon", "muon_ns_dtype": dtype})
+        config = replace(config, data=replace(config.data, sequence_length=1))
+        return device_memory(config, replace(ONE, rows=1, accumulation=1), "full", device).temporary
+
+    hidden = 4 * (4 * 64 * 64 + 3 * 64 * 160)
+    assert temporary("accelerator", "float32") - temporary("accelerator") == 3 * 2 * hidden
+    assert temporary("accelerator", "bfloat16") == temporary("accelerator")
+    assert temporary("cpu") == temporary("accelerator", "float32")
+
+
 def test_ddp_keeps_the_memory_of_its_gradients() -> None:
     config = recipe()
     one, ddp = device_memory(config, ONE, "none"), device_memory(config, DDP, "none")
