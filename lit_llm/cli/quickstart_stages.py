@@ -27,6 +27,7 @@ from lit_llm.config import (
     ScheduleConfig,
     SFTConfig,
     TrainerConfig,
+    UserError,
     from_plain,
 )
 
@@ -241,9 +242,20 @@ def resume_stage(config: QuickstartConfig, stage: str) -> None:
 
 
 def saved_run(folder: Path, kind: type[Run]) -> Run:
-    """The run of a folder, to go on with."""
-    plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return replace(from_plain(kind, plain), ckpt_path="last")
+    """The run of a folder, to go on with.
+
+    Raises:
+        UserError: its config.yaml is not that of such a run.
+    """
+    path = folder / "config.yaml"
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return replace(from_plain(kind, plain), ckpt_path="last")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"{path} is not the configuration of a run ({reason}); --overwrite true starts again"
+        ) from error
 
 
 def _time_steps(stage: str, run: Any) -> tuple[float, float]:

@@ -14,12 +14,13 @@ import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from lit_llm.config import UserError
 
@@ -68,8 +69,25 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, read from its first byte to its last; None for a whole one."""
     try:
         return _folder_damage(path) if path.is_dir() else _file_damage(path)
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return str(error).partition("\n")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def readable_checkpoint(path: Path) -> Iterator[None]:
+    """Says in one line that a checkpoint cannot be read; torch and pickle have no base of their errors.
+
+    Raises:
+        UserError: instead of any other error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, CheckpointException) as error:  # the second is no Exception, and hides what went wrong
+        causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+        reason = str(causes[0]).partition("\n")[0][:120] or type(causes[0]).__name__
+        raise UserError(f"{path} is not a whole checkpoint ({reason})") from error
 
 
 def _file_damage(path: Path) -> str | None:

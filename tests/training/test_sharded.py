@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import resource
 import shutil
 from pathlib import Path
@@ -241,20 +240,3 @@ def test_a_rank_that_cannot_write_stops_all_and_spoils_nothing(
     run_ranks(train_all, 2, tmp_path, [(tiny(make_run, "run", trainer, MUON, ckpt_path="last"), None)])
     assert list(checkpoints(config)) == [STEPS]
     assert list(leftover.parent.iterdir()) == [checkpoints(config)[STEPS]]
-
-
-def test_nothing_in_the_index_of_a_sharded_checkpoint_is_executed(make_run: MakeRun, tmp_path: Path) -> None:
-    config = tiny(make_run, "run", SHARDED, TIED)
-    run_ranks(train_all, 2, tmp_path, [(config, None)])
-
-    class Evil:
-        def __reduce__(self) -> tuple[Any, ...]:
-            return (Path.touch, (tmp_path / "executed",))
-
-    (written(config) / ".metadata").write_bytes(pickle.dumps(Evil()))
-    with pytest.raises(UserError, match=r"not a whole checkpoint \(the index of the checkpoint asks for"):
-        read_checkpoint(written(config))
-    assert not (tmp_path / "executed").exists()
-    assert damage(written(config)) is not None
-    with pytest.raises(pickle.UnpicklingError):
-        read_whole(written(config))
