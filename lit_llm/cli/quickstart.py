@@ -110,6 +110,8 @@ def _stages_to_run(config: QuickstartConfig) -> list[str]:
                 f"stage {stage} starts from the model of stage {needed}, which is not in "
                 f"{stage_folder(config, needed)}; add it: --stages {','.join(_with_needed(stages))}"
             )
+    if config.ckpt_path == "last" and not config.folder.exists():
+        raise UserError(f"there is nothing to resume: there is no {config.folder}; leave ckpt_path out")
     if config.ckpt_path is None:
         begun = [stage for stage in unfinished or stages if _is_begun(config, stage)]
         if begun:
@@ -165,7 +167,6 @@ def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
         run_name=config.run_name,
         output_root=config.output_root,
         seed=config.seed,
-        ckpt_path=config.ckpt_path,
         model=model,
         data=DataConfig(paths=[str(config.folder / "shards")], sequence_length=SEQUENCE_LENGTH, batch_size=BATCH_SIZE),
         optimizer=OptimizerConfig(

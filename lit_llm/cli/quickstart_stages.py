@@ -250,7 +250,7 @@ def saved_run(folder: Path, kind: type[Run]) -> Run:
     path = folder / "config.yaml"
     try:
         plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return replace(from_plain(kind, plain), ckpt_path="last")
+        return replace(from_plain(kind, plain), ckpt_path="last_or_begin")
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:150]
         raise UserError(

@@ -10,7 +10,7 @@ from lit_llm.config.generation import GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
-from lit_llm.config.plain import from_plain, to_plain
+from lit_llm.config.plain import flatten, from_plain, to_plain
 from lit_llm.config.plan import PlanConfig
 from lit_llm.config.post_training import (
     ConversationDataConfig,
@@ -25,11 +25,12 @@ from lit_llm.config.post_training import (
 )
 from lit_llm.config.presets import PRESETS, preset, preset_fields
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
-from lit_llm.config.run import PretrainConfig, RunConfig, SampleConfig
+from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.serving import ServeConfig
 from lit_llm.config.trainer import TrainerConfig
 
 __all__ = [
+    "CONFIG_KEY",
     "PRESETS",
     "STAGES",
     "BatchConfig",
@@ -66,6 +67,7 @@ __all__ = [
     "TokenizerTrainingConfig",
     "TrainerConfig",
     "UserError",
+    "flatten",
     "from_plain",
     "preset",
     "preset_fields",

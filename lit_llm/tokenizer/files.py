@@ -1,9 +1,7 @@
-"""The files of a tokenizer folder: read with one readable error, replaced whole."""
+"""The files of a tokenizer folder: read with one readable error."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import tokenizers
@@ -35,18 +33,3 @@ def parse_tokenizer(text: str, path: Path) -> tokenizers.Tokenizer:
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the only type that tokenizers raises
         raise UserError(f"{path}: not a tokenizer ({' '.join(str(error).split())}); write the folder again") from None
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a reader finds the old or the new one, never half of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -16,10 +16,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from lit_llm.config import UserError
+from lit_llm.config.files import replace_file
 from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
-from lit_llm.tokenizer.files import parse_tokenizer, read_text, replace_file
+from lit_llm.tokenizer.files import parse_tokenizer, read_text
 from lit_llm.tokenizer.kinds import SPACE, Kind, kind_of, puts_space_first
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")

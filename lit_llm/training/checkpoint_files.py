@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import sys
@@ -23,6 +22,7 @@ import torch
 from torch.distributed.checkpoint import CheckpointException
 
 from lit_llm.config import UserError
+from lit_llm.config.files import sync_folder, whole_file
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step_(\d+)\.ckpt")
@@ -122,11 +122,6 @@ def checksum(path: Path) -> dict[str, int]:
     return {"bytes": size, "crc32": crc}
 
 
-def partial_of(target: Path) -> Path:
-    """Where `target` is written before it is whole."""
-    return target.with_name(f".{target.name}.partial")
-
-
 def write_file(target: Path, write: Callable[[Any], None]) -> None:
     """Write a file beside its final name and rename it when it is whole and on the disk.
 
@@ -138,17 +133,8 @@ def write_file(target: Path, write: Callable[[Any], None]) -> None:
         OSError, RuntimeError: the write failed; what was at `target` before is still there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(target)
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        put_in_place(partial, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    with whole_file(target, rename=put_in_place) as partial, partial.open("wb") as file:
+        write(file)
 
 
 def write_manifest(folder: Path, files: dict[str, dict[str, int]]) -> None:
@@ -170,17 +156,6 @@ def put_in_place(partial: Path, target: Path) -> None:
     else:
         partial.replace(target)
     sync_folder(target.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

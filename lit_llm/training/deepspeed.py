@@ -8,7 +8,8 @@ from typing import Any
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
-from lit_llm.training.checkpoint_files import checksum, partial_of, put_in_place, remove, write_manifest
+from lit_llm.config.files import partial_of
+from lit_llm.training.checkpoint_files import checksum, put_in_place, remove, write_manifest
 from lit_llm.training.sharded import full_weights
 from lit_llm.training.unpickling import check_deepspeed_folder
 

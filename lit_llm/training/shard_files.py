@@ -26,14 +26,13 @@ from torch.distributed.checkpoint import (
 from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
 
 from lit_llm.config import UserError
+from lit_llm.config.files import partial_of, sync_folder
 from lit_llm.model.parallel import local_part
 from lit_llm.training.checkpoint_files import (
     checksum,
-    partial_of,
     put_in_place,
     readable_checkpoint,
     remove,
-    sync_folder,
     write_failure,
     write_file,
     write_manifest,

@@ -28,7 +28,7 @@ def test_a_used_run_folder(make_run: MakeRun) -> None:
     finished = make_run("finished", trainer={"max_steps": 2})
     pretrain(finished)
     before = contents(finished.folder)
-    ways = ("--ckpt_path last", "--overwrite true", "--run_name")
+    ways = ("--overwrite true", "--run_name", "--ckpt_path last")
     refused(lambda: pretrain(make_run("finished")), "already holds a finished run at step 2", *ways)
     half = make_run("half")
     with pytest.raises(ZeroDivisionError):
@@ -37,7 +37,8 @@ def test_a_used_run_folder(make_run: MakeRun) -> None:
     empty = make_run("empty")
     with pytest.raises(ZeroDivisionError):
         pretrain(empty, callbacks=[At(1, divide)])
-    refused(lambda: pretrain(make_run("empty")), "already holds a half-finished run without a checkpoint", *ways)
+    again = "--ckpt_path last_or_begin begins it again"
+    refused(lambda: pretrain(make_run("empty")), "a half-finished run without a checkpoint", again, *ways)
     assert contents(finished.folder) == before
 
 
@@ -56,10 +57,25 @@ def test_overwrite_replaces_the_run_and_nothing_else(make_run: MakeRun) -> None:
     assert saved["trainer"]["max_steps"] == 3 and saved["overwrite"] is False
 
 
-def test_last_without_a_run_starts_one(make_run: MakeRun) -> None:
+def test_last_without_a_checkpoint(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script that restarts a run says "last, or begin"; a typing error in run_name is an error."""
     config = make_run(ckpt_path="last", trainer={"max_steps": 2})
+    refused(lambda: pretrain(config), "there is nothing to resume", "checkpoint", "--ckpt_path last_or_begin")
+    assert not config.folder.exists()
+    config.ckpt_path = "last_or_begin"
+    with pytest.raises(ZeroDivisionError):
+        pretrain(config, callbacks=[At(1, divide)])
+    config.ckpt_path = "last"
+    refused(lambda: pretrain(config), "there is nothing to resume", "--ckpt_path last_or_begin")
+    config.ckpt_path = "last_or_begin"
+    capsys.readouterr()
     pretrain(config)
     assert final_state(config)["global_step"] == 2
+    assert f"starting {config.folder}\n" in capsys.readouterr().err
+    longer = make_run(ckpt_path="last_or_begin", trainer={"max_steps": 3}, resume_changed=True)
+    pretrain(longer)
+    newest = config.folder / "checkpoints" / "step_00000002.ckpt"
+    assert f"resumed at step 2 from {newest}\n" in capsys.readouterr().err
 
 
 # checkpoints
