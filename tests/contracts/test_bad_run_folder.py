@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,6 +77,24 @@ def test_last_without_a_checkpoint(make_run: MakeRun, capsys: pytest.CaptureFixt
     pretrain(longer)
     newest = config.folder / "checkpoints" / "step_00000002.ckpt"
     assert f"resumed at step 2 from {newest}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"ckpt_path": "last"}, {"ckpt_path": "last_or_begin"}, {}])
+def test_two_runs_in_one_folder(options: dict[str, Any], make_run: MakeRun) -> None:
+    few = {"max_steps": 2, "val_every_n_steps": None, "save_every_n_steps": 1}
+    straight, config = make_run("straight", trainer=few), make_run(trainer=few)
+    pretrain(straight)
+    messages = []
+
+    def start_another(module: L.LightningModule) -> None:
+        before = contents(config.folder)
+        messages.append(refused(lambda: pretrain(make_run(**options)), f"{config.folder} is in use by process"))
+        assert contents(config.folder) == before
+
+    pretrain(config, callbacks=[At(2, start_another)])
+    assert str(os.getpid()) in messages[0] and "another --run_name" in messages[0]
+    assert_identical(final_state(config)["state_dict"], final_state(straight)["state_dict"])
+    assert not (config.folder / ".lock").exists()
 
 
 # checkpoints
