@@ -41,9 +41,11 @@ def whole_file(
             os.fsync(file.fileno())
         rename(partial, target)
         sync_folder(target.parent)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(target)  # a full disk does not say where
         raise
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from lit_llm.config import RunConfig, TrainerConfig, UserError
@@ -22,6 +21,7 @@ from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint import CheckpointPolicy
 from lit_llm.training.checkpoint_files import step_of
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO
+from lit_llm.training.curves import Curves
 from lit_llm.training.failures import readable_failures, set_distributed_defaults
 from lit_llm.training.guards import StepGuard
 from lit_llm.training.interrupt import GracefulStop
@@ -197,7 +197,7 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge_step),
+        logger=Curves(folder, name="", version="tensorboard", purge_step=purge_step),
         plugins=[AtomicCheckpointIO(background=config.async_checkpoints), *cluster_environment()],
         callbacks=callbacks,
     )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import resource
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import MakeRun
-from run_files import assert_identical
+from run_files import all_curves, assert_identical, checkpoints, largest_file
 from test_bad_input import contents, refused
 from test_resume import final_state
 
@@ -174,16 +174,6 @@ def test_a_checkpoint_of_other_data(make_run: MakeRun) -> None:
     )
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[Callable[[], None]]:
-    """Gives a function after which no file grows beyond `size` bytes, as on a full disk, and takes that back."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_while_a_checkpoint_is_written(make_run: MakeRun) -> None:
     straight = make_run("straight")
     pretrain(straight)
@@ -197,6 +187,48 @@ def test_a_full_disk_while_a_checkpoint_is_written(make_run: MakeRun) -> None:
     resumed = make_run("full", ckpt_path="last")
     pretrain(resumed)
     assert_identical(final_state(resumed)["state_dict"], final_state(straight)["state_dict"])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB for the curves of the run "run"."""
+    folder = tmp_path / "run" / "tensorboard"
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_run_on_a_full_disk_reaches_its_checkpoints(
+    small_disk: Path, make_run: MakeRun, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # the file grows to the end of its page before it meets the full disk
+    trainer = {"max_steps": 16, "save_every_n_steps": 4, "val_every_n_steps": None}
+    straight, config = make_run("straight", trainer=trainer), make_run("run", trainer=trainer)
+    pretrain(straight)
+
+    def fill() -> None:
+        with pytest.raises(OSError, match="No space left"), (small_disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+
+    capfd.readouterr()
+    pretrain(config, callbacks=[At(3, lambda module: fill())])
+    errors = capfd.readouterr().err
+    assert errors.count("warning") == 1 and "No space left on device; the run goes on without them" in errors
+    assert "Traceback" not in errors
+    assert list(checkpoints(config)) == list(checkpoints(straight))
+    assert_identical(final_state(config)["state_dict"], final_state(straight)["state_dict"])
+    assert (config.folder / "model" / "model.safetensors").exists()
+    # what was written before is there, and a run that goes on writes again
+    (small_disk / "filler").unlink()
+    assert [step for step, _ in all_curves(config)["train/loss"]][:2] == [1, 2]
+    pretrain(make_run("run", trainer=trainer, ckpt_path=str(checkpoints(config)[12])))
+    assert {13, 14, 15, 16} <= {step for step, _ in all_curves(config)["train/loss"]}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
