@@ -10,7 +10,7 @@ from lit_llm.config.generation import GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
-from lit_llm.config.plain import flatten, from_plain, to_plain
+from lit_llm.config.plain import check_finite, flatten, from_plain, to_plain
 from lit_llm.config.plan import PlanConfig
 from lit_llm.config.post_training import (
     ConversationDataConfig,
@@ -67,6 +67,7 @@ __all__ = [
     "TokenizerTrainingConfig",
     "TrainerConfig",
     "UserError",
+    "check_finite",
     "flatten",
     "from_plain",
     "preset",

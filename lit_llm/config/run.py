@@ -10,6 +10,7 @@ from lit_llm.config.errors import UserError
 from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.model import ModelConfig
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
+from lit_llm.config.plain import check_finite
 from lit_llm.config.trainer import TrainerConfig
 
 CONFIG_KEY = "lit_llm_config"
@@ -69,6 +70,7 @@ class RunConfig:
             raise UserError("ckpt_path resumes a run and overwrite deletes it; give one of the two")
         if self.resume_changed and (self.ckpt_path is None or self.replay is not None):
             raise UserError("resume_changed has no effect on a run that is not resumed; give ckpt_path, too")
+        check_finite(self)
         self._check_strategy()
         self.check_warmup()
 

@@ -24,7 +24,8 @@ from pathlib import Path
 from lit_llm.config.lock import locked
 with locked(Path(sys.argv[1]), "wait"):
     child = os.fork()
-    print(child, flush=True)
+    if child:
+        print(child, flush=True)
     time.sleep(60)
 """
 
@@ -63,6 +64,7 @@ def test_a_killed_process_leaves_the_folder_free(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     child = int(process.stdout.readline())
+    assert child > 1
     try:
         assert f"process {process.pid} on" in refusal(tmp_path)
         process.send_signal(signal.SIGKILL)
