@@ -72,3 +72,13 @@ def test_generation() -> None:
         ratio = speeds["fp32 ours"] / speeds["fp32 transformers"]
         assert figures["ratio"][key] == {"ours fp32 / transformers fp32": pytest.approx(ratio, rel=0.02)}
         assert figures["same_ids"][key] == {"fp32 ours": 1.0}
+
+
+@pytest.mark.slow
+def test_durability() -> None:
+    figures = last_line("durability")
+    assert_reported(figures, "equal_bytes", "killed_after_steps", "resident_growth_mib")
+    assert figures["equal_bytes"] is True and len(figures["killed_after_steps"]) == figures["kills"] == 2
+    assert figures["flips_noticed"] + figures["flips_of_no_effect"] == figures["flips"] == 20
+    assert figures["flips_noticed"] >= 15
+    assert figures["resident_growth_mib"] < 100
