@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -38,6 +39,7 @@ from lit_llm.config import (
     UserError,
     preset,
 )
+from lit_llm.config.files import replace_file
 
 if TYPE_CHECKING:
     from lit_llm.tokenizer import Tokenizer
@@ -59,6 +61,7 @@ def quickstart(config: QuickstartConfig) -> None:
     if config.overwrite:
         _delete(config)
     stages = _stages_to_run(config)
+    _check_text(config)
     _prepare(config)
     for number, stage in enumerate(stages):
         later = [_SHARES[each] for each in stages[number + 1 :]]
@@ -81,7 +84,7 @@ def _run(config: QuickstartConfig, stage: str, left: float) -> None:
     begun = config.ckpt_path is not None and _is_begun(config, stage)
     if stage == "pretrain":
         if begun:
-            run = saved_run(config.folder, PretrainConfig)
+            run = saved_run(config.folder, PretrainConfig, config.seed)
         else:
             began = time.monotonic()
             run = pretraining(config, _FEWEST_STEPS)
@@ -143,6 +146,27 @@ def _delete(config: QuickstartConfig) -> None:
     for stage in STAGES[1:]:
         if stage in stages or "sft" in stages:
             shutil.rmtree(stage_folder(config, stage), ignore_errors=True)
+
+
+def _check_text(config: QuickstartConfig) -> None:
+    """Refuse to go on with the tokenizer and the shards of another text, which are there already.
+
+    Raises:
+        UserError: the folder was begun with other options of them.
+    """
+    path = config.folder / "quickstart.json"
+    ours = {name: getattr(config, name) for name in ("corpus", "text_field", "vocab_size")}
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(ours) + "\n")
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    changed = [f"{name} {theirs.get(name)} (now: {value})" for name, value in ours.items() if theirs.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{config.folder} was begun with {', '.join(changed)}: put it back, --overwrite true starts again with "
+            "pretraining, --run_name NAME starts another"
+        )
 
 
 def _prepare(config: QuickstartConfig) -> None:

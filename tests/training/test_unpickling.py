@@ -228,7 +228,7 @@ def in_an_adapter(folder: Path, evil: Evil) -> None:
 
 def in_the_record_of_a_run(folder: Path, evil: Evil) -> None:
     (folder / "config.yaml").write_text(f"seed: !!python/object/apply:os.system ['touch {evil.mark}']\n")
-    saved_run(folder, PretrainConfig)
+    saved_run(folder, PretrainConfig, 1337)
 
 
 def in_a_recipe(folder: Path, evil: Evil) -> None:
