@@ -16,7 +16,7 @@ def partial_of(target: Path) -> Path:
 
 @contextlib.contextmanager
 def whole_file(
-    target: Path, *, shared: bool = False, rename: Callable[[Path, Path], Any] = os.replace
+    target: Path, *, shared: bool = False, rename: Callable[[Path, Path], Any] | None = None
 ) -> Iterator[Path]:
     """Gives the path to write to. When the block has ended, what is there is on the disk and has the name `target`.
 
@@ -25,7 +25,7 @@ def whole_file(
     Args:
         target: the final name, in a folder that exists.
         shared: several processes may write it at once, and the last one to end wins.
-        rename: gives the whole file its name.
+        rename: gives the whole file its name; None: `Path.replace`.
 
     Raises:
         OSError: it cannot be written. Then, and after any other error, what was at `target` before is still there.
@@ -39,7 +39,7 @@ def whole_file(
         partial.chmod(mode)
         with partial.open("rb") as file:
             os.fsync(file.fileno())
-        rename(partial, target)
+        (rename or Path.replace)(partial, target)
         sync_folder(target.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
