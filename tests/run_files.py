@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +64,13 @@ def assert_identical(one: Any, other: Any, where: str = "") -> None:
             assert_identical(left, right, f"{where}/{number}")
     else:
         assert one == other, where
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[Callable[[], None]]:
+    """Gives a function after which no file grows beyond `size` bytes, as on a full disk, and takes that back."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -92,3 +92,13 @@ def test_serving_load() -> None:
     assert figures["same_texts"] == figures["requests"] == 12
     assert all(speed > 0 for speed in figures["tokens_per_second"].values())
     assert (figures["status"], figures["status_of_text"], figures["status_of_schema"]) == (0, 200, 503)
+
+
+@pytest.mark.slow
+def test_durability() -> None:
+    figures = last_line("durability")
+    assert_reported(figures, "equal_bytes", "killed_after_steps", "resident_growth_mib")
+    assert figures["equal_bytes"] is True and len(figures["killed_after_steps"]) == figures["kills"] == 2
+    assert figures["flips_noticed"] + figures["flips_of_no_effect"] == figures["flips"] == 20
+    assert figures["flips_noticed"] >= 15
+    assert figures["resident_growth_mib"] < 100

@@ -17,4 +17,4 @@ exec "$python" -m torch.distributed.run \
     --nnodes "$nodes" --nproc-per-node "$ranks" --max-restarts "${RESTARTS:-3}" \
     --rdzv-backend c10d --rdzv-endpoint "${RENDEZVOUS:-localhost:0}" \
     "${SCRIPT:-experiments/pretrain.py}" "$@" \
-    --ckpt_path last --trainer.devices "$ranks" --trainer.num_nodes "$nodes"
+    --ckpt_path last_or_begin --trainer.devices "$ranks" --trainer.num_nodes "$nodes"

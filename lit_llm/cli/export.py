@@ -205,9 +205,8 @@ def _base_folder(trained: _Trained) -> Path:
 
 
 def _read_checkpoint(path: Path) -> _Trained:
-    from lit_llm.config import from_plain
+    from lit_llm.config import CONFIG_KEY, from_plain
     from lit_llm.interop import starting_adapter
-    from lit_llm.modules.base import CONFIG_KEY
     from lit_llm.training.checkpoint_io import read_checkpoint
 
     checkpoint = read_checkpoint(path, keys=("state_dict",), mmap=True)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from lit_llm.config import PRESETS, ModelConfig, UserError, preset_fields
+from lit_llm.config import PRESETS, ModelConfig, UserError, check_finite, preset_fields
 
 T = TypeVar("T")
 
@@ -72,7 +72,9 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
         values.pop("model.preset", None)
         values.pop("config", None)
         _check_groups(kind, values)
-        return kind(**vars(parser.instantiate(values)))
+        config = kind(**vars(parser.instantiate(values)))
+        check_finite(config)
+        return config
     except UserError:
         raise
     except (argparse.ArgumentError, ValueError, TypeError) as error:

@@ -120,7 +120,7 @@ def build_ppo(config: PPOConfig) -> Built:
 def _run(config: Any, build: Callable[[Any], Built], callbacks: Sequence[Callback]) -> RunResult | None:
     from lit_llm.evaluation.report import write_report
     from lit_llm.training.run import fit
-    from lit_llm.training.run_folder import is_first_process, open_run_folder
+    from lit_llm.training.run_folder import is_first_process, run_folder
 
     if config.replay is not None:
         from lit_llm.training.replay import recorded_run, replay_step
@@ -129,13 +129,13 @@ def _run(config: Any, build: Callable[[Any], Built], callbacks: Sequence[Callbac
         replay_step(record, config, *build(config))
         return None
     module, data, tokenizer = build(config)
-    open_run_folder(config)
-    if is_first_process():
-        _show_data(data, tokenizer)
-    result = fit(config, module, data, tokenizer, callbacks, _sample_prompts(config, data, tokenizer))
-    if is_first_process():
-        write_report(config, result, [("Data", "\n".join(f"- {line}" for line in data.statistics_lines()))])
-        print_result(result)
+    with run_folder(config):
+        if is_first_process():
+            _show_data(data, tokenizer)
+        result = fit(config, module, data, tokenizer, callbacks, _sample_prompts(config, data, tokenizer))
+        if is_first_process():
+            write_report(config, result, [("Data", "\n".join(f"- {line}" for line in data.statistics_lines()))])
+            print_result(result)
     return result
 
 

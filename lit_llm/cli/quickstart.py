@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -38,6 +39,7 @@ from lit_llm.config import (
     UserError,
     preset,
 )
+from lit_llm.config.files import replace_file
 
 if TYPE_CHECKING:
     from lit_llm.tokenizer import Tokenizer
@@ -59,6 +61,7 @@ def quickstart(config: QuickstartConfig) -> None:
     if config.overwrite:
         _delete(config)
     stages = _stages_to_run(config)
+    _check_text(config)
     _prepare(config)
     for number, stage in enumerate(stages):
         later = [_SHARES[each] for each in stages[number + 1 :]]
@@ -81,7 +84,7 @@ def _run(config: QuickstartConfig, stage: str, left: float) -> None:
     begun = config.ckpt_path is not None and _is_begun(config, stage)
     if stage == "pretrain":
         if begun:
-            run = saved_run(config.folder, PretrainConfig)
+            run = saved_run(config.folder, PretrainConfig, config.seed)
         else:
             began = time.monotonic()
             run = pretraining(config, _FEWEST_STEPS)
@@ -110,6 +113,8 @@ def _stages_to_run(config: QuickstartConfig) -> list[str]:
                 f"stage {stage} starts from the model of stage {needed}, which is not in "
                 f"{stage_folder(config, needed)}; add it: --stages {','.join(_with_needed(stages))}"
             )
+    if config.ckpt_path == "last" and not config.folder.exists():
+        raise UserError(f"there is nothing to resume: there is no {config.folder}; leave ckpt_path out")
     if config.ckpt_path is None:
         begun = [stage for stage in unfinished or stages if _is_begun(config, stage)]
         if begun:
@@ -143,6 +148,27 @@ def _delete(config: QuickstartConfig) -> None:
             shutil.rmtree(stage_folder(config, stage), ignore_errors=True)
 
 
+def _check_text(config: QuickstartConfig) -> None:
+    """Refuse to go on with the tokenizer and the shards of another text, which are there already.
+
+    Raises:
+        UserError: the folder was begun with other options of them.
+    """
+    path = config.folder / "quickstart.json"
+    ours = {name: getattr(config, name) for name in ("corpus", "text_field", "vocab_size")}
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(ours) + "\n")
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    changed = [f"{name} {theirs.get(name)} (now: {value})" for name, value in ours.items() if theirs.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{config.folder} was begun with {', '.join(changed)}: put it back, --overwrite true starts again with "
+            "pretraining, --run_name NAME starts another"
+        )
+
+
 def _prepare(config: QuickstartConfig) -> None:
     path = Path(config.corpus)
     one_text = path.is_file() and path.name.removesuffix(".gz").endswith(".txt")
@@ -165,7 +191,6 @@ def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
         run_name=config.run_name,
         output_root=config.output_root,
         seed=config.seed,
-        ckpt_path=config.ckpt_path,
         model=model,
         data=DataConfig(paths=[str(config.folder / "shards")], sequence_length=SEQUENCE_LENGTH, batch_size=BATCH_SIZE),
         optimizer=OptimizerConfig(

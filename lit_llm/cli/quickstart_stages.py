@@ -27,6 +27,7 @@ from lit_llm.config import (
     ScheduleConfig,
     SFTConfig,
     TrainerConfig,
+    UserError,
     derived_seed,
     from_plain,
 )
@@ -238,13 +239,30 @@ def resume_stage(config: QuickstartConfig, stage: str) -> None:
     """Go on with one of the stages after pretraining from its last checkpoint, as it was begun."""
     from lit_llm.cli import post_training
 
-    getattr(post_training, stage)(saved_run(stage_folder(config, stage), type(RUNS[stage](config, FEWEST_STEPS))))
+    getattr(post_training, stage)(
+        saved_run(stage_folder(config, stage), type(RUNS[stage](config, FEWEST_STEPS)), config.seed)
+    )
 
 
-def saved_run(folder: Path, kind: type[Run]) -> Run:
-    """The run of a folder, to go on with."""
-    plain = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return replace(from_plain(kind, plain), ckpt_path="last")
+def saved_run(folder: Path, kind: type[Run], seed: int) -> Run:
+    """The run of a folder, to go on with.
+
+    Raises:
+        UserError: its config.yaml is not that of such a run with this seed.
+    """
+    path = folder / "config.yaml"
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+        run = replace(from_plain(kind, plain), ckpt_path="last_or_begin")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise UserError(
+            f"{path} is not the configuration of a run ({reason}); --overwrite true starts again"
+        ) from error
+    if run.seed != seed:
+        raise UserError(f"{folder} was begun with seed {run.seed} (now: {seed}); put it back, or --overwrite true")
+    print(f"{folder} goes on with the {run.trainer.max_steps} steps that it was begun with")
+    return run
 
 
 def _time_steps(stage: str, run: Any) -> tuple[float, float]:

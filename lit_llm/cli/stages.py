@@ -65,7 +65,7 @@ def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunR
     """
     from lit_llm.evaluation.report import write_report
     from lit_llm.training.run import fit
-    from lit_llm.training.run_folder import is_first_process, open_run_folder
+    from lit_llm.training.run_folder import is_first_process, run_folder
 
     if config.replay is not None:
         from lit_llm.training.replay import recorded_run, replay_step
@@ -74,11 +74,11 @@ def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunR
         replay_step(record, config, *build_pretraining(config))
         return None
     module, data, tokenizer = build_pretraining(config)
-    open_run_folder(config)
-    result = fit(config, module, data, tokenizer, callbacks)
-    if is_first_process():
-        write_report(config, result)
-        print_result(result)
+    with run_folder(config):
+        result = fit(config, module, data, tokenizer, callbacks)
+        if is_first_process():
+            write_report(config, result)
+            print_result(result)
     return result
 
 

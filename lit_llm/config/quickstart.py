@@ -33,7 +33,8 @@ class QuickstartConfig:
     seed: int = 1337
     """Seed of the weights, of the order of the data and of what is drawn."""
     ckpt_path: str | None = None
-    """Resume: "last" goes on with the stage that was interrupted, from its newest whole checkpoint."""
+    """Resume: "last" goes on with the stage that was interrupted, from its newest whole checkpoint; "last_or_begin"
+    begins where there is no run yet."""
     overwrite: bool = False
     """Delete what earlier runs left of these stages, and of those that build on them, and start again."""
 
@@ -44,8 +45,10 @@ class QuickstartConfig:
             raise UserError(
                 f"vocab_size is {self.vocab_size}; byte-level BPE needs at least 260 (256 bytes, 4 specials)"
             )
-        if self.ckpt_path not in (None, "last"):
-            raise UserError(f"ckpt_path is {self.ckpt_path}; the quickstart resumes its own run alone: last")
+        if self.ckpt_path not in (None, "last", "last_or_begin"):
+            raise UserError(
+                f"ckpt_path is {self.ckpt_path}; the quickstart resumes its own run alone: last, or last_or_begin"
+            )
         if self.ckpt_path is not None and self.overwrite:
             raise UserError("ckpt_path resumes a run and overwrite deletes it; give one of the two")
         self.stages = self._chosen_stages()

@@ -10,7 +10,11 @@ from lit_llm.config.errors import UserError
 from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.model import ModelConfig
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
+from lit_llm.config.plain import check_finite
 from lit_llm.config.trainer import TrainerConfig
+
+CONFIG_KEY = "lit_llm_config"
+"""What a checkpoint holds its run's configuration under, as a plain dict."""
 
 
 @dataclass
@@ -34,7 +38,11 @@ class RunConfig:
     seed: int = 1337
     """Seed of the weights, the order of the data and dropout."""
     ckpt_path: str | None = None
-    """Resume: "last" for the newest whole checkpoint of this run, or a path to one."""
+    """Resume: "last" for the newest whole checkpoint of this run, or a path to one. "last_or_begin", for scripts that
+    start a run again, begins where there is none yet."""
+    resume_changed: bool = False
+    """Go on although settings that change what is learned (data, batch, optimizer, schedule, model) are not those that
+    the checkpoint was made with. Each is named; the earlier configuration is kept as config.1.yaml and so on."""
     overwrite: bool = False
     """Delete what an earlier run of this name left, and start again."""
     replay: str | None = None
@@ -60,6 +68,9 @@ class RunConfig:
             raise UserError(f"run_name is {self.run_name!r}; it must name a folder inside output_root")
         if self.ckpt_path is not None and self.overwrite:
             raise UserError("ckpt_path resumes a run and overwrite deletes it; give one of the two")
+        if self.resume_changed and (self.ckpt_path is None or self.replay is not None):
+            raise UserError("resume_changed has no effect on a run that is not resumed; give ckpt_path, too")
+        check_finite(self)
         self._check_strategy()
         self.check_warmup()
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from random import Random
 
 from lit_llm.config import UserError
+from lit_llm.config.files import replace_file
 from lit_llm.data.corpus import Corpus
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat, Message
@@ -315,6 +316,4 @@ def preference_row(request: str, chosen: str, rejected: str, **fields: object) -
 def write_rows(path: Path, rows: Sequence[dict[str, object]]) -> None:
     """Write a .jsonl file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    unfinished.replace(path)
+    replace_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -21,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from lit_llm.config import UserError, from_plain, to_plain
+from lit_llm.config.files import replace_file
 from lit_llm.data.manifest_checks import what_is_wrong
 
 if TYPE_CHECKING:
@@ -148,15 +149,9 @@ def write_json(path: Path, values: dict[str, Any]) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(values, file, indent=1, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(path, json.dumps(values, indent=1, ensure_ascii=False))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 

@@ -9,6 +9,7 @@ import lightning
 import torch
 
 from lit_llm.config import RunConfig
+from lit_llm.config.files import replace_file
 from lit_llm.evaluation.tables import markdown_table
 from lit_llm.planning import count_parameters
 from lit_llm.training.run import RunResult
@@ -46,4 +47,4 @@ def write_report(config: RunConfig, result: RunResult, sections: Sequence[tuple[
     if result.samples:
         parts.append("## Samples")
         parts += ["\n".join("    " + line for line in text.splitlines()) for text in result.samples]
-    (config.folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    replace_file(config.folder / "report.md", "\n\n".join(parts) + "\n")

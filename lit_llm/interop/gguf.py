@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError
+from lit_llm.config.files import whole_file
 from lit_llm.interop.configuration import family_of
 from lit_llm.interop.families import QWEN2_PATTERN
 from lit_llm.model.position import rotary_frequencies
@@ -75,30 +75,25 @@ def save_gguf(
         raise UserError("writing GGUF needs the package gguf: pip install gguf") from None
     _check(config, tokenizer)
     tensors = _tensors(config, weights)
-    partial = path.with_name(f".{path.name}.partial")
+    types = {name: _type_of(tensor, kind) for name, tensor in tensors.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(partial, "llama")
-        _describe_model(writer, config, kind)
-        _describe_tokenizer(writer, config, tokenizer, stop_ids)
-        types = {name: _type_of(tensor, kind) for name, tensor in tensors.items()}
-        for name, tensor in tensors.items():
-            shape, size = _stored_shape(tensor, types[name])
-            dtype = torch.empty(0, dtype=torch.uint8).numpy().dtype
-            writer.add_tensor_info(name, shape, dtype, size, getattr(gguf.GGMLQuantizationType, types[name]))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for name, tensor in tensors.items():
-            writer.write_tensor_data(_encode(tensor, types[name]))
-        writer.close()
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with whole_file(path) as partial:
+            writer = gguf.GGUFWriter(partial, "llama")
+            _describe_model(writer, config, kind)
+            _describe_tokenizer(writer, config, tokenizer, stop_ids)
+            for name, tensor in tensors.items():
+                shape, size = _stored_shape(tensor, types[name])
+                dtype = torch.empty(0, dtype=torch.uint8).numpy().dtype
+                writer.add_tensor_info(name, shape, dtype, size, getattr(gguf.GGMLQuantizationType, types[name]))
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for name, tensor in tensors.items():
+                writer.write_tensor_data(_encode(tensor, types[name]))
+            writer.close()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def why_not_gguf(config: ModelConfig) -> str | None:

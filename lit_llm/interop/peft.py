@@ -7,7 +7,6 @@ Source: PEFT 0.21, `peft/tuners/lora`; the names in a file are those of the chec
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_llm.config import LoraConfig, ModelConfig, UserError
+from lit_llm.config.files import whole_file
 from lit_llm.config.lora import PROJECTIONS
 from lit_llm.config.plain import check_types, shown
 from lit_llm.interop.configuration import family_of
@@ -257,16 +257,9 @@ def _stored_name(name: str, family: Family) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with whole_file(path) as partial:
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         save_file(whole, partial, metadata={"format": "pt"})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    partial.replace(path)
 
 
 def _read(folder: Path, model_config: ModelConfig) -> _Adapter:

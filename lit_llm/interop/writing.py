@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError
+from lit_llm.config.files import replace_file, whole_file
 from lit_llm.interop.families import Family
 from lit_llm.interop.reading import INDEX, WEIGHTS, Source, rows_of_tokens, source_of
 
@@ -95,18 +96,10 @@ def write_weights(
     """
     shards = list(_split(outputs, dtype, max_shard_bytes))
     names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
-    partial = [folder / f".{name}.partial" for name in names]
-    try:
-        for path, shard in zip(partial, shards, strict=True):
+    with ExitStack() as files:  # which all get their names at its end
+        for name, shard in zip(names, shards, strict=True):
+            path = files.enter_context(whole_file(folder / name))
             save_file({output.name: output.make(dtype) for output in shard}, path, metadata={"format": "pt"})
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-    except BaseException:
-        for path in partial:
-            path.unlink(missing_ok=True)
-        raise
-    for path, name in zip(partial, names, strict=True):
-        path.replace(folder / name)
     if len(shards) > 1:
         weight_map = {output.name: name for name, shard in zip(names, shards, strict=True) for output in shard}
         total = sum(output.bytes(dtype) for output in outputs)
@@ -136,10 +129,4 @@ def _split(outputs: list[Output], dtype: torch.dtype | None, limit: int) -> Iter
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    replace_file(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_llm.config import (
+    CONFIG_KEY,
     LoraConfig,
     ModelConfig,
     NonFiniteStep,
@@ -35,8 +36,6 @@ from lit_llm.model.parallel import arrange, local_part
 from lit_llm.modules.metrics import NamedMeans, TokenStatistics
 from lit_llm.modules.weights import copy_into, copy_weights
 from lit_llm.optimization import build_optimizer, build_schedule, gradient_norm
-
-CONFIG_KEY = "lit_llm_config"
 
 
 class LanguageModule(L.LightningModule):

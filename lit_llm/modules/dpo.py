@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import nullcontext
 from hashlib import blake2b
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lit_llm.config import DPOConfig, UserError
+from lit_llm.config.files import whole_file
 from lit_llm.data.loader import data_parallel_rank
 from lit_llm.data.preferences import PreferenceDataModule
 from lit_llm.interop import read_model_config
@@ -247,8 +247,7 @@ def _write(path: Path, table: Tensor) -> None:
     """Whole or not at all; several runs may write the same one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        safetensors.torch.save_file({"log_probs": table.contiguous()}, partial)
-        partial.replace(path)
+        with whole_file(path, shared=True) as partial:
+            safetensors.torch.save_file({"log_probs": table.contiguous()}, partial)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}") from error

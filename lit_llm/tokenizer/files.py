@@ -1,11 +1,9 @@
-"""The files of a tokenizer folder: read with one readable error, replaced whole."""
+"""The files of a tokenizer folder: read with one readable error."""
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,31 +126,3 @@ def check_template(template: Any, path: Path) -> None:
         raise UserError(
             f"{path}: chat_template is {shown(template)}; it must be text, or a list of texts, each with a name"
         )
-
-
-def replace_files(texts: dict[Path, str]) -> None:
-    """Write files of one folder, which is made where it is missing, so that a reader finds the old or the new ones.
-
-    All are written under other names first: where there is no room for one of them, the old ones stay as they are.
-    Their permissions are those that the umask gives a new file.
-
-    Raises:
-        UserError: the disk is full, or the folder cannot be written.
-    """
-    temporaries = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp") for path in texts}
-    path = next(iter(texts))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            with temporaries[path].open("x", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in temporaries.items():
-            temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; what was there before is as it was") from error
-    finally:
-        for temporary in temporaries.values():
-            with suppress(OSError):
-                temporary.unlink()

@@ -17,17 +17,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from lit_llm.config import UserError
+from lit_llm.config.files import replace_files
 from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
-from lit_llm.tokenizer.files import (
-    NAMED_TOKENS,
-    panics_as_errors,
-    parse_settings,
-    parse_tokenizer,
-    read_text,
-    replace_files,
-)
+from lit_llm.tokenizer.files import NAMED_TOKENS, panics_as_errors, parse_settings, parse_tokenizer, read_text
 from lit_llm.tokenizer.kinds import SPACE, Kind, kind_of, puts_space_first
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
@@ -238,7 +232,12 @@ class Tokenizer:
             "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False) + "\n",
             "tokenizer.json": self._tokenizer.to_str(pretty=True),
         }
-        replace_files({folder / name: text for name, text in files.items()})
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_files({folder / name: text for name, text in files.items()})
+        except OSError as error:
+            where = error.filename or folder
+            raise UserError(f"cannot write {where}: {error.strerror}; what was there before is as it was") from error
         (folder / CHAT_TEMPLATE).unlink(missing_ok=True)  # would win over the one in tokenizer_config.json
 
     @classmethod

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint import CheckpointException
 
 from lit_llm.config import UserError
+from lit_llm.config.files import sync_folder, whole_file
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step_(\d+)\.ckpt")
@@ -68,8 +69,25 @@ def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, read from its first byte to its last; None for a whole one."""
     try:
         return _folder_damage(path) if path.is_dir() else _file_damage(path)
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return str(error).partition("\n")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def readable_checkpoint(path: Path) -> Iterator[None]:
+    """Says in one line that a checkpoint cannot be read; torch and pickle have no base of their errors.
+
+    Raises:
+        UserError: instead of any other error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (Exception, CheckpointException) as error:  # the second is no Exception, and hides what went wrong
+        causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+        reason = str(causes[0]).partition("\n")[0][:120] or type(causes[0]).__name__
+        raise UserError(f"{path} is not a whole checkpoint ({reason})") from error
 
 
 def _file_damage(path: Path) -> str | None:
@@ -104,11 +122,6 @@ def checksum(path: Path) -> dict[str, int]:
     return {"bytes": size, "crc32": crc}
 
 
-def partial_of(target: Path) -> Path:
-    """Where `target` is written before it is whole."""
-    return target.with_name(f".{target.name}.partial")
-
-
 def write_file(target: Path, write: Callable[[Any], None]) -> None:
     """Write a file beside its final name and rename it when it is whole and on the disk.
 
@@ -120,17 +133,8 @@ def write_file(target: Path, write: Callable[[Any], None]) -> None:
         OSError, RuntimeError: the write failed; what was at `target` before is still there.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = partial_of(target)
-    try:
-        with partial.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        put_in_place(partial, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
+    with whole_file(target, rename=put_in_place) as partial, partial.open("wb") as file:
+        write(file)
 
 
 def write_manifest(folder: Path, files: dict[str, dict[str, int]]) -> None:
@@ -152,17 +156,6 @@ def put_in_place(partial: Path, target: Path) -> None:
     else:
         partial.replace(target)
     sync_folder(target.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames in `folder` last through a power cut, where the system can."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def remove(path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_llm.config import UserError
-from lit_llm.training.checkpoint_files import copy_to_cpu, write_failure, write_file
+from lit_llm.training.checkpoint_files import copy_to_cpu, readable_checkpoint, write_failure, write_file
 from lit_llm.training.ranks import from_first, gather, rank
 from lit_llm.training.shard_files import read_whole
 
@@ -133,14 +133,11 @@ def read_checkpoint(path: Path, keys: tuple[str, ...] = ("state_dict", "optimize
     """
     if not path.exists():
         raise UserError(f"there is no checkpoint {path}")
-    try:
+    with readable_checkpoint(path):
         if path.is_dir():
             checkpoint = read_whole(path, keys)
         else:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        reason = str(error).partition("\n")[0][:120] or type(error).__name__
-        raise UserError(f"{path} is not a whole checkpoint ({reason})") from error
     required = _REQUIRED if "state_dict" in keys else _REQUIRED - {"state_dict"}
     if not isinstance(checkpoint, dict) or not required <= checkpoint.keys():
         raise UserError(f"{path} is not a checkpoint of a run; give one that a run of this package wrote")

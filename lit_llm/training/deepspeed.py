@@ -8,8 +8,10 @@ from typing import Any
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
-from lit_llm.training.checkpoint_files import checksum, partial_of, put_in_place, remove, write_manifest
+from lit_llm.config.files import partial_of
+from lit_llm.training.checkpoint_files import checksum, put_in_place, remove, write_manifest
 from lit_llm.training.sharded import full_weights
+from lit_llm.training.unpickling import check_deepspeed_folder
 
 
 class AtomicDeepSpeedStrategy(DeepSpeedStrategy):
@@ -27,6 +29,15 @@ class AtomicDeepSpeedStrategy(DeepSpeedStrategy):
         if self.is_global_zero:
             mark_whole(partial, target)
         self.barrier()
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a folder that asks for nothing but DeepSpeed's own records.
+
+        Raises:
+            UserError: it would run code, or is not one of DeepSpeed's.
+        """
+        check_deepspeed_folder(Path(checkpoint_path))
+        return super().load_checkpoint(checkpoint_path, weights_only)
 
 
 def mark_whole(partial: Path, target: Path) -> None:

@@ -247,7 +247,7 @@ class StepGuard(L.Callback):
             device=self._module().device.type,
             torch_version=str(torch.__version__),
             fingerprint=data.fingerprint,
-            config=to_plain(replace(self.config, ckpt_path=None, overwrite=False)),
+            config=to_plain(replace(self.config, ckpt_path=None, overwrite=False, resume_changed=False)),
         )
         try:
             record.save(path)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lit_llm.config import PretrainConfig, RunConfig, UserError, from_plain, to_plain
+from lit_llm.config import PretrainConfig, RunConfig, UserError, flatten, from_plain, to_plain
 from lit_llm.data.resumable import ResumableDataModule
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint_files import checkpoint_name, saved_checkpoints, step_of
@@ -96,7 +96,7 @@ def recorded_run(config: C) -> tuple[StepRecord, C]:
     """
     record = StepRecord.load(Path(str(config.replay)))
     recorded: C = from_plain(type(config), record.config)
-    given, defaults, of_run = (_flat(to_plain(each)) for each in (config, type(config)(), recorded))
+    given, defaults, of_run = (flatten(to_plain(each)) for each in (config, type(config)(), recorded))
     for name, value in given.items():
         if name not in _FREE and value != defaults[name] and value != of_run[name]:
             raise UserError(
@@ -128,16 +128,6 @@ def _accelerator(given: str, recorded: str) -> Any:
     if given != "auto" or (recorded == "gpu" and not torch.cuda.is_available()):
         return given
     return recorded
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def _weights_of(record: StepRecord, config: RunConfig) -> Path:

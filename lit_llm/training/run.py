@@ -6,15 +6,13 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-import yaml
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from lit_llm.config import PostTrainingConfig, RunConfig, TrainerConfig, UserError, to_plain
+from lit_llm.config import PostTrainingConfig, RunConfig, TrainerConfig, UserError
 from lit_llm.data.resumable import ResumableDataModule
 from lit_llm.interop import GenerationSettings, generation_settings, save_model_folder
 from lit_llm.interop.peft import save_adapter
@@ -23,6 +21,7 @@ from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint import CheckpointPolicy
 from lit_llm.training.checkpoint_files import step_of
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO
+from lit_llm.training.curves import Curves
 from lit_llm.training.failures import readable_failures, set_distributed_defaults
 from lit_llm.training.guards import StepGuard
 from lit_llm.training.interrupt import GracefulStop
@@ -31,6 +30,7 @@ from lit_llm.training.profiling import StepProfiler
 from lit_llm.training.progress import TrainingProgress
 from lit_llm.training.resume import ExactResume
 from lit_llm.training.run_folder import SameStart, checkpoint_to_resume
+from lit_llm.training.run_record import RunRecord
 from lit_llm.training.samples import SamplePrompts, TextSamples
 from lit_llm.training.strategies import (
     build_strategy,
@@ -74,7 +74,7 @@ def fit(
     Where the shards have a test split, the finished model is evaluated on it once.
 
     Args:
-        config: the run, with `config.folder` prepared by `open_run_folder`.
+        config: the run, with `config.folder` held by `run_folder`.
         module: a stage's LightningModule with the decoder in `module.model`.
         data: gives the batches.
         tokenizer: goes into the model folder, and writes the samples.
@@ -130,7 +130,7 @@ def _callbacks(
     policy = CheckpointPolicy(config.folder / "checkpoints", config.trainer)
     return [
         SameStart(resume_from),
-        SaveConfig(config),
+        RunRecord(config, resume_from),
         NamedOptimizerState(),
         ExactResume(config.seed, config.data.batch_size // accumulation),
         *measuring,
@@ -177,24 +177,6 @@ def _train_and_test(
     return {name: float(value) for name, value in metrics.items()}
 
 
-class SaveConfig(L.Callback):
-    """Writes config.yaml once training starts: a resume that is refused leaves the earlier one alone.
-
-    Args:
-        config: the run.
-    """
-
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what is needed to repeat the run."""
-        if trainer.is_global_zero:
-            plain = to_plain(replace(self.config, ckpt_path=None, overwrite=False))
-            text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
-            (self.config.folder / "config.yaml").write_text(text, encoding="utf-8")
-
-
 def build_trainer(
     config: TrainerConfig,
     *,
@@ -229,7 +211,7 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=TensorBoardLogger(folder, name="", version="tensorboard", purge_step=purge_step),
+        logger=Curves(folder, name="", version="tensorboard", purge_step=purge_step),
         plugins=[AtomicCheckpointIO(background=config.async_checkpoints), *cluster_environment()],
         callbacks=callbacks,
     )

@@ -9,46 +9,69 @@ and the strategy takes rank 0's path on every rank when it loads.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import lightning as L
 
 from lit_llm.config import RunConfig, UserError
+from lit_llm.config.lock import locked
 from lit_llm.config.notices import is_first_process
 from lit_llm.training.checkpoint_files import damage, newest_whole, saved_checkpoints
 from lit_llm.training.ranks import gather
 
 
-def open_run_folder(config: RunConfig) -> None:
-    """Make the run folder; refuse to mix two runs.
+@contextmanager
+def run_folder(config: RunConfig) -> Iterator[None]:
+    """Make the run folder, and hold it while the block runs; refuse to mix two runs.
 
     Raises:
-        UserError: the folder already holds a run and neither `ckpt_path` nor `overwrite` says what to do with it.
+        UserError: another process is at work in it; it already holds a run and neither `ckpt_path` nor `overwrite`
+            says what to do with that; or there is nothing to resume.
     """
     if not is_first_process():
+        yield
         return
+    if config.ckpt_path == "last" and not saved_checkpoints(config.folder / "checkpoints"):
+        raise _nothing_to_resume(config)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    with locked(config.folder, "give another --run_name"):
+        _clear(config)
+        yield
+
+
+def _clear(config: RunConfig) -> None:
+    """Delete an earlier run or refuse to; or leave it for one that goes on with it."""
     folder = config.folder
-    if config.overwrite and folder.exists():
+    if config.overwrite:
         for name in ("checkpoints", "tensorboard", "model", "adapter", "replay", "profile", "flight_recorder"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in ("config.yaml", "report.md"):
-            (folder / name).unlink(missing_ok=True)
+        for path in (*folder.glob("config*.yaml"), folder / "report.md"):
+            path.unlink(missing_ok=True)
     elif (folder / "config.yaml").exists() and config.ckpt_path is None:
         steps = list(saved_checkpoints(folder / "checkpoints"))
         state = "a finished run" if (folder / "model").exists() else "a half-finished run"
         where = f"at step {steps[-1]}" if steps else "without a checkpoint"
+        on = "last goes on with it" if steps else "last_or_begin begins it again"
         raise UserError(
-            f"{folder} already holds {state} {where}: --ckpt_path last goes on with it, "
-            "--overwrite true starts again, --run_name NAME starts another"
+            f"{folder} already holds {state} {where}: --ckpt_path {on}, --overwrite true starts again, --run_name NAME "
+            "starts another"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _nothing_to_resume(config: RunConfig) -> UserError:
+    return UserError(
+        f"there is nothing to resume: {config.folder} has no checkpoint; --ckpt_path last_or_begin begins where a run "
+        "was stopped before its first"
+    )
 
 
 def checkpoint_to_resume(config: RunConfig) -> str | None:
     """Path that `ckpt_path` means, or None for a start from step 0.
 
-    "last" in a folder without a checkpoint starts from the beginning: a run killed before its first save had nothing
-    to lose. A damaged checkpoint is named on stderr and the one before is taken.
+    "last_or_begin" in a folder without a checkpoint starts from the beginning: a run killed before its first save had
+    nothing to lose. A damaged checkpoint is named on stderr and the one before is taken.
 
     On another rank than the first the path only says that there is one.
 
@@ -57,13 +80,15 @@ def checkpoint_to_resume(config: RunConfig) -> str | None:
     """
     if config.ckpt_path is None:
         return None
-    if config.ckpt_path == "last":
+    if config.ckpt_path in ("last", "last_or_begin"):
         folder = config.folder / "checkpoints"
-        if is_first_process():
-            whole = newest_whole(folder)
-            return None if whole is None else str(whole)
-        saved = list(saved_checkpoints(folder).values())
-        return str(saved[-1]) if saved else None
+        if not is_first_process():
+            saved = list(saved_checkpoints(folder).values())
+            return str(saved[-1]) if saved else None
+        whole = newest_whole(folder)
+        if whole is None and config.ckpt_path == "last":
+            raise _nothing_to_resume(config)
+        return None if whole is None else str(whole)
     if not Path(config.ckpt_path).exists():
         raise UserError(f"there is no checkpoint {config.ckpt_path}; --ckpt_path last takes the newest of the run")
     problem = damage(Path(config.ckpt_path)) if is_first_process() else None

@@ -7,7 +7,6 @@ process group.
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,21 +23,22 @@ from torch.distributed.checkpoint import (
     Metadata,
     load,
 )
-from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
 
 from lit_llm.config import UserError
+from lit_llm.config.files import partial_of, sync_folder
 from lit_llm.model.parallel import local_part
 from lit_llm.training.checkpoint_files import (
     checksum,
-    partial_of,
     put_in_place,
+    readable_checkpoint,
     remove,
-    sync_folder,
     write_failure,
     write_file,
     write_manifest,
 )
 from lit_llm.training.ranks import from_first, rank, several
+from lit_llm.training.unpickling import read_index
 
 STATE = "state.pt"
 _METADATA = ".metadata"
@@ -161,46 +161,36 @@ class _SavePlanner(DefaultSavePlanner):
         return self.copies[index.fqn]
 
 
-class _SafeUnpickler(pickle.Unpickler):
-    """Makes the index's own records and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        records = module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-        known = records or (module, name) in (("torch", "Size"), ("torch.serialization", "_get_layout"))
-        if not known and not (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
-            raise pickle.UnpicklingError(f"the index of the checkpoint asks for {module}.{name}")
-        return super().find_class(module, name)
-
-
 class _Reader(FileSystemReader):
-    """Executes nothing that the index names."""
+    """Executes nothing that the index names, and reads nothing outside of the folder."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / _METADATA).open("rb") as file:
-            metadata = _SafeUnpickler(file).load()
+        metadata = read_index(Path(self.path) / _METADATA)
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a sharded checkpoint holds besides tensors."""
-    return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    """What a sharded checkpoint holds besides tensors.
+
+    Raises:
+        UserError: it cannot be read, or holds more than plain values and tensors; so do the functions below.
+    """
+    with readable_checkpoint(folder):
+        return torch.load(folder / STATE, map_location="cpu", weights_only=True)
 
 
 def read_sizes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shape and type of every entry."""
-    entries = _Reader(folder).read_metadata().state_dict_metadata
-    return {
-        name: (entry.size, entry.properties.dtype)
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+    with readable_checkpoint(folder):
+        entries = _Reader(folder).read_metadata().state_dict_metadata
+    return {name: (entry.size, entry.properties.dtype) for name, entry in entries.items()}
 
 
 def read_into(folder: Path, targets: dict[str, Tensor]) -> None:
     """Fill tensors in place; of a DTensor each rank reads its own part. Ranks need not wait for each other."""
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
-    with warnings.catch_warnings(), torch.no_grad():
+    with readable_checkpoint(folder), warnings.catch_warnings(), torch.no_grad():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process.*")
         load(dict(targets), storage_reader=_Reader(folder), planner=planner, no_dist=True)
 

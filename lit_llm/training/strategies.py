@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 
 from lit_llm.config import TrainerConfig, UserError
 from lit_llm.model.decoder import Block
+from lit_llm.training.checkpoint_io import read_checkpoint
 from lit_llm.training.sharded import ShardedStrategy, full_weights
 
 
@@ -28,6 +30,18 @@ class NamedFSDPStrategy(FSDPStrategy):
         if not state:
             return state
         return FullyShardedDataParallel.rekey_optim_state_dict(state, OptimStateKeyType.PARAM_NAME, self.model)
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load a checkpoint of one file, which is first read as plain tensors: Lightning would run what it names.
+
+        Raises:
+            UserError: it is a folder, or not a whole checkpoint.
+        """
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if path.is_dir():
+            raise UserError(f"{path} is a sharded checkpoint, which trainer.strategy fsdp1 cannot read; use fsdp")
+        read_checkpoint(path, mmap=True)
+        return super().load_checkpoint(path, weights_only)
 
 
 def number_of_processes(config: TrainerConfig) -> int:

@@ -84,9 +84,22 @@ def test_it_goes_on_from_its_last_checkpoint(
     newest = sorted((folder / "checkpoints").glob("step_*.ckpt"))
     newest[-1].unlink()
     before = (folder / "model" / "model.safetensors").read_bytes()
+    for option, value in (("--seed", "3"), ("--corpus", str(folder)), ("--vocab_size", "401")):
+        with pytest.raises(SystemExit):
+            run(*arguments, "--ckpt_path", "last", option, value)
+        errors = capsys.readouterr().err
+        assert f"was begun with {option[2:]} " in errors and f"(now: {value})" in errors and errors.count("\n") == 1
     run(*arguments, "--ckpt_path", "last")
     assert (folder / "model" / "model.safetensors").read_bytes() == before
     assert "model minus xz" in capsys.readouterr().out
+
+
+def test_last_needs_something_to_go_on_with(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run("--ckpt_path", "last", "--output_root", str(tmp_path))
+    errors = capsys.readouterr().err
+    assert "there is nothing to resume" in errors and errors.count("\n") == 1
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

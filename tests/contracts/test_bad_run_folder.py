@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import resource
+import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import MakeRun
-from run_files import assert_identical
+from run_files import all_curves, assert_identical, checkpoints, largest_file
 from test_bad_input import contents, refused
 from test_resume import final_state
 
@@ -28,7 +29,7 @@ def test_a_used_run_folder(make_run: MakeRun) -> None:
     finished = make_run("finished", trainer={"max_steps": 2})
     pretrain(finished)
     before = contents(finished.folder)
-    ways = ("--ckpt_path last", "--overwrite true", "--run_name")
+    ways = ("--overwrite true", "--run_name", "--ckpt_path last")
     refused(lambda: pretrain(make_run("finished")), "already holds a finished run at step 2", *ways)
     half = make_run("half")
     with pytest.raises(ZeroDivisionError):
@@ -37,7 +38,8 @@ def test_a_used_run_folder(make_run: MakeRun) -> None:
     empty = make_run("empty")
     with pytest.raises(ZeroDivisionError):
         pretrain(empty, callbacks=[At(1, divide)])
-    refused(lambda: pretrain(make_run("empty")), "already holds a half-finished run without a checkpoint", *ways)
+    again = "--ckpt_path last_or_begin begins it again"
+    refused(lambda: pretrain(make_run("empty")), "a half-finished run without a checkpoint", again, *ways)
     assert contents(finished.folder) == before
 
 
@@ -56,10 +58,43 @@ def test_overwrite_replaces_the_run_and_nothing_else(make_run: MakeRun) -> None:
     assert saved["trainer"]["max_steps"] == 3 and saved["overwrite"] is False
 
 
-def test_last_without_a_run_starts_one(make_run: MakeRun) -> None:
+def test_last_without_a_checkpoint(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script that restarts a run says "last, or begin"; a typing error in run_name is an error."""
     config = make_run(ckpt_path="last", trainer={"max_steps": 2})
+    refused(lambda: pretrain(config), "there is nothing to resume", "checkpoint", "--ckpt_path last_or_begin")
+    assert not config.folder.exists()
+    config.ckpt_path = "last_or_begin"
+    with pytest.raises(ZeroDivisionError):
+        pretrain(config, callbacks=[At(1, divide)])
+    config.ckpt_path = "last"
+    refused(lambda: pretrain(config), "there is nothing to resume", "--ckpt_path last_or_begin")
+    config.ckpt_path = "last_or_begin"
+    capsys.readouterr()
     pretrain(config)
     assert final_state(config)["global_step"] == 2
+    assert f"starting {config.folder}\n" in capsys.readouterr().err
+    longer = make_run(ckpt_path="last_or_begin", trainer={"max_steps": 3}, resume_changed=True)
+    pretrain(longer)
+    newest = config.folder / "checkpoints" / "step_00000002.ckpt"
+    assert f"resumed at step 2 from {newest}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"overwrite": True}, {"ckpt_path": "last"}, {"ckpt_path": "last_or_begin"}, {}])
+def test_two_runs_in_one_folder(options: dict[str, Any], make_run: MakeRun) -> None:
+    few = {"max_steps": 2, "val_every_n_steps": None, "save_every_n_steps": 1}
+    straight, config = make_run("straight", trainer=few), make_run(trainer=few)
+    pretrain(straight)
+    messages = []
+
+    def start_another(module: L.LightningModule) -> None:
+        before = contents(config.folder)
+        messages.append(refused(lambda: pretrain(make_run(**options)), f"{config.folder} is in use by process"))
+        assert contents(config.folder) == before
+
+    pretrain(config, callbacks=[At(2, start_another)])
+    assert str(os.getpid()) in messages[0] and "another --run_name" in messages[0]
+    assert_identical(final_state(config)["state_dict"], final_state(straight)["state_dict"])
+    assert not (config.folder / ".lock").exists()
 
 
 # checkpoints
@@ -139,16 +174,6 @@ def test_a_checkpoint_of_other_data(make_run: MakeRun) -> None:
     )
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[Callable[[], None]]:
-    """Gives a function after which no file grows beyond `size` bytes, as on a full disk, and takes that back."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def test_a_full_disk_while_a_checkpoint_is_written(make_run: MakeRun) -> None:
     straight = make_run("straight")
     pretrain(straight)
@@ -162,6 +187,48 @@ def test_a_full_disk_while_a_checkpoint_is_written(make_run: MakeRun) -> None:
     resumed = make_run("full", ckpt_path="last")
     pretrain(resumed)
     assert_identical(final_state(resumed)["state_dict"], final_state(straight)["state_dict"])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB for the curves of the run "run"."""
+    folder = tmp_path / "run" / "tensorboard"
+    folder.mkdir(parents=True)
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_run_on_a_full_disk_reaches_its_checkpoints(
+    small_disk: Path, make_run: MakeRun, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # the file grows to the end of its page before it meets the full disk
+    trainer = {"max_steps": 16, "save_every_n_steps": 4, "val_every_n_steps": None}
+    straight, config = make_run("straight", trainer=trainer), make_run("run", trainer=trainer)
+    pretrain(straight)
+
+    def fill() -> None:
+        with pytest.raises(OSError, match="No space left"), (small_disk / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(512))
+
+    capfd.readouterr()
+    pretrain(config, callbacks=[At(3, lambda module: fill())])
+    errors = capfd.readouterr().err
+    assert errors.count("warning") == 1 and "No space left on device; the run goes on without them" in errors
+    assert "Traceback" not in errors
+    assert list(checkpoints(config)) == list(checkpoints(straight))
+    assert_identical(final_state(config)["state_dict"], final_state(straight)["state_dict"])
+    assert (config.folder / "model" / "model.safetensors").exists()
+    # what was written before is there, and a run that goes on writes again
+    (small_disk / "filler").unlink()
+    assert [step for step, _ in all_curves(config)["train/loss"]][:2] == [1, 2]
+    pretrain(make_run("run", trainer=trainer, ckpt_path=str(checkpoints(config)[12])))
+    assert {13, 14, 15, 16} <= {step for step, _ in all_curves(config)["train/loss"]}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -74,9 +74,8 @@ def test_each_strategy_on_one_gpu(trainer: dict[str, Any], make_run: MakeRun, fr
     pretrain(alone)
     train_on_ranks(config, 1, free_port)
     assert (losses(alone) - losses(config)).abs().max() < (0.05 if "precision" in trainer else 1e-3)
-    resumed = on_gpu(
-        make_run, "strategy", {**trainer, "max_steps": 10}, samples=SampleConfig(prompts=[]), ckpt_path="last"
-    )
+    longer: dict[str, Any] = {"ckpt_path": "last", "resume_changed": True}  # the rates fall until the last step
+    resumed = on_gpu(make_run, "strategy", {**trainer, "max_steps": 10}, samples=SampleConfig(prompts=[]), **longer)
     train_on_ranks(resumed, 1, free_port)
     assert [step for step, _ in curves(resumed)["train/loss"]] == list(range(1, 11))
 

@@ -24,7 +24,7 @@ from lit_llm.training.checkpoint_files import (
     step_of,
     write_manifest,
 )
-from lit_llm.training.run_folder import checkpoint_to_resume, open_run_folder
+from lit_llm.training.run_folder import checkpoint_to_resume, run_folder
 
 
 def test_names() -> None:
@@ -171,8 +171,9 @@ def test_ranks_that_start_together_agree(make_run: MakeRun, monkeypatch: pytest.
     for variable, number in (("RANK", "1"), ("SLURM_PROCID", "3"), ("LOCAL_RANK", "1"), ("NODE_RANK", "1")):
         with monkeypatch.context() as environment:
             environment.setenv(variable, number)
-            open_run_folder(config)
-            open_run_folder(make_run("run", overwrite=True))
+            for other in (config, make_run("run", overwrite=True)):
+                with run_folder(other):
+                    pass
             assert sorted(config.folder.rglob("*")) == before
             checkpoints(config)[2].write_bytes(b"half")  # rank 1 does not read it
             assert checkpoint_to_resume(make_run("run", ckpt_path="last")) == str(checkpoints(config)[2])
@@ -180,10 +181,12 @@ def test_ranks_that_start_together_agree(make_run: MakeRun, monkeypatch: pytest.
     with monkeypatch.context() as environment:
         environment.setenv("RANK", "0")
         environment.setenv("SLURM_PROCID", "1")  # torchrun inside of SLURM: one process of SLURM starts many
-        with pytest.raises(UserError, match="already holds a finished run"):
-            open_run_folder(config)
+        with pytest.raises(UserError, match="already holds a finished run"), run_folder(config):
+            pass
         with pytest.raises(UserError, match="every checkpoint"):
             checkpoint_to_resume(make_run("run", ckpt_path="last"))
-        open_run_folder(make_run("run", overwrite=True))
+        with run_folder(make_run("run", overwrite=True)):
+            assert (config.folder / ".lock").exists()
     assert not (config.folder / "config.yaml").exists()
-    assert checkpoint_to_resume(make_run("run", ckpt_path="last")) is None
+    assert checkpoint_to_resume(make_run("run", ckpt_path="last_or_begin")) is None
+    assert list(config.folder.iterdir()) == []

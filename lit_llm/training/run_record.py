@@ -1,0 +1,214 @@
+"""What a run was made with: config.yaml, what a resumed run changes of it, and the configurations before that."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+
+from lit_llm.config import CONFIG_KEY, RunConfig, ScheduleConfig, UserError, flatten, from_plain, to_plain
+from lit_llm.config.files import replace_file
+from lit_llm.optimization import build_optimizer, learning_rate_factor
+from lit_llm.training.checkpoint_files import saved_checkpoints
+
+# A setting that is on none of these lists changes what is learned: a new one has to be thought about.
+_OF_ONE_START = {"ckpt_path": None, "overwrite": False, "replay": None, "resume_changed": False}
+_FREE = frozenset(
+    {
+        "run_name",
+        "output_root",
+        "data.paths",  # the data module compares what is in them
+        "data.validation_paths",
+        "data.validation_rows",
+        "data.validation_windows",
+        "data.validation_batch_size",
+        "data.micro_batch_size",
+        "data.num_workers",
+        "data.prefetch_factor",
+        "data.pin_memory",
+        "data.verify",
+        "data.max_dropped_share",
+        "epochs",  # which counts as trainer.max_steps
+        "optimizer.fused",
+        "loss_chunk_tokens",
+        "sample_prompts",
+        "rollout_batch_size",
+        "update_micro_batch_size",
+    }
+)
+_FREE_GROUPS = ("samples.", "trainer.")
+_LEARNED_OF_TRAINER = frozenset({"trainer.precision", "trainer.gradient_clip_val"})
+_HELD = re.compile(r"# (?:holds|held) from step (\d+)")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A setting that is another one than that of the checkpoint."""
+
+    name: str
+    old: Any
+    new: Any
+    learned: bool
+    """Whether it changes what is learned."""
+
+    def __str__(self) -> str:
+        return f"{self.name} (from {self.old} to {self.new})"
+
+
+def differences(saved: dict[str, Any], config: RunConfig, step: int) -> list[Difference]:
+    """The settings of `config` that differ from those that a checkpoint was made with.
+
+    Args:
+        saved: configuration of the checkpoint; what it lacks, an earlier version of this package had not.
+        config: of the run that goes on.
+        step: of the checkpoint.
+    """
+    old, new = flatten(saved), flatten(to_plain(config))
+    defaults = flatten(to_plain(type(config)()))
+    names = [name for name in {**old, **new} if name not in _OF_ONE_START]
+    pairs = [(name, old.get(name, defaults.get(name)), new.get(name)) for name in names]
+    return [
+        Difference(name, before, now, _is_learned(name, saved, config, step))
+        for name, before, now in pairs
+        if before != now
+    ]
+
+
+def _is_learned(name: str, saved: dict[str, Any], config: RunConfig, step: int) -> bool:
+    if name == "trainer.max_steps":
+        return _other_rates(saved, config, step)
+    if name.startswith("trainer.spike_"):  # which only leaves out updates where it is asked to
+        return "skip" in (saved["trainer"].get("spike_action"), config.trainer.spike_action)
+    if name == "init_from":  # the weights are in the checkpoint, but for those below an adapter and of a reference
+        return to_plain(config).get("lora", {}).get("rank", 0) > 0 or hasattr(config, "reference_model")
+    if name in _LEARNED_OF_TRAINER:
+        return True
+    return name not in _FREE and not name.startswith(_FREE_GROUPS)
+
+
+def _other_rates(saved: dict[str, Any], config: RunConfig, step: int) -> bool:
+    """Whether the steps so far had other learning rates than a run of the new length gives them."""
+    before, old_steps = from_plain(ScheduleConfig, saved["schedule"]), saved["trainer"]["max_steps"]
+    return any(
+        learning_rate_factor(each, before, old_steps)
+        != learning_rate_factor(each, config.schedule, config.trainer.max_steps)
+        for each in range(step)
+    )
+
+
+class RunRecord(L.Callback):
+    """Says where a run starts, refuses settings that it would silently be learned with, and writes config.yaml.
+
+    A resume that is refused leaves the earlier config.yaml alone. Where one with other settings goes on, the earlier
+    one is kept as config.1.yaml and so on, with the steps that it held for.
+
+    Args:
+        config: the run.
+        resume_from: checkpoint that it goes on from.
+    """
+
+    def __init__(self, config: RunConfig, resume_from: str | None) -> None:
+        self.config = config
+        self.resume_from = resume_from
+        self._saved: dict[str, Any] | None = None
+        self._differences: list[Difference] = []
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Compare the settings; the module and its data have accepted the checkpoint by now.
+
+        Raises:
+            UserError: some that change what is learned differ, and `resume_changed` does not allow it.
+        """
+        if trainer.state.fn != "fit":
+            return
+        self._saved = checkpoint[CONFIG_KEY]
+        self._differences = differences(checkpoint[CONFIG_KEY], self.config, checkpoint["global_step"])
+        if trainer.is_global_zero:
+            for each in self._differences:
+                print(f"{'changed' if each.learned else 'differs'}: {each}", file=sys.stderr)
+        learned = [each for each in self._differences if each.learned]
+        if learned and not self.config.resume_changed:
+            raise UserError(
+                f"{self.resume_from} was made with other settings, which change what is learned: "
+                f"{', '.join(map(str, learned))}; put them back, or --resume_changed true goes on with the new ones"
+            )
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Put changed settings of the optimizer in force, and write what is needed to repeat the run."""
+        step = trainer.global_step
+        if any(each.name.startswith(("optimizer.", "schedule.", "trainer.max_steps")) for each in self._differences):
+            self._renew_optimizers(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        if self.resume_from is None:
+            print(f"starting {self.config.folder}", file=sys.stderr)
+        else:
+            print(f"resumed at step {step} from {self.resume_from}", file=sys.stderr)
+        if any(each.learned for each in self._differences):
+            self._set_aside(step)
+        write_config(self.config, step, self._saved)
+
+    def _renew_optimizers(self, trainer: L.Trainer, module: Any) -> None:
+        """The checkpoint has brought the options of its optimizer and the rate of its schedule; take this run's."""
+        fresh = build_optimizer(module.trained, self.config.optimizer)
+        for optimizer, plan in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
+            scheduler = plan.scheduler
+            for group, new in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+                group.update({name: new[name] for name in new if name not in ("params", "step")})
+                group["initial_lr"] = new["lr"]
+                if group.get("fused"):  # whose kernel counts steps on the device
+                    for parameter in group["params"]:
+                        steps = optimizer.state.get(parameter, {}).get("step")
+                        if isinstance(steps, torch.Tensor):
+                            optimizer.state[parameter]["step"] = steps.to(parameter.device)
+            scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            for group, rate, factor in zip(
+                optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+            ):
+                group["lr"] = rate * factor(scheduler.last_epoch)
+
+    def _set_aside(self, step: int) -> None:
+        """Take the checkpoints of later steps, made with the other settings, out of what `last` looks for."""
+        for later, path in saved_checkpoints(self.config.folder / "checkpoints").items():
+            if later > step:
+                path.rename(path.with_name(f"{path.name}.abandoned"))
+                print(f"{path} is of the settings before; kept as {path.name}.abandoned", file=sys.stderr)
+
+
+def write_config(config: RunConfig, step: int, saved: dict[str, Any] | None) -> None:
+    """Write config.yaml from `step` on, and keep what it takes the place of.
+
+    Args:
+        config: the run.
+        step: steps that are done.
+        saved: configuration of the checkpoint that the run goes on from.
+    """
+    path = config.folder / "config.yaml"
+    body = _yaml_of(to_plain(config))
+    if path.exists():
+        earlier = path.read_text(encoding="utf-8")
+        first = int(held[1]) if (held := _HELD.match(earlier)) else 0
+        earlier_body = earlier.partition("\n")[2] if held else earlier
+    else:
+        earlier_body, first = "" if saved is None else _yaml_of(saved), 0
+    if earlier_body == body and path.exists():
+        return
+    note = ""
+    if step and earlier_body and earlier_body != body:
+        number = 1 + len(list(config.folder.glob("config.*.yaml")))
+        kept = path.with_name(f"config.{number}.yaml")
+        back = f", from where the run went back to step {step}" if first > step else f" to step {step}"
+        replace_file(kept, f"# held from step {first}{back}\n{earlier_body}")
+        note = f"# holds from step {step} on; before it {kept.name}\n"
+        print(f"the configuration until step {step} is kept in {kept}", file=sys.stderr)
+    replace_file(path, note + body)
+
+
+def _yaml_of(plain: dict[str, Any]) -> str:
+    """What is needed to repeat a run, without what was said about one start of it."""
+    return yaml.safe_dump({**plain, **_OF_ONE_START}, sort_keys=False, allow_unicode=True)
