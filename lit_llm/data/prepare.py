@@ -7,7 +7,6 @@ from the last one writes the same bytes as a run that was not interrupted.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lit_llm.config import PrepareConfig, UserError, from_plain, to_plain
+from lit_llm.config.json_text import parse_json
 from lit_llm.data.corpus import Corpus, Document
 from lit_llm.data.progress import byte_progress
 from lit_llm.data.shards import Manifest, ShardInfo, ShardWriter, token_dtype, write_json
@@ -202,10 +202,10 @@ def _files(output: Path) -> list[Path]:
 
 def _load_progress(path: Path, made_from: dict[str, Any]) -> _Progress:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes())
         shards = {split: [from_plain(ShardInfo, info) for info in infos] for split, infos in values["shards"].items()}
         progress = _Progress(values["made_from"], values["documents"], shards)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); start again with --overwrite true") from error
     changed = [name for name in made_from if made_from[name] != progress.made_from.get(name)]
     if changed:

@@ -22,6 +22,7 @@ import numpy as np
 
 from lit_llm.config import UserError, from_plain, to_plain
 from lit_llm.config.files import replace_file
+from lit_llm.config.json_text import parse_json
 from lit_llm.data.manifest_checks import what_is_wrong
 
 if TYPE_CHECKING:
@@ -119,9 +120,9 @@ class Manifest:
             raise UserError(f"{folder} has no manifest.json; run experiments/prepare_data.py --output {folder.parent}")
         damaged = f"{path} is damaged ({{}}); prepare the data again with --overwrite true"
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_bytes())
             version = values["format_version"]
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(damaged.format(error)) from error
         if version != FORMAT_VERSION:
             raise UserError(

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint import CheckpointException
 
 from lit_llm.config import UserError
 from lit_llm.config.files import sync_folder, whole_file
+from lit_llm.config.json_text import parse_json
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step_(\d+)\.ckpt")
@@ -99,7 +100,7 @@ def _file_damage(path: Path) -> str | None:
 def _folder_damage(folder: Path) -> str | None:
     if not (folder / MANIFEST).is_file():
         return f"it has no {MANIFEST}"
-    files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    files = parse_json((folder / MANIFEST).read_bytes())["files"]
     for name, entry in files.items():
         if not (folder / name).is_file():
             return f"{name} is missing"

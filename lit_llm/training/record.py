@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError, from_plain, to_plain
+from lit_llm.config.json_text import parse_json
 from lit_llm.data.shards import write_json
 
 
@@ -99,7 +99,7 @@ class StepRecord:
             UserError: there is no such file, or it is not a replay file.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_bytes())
             for name, kind in (("samples", Sample), ("micro_batches", MicroBatch)):
                 values[name] = [from_plain(kind, each) for each in values[name]]
             record = from_plain(cls, values)
