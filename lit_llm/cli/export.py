@@ -120,7 +120,7 @@ def _write_gguf(config: ExportConfig, output: Path, source: _Source, tokenizer: 
     stored = str(next(iter(source.weights.values())).dtype).removeprefix("torch.")
     kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
     kind = kinds.get(stored if config.dtype == "auto" else config.dtype, "F32")
-    ends = (source.generation or {}).get("eos_token_id") or []
+    ends = source.settings.generation.get("eos_token_id") or []
     save_gguf(output, source.model, source.weights, tokenizer, kind, ends if isinstance(ends, list) else [ends])
     print(f"GGUF file  {output} ({kind}, {output.stat().st_size:,} bytes; {source.name})")
 

@@ -310,6 +310,7 @@ ELSEWHERE = {
     "add_chat_tokens": "test_stage_bad_input",
     "samples": "test_samples",
     "rewards": "test_rewards",
+    "score_margin_scale": "test_reward",
     "data": "its fields",
     "lora": "its fields",
     "optimizer": "test_options_run",

@@ -14,7 +14,7 @@ from random_decoder import largest_difference, random_decoder, random_tokens
 
 from lit_llm.cli.export import export
 from lit_llm.config import ExportConfig, ModelConfig, UserError
-from lit_llm.interop import save_model_folder
+from lit_llm.interop import GenerationSettings, save_model_folder
 from lit_llm.interop.gguf import save_gguf, why_not_gguf
 from lit_llm.tokenizer import Tokenizer
 
@@ -153,7 +153,7 @@ def test_every_end_of_a_turn_is_named(
         model.config,
         model.state_dict(),
         tokenizer,
-        generation={"eos_token_id": [tokenizer.special_ids[name] for name in stops]},
+        settings=GenerationSettings({}, {"eos_token_id": [tokenizer.special_ids[name] for name in stops]}),
     )
     options = ExportConfig(str(tmp_path / "model"), str(tmp_path / FILE), format="gguf")
     if isinstance(expected, str):

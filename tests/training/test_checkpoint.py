@@ -51,10 +51,10 @@ def test_a_checkpoint_is_written_after_the_validation_of_its_step(make_run: Make
 
 
 def test_the_best_is_remembered_over_a_resume(make_run: MakeRun) -> None:
-    """The rate is far too high: the first validation stays the best, also of the run that goes on."""
+    """The rate rises far too high: an early validation stays the best, also of the run that goes on."""
     options: dict[str, Any] = {
-        "optimizer": {"learning_rate": 3.0},
-        "schedule": {"name": "constant", "warmup_steps": 0},
+        "optimizer": {"learning_rate": 10.0},
+        "schedule": {"name": "constant", "warmup_steps": 3},
         "trainer": {"max_steps": 3, "val_every_n_steps": 1, "save_every_n_steps": 1, "keep_last_checkpoints": 1},
     }
     first = make_run(**options)
