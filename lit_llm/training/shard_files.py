@@ -164,10 +164,14 @@ class _SavePlanner(DefaultSavePlanner):
 class _Reader(FileSystemReader):
     """Executes nothing that the index names, and reads nothing outside of the folder."""
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        # here, as torch 2.11 goes on without an index that it fails to read, and hides why
+        self._index = read_index(folder / _METADATA)
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        metadata = read_index(Path(self.path) / _METADATA)
-        metadata.storage_meta = StorageMeta(load_id=self.load_id)
-        return metadata
+        self._index.storage_meta = StorageMeta(load_id=self.load_id)
+        return self._index
 
 
 def read_state(folder: Path) -> dict[str, Any]:
