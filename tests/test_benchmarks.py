@@ -50,14 +50,14 @@ def test_throughput() -> None:
         speeds = figures["tokens_per_second"][key]
         assert figures["ratio"][key] == pytest.approx(speeds["ours"] / speeds["transformers"], rel=0.02)
         assert figures["memory_ratio"][key] > 0
-        assert all(0 < share < 1 for share in figures["share_of_matmul_ceiling"][key].values())
+        assert all(0 <= share < 1 for share in figures["share_of_matmul_ceiling"][key].values())
 
 
 @pytest.mark.slow
 def test_shakespeare_cpu(shared_data: Path) -> None:
     figures = last_line("shakespeare_cpu", "--text", str(shared_data / "tinyshakespeare.txt"))
     assert_reported(figures, "val_loss_mean", "val_loss_seeds", "cpu_seconds", "cpu_share_to_1.898")
-    assert 3.0 < figures["val_loss_mean"] < 4.5  # four steps from ln 69 = 4.23
+    assert 2.5 < figures["val_loss_mean"] < 4.0  # four steps from ln 69 = 4.23
     assert figures["cpu_share_to_1.898"] is None
 
 

@@ -129,7 +129,7 @@ REPLAYED: dict[str, tuple[str, dict[str, Any]]] = {
     "dpo": ("dpo", {"dropout": 0.2, "data": {"micro_batch_size": 4}}),
     "dpo, live": ("dpo", {"dropout": 0.2, "reference": "live"}),
     "dpo, base": ("dpo", {"lora": {"rank": 4}, "reference": "base"}),
-    "dpo, simpo": ("dpo", {"loss": "simpo"}),
+    "dpo, simpo": ("dpo", {"loss": "simpo", "beta": 0.1}),
 }
 
 QUICK = ("sft, noise", "sft, lora", "reward", "dpo", "dpo, live")
