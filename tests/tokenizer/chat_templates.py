@@ -100,6 +100,26 @@ THINKING = (
     "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Generation prompts that open a thought. Earlier answers are written without theirs; of the last answer, "last thought"
+# writes it, and "no thought" does not.
+_ANSWER = "{% set content = message.content.split('</think>')[-1].lstrip('\n') %}"
+OPEN_THOUGHTS = {
+    "last thought": (
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if message.role == 'assistant' %}"
+        + _ANSWER
+        + "{% if loop.last %}{{ '<think>\n' }}{% if '</think>' in message.content %}"
+        "{{ message.content.split('</think>')[0].split('<think>')[-1].strip() }}{% endif %}"
+        "{{ '\n</think>\n\n' }}{% endif %}{{ content }}{% else %}{{ message.content }}{% endif %}{{ '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    ),
+    "no thought": (
+        "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}"
+        "{{ '<|im_start|>' + message.content }}{% else %}"
+        + _ANSWER
+        + "{{ '<|im_start|>A' + content + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>A<think>\n' }}{% endif %}"
+    ),
+}
 PHI_TOKENS = [AddedToken(name, rstrip=True) for name in ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")]
 # form of the tokenizer, its special tokens, template, what ends a turn, how an assistant's words look
 TEMPLATES: dict[str, tuple[str, list[Any], str, str]] = {
