@@ -120,6 +120,17 @@ OPEN_THOUGHTS = {
         "{% if add_generation_prompt %}{{ '<|im_start|>A<think>\n' }}{% endif %}"
     ),
 }
+# The same with the system's message in the user's last turn, so that the turns before an answer are written otherwise
+# once others follow.
+OPEN_THOUGHT_SYSTEM_LAST = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% for message in messages if message.role != 'system' %}{% if message.role == 'user' %}[user]"
+    "{% if system and message == (messages | selectattr('role', 'equalto', 'user') | list)[-1] %}"
+    "{{ system }} {% endif %}{{ message.content }}{% else %}"
+    + _ANSWER
+    + "{{ '[bot]' + content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[bot]<think>\n' }}{% endif %}"
+)
 PHI_TOKENS = [AddedToken(name, rstrip=True) for name in ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")]
 # form of the tokenizer, its special tokens, template, what ends a turn, how an assistant's words look
 TEMPLATES: dict[str, tuple[str, list[Any], str, str]] = {

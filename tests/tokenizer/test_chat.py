@@ -15,6 +15,7 @@ from chat_templates import (
     GEMMA,
     LLAMA3_TOKENS,
     MISTRAL,
+    OPEN_THOUGHT_SYSTEM_LAST,
     OPEN_THOUGHTS,
     SYSTEM_IN_LAST_TURN,
     TEMPLATES,
@@ -407,6 +408,16 @@ def test_conversations_go_on_where_a_generation_prompt_opens_a_thought(
             form.render(thought[:4])
     else:
         assert said(tokenizer, thought[:4]) == "b<|im_end|>s\n</think>\n\nd<|im_end|>"
+
+
+def test_an_answer_begins_after_its_header_where_what_precedes_it_moved() -> None:
+    tokenizer = with_template(OPEN_THOUGHT_SYSTEM_LAST, CHATML_TOKENS)
+    messages = chat("a", "<think>\nr\n</think>\n\nb", "c", "d", system="s")
+    assert (
+        tokenizer.decode(ChatFormat(tokenizer).render(messages).ids)
+        == "[user]a[bot]b<|im_end|>[user]s c[bot]d<|im_end|>"
+    )
+    assert said(tokenizer, messages) == "b<|im_end|>d<|im_end|>"
 
 
 def test_a_turn_that_begins_otherwise_than_the_generation_prompt_is_not_learned() -> None:
