@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Literal, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeVar
 
 from lit_llm.config import UserError
 from lit_llm.data.row_files import iterate_rows
@@ -21,6 +20,7 @@ from lit_llm.data.row_forms import (
     with_system,
     without_prompt,
 )
+from lit_llm.data.row_statistics import Rows, RowStatistics
 
 __all__ = [
     "Conversation",
@@ -34,10 +34,13 @@ __all__ = [
     "read_prompts",
 ]
 
+T = TypeVar("T")
+
 FormName = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion", "gsm8k"]
 
 EMPTY = "with an empty answer"
 SAME = "whose two answers are the same"
+NOT_LEARNED = "not to be learned by their weight, train or loss"
 
 _TELLING_SHARE = 0.1  # of a file's rows: so many answers do not begin with the prompt by chance
 
@@ -89,73 +92,11 @@ class Prompt:
     row: RowPlace
 
 
-@dataclass
-class RowStatistics:
-    """What was found in files.
-
-    Attributes:
-        rows: All rows, those left out included.
-        dropped: Rows left out, by reason.
-        unread: Rows that have a field which nothing reads, by its name; of messages, one that the model's form of
-            conversations has no place for.
-        repeated: Preferences with an answer that begins with the prompt, and was left as it is.
-        turns: Of the rows kept, how many have so many messages (without the system's; of a preference, the prompt's
-            and the chosen answer's).
-    """
-
-    rows: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    unread: Counter[str] = field(default_factory=Counter)
-    repeated: int = 0
-    turns: Counter[int] = field(default_factory=Counter)
-
-    @property
-    def reasons(self) -> str:
-        """How many rows are left out, why."""
-        return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
-
-    def remarks(self) -> list[str]:
-        """What a reader should know of the files besides."""
-        lines = []
-        if self.unread:
-            names = ", ".join(f"{name} ({count:,})" for name, count in sorted(self.unread.items()))
-            lines.append(f"columns that are not read, with the rows that have them: {names}")
-        if self.repeated:
-            lines.append(f"rows with an answer that begins with the prompt, left as they are: {self.repeated:,}")
-        return lines
-
-    def lines(self) -> list[str]:
-        """The numbers for a reader."""
-        kept = self.turns.total()
-        lines = [f"{self.rows:,} rows, {kept:,} kept"]
-        if self.dropped:
-            count = self.dropped.total()
-            lines.append(f"{count:,} of {self.rows:,} rows left out ({count / self.rows:.1%}): {self.reasons}")
-        if kept:
-            mean = sum(turns * count for turns, count in self.turns.items()) / kept
-            lines.append(f"turns of each: min {min(self.turns):,}, mean {mean:.1f}, max {max(self.turns):,}")
-        return [*lines, *self.remarks()]
-
-
-T = TypeVar("T")
-
-
-class Rows(list[T], Generic[T]):
-    """The rows of some files that can be used, in order.
-
-    Attributes:
-        statistics: What was found, and left out.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.statistics = RowStatistics()
-
-
 def read_conversations(
     paths: Sequence[str], form: FormName = "auto", *, option: str = "data.paths"
 ) -> Rows[Conversation]:
-    """Conversations to learn from. Rows with an empty answer are left out and counted.
+    """Conversations to learn from. Rows with an empty answer, or that say that they are not to be learned, are left out
+    and counted.
 
     Args:
         paths: Files (.json with a list, .jsonl, .parquet; .gz of the first two), folders or globs of them, or
@@ -184,9 +125,16 @@ def read_conversations(
                 f"the last message is from {messages[-1].role!r}, not 'assistant'",
                 "end the conversation with an answer, or leave the row out",
             )
+        if not row.is_learned():
+            return NOT_LEARNED
         return EMPTY if _has_empty_answer(messages) else Conversation(messages, row.place)
 
-    return _read(paths, option, parse, lambda conversation: conversation.messages)
+    rows = _read(paths, option, parse, lambda conversation: conversation.messages)
+    for conversation in rows:
+        is_completion = forms[conversation.row.file] == "prompt_completion" and len(conversation.messages) > 1
+        if is_completion and without_prompt(conversation.messages[-1].content, conversation.messages[-2].content):
+            rows.statistics.found_repeated(1, conversation.row)
+    return rows
 
 
 def read_preferences(
@@ -196,7 +144,8 @@ def read_preferences(
     margins: bool = True,
     score_scale: float | None = None,
 ) -> Rows[Preference]:
-    """Pairs of answers. Rows whose answers are the same, or one of them empty, are left out and counted.
+    """Pairs of answers. Rows whose answers are the same, or one of them empty, or that say that they are not to be
+    learned, are left out and counted.
 
     A row has `chosen` and `rejected`, both text or both messages, and a prompt: as `prompt` (text or messages), in
     Alpaca's fields, or as the messages with which both answers begin. Where all answers of a file begin with the text
@@ -274,6 +223,12 @@ def _read(
 
 
 def _preference(row: Row, margin: float | None) -> Preference | str:
+    row.check_context()
+    if thoughts := row.thoughts():
+        raise row.error(
+            f"the field {next(iter(thoughts))!r} says not which answer it belongs to",
+            "let chosen and rejected be messages that have it, or remove it",
+        )
     prompt, chosen, rejected = _split_answers(row)
     _check_prompt(row, prompt)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
@@ -283,6 +238,8 @@ def _preference(row: Row, margin: float | None) -> Preference | str:
                     f"{name} {which} a message from {message.role!r} where an answer is due",
                     "both have to be an assistant's answers to the same prompt",
                 )
+    if not row.is_learned():
+        return NOT_LEARNED
     if _has_empty_answer(chosen) or _has_empty_answer(rejected):
         return EMPTY
     return SAME if chosen == rejected else Preference(prompt, chosen, rejected, margin, row.place)
@@ -337,6 +294,7 @@ def _take_prompts_off(rows: Rows[Preference]) -> None:
         # an answer may well begin with a prompt of one word, such as a greeting
         telling = [index for index in repeating if len(rows[index].prompt[-1].content.split()) > 1]
         if all(None not in found for found in rests.values()) and (telling or len(indices) > 1):
+            rows.statistics.taken_off += len(indices)
             for index, (chosen, rejected) in rests.items():
                 pair = rows[index]
                 answers = (replace(pair.chosen[0], content=chosen),), (replace(pair.rejected[0], content=rejected),)
@@ -349,7 +307,7 @@ def _take_prompts_off(rows: Rows[Preference]) -> None:
                 "rows of the file, and not all answers do; take it out of them, or let every answer begin with it"
             )
         else:
-            rows.statistics.repeated += len(repeating)
+            rows.statistics.found_repeated(len(repeating), rows[repeating[0]].row)
     for index in reversed(gone):
         del rows[index]
         rows.statistics.dropped[EMPTY] += 1

@@ -11,12 +11,20 @@ from typing import Any
 from lit_llm.config import UserError
 from lit_llm.config.json_text import parse_json
 from lit_llm.tokenizer.chat import Message
+from lit_llm.tokenizer.messages import THOUGHTS
 
 Messages = tuple[Message, ...]
 
 _ROLES = {"human": "user", "gpt": "assistant", **{role: role for role in ("system", "user", "assistant", "tool")}}
 _LEARNED = ("weight", "train", "loss")
-"""Keys of a message that say whether it is to be learned."""
+"""Keys of a message, and of a row, that say whether it is to be learned."""
+_LIKE_LEARNED = ("masked", "mask", "training")
+_CONTEXT = {
+    "functions": "rename it to tools, if it lists them, or remove it",
+    "documents": "put what they say into the system's message, or remove it",
+    "chat_template_kwargs": "change the model's chat template to the same effect, or remove it",
+}
+"""Fields of a row that a chat template might read and is not given, with what to do about it."""
 _TURN = ("role", "content", "from", "value", *_LEARNED)
 _NOTHING: tuple[Any, ...] = (None, "", [], {})
 _KINDS = {str: "text", dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
@@ -120,6 +128,11 @@ class Row:
         role, content = turn[role_key], turn[content_key]
         if not isinstance(role, str) or role not in _ROLES:
             raise self.error(f"{where} has the role {_shown(role)}", f"it must be one of {', '.join(_ROLES)}")
+        if unknown := next((key for key in _LIKE_LEARNED if turn.get(key) is not None), None):
+            raise self.error(
+                f"{where} has {unknown!r}, which is not read",
+                "say with weight 0 or 1, train or loss whether it is to be learned, or remove it",
+            )
         others = {key: value for key, value in turn.items() if key not in _TURN and value not in _NOTHING}
         fields = {str(key): self._plain(value, f"{key!r} of {where}") for key, value in others.items()}
         if content is None and any(fields.get(key) for key in ("tool_calls", "function_call")):
@@ -129,12 +142,28 @@ class Row:
         text = self._checked_text(content, f"the {content_key} of {where}")
         return Message(_ROLES[role], text, fields, self._learned(turn, where))
 
+    def is_learned(self) -> bool:
+        """Whether the row is to be learned, as its fields weight, train and loss may deny."""
+        self._read.update(_LEARNED)
+        return self._learned(self.fields, "the row") is not False
+
+    def check_context(self) -> None:
+        """Refuse what the conversation of the row was made with and would be learned without."""
+        for name, fix in _CONTEXT.items():
+            if self.fields.get(name) not in _NOTHING:
+                raise self.error(f"the field {name!r} is not read", fix)
+
+    def thoughts(self) -> dict[str, str]:
+        """What was thought before the row's answer, by the name of its field."""
+        return {name: self.text(name) for name in THOUGHTS if self.fields.get(name) not in _NOTHING}
+
     def _learned(self, turn: dict[str, Any], where: str) -> bool | None:
-        """What a message says of whether it is to be learned; None: nothing."""
+        """What a message or the row says of whether it is to be learned; None: nothing."""
         said = {key: turn[key] for key in _LEARNED if turn.get(key) is not None}
         for key, value in said.items():
             if value not in (0, 1):  # true and false, too
-                raise self.error(f"the {key} of {where} is {_shown(value)}", "it must be 0 or 1, or true or false")
+                fix = "it must be 0 or 1, or true or false; rename it if it means something else"
+                raise self.error(f"the {key} of {where} is {_shown(value)}", fix)
         if len({bool(value) for value in said.values()}) > 1:
             raise self.error(f"{where} says both that it is to be learned and that it is not", "leave one of them")
         return next((bool(value) for value in said.values()), None)
@@ -247,7 +276,18 @@ def conversation_of(row: Row, form: str) -> Messages:
     Raises:
         UserError: the row is not of this form, or a field is not as it should be.
     """
-    return with_system(row, FORMS[form].read(row))
+    row.check_context()
+    messages = FORMS[form].read(row)
+    if thoughts := row.thoughts():
+        *before, answer = messages
+        of_messages = form in ("messages", "sharegpt") or answer.role != "assistant"
+        if of_messages or any(name in answer.fields for name in THOUGHTS):
+            raise row.error(
+                f"the field {next(iter(thoughts))!r} is the row's, not an answer's",
+                "put it into the message that it belongs to, or remove it",
+            )
+        messages = (*before, replace(answer, fields={**answer.fields, **thoughts}))
+    return with_system(row, messages)
 
 
 def prompt_of(row: Row) -> Messages | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from lit_llm.config import RowsConfig, UserError
+from lit_llm.data.conversations import NOT_LEARNED
 from lit_llm.data.items import Items, RowEvaluation, RowStream
 from lit_llm.data.resumable import ResumableDataModule
 from lit_llm.tokenizer.chat import ChatFormat, Message
@@ -65,7 +66,7 @@ class Tally:
     def check(self, max_dropped_share: float) -> None:
         """Raises UserError where too many rows are left out."""
         found = self.found
-        share = found.dropped.total() / found.rows
+        share = (found.dropped.total() - found.dropped[NOT_LEARNED]) / found.rows  # those are meant to be left out
         if share <= max_dropped_share:
             return
         longest = sorted(self.dropped_lengths, key=lambda each: -each[0])[:3]
@@ -222,6 +223,11 @@ class RowsDataModule(ResumableDataModule):
             )
         for tally in self._tallies:
             lines.extend(tally.lines())
+        if any(self.items("train").supervised(0)) and (opening := self.chat.unwritten_opening):
+            lines.append(
+                f"the chat template asks for answers with {opening!r} and does not write that before the answers of "
+                "rows, which are learned without it"
+            )
         shared = len(self._splits["train"].openings & self._splits["validation"].openings)
         if shared:
             lines.append(f"prompts of validation rows that are trained on, too: {shared:,}")
@@ -263,6 +269,7 @@ class RowsDataModule(ResumableDataModule):
             messages = self.messages_of(row)
             for field_name in {name for message in messages for name in self.chat.unread(message)}:
                 tally.found.unread[f"{field_name} of messages"] += 1
+            tally.found.thoughtless += self.chat.leaves_out_thoughts(messages)
             try:
                 encoded = self.encode(row)
             except UserError as error:

@@ -8,7 +8,7 @@ from functools import cached_property
 from lit_llm.config import UserError
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
 from lit_llm.tokenizer.kinds import puts_space_once
-from lit_llm.tokenizer.messages import ROLES, WORDS, Message, Part, Rendered, the_message
+from lit_llm.tokenizer.messages import ROLES, THOUGHTS, WORDS, Message, Part, Rendered, the_message
 from lit_llm.tokenizer.templated import Templated
 from lit_llm.tokenizer.tokenizer import Tokenizer
 
@@ -69,7 +69,8 @@ class ChatFormat:
         """`render_prompt` and the turns that answer it, with how many of the ids are the prompt's.
 
         A template without a generation prompt may write the prompt differently once an answer follows; there the
-        answer's words come after what a model reads when it is asked.
+        answer's words come after what a model reads when it is asked. Where the template does not write the thought
+        that its generation prompt opens, the prompt ends before that.
 
         Raises:
             UserError: as `render`, or such an answer has several turns.
@@ -80,12 +81,26 @@ class ChatFormat:
             rendered = Rendered.of(list(self._writer.parts_of_answer(prompt, answer[0])))
         else:
             rendered = self.render([*prompt, *answer])
+        if rendered.ids[: len(before)] != before and self.unwritten_opening:
+            before = Rendered.of(list(self._writer.parts(prompt, prompt=True, opened=False))).ids
         if rendered.ids[: len(before)] != before:
             raise UserError(
                 "the chat template writes the prompt differently when an answer follows it; let the answer be one turn "
                 "of the assistant, or use another template"
             )
         return rendered, len(before)
+
+    @cached_property
+    def unwritten_opening(self) -> str:
+        """How a generation prompt opens a thought, where the chat template does not write that before a row's answer.
+
+        What is learned then is the answer as the template writes it, without a thought.
+        """
+        return self._writer.unwritten_opening if isinstance(self._writer, Templated) else ""
+
+    def leaves_out_thoughts(self, messages: Sequence[Message]) -> bool:
+        """Whether the chat template does not write what was thought in an earlier turn."""
+        return isinstance(self._writer, Templated) and self._writer.leaves_out_thoughts(messages)
 
     def unread(self, message: Message) -> list[str]:
         """The fields of a message that the form of conversations has no place for."""
@@ -108,8 +123,7 @@ class ChatFormat:
                     )
 
     def _hint(self, name: str) -> str:
-        thoughts = ("reasoning_content", "reasoning", "thinking")
-        read = next((each for each in thoughts if name in thoughts and self._writer.reads(each)), None)
+        read = next((each for each in THOUGHTS if name in THOUGHTS and self._writer.reads(each)), None)
         return f"rename it to {read}, " if read else ""
 
 

@@ -10,7 +10,10 @@ from lit_llm.config import UserError
 
 ROLES = ("system", "user", "assistant", "tool")
 
-WORDS = ("reasoning_content", "reasoning", "thinking", "tool_calls", "function_call")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+"""Fields of a turn that say what was thought before its words."""
+
+WORDS = (*THOUGHTS, "tool_calls", "function_call")
 """Fields of a turn that say what was thought or asked for in it: a form of conversations that does not write them
 would leave out a part of the turn."""
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from lit_llm.config import UserError
 from lit_llm.tokenizer.chat_template import ChatTemplate
 from lit_llm.tokenizer.kinds import puts_space_once
-from lit_llm.tokenizer.messages import WORDS, Message, Part, the_message
+from lit_llm.tokenizer.messages import THOUGHTS, WORDS, Message, Part, the_message
 from lit_llm.tokenizer.tokenizer import Tokenizer
 
 # Private-use characters: they stand for what content has of special tokens, for where content begins, and for where
 # it ends.
 _ESCAPE, _MARK, _END_MARK, _FIRST_CODE = "\ue000", "\ue001", "\ue002", 0xF0000
+
+# What a generation prompt may go on with after the header of an assistant's turn: <think>, [THINK], <seed:think>.
+_OPENING = re.compile(r"[<\[][^<>\[\]]*(?:think|thought|reason)[^<>\[\]]*[>\]].*\Z", re.DOTALL | re.IGNORECASE)
+_END_OF_THOUGHT = "</think>"
 
 Turns = list[dict[str, Any]]
 Write = Callable[..., str]
@@ -25,9 +29,10 @@ Write = Callable[..., str]
 class Templated:
     """What a Jinja template writes.
 
-    An assistant's words begin where the template's own generation prompt ends, and end with the first special token
-    after that. To be sure that this is the template's, the strings of special tokens in contents are hidden from it
-    behind private-use characters, which are taken away again when the text is encoded.
+    An assistant's words begin where the template's own generation prompt ends, or before the thought that it opens
+    where the template writes the turn without that, and end with the first special token after that. To be sure that
+    this is the template's, the strings of special tokens in contents are hidden from it behind private-use characters,
+    which are taken away again when the text is encoded.
 
     Args:
         tokenizer: Of the model.
@@ -38,7 +43,8 @@ class Templated:
 
     Raises:
         UserError: the template is broken, or does not end an assistant's turn with a special token. Of `parts`, too: it
-            refuses the conversation, leaves out what a message says, or does not show where an assistant's words begin.
+            refuses the conversation, leaves out what a message says, or does not show where an assistant's words begin,
+            which only a whole conversation has to, as nothing is learned from a prompt.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str) -> None:
@@ -58,12 +64,21 @@ class Templated:
         self._encode = tokenizer.encode_further if puts_space_once(tokenizer.state) else tokenizer.encode
         self._reads: dict[str, bool] = {}
         self._generation_prompt = self._find_generation_prompt()
+        opening = _OPENING.search(self._generation_prompt or "")
+        self._opening = opening[0] if opening else ""
         self.end_id = self._find_end()
 
     @property
     def has_generation_prompt(self) -> bool:
         """Whether the template heeds add_generation_prompt."""
         return self._generation_prompt is not None
+
+    @property
+    def unwritten_opening(self) -> str:
+        """The opening of a thought that the generation prompt has, and that is not written before a row's answer."""
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+        before = self._template(turns[:1], add_generation_prompt=True)
+        return "" if self._template(turns).startswith(before) else self._opening
 
     def reads(self, name: str) -> bool:
         """Whether the template looks at a field of messages, or at the tools."""
@@ -80,12 +95,20 @@ class Templated:
         except UserError:
             return False
 
-    def parts(self, messages: Sequence[Message], prompt: bool) -> Iterator[Part]:
+    def leaves_out_thoughts(self, messages: Sequence[Message]) -> bool:
+        """Whether what was thought in an earlier turn is not written, as models do not read it again."""
+        if not any(_thoughts(message.content, message.fields) for message in messages[:-1]):
+            return False
+        turns, write = self._turns(messages)
+        return any(self._lost_thoughts(turns, number, write) for number in range(len(turns) - 1))
+
+    def parts(self, messages: Sequence[Message], prompt: bool, opened: bool = True) -> Iterator[Part]:
         """The ids of a conversation, part by part.
 
         Args:
             messages: At least one.
             prompt: Go on to where an assistant's words begin.
+            opened: With the thought that the generation prompt may open.
         """
         turns, write = self._turns(messages)
         text = self._text(turns, write, prompt)
@@ -95,13 +118,15 @@ class Templated:
                 "the chat template leaves out the tools in this conversation; put them into the system's message, or "
                 "use another template"
             )
-        yield from self._parts(messages, turns, text, write)[0]
+        if prompt and not opened:
+            text = text.removesuffix(self._opening)
+        yield from self._parts(messages, turns, text, write, prompt)[0]
 
     def parts_of_answer(self, prompt: Sequence[Message], answer: Message) -> Iterator[Part]:
         """`parts` of a prompt, and the words of the assistant's turn after it."""
         turns, write = self._turns(prompt)
         before = self._text(turns, write, True)
-        parts, after_text = self._parts(prompt, turns, before, write)
+        parts, after_text = self._parts(prompt, turns, before, write, True)
         yield from parts
         whole = [*turns, self._turn(answer)]
         text = write(whole)
@@ -111,12 +136,19 @@ class Templated:
         yield Part(ids, answer)
         yield Part(self._encode_piece(text[end:], after_text)[0])
 
-    def _parts(self, messages: Sequence[Message], turns: Turns, text: str, write: Write) -> tuple[list[Part], bool]:
+    def _parts(
+        self, messages: Sequence[Message], turns: Turns, text: str, write: Write, prompt: bool
+    ) -> tuple[list[Part], bool]:
         """The parts of the rendered `turns`, and whether the last ends in text."""
         parts, position, after_text = [], 0, False
         for index, message in enumerate(messages):
             if message.role == "assistant":
-                begin, end = self._words(turns, index, text, write, position)
+                try:
+                    begin, end = self._words(turns, index, text, write, position)
+                except UserError:
+                    if not prompt:
+                        raise
+                    continue  # it is read like the turns of others
                 ids, after_text = self._encode_piece(text[position:begin], after_text)
                 parts.append(Part(ids))
                 ids, after_text = self._encode_piece(text[begin:end], after_text)
@@ -190,6 +222,18 @@ class Templated:
                     without = [*turns[:number], {**turn, name: None}, *turns[number + 1 :]]
                     if again(without) == text:
                         raise _left_out(name, number, turn["role"])
+            if number == len(turns) - 1 and "content" in self._lost_thoughts(turns, number, again):
+                raise _left_out(f"thought (what precedes {_END_OF_THOUGHT})", number, turn["role"])
+
+    def _lost_thoughts(self, turns: Turns, number: int, again: Callable[[Turns], str]) -> list[str]:
+        """The fields of a turn whose thoughts are not written; `again` writes other turns the same way."""
+        lost, turn = [], turns[number]
+        for name in _thoughts(turn["content"], turn) if turn["role"] == "assistant" else ():
+            said = turn[name] if isinstance(turn[name], str) else ""
+            marked = said.replace(_END_OF_THOUGHT, _MARK + _END_OF_THOUGHT, 1) if name == "content" else said + _MARK
+            if _MARK not in again([*turns[:number], {**turn, name: marked}, *turns[number + 1 :]]):
+                lost.append(name)
+        return lost
 
     def _words(self, turns: Turns, index: int, text: str, write: Write, position: int = 0) -> tuple[int, int]:
         """Where the words of the assistant's turn `index` begin, and where the token that ends them ends."""
@@ -206,15 +250,16 @@ class Templated:
         """Where the words of the assistant's turn `index` begin in `text`, the rendered `turns`."""
         if self._generation_prompt is not None:
             before = write(turns[:index], add_generation_prompt=True)
-            if text.startswith(before):
-                return len(before)
+            for known in (before, before.removesuffix(self._opening)):
+                if text.startswith(known):
+                    return len(known)
         # A template may write what comes before differently when more follows (Mistral moves the system's message).
         before = self._before_content(turns, index, write)
         is_last = index == len(turns) - 1
         if text.startswith(before) and (self._generation_prompt is None or not is_last):
             if self._generation_prompt is None:
                 return len(before.rstrip(" "))  # a space belongs to the token of the word after it
-            if before.endswith(self._generation_prompt):
+            if before.endswith((self._generation_prompt, self._generation_prompt.removesuffix(self._opening))):
                 return len(before)
         raise UserError(
             f"the chat template does not show where the words of message {index + 1}, an assistant's, begin: its "
@@ -226,12 +271,15 @@ class Templated:
         return self._split_at_content(turns, index, write)[0]
 
     def _split_at_content(self, turns: Turns, index: int, write: Write) -> tuple[str, str]:
-        marked = [dict(turn) for turn in turns]
-        marked[index]["content"] = _MARK + marked[index]["content"]
-        before, mark, after = write(marked).partition(_MARK)
-        if not mark:
-            raise _left_out("content", index, turns[index]["role"])
-        return before, after
+        content = turns[index]["content"]
+        thought, end, answer = content.rpartition(_END_OF_THOUGHT)
+        # Where the thought of an earlier turn is left out, its content begins after that.
+        for marked in dict.fromkeys((_MARK + content, thought + end + _MARK + answer)):
+            turn = {**turns[index], "content": marked}
+            before, mark, after = write([*turns[:index], turn, *turns[index + 1 :]]).partition(_MARK)
+            if mark:
+                return before, after
+        raise _left_out("content", index, turns[index]["role"])
 
     def _find_generation_prompt(self) -> str | None:
         """The header of an assistant's turn; None where the template does not know add_generation_prompt."""
@@ -248,6 +296,11 @@ class Templated:
                 "stop; use another template"
             )
         return self._id(end)
+
+
+def _thoughts(content: str, fields: Mapping[str, Any]) -> list[str]:
+    """The fields of a turn that hold what was thought in it."""
+    return ["content"] * (_END_OF_THOUGHT in content) + [name for name in THOUGHTS if fields.get(name)]
 
 
 def _left_out(name: str, number: int, role: str) -> UserError:

@@ -442,7 +442,10 @@ def test_templates_of_others(loaded: LoadedModel, template: str, expected: str) 
     state, config = json.dumps(TOKENIZER.state), {"chat_template": template, "eos_token": "<|im_end|>"}
     other = replace(loaded, tokenizer=Tokenizer(tokenizers.Tokenizer.from_str(state), config))
     conversation = begin(other, system="kd")
-    assert say(conversation, "bc") == answer_to(other, [Message("system", "kd"), user("bc")])
-    prompt = ChatFormat(other.tokenizer).render_prompt([Message("system", "kd"), user("bc")])
+    turns = [Message("system", "kd"), user("bc")]
+    answer = say(conversation, "bc")
+    assert answer == answer_to(other, turns)
+    prompt = ChatFormat(other.tokenizer).render_prompt(turns)
     assert other.tokenizer.decode(prompt) == expected
     assert conversation.last is not None and conversation.last.prompt_tokens == len(prompt)
+    assert say(conversation, "d") == answer_to(other, [*turns, Message("assistant", answer), user("d")])

@@ -368,9 +368,78 @@ def test_answers_that_repeat_their_prompt(tmp_path: Path) -> None:
         [row("Say hi", "Say hi: hi", "no"), *[row("Say ho", "ho", "ha")] * 19],
     ):
         assert answers_of(write(tmp_path / "d.jsonl", *rows)) == [(each["chosen"], each["rejected"]) for each in rows]
-    assert "rows with an answer that begins with the prompt, left as they are: 1" in (
-        read_preferences([write(tmp_path / "d.jsonl", *rows)]).statistics.lines()
-    )
+    path = write(tmp_path / "d.jsonl", *rows)
+    line = f"rows with an answer that begins with the prompt, left as they are: 1 (the first: {path}, row 1)"
+    assert read_preferences([path]).statistics.remarks() == [line]
+    line = "rows whose answers began with the prompt, which was taken off them: 2"
+    assert found.statistics.remarks() == [line]
+
+
+def test_completions_that_repeat_their_prompt_are_counted(tmp_path: Path) -> None:
+    rows = [{"prompt": "Go on", "completion": text} for text in ("to the sea", "Go on to the sea", "Go on: home")]
+    path = write(tmp_path / "a.jsonl", *rows)
+    found = read_conversations([path])
+    assert [each.messages[1].content for each in found] == [row["completion"] for row in rows]
+    line = f"rows with an answer that begins with the prompt, left as they are: 2 (the first: {path}, row 2)"
+    assert found.statistics.remarks() == [line]
+
+
+ROWS_OF_FORMS: dict[str, dict[str, Any]] = {
+    "alpaca": {"instruction": "q", "output": "a"},
+    "prompt_completion": {"prompt": "q", "completion": "a"},
+    "gsm8k": {"question": "q", "answer": "a"},
+    "messages": {"messages": [user("q"), assistant("a")]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+    "preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
+}
+
+
+def read_form(form: str, path: str) -> Any:
+    return (read_preferences if form == "preference" else read_conversations)([path])
+
+
+@pytest.mark.parametrize("form", ROWS_OF_FORMS)
+def test_rows_that_are_not_to_be_learned(form: str, tmp_path: Path) -> None:
+    row = ROWS_OF_FORMS[form]
+    said = [{"weight": 0}, {"weight": 1.0}, {"train": False}, {"loss": 0.0}, {"loss": None}, {"train": True}]
+    rows = read_form(form, write(tmp_path / "a.jsonl", *({**row, **each} for each in said)))
+    assert [each.row.row for each in rows] == [2, 5, 6]
+    assert rows.statistics.dropped == {"not to be learned by their weight, train or loss": 3}
+    assert not rows.statistics.unread
+    for field, value in (("weight", 0.5), ("train", "no"), ("loss", -1)):
+        with pytest.raises(UserError, match=rf"row 2: the {field} of the row is .*; it must be 0 or 1, .*; rename it"):
+            read_form(form, write(tmp_path / "b.jsonl", row, {**row, field: value}))
+
+
+@pytest.mark.parametrize("form", ROWS_OF_FORMS)
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking"])
+def test_thoughts_of_a_row_are_its_answers(form: str, field: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {**ROWS_OF_FORMS[form], field: "so"})
+    if form in ("messages", "sharegpt", "preference"):
+        with pytest.raises(UserError, match=f"row 1: the field '{field}' .*message.*, or remove it"):
+            read_form(form, path)
+        return
+    (found,) = rows = read_form(form, path)
+    assert pairs(found.messages) == QA and not rows.statistics.unread
+    assert [dict(message.fields) for message in found.messages] == [{}, {field: "so"}]
+
+
+@pytest.mark.parametrize("form", ROWS_OF_FORMS)
+def test_fields_that_would_change_a_conversation_are_refused(form: str, tmp_path: Path) -> None:
+    row = ROWS_OF_FORMS[form]
+    for field, value, fix in (
+        ("functions", [{"name": "f"}], "rename it to tools"),
+        ("documents", [{"text": "d"}], "put what they say into the system's message"),
+        ("chat_template_kwargs", {"enable_thinking": False}, "change the model's chat template"),
+    ):
+        assert len(read_form(form, write(tmp_path / "a.jsonl", {**row, field: None}))) == 1
+        with pytest.raises(UserError, match=f"row 1: the field '{field}' is not read; {fix}"):
+            read_form(form, write(tmp_path / "a.jsonl", {**row, field: value}))
+    turns = next((name for name in ("messages", "conversations") if name in row), None)
+    for field in ("masked", "mask", "training") if turns else ():
+        first, last = row[turns]
+        with pytest.raises(UserError, match=rf"message 2 of '{turns}' has '{field}', .*; say with weight 0 or 1"):
+            read_form(form, write(tmp_path / "a.jsonl", {turns: [first, {**last, field: False}]}))
 
 
 HISTORY = [["earlier", "said"], ["then", "done"]]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
+from chat_templates import OPEN_THOUGHTS
 from test_rows import write_rows
 
 from lit_llm.config import PreferenceDataConfig, UserError
@@ -178,6 +179,27 @@ def test_answers_come_after_what_a_model_is_asked_with(tmp_path: Path, tokenizer
     prompt = tokenizer.decode(ChatFormat(moving).render_prompt([Message("system", "be kind"), Message("user", "ask")]))
     assert prompt == "[user be kind]ask<|im_end|>"
     assert texts == [f"{prompt}{answer}<|im_end|>" for answer in ("yes", "no")]
+
+
+@pytest.mark.parametrize("name", OPEN_THOUGHTS)
+def test_answers_of_a_template_that_opens_a_thought(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """They are read as the template writes them, also after an earlier turn whose thought it leaves out."""
+    state = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.state))
+    opening = Tokenizer(state, {"chat_template": OPEN_THOUGHTS[name], "eos_token": "<|im_end|>"})
+    history = [Message("user", "a"), Message("assistant", "<think>\nr\n</think>\n\nb"), Message("user", "c")]
+    prompt = [{"role": message.role, "content": message.content} for message in history]
+    path = write_rows(tmp_path / "rows.jsonl", [pair(prompt, "yes", "no")])
+    data = make(path, opening, sequence_length=96)
+    batch = data.items("train").batch([0])
+    words = [tokenizer.decode(row[row != -100]) for row in batch["targets"]]
+    begin = "\n</think>\n\n" if name == "last thought" else ""
+    assert words == [f"{begin}{answer}<|im_end|>" for answer in ("yes", "no")]
+    read = tokenizer.decode(batch["tokens"][0, : batch["lengths"][0]]).removesuffix(words[0])
+    asked = tokenizer.decode(ChatFormat(opening).render_prompt(history))
+    assert asked == read + ("" if name == "last thought" else "<think>\n")
+    lines = data.statistics_lines()
+    assert sum("which the chat template leaves out there: 1" in line for line in lines) == 1
+    assert sum("the chat template asks for answers with" in line for line in lines) == (name == "no thought")
 
 
 def test_real_preferences(shared_data: Path, tokenizer: Tokenizer) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+from chat_templates import OPEN_THOUGHTS
 from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -184,13 +185,44 @@ def test_what_rows_have_besides_is_written_or_refused_with_its_row(
     (row if "tools" in extra else row["messages"][1]).update(extra)
     row["messages"][0]["name"] = "Bob"
     path = write_rows(tmp_path / "talks.jsonl", [talk("q", "r"), {**row, "id": 7}])
-    state = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.state))
-    data = make(path, Tokenizer(state, {"chat_template": WITH_ALL, "eos_token": "<|im_end|>"}))
+    data = make(path, templated(tokenizer, WITH_ALL))
     assert written in tokenizer.decode(data.items("train").ids(1))
     unread = "data.paths: columns that are not read, with the rows that have them: id (1), name of messages (1)"
     assert data.statistics_lines()[1:2] == [unread]
     with pytest.raises(UserError, match=f"talks.jsonl, row 2: {refusal}"):
         make(path, tokenizer).setup("fit")
+
+
+def templated(tokenizer: Tokenizer, template: str) -> Tokenizer:
+    state = tokenizers.Tokenizer.from_str(json.dumps(tokenizer.state))
+    return Tokenizer(state, {"chat_template": template, "eos_token": "<|im_end|>"})
+
+
+def test_rows_that_say_that_they_are_not_learned_are_no_fault(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = write_rows(tmp_path / "talks.jsonl", [{**talk(f"q{n}", "b"), "weight": int(n == 0)} for n in range(4)])
+    data = make(path, tokenizer)
+    assert data.num_rows == 1
+    assert data.statistics_lines()[1] == (
+        "data.paths: 3 of 4 rows left out (75.0%): 3 not to be learned by their weight, train or loss"
+    )
+
+
+def test_reasoning_of_earlier_turns_that_is_left_out_is_counted(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    thought = "<think>\nso\n</think>\n\nb"
+    rows = [talk("a", thought, "c", "d"), talk("a", "b", "c", "d"), talk("a", "b")]
+    path = write_rows(tmp_path / "talks.jsonl", rows)
+    line = "data.paths: rows with reasoning in earlier turns, which the chat template leaves out there: 1"
+    opens = (
+        "the chat template asks for answers with '<think>\\n' and does not write that before the answers of rows, "
+        "which are learned without it"
+    )
+    for name, said in (("last thought", [line]), ("no thought", [line, opens])):
+        data = make(path, templated(tokenizer, OPEN_THOUGHTS[name]), sequence_length=128)
+        assert data.num_rows == 3 and data.statistics_lines()[1:] == said
+        ids, supervised = data.example()
+        kept = tokenizer.decode(index for index, keep in zip(ids, supervised, strict=True) if keep)
+        assert kept.startswith("b<|im_end|>") and kept.endswith("d<|im_end|>") and "so" not in tokenizer.decode(ids)
+    assert make(path, tokenizer, sequence_length=128).statistics_lines()[1:] == []  # ours leaves nothing out
 
 
 @pytest.mark.parametrize("packing", [False, True])

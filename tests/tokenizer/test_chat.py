@@ -10,7 +10,17 @@ from typing import Any
 
 import pytest
 import tokenizers
-from chat_templates import CHATML_TOKENS, GEMMA, LLAMA3_TOKENS, MISTRAL, SYSTEM_IN_LAST_TURN, TEMPLATES, THINKING
+from chat_templates import (
+    CHATML_TOKENS,
+    GEMMA,
+    LLAMA3_TOKENS,
+    MISTRAL,
+    OPEN_THOUGHT_SYSTEM_LAST,
+    OPEN_THOUGHTS,
+    SYSTEM_IN_LAST_TURN,
+    TEMPLATES,
+    THINKING,
+)
 from foreign_tokenizers import BOS, EOS, FORMS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -352,7 +362,7 @@ def test_no_turn_is_lost(condition: str, named: str | None, prompt: bool) -> Non
 
 @pytest.mark.parametrize("opening", ["<think>\n", "<think>\n\n</think>\n\n"])
 def test_a_generation_prompt_may_open_a_thought(opening: str, tmp_path: Path, transformers: ModuleType) -> None:
-    """Only training has to know where words begin."""
+    """What is learned begins before that, where the template writes answers without."""
     template = CHATML + "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n" + opening + "' }}{% endif %}"
     form, theirs = with_both(tmp_path, transformers, "qwen", CHATML_TOKENS, template)
     assert form.stop_ids[0] == theirs.convert_tokens_to_ids("<|im_end|>")
@@ -360,6 +370,60 @@ def test_a_generation_prompt_may_open_a_thought(opening: str, tmp_path: Path, tr
         prompt = theirs.apply_chat_template(plain(messages), add_generation_prompt=True, return_dict=False)
         assert form.render_prompt(messages) == prompt
         assert theirs.decode(prompt).endswith(f"assistant\n{opening}")
+    assert form.unwritten_opening == opening
+    assert said(Tokenizer.load(tmp_path), chat("a", "b", "c", "d")) == "b<|im_end|>d<|im_end|>"
+
+
+@pytest.mark.parametrize("name", OPEN_THOUGHTS)
+def test_conversations_go_on_where_a_generation_prompt_opens_a_thought(
+    name: str, tmp_path: Path, transformers: ModuleType
+) -> None:
+    """Earlier answers are written without the thoughts that they began with."""
+    form, theirs = with_both(tmp_path, transformers, "qwen", CHATML_TOKENS, OPEN_THOUGHTS[name])
+    tokenizer = Tokenizer.load(tmp_path)
+    thought = chat("a", "r\n</think>\n\nb", "c", "<think>\ns\n</think>\n\nd", "e")
+    for messages in (
+        chat("a", "b", "c"),
+        chat("a", "b", "c", "d", "e"),
+        thought[:3],
+        thought,
+        chat("a", "r</think>", "c"),
+    ):
+        prompt = theirs.apply_chat_template(plain(messages), add_generation_prompt=True, return_dict=False)
+        assert form.render_prompt(messages) == prompt
+        assert theirs.decode(prompt).endswith("<think>\n")
+        assert form.leaves_out_thoughts(messages) == any("</think>" in message.content for message in messages)
+    kept, opening = ("<think>\n\n</think>\n\n", "") if name == "last thought" else ("", "<think>\n")
+    assert form.unwritten_opening == opening
+    for messages, last in ((chat("a", "b", "c", "d"), "d"), ([*thought[:3], Message("assistant", "d")], "d")):
+        words = last if name == "no thought" else kept.removeprefix("<think>\n") + last
+        assert said(tokenizer, messages) == f"b<|im_end|>{words}<|im_end|>"
+        rendered, length = form.render_answer(messages[:-1], messages[-1:])
+        assert rendered == form.render(messages)
+        assert tokenizer.decode(rendered.ids[length:]).removesuffix("\n") == f"{words}<|im_end|>"
+    if name == "no thought":
+        with pytest.raises(
+            UserError, match=r"leaves out the thought \(what precedes </think>\) of message 4, an assis"
+        ):
+            form.render(thought[:4])
+    else:
+        assert said(tokenizer, thought[:4]) == "b<|im_end|>s\n</think>\n\nd<|im_end|>"
+
+
+def test_an_answer_begins_after_its_header_where_what_precedes_it_moved() -> None:
+    tokenizer = with_template(OPEN_THOUGHT_SYSTEM_LAST, CHATML_TOKENS)
+    messages = chat("a", "<think>\nr\n</think>\n\nb", "c", "d", system="s")
+    assert (
+        tokenizer.decode(ChatFormat(tokenizer).render(messages).ids)
+        == "[user]a[bot]b<|im_end|>[user]s c[bot]d<|im_end|>"
+    )
+    assert said(tokenizer, messages) == "b<|im_end|>d<|im_end|>"
+
+
+def test_a_turn_that_begins_otherwise_than_the_generation_prompt_is_not_learned() -> None:
+    header = "{% if add_generation_prompt %}{{ '<|im_start|>bot\n' }}{% endif %}"
+    form = ChatFormat(with_template(CHATML + header, CHATML_TOKENS))
+    assert form.render_prompt(chat("a", "b", "c"))
     with pytest.raises(UserError, match="does not show where the words of message 2, an assistant's, begin"):
         form.render(chat("a", "b"))
 
@@ -421,6 +485,7 @@ def test_thoughts_are_looked_for_under_the_templates_name() -> None:
     late = [*chat("q"), Message("assistant", "a", {"reasoning_content": "so"}), *chat("r", "b")]
     assert "so" not in tokenizer.decode(form.render(late).ids)  # as models do not read earlier thoughts again
     dropping = THINKING.replace("message.reasoning_content and loop.last", "message.reasoning_content and false")
+    assert form.leaves_out_thoughts(late) and not form.leaves_out_thoughts(late[:2])
     with pytest.raises(UserError, match="leaves out the reasoning_content of message 2, an assistant's"):
         ChatFormat(with_template(dropping, CHATML_TOKENS)).render(late[:2])
 

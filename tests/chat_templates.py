@@ -100,6 +100,37 @@ THINKING = (
     "{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Generation prompts that open a thought. Earlier answers are written without theirs; of the last answer, "last thought"
+# writes it, and "no thought" does not.
+_ANSWER = "{% set content = message.content.split('</think>')[-1].lstrip('\n') %}"
+OPEN_THOUGHTS = {
+    "last thought": (
+        "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' }}{% if message.role == 'assistant' %}"
+        + _ANSWER
+        + "{% if loop.last %}{{ '<think>\n' }}{% if '</think>' in message.content %}"
+        "{{ message.content.split('</think>')[0].split('<think>')[-1].strip() }}{% endif %}"
+        "{{ '\n</think>\n\n' }}{% endif %}{{ content }}{% else %}{{ message.content }}{% endif %}{{ '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    ),
+    "no thought": (
+        "{{ bos_token }}{% for message in messages %}{% if message.role == 'user' %}"
+        "{{ '<|im_start|>' + message.content }}{% else %}"
+        + _ANSWER
+        + "{{ '<|im_start|>A' + content + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>A<think>\n' }}{% endif %}"
+    ),
+}
+# The same with the system's message in the user's last turn, so that the turns before an answer are written otherwise
+# once others follow.
+OPEN_THOUGHT_SYSTEM_LAST = (
+    "{% set system = messages[0].content if messages[0].role == 'system' else '' %}"
+    "{% for message in messages if message.role != 'system' %}{% if message.role == 'user' %}[user]"
+    "{% if system and message == (messages | selectattr('role', 'equalto', 'user') | list)[-1] %}"
+    "{{ system }} {% endif %}{{ message.content }}{% else %}"
+    + _ANSWER
+    + "{{ '[bot]' + content + '<|im_end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[bot]<think>\n' }}{% endif %}"
+)
 PHI_TOKENS = [AddedToken(name, rstrip=True) for name in ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>")]
 # form of the tokenizer, its special tokens, template, what ends a turn, how an assistant's words look
 TEMPLATES: dict[str, tuple[str, list[Any], str, str]] = {
