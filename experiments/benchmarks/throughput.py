@@ -229,26 +229,8 @@ def _product_rate(size: tuple[int, int, int], dtype: torch.dtype, device: str, s
     return 2 * m * k * n / min(times[1:]) / 1e9
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["10m", "50m"], help="model sizes")
-    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="arithmetic")
-    parser.add_argument("--rows", type=int, default=8, help="rows in a step")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256], help="tokens in a row")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager"], help="compilation and checkpointing")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each side")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny shapes and two steps")
-    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.memory_of:
-        print(peak_of_steps(options))
-        return
-    if options.quick:
-        options.shapes, options.rows, options.lengths, options.steps = ["tiny"], 2, [32], 2
-    torch.set_num_threads(options.threads)
-
+def report(options: argparse.Namespace) -> None:
+    """Measure each case, print it as it ends, and print all of them at the end."""
     rows: list[list[str]] = []
     figures: dict[str, dict[str, Any]] = {"ratio": {}, "memory_ratio": {}, "tokens_per_second": {}, "peak_mib": {}}
     share: dict[str, dict[str, float]] = {}
@@ -305,6 +287,28 @@ def main() -> None:
             "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         },
     )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["10m", "50m"], help="model sizes")
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="arithmetic")
+    parser.add_argument("--rows", type=int, default=8, help="rows in a step")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[256], help="tokens in a row")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager"], help="compilation and checkpointing")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each side")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny shapes and two steps")
+    parser.add_argument("--memory-of", choices=SIDES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(peak_of_steps(options))
+        return
+    if options.quick:
+        options.shapes, options.rows, options.lengths, options.steps = ["tiny"], 2, [32], 2
+    torch.set_num_threads(options.threads)
+    report(options)
 
 
 if __name__ == "__main__":
