@@ -120,7 +120,7 @@ def build_ppo(config: PPOConfig) -> Built:
 def _run(config: Any, build: Callable[[Any], Built], callbacks: Sequence[Callback]) -> RunResult | None:
     from lit_llm.evaluation.report import write_report
     from lit_llm.training.run import fit
-    from lit_llm.training.run_folder import is_first_process, run_folder
+    from lit_llm.training.run_folder import is_finished, is_first_process, run_folder
 
     if config.replay is not None:
         from lit_llm.training.replay import recorded_run, replay_step
@@ -129,6 +129,8 @@ def _run(config: Any, build: Callable[[Any], Built], callbacks: Sequence[Callbac
         replay_step(record, config, *build(config))
         return None
     module, data, tokenizer = build(config)
+    if is_finished(config):
+        return None
     with run_folder(config):
         if is_first_process():
             _show_data(data, tokenizer)

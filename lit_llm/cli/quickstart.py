@@ -90,7 +90,9 @@ def _run(config: QuickstartConfig, stage: str, left: float) -> None:
             run = pretraining(config, _FEWEST_STEPS)
             step = _time_pretraining(run)
             run = pretraining(config, affordable_steps(step, left - (time.monotonic() - began), _FEWEST_STEPS))
-        _compare(run, pretrain(run))
+        result = pretrain(run)
+        if result is not None:
+            _compare(run, result)
     elif begun:
         resume_stage(config, stage)
     else:

@@ -59,13 +59,15 @@ def prepare_data(config: PrepareConfig) -> None:
 def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunResult | None:
     """Pretrain a decoder and say where everything is; or, with `config.replay`, look into one recorded step.
 
+    Nothing is done, and None returned, where a run that is to go on is finished.
+
     Args:
         config: the run.
         callbacks: Lightning callbacks to run besides the package's own.
     """
     from lit_llm.evaluation.report import write_report
     from lit_llm.training.run import fit
-    from lit_llm.training.run_folder import is_first_process, run_folder
+    from lit_llm.training.run_folder import is_finished, is_first_process, run_folder
 
     if config.replay is not None:
         from lit_llm.training.replay import recorded_run, replay_step
@@ -74,6 +76,8 @@ def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunR
         replay_step(record, config, *build_pretraining(config))
         return None
     module, data, tokenizer = build_pretraining(config)
+    if is_finished(config):
+        return None
     with run_folder(config):
         result = fit(config, module, data, tokenizer, callbacks)
         if is_first_process():

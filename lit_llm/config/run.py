@@ -41,8 +41,10 @@ class RunConfig:
     """Resume: "last" for the newest whole checkpoint of this run, or a path to one. "last_or_begin", for scripts that
     start a run again, begins where there is none yet."""
     resume_changed: bool = False
-    """Go on although settings that change what is learned (data, batch, optimizer, schedule, model) are not those that
-    the checkpoint was made with. Each is named; the earlier configuration is kept as config.1.yaml and so on."""
+    """Go on although settings that change what is learned (batch size, optimizer, schedule, precision, objective) are
+    not those that the checkpoint was made with. Each is named; the earlier configuration is kept as config.1.yaml and
+    so on. Another model, lora, order of the data or seed is refused in any case: a new run starts from this one's model
+    with init_from."""
     overwrite: bool = False
     """Delete what an earlier run of this name left, and start again."""
     replay: str | None = None

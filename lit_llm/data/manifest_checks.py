@@ -11,11 +11,29 @@ if TYPE_CHECKING:
     from lit_llm.data.shards import Manifest
 
 _LARGEST_COUNT = 1 << 62
+_LARGEST_TOKEN = 1 << 16  # bytes
+_NORMALIZED = 4  # as much longer than what its tokens spell may text be that the tokenizer has normalized
 
 
 def what_is_wrong(manifest: Manifest) -> str | None:
     """The first value that no folder of shards can have, in words; None where there is none."""
     return _wrong_ids(manifest) or _wrong_shards(manifest)
+
+
+def cannot_spell(manifest: Manifest, longest: int) -> str | None:
+    """The first shard with more text than its tokens can stand for, in words.
+
+    Args:
+        manifest: one without other faults.
+        longest: bytes of the tokenizer's longest token.
+    """
+    for shard in manifest.shards:
+        if shard.bytes > _NORMALIZED * longest * shard.tokens:
+            return (
+                f"says that the {shard.tokens} tokens of {shard.file} are {shard.bytes} bytes of text, and the longest "
+                f"token is {longest} bytes"
+            )
+    return None
 
 
 def _wrong_ids(manifest: Manifest) -> str | None:
@@ -42,6 +60,10 @@ def _wrong_shards(manifest: Manifest) -> str | None:
             value = getattr(shard, name)
             if not _is_count(value):
                 return f"{name} of {shard.file} is {value!r}; it must be a number from 0"
+        if shard.documents > shard.tokens:  # each ends with a token
+            return f"documents of {shard.file} is {shard.documents}, and it has {shard.tokens} tokens"
+        if shard.bytes > _LARGEST_TOKEN * shard.tokens:
+            return f"bytes of {shard.file} is {shard.bytes}, which its {shard.tokens} tokens cannot spell"
         if shard.file in names:
             return f"{shard.file} is listed twice"
         names.add(shard.file)

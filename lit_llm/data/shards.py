@@ -23,7 +23,7 @@ import numpy as np
 from lit_llm.config import UserError, from_plain, to_plain
 from lit_llm.config.files import replace_file
 from lit_llm.config.json_text import parse_json
-from lit_llm.data.manifest_checks import what_is_wrong
+from lit_llm.data.manifest_checks import cannot_spell, what_is_wrong
 
 if TYPE_CHECKING:
     from lit_llm.tokenizer import Tokenizer
@@ -124,7 +124,7 @@ class Manifest:
             version = values["format_version"]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(damaged.format(error)) from error
-        if version != FORMAT_VERSION:
+        if type(version) is not int or version != FORMAT_VERSION:
             raise UserError(
                 f"{path} has format version {version} and this code reads {FORMAT_VERSION}; prepare the data again"
             )
@@ -364,13 +364,16 @@ class ShardedTokens:
                 f"the one given (digest {tokenizer.digest[:12]}); use {self.folder.parent / 'tokenizer'} or prepare "
                 "the data again"
             )
+        wrong = cannot_spell(self.manifest, int(tokenizer.byte_lengths().max(initial=1)))
         for name in ("vocab_size", "eot_id", "pad_id"):
             ours, theirs = getattr(tokenizer, name), getattr(self.manifest, name)
             if ours != theirs:
-                raise UserError(
-                    f"{self.folder / 'manifest.json'} says {name} {theirs}, and the tokenizer with the same digest has "
-                    f"{ours}; copy it again or prepare the data again with --overwrite true"
-                )
+                wrong = f"says {name} {theirs}, and the tokenizer with the same digest has {ours}"
+        if wrong:
+            raise UserError(
+                f"{self.folder / 'manifest.json'} {wrong}; copy it again or prepare the data again with "
+                "--overwrite true"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         # A map cannot be pickled; a loader worker opens its own.

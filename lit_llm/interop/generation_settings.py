@@ -76,8 +76,12 @@ def generation_settings(
         del own["bos_token_id"]  # transformers goes on to take it from the architecture
     means_same = _same_tokens(tokenizer, source)
     left_out: list[str] = []
-    kept = _kept_ids({key: generation[key] for key in IDS if key in generation}, folder, means_same, left_out)
-    ids = _kept_ids({key: values[key] for key in IDS if key in values}, folder, means_same, left_out)
+    kept, ids = (
+        _kept_ids(
+            {key: each[key] for key in IDS if key in each}, folder, values.get("vocab_size"), means_same, left_out
+        )
+        for each in (generation, values)
+    )
     others = {key: value for key, value in generation.items() if key not in IDS}
     for key in OTHER_IDS:
         if key in others and not all(map(means_same, _numbers(others[key]))):
@@ -122,8 +126,9 @@ def stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
         UserError: a file is broken.
     """
     folder = _whole_model(folder)
-    for values in (read_generation_config(folder), read_object(folder / "config.json")):
-        ids = _ids_of("eos_token_id", (values or {}).get("eos_token_id"), folder)
+    config = read_object(folder / "config.json")
+    for values in (read_generation_config(folder), config):
+        ids = _ids_of("eos_token_id", (values or {}).get("eos_token_id"), folder, config.get("vocab_size"))
         if ids:
             return ids
     return [] if tokenizer.eot_id is None else [tokenizer.eot_id]
@@ -135,8 +140,14 @@ def _whole_model(folder: Path) -> Path:
     return folder if base is None else _whole_model(base)
 
 
-def _ids_of(key: str, value: Any, folder: Path) -> list[int]:
+def _ids_of(key: str, value: Any, folder: Path, vocabulary: Any) -> list[int]:
     """The ids of a key, which has one, a list, or null.
+
+    Args:
+        key: of `IDS`. What ends a text must be a token; old folders have -1 for padding that they lack.
+        value: of the key.
+        folder: named in an error.
+        vocabulary: how many ids the folder's model has, where config.json says it.
 
     Raises:
         UserError: it has something else.
@@ -144,6 +155,10 @@ def _ids_of(key: str, value: Any, folder: Path) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(each, int) and not isinstance(each, bool) and abs(each) < 2**31 for each in ids):
         raise UserError(f"{folder}: {key} is {shown(value)}; it must be the id of a token, a list of them, or null")
+    most = vocabulary if isinstance(vocabulary, int) else 2**31
+    for each in ids if key == "eos_token_id" else ():
+        if not 0 <= each < most:
+            raise UserError(f"{folder}: {key} {each} is none of its model's tokens, 0 to {most - 1}; correct it")
     return list(ids)
 
 
@@ -165,12 +180,12 @@ def _same_tokens(tokenizer: Tokenizer, source: Path) -> Callable[[int], bool]:
 
 
 def _kept_ids(
-    values: dict[str, Any], folder: Path, means_same: Callable[[int], bool], left_out: list[str]
+    values: dict[str, Any], folder: Path, vocabulary: Any, means_same: Callable[[int], bool], left_out: list[str]
 ) -> dict[str, Any]:
     """Keys of `IDS` with the ids that mean the same; appends to `left_out` what does not."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
-        ids = _ids_of(key, value, folder)
+        ids = _ids_of(key, value, folder, vocabulary)
         same = [index for index in ids if means_same(index)]
         left_out += [f"{key} {index}" for index in ids if index not in same]
         if same or not ids:

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_OFF = ("", "none", "null", "default", "auto", "disabled", "full_attention", "absolute", "standard")
+_ABSENT = ("none", "disabled")
+"""Text that says that there is no such part."""
+_OFF = (*_ABSENT, "", "null", "default", "auto", "full_attention", "absolute", "standard")
 """Text that says the usual thing."""
 _FACTORS = {"scale", "scaling", "multiplier", "mult", "factor"}
 """Words for what something is multiplied by, which is 1 where nothing is switched on."""
@@ -19,9 +21,32 @@ _ALWAYS_ON = re.compile(
     r"(is_|use_)?causal(_mask|_attention)?|(use|apply)_(rope|rotary\w*|position\w*)|scale_attn\w*|attn_scale|use_mlp"
 )
 """Switches of what our decoder always does: they pass where they are on."""
+_PARTS = (
+    (
+        {"norm", "norms", "normalization", "normalize", "layernorm", "rmsnorm", "ln"},
+        {"layer", "layers", "rms", "block", "attn", "attention", "mlp", "ffn", "decoder", "final", "input", "output"},
+    ),
+    (
+        {"rope", "rotary", "position", "positions", "positional"},
+        {"pos", "emb", "embed", "embedding", "embeddings", "encoding", "encodings", "dim", "dims", "ndims", "pct"},
+    ),
+    ({"gated", "glu", "swiglu", "mlp", "ffn", "feedforward", "activation", "act"}, {"gate", "linear", "hidden", "fn"}),
+    ({"causal", "autoregressive"}, {"mask", "masking", "attn", "attention", "decoder", "lm"}),
+    ({"residual", "residuals", "shortcut"}, {"skip", "connection", "connections", "stream"}),
+    ({"scale", "scaling", "scaled", "softmax"}, {"attn", "attention", "qk", "query", "score", "scores", "dot"}),
+    ({"attn", "attention"}, {"self"}),
+    ({"embedding", "embeddings", "unembedding"}, {"token", "tokens", "word", "words", "input", "output"}),
+)
+"""What our decoder always has: words for each part, and those that go with them. A key of these words alone takes the
+part away where it is off."""
+_SWITCH = {
+    *("use", "uses", "using", "apply", "enable", "enabled", "with", "has", "have", "do", "is", "add", "include", "in"),
+    *("type", "kind", "style", "pre", "first", "before", "percent", "percentage", "fraction", "ratio", "base", "theta"),
+}
+"""Words that say of a part no more than whether, where and how much."""
 
 _TOKEN_ID = re.compile(r"(.*_)?(token|eos|bos|pad|unk|sep|cls|mask|eod)s?_(id|ids|index|idx)")
-_DROPOUT = re.compile(r"drop|pdrop|dropout|droppath|layerdrop")
+_DROPOUT = re.compile(r"(.*_)?(p?drop(out|path)?|layer_?drop|drop_path)s?(_(p|prob|probs|probability|rate|ratio))?")
 _RUNNING = {
     *("learning", "lr", "warmup", "batch", "seed", "epoch", "epochs", "optimizer", "optim", "adam", "adamw"),
     *("grad", "gradient", "gradients", "loss", "losses", "init", "initializer", "initialization", "train", "trained"),
@@ -54,45 +79,62 @@ _FUNCTIONS = re.compile(
 _DEEPEST = 8
 
 
-def is_harmless(key: str, value: Any, depth: int = 0) -> bool:
+def is_harmless(key: str, value: Any, depth: int = 0, in_list: bool = False) -> bool:
     """Whether a key that we do not know cannot change logits.
 
     Args:
         key: as the file writes it; inside a group, with the group's name before it.
         value: from JSON.
         depth: of groups around it.
+        in_list: it is one of several, where 0 and false say which layer, or what a layer is.
     """
-    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()))
+    parts = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower())
+    words = set(parts)
     if _ALWAYS_ON.fullmatch(key.lower()):
         return value in (None, True)
-    if _is_off(words, value) or _is_about_running(key.lower(), words):
+    if value is None or _is_about_running("_".join(parts), words):
+        return True
+    if (isinstance(value, str) or not in_list) and _is_off(words, value):
         return True
     if isinstance(value, str):
         return not words & _COMPUTED and not _FUNCTIONS.fullmatch(value.strip())
     if depth == _DEEPEST:
         return False
     if isinstance(value, list):
-        return all(is_harmless(key, each, depth + 1) for each in value)
+        return all(is_harmless(key, each, depth + 1, in_list=True) for each in value)
     if isinstance(value, dict):
         return all(is_harmless(f"{key}_{name}", each, depth + 1) for name, each in value.items())
     return False
 
 
 def _is_off(words: set[str], value: Any) -> bool:
-    """Whether a value switches nothing on."""
-    if value is None or value is False or value == [] or value == {}:
+    """Whether a value switches nothing on, and nothing off that our decoder has."""
+    if value in ([], {}):
         return True
     if isinstance(value, str):
-        return value.strip().lower() in _OFF
+        text = value.strip().lower()
+        return text in _OFF and not (text in _ABSENT and _is_ours(words))
+    if not value and _is_ours(words):
+        return False
+    if value is False:
+        return True
     if value is True or not isinstance(value, int | float):
         return False
     return value == 1 if words & _FACTORS else value == 0 or (value == 1.0 and isinstance(value, float))
 
 
+def _is_ours(words: set[str]) -> bool:
+    """Whether a key is about a part that our decoder always has, and nothing else."""
+    named = words - _SWITCH
+    return any(named & part and named <= part | beside for part, beside in _PARTS)
+
+
 def _is_about_running(key: str, words: set[str]) -> bool:
     """Whether a key's words are about ids of tokens, dropouts, lengths, training, storage or speed."""
-    if _TOKEN_ID.fullmatch(key) or any(_DROPOUT.fullmatch(word) for word in words):
-        return True
+    if _TOKEN_ID.fullmatch(key):
+        return not (words - {"mask"}) & _COMPUTED
+    if _DROPOUT.fullmatch(key):
+        return not words & _FACTORS
     if words & _FACTORS or words & {"rope", "rotary", "window", "sliding", "softcap", "softcapping"}:
         return False
     if words & _RUNNING or _RUNNING_KEYS.fullmatch(key):

@@ -127,7 +127,7 @@ class CheckpointPolicy(Checkpoint):
         return asked or (every is not None and step % every == 0)
 
     def _validates(self, trainer: L.Trainer, batch_idx: int) -> bool:
-        if not trainer.enable_validation:
+        if not trainer.enable_validation or not sum(trainer.num_val_batches):  # which Lightning passes over, hooks too
             return False
         return trainer.should_stop or (batch_idx + 1) % int(trainer.val_check_batch or 1) == 0
 

@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import sys
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from torch.distributed.checkpoint import CheckpointException
 from lit_llm.config import UserError
 from lit_llm.config.files import sync_folder, whole_file
 from lit_llm.config.json_text import parse_json
+from lit_llm.training.unpickling import why_unreadable
 
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step_(\d+)\.ckpt")
@@ -82,13 +84,14 @@ def readable_checkpoint(path: Path) -> Iterator[None]:
         UserError: instead of any other error.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            yield
     except UserError:
         raise
     except (Exception, CheckpointException) as error:  # the second is no Exception, and hides what went wrong
         causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-        reason = str(causes[0]).partition("\n")[0][:120] or type(causes[0]).__name__
-        raise UserError(f"{path} is not a whole checkpoint ({reason})") from error
+        raise UserError(f"{path} is not a whole checkpoint ({why_unreadable(causes[0])})") from error
 
 
 def _file_damage(path: Path) -> str | None:

@@ -9,6 +9,7 @@ and the strategy takes rank 0's path on every rank when it loads.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,30 @@ def checkpoint_to_resume(config: RunConfig) -> str | None:
     if problem is not None:
         raise UserError(f"{config.ckpt_path} is not a whole checkpoint ({problem}); --ckpt_path last takes one that is")
     return config.ckpt_path
+
+
+def is_finished(config: RunConfig) -> bool:
+    """Whether "last" of this run is its last step, with its model and report written; says so in a line.
+
+    Every rank reads the checkpoint through, as they cannot talk yet and have to agree.
+    """
+    if config.ckpt_path not in ("last", "last_or_begin"):
+        return False
+    saved = saved_checkpoints(config.folder / "checkpoints")
+    step = max(saved, default=-1)
+    report = config.folder / "report.md"  # the last thing that a run writes
+    if step < config.trainer.max_steps or not report.is_file() or not (config.folder / "model").is_dir():
+        return False
+    if report.stat().st_mtime_ns < saved[step].stat().st_mtime_ns or damage(saved[step]) is not None:
+        return False
+    if is_first_process():
+        print(f"{config.folder} is finished at step {step}; a larger {_length_option(config)} goes on", file=sys.stderr)
+    return True
+
+
+def _length_option(config: RunConfig) -> str:
+    """The option that says how long a run is."""
+    return "--epochs" if getattr(config, "epochs", None) is not None else "--trainer.max_steps"
 
 
 class SameStart(L.Callback):

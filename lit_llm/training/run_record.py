@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,7 +15,7 @@ import yaml
 from lit_llm.config import CONFIG_KEY, RunConfig, ScheduleConfig, UserError, flatten, from_plain, to_plain
 from lit_llm.config.files import replace_file
 from lit_llm.optimization import build_optimizer, learning_rate_factor
-from lit_llm.training.checkpoint_files import saved_checkpoints
+from lit_llm.training.checkpoint_files import saved_checkpoints, step_of
 
 # A setting that is on none of these lists changes what is learned: a new one has to be thought about.
 _OF_ONE_START = {"ckpt_path": None, "overwrite": False, "replay": None, "resume_changed": False}
@@ -43,7 +44,9 @@ _FREE = frozenset(
 )
 _FREE_GROUPS = ("samples.", "trainer.")
 _LEARNED_OF_TRAINER = frozenset({"trainer.precision", "trainer.gradient_clip_val"})
-_HELD = re.compile(r"# (?:holds|held) from step (\d+)")
+_HELD = re.compile(r"# (?:holds|held) from step (\d+)(?: to step (\d+))?")
+_KEPT = re.compile(r"config\.(\d+)\.yaml")
+_ASIDE = ".abandoned"
 
 
 @dataclass(frozen=True)
@@ -176,37 +179,82 @@ class RunRecord(L.Callback):
         """Take the checkpoints of later steps, made with the other settings, out of what `last` looks for."""
         for later, path in saved_checkpoints(self.config.folder / "checkpoints").items():
             if later > step:
-                path.rename(path.with_name(f"{path.name}.abandoned"))
-                print(f"{path} is of the settings before; kept as {path.name}.abandoned", file=sys.stderr)
+                path.rename(path.with_name(path.name + _ASIDE))
+                print(f"{path} is of the settings before; kept as {path.name}{_ASIDE}", file=sys.stderr)
 
 
 def write_config(config: RunConfig, step: int, saved: dict[str, Any] | None) -> None:
-    """Write config.yaml from `step` on, and keep what it takes the place of.
+    """Write config.yaml from `step` on, and keep what it takes the place of, where any step was made with that.
 
     Args:
         config: the run.
         step: steps that are done.
         saved: configuration of the checkpoint that the run goes on from.
     """
-    path = config.folder / "config.yaml"
-    body = _yaml_of(to_plain(config))
-    if path.exists():
-        earlier = path.read_text(encoding="utf-8")
-        first = int(held[1]) if (held := _HELD.match(earlier)) else 0
-        earlier_body = earlier.partition("\n")[2] if held else earlier
-    else:
-        earlier_body, first = "" if saved is None else _yaml_of(saved), 0
-    if earlier_body == body and path.exists():
+    folder, body = config.folder, _yaml_of(to_plain(config))
+    path = folder / "config.yaml"
+    if step == 0 or saved is None:
+        replace_file(path, body)
         return
-    note = ""
-    if step and earlier_body and earlier_body != body:
-        number = 1 + len(list(config.folder.glob("config.*.yaml")))
-        kept = path.with_name(f"config.{number}.yaml")
-        back = f", from where the run went back to step {step}" if first > step else f" to step {step}"
-        replace_file(kept, f"# held from step {first}{back}\n{earlier_body}")
-        note = f"# holds from step {step} on; before it {kept.name}\n"
+    first, earlier = _read_record(path) if path.exists() else (0, _yaml_of(saved))
+    kept: Path | None = None
+    if first >= step:  # the steps of config.yaml, if it has any, do not lead to the checkpoint
+        if earlier != body and _has_steps(folder, first):
+            gone = _next_name(folder)
+            replace_file(gone, f"# held from step {first}, from where the run went back to step {step}\n{earlier}")
+            print(f"the configuration of the steps that the run went back from is kept in {gone}", file=sys.stderr)
+        kept = _kept_of(folder, step)
+        first, earlier = (0, _yaml_of(saved)) if kept is None else _read_record(kept)
+    if earlier == body:
+        before = _kept_of(folder, first)
+        replace_file(path, _note(first, before) + body)
+        if kept is not None:  # which goes on as config.yaml
+            kept.unlink()
+        return
+    if kept is None:
+        kept = _next_name(folder)
         print(f"the configuration until step {step} is kept in {kept}", file=sys.stderr)
-    replace_file(path, note + body)
+    replace_file(kept, f"# held from step {first} to step {step}\n{earlier}")
+    replace_file(path, _note(step, kept) + body)
+
+
+def _note(first: int, before: Path | None) -> str:
+    """The first line of a config.yaml that does not hold for the whole run."""
+    if first == 0:
+        return ""
+    return f"# holds from step {first} on{'' if before is None else f'; before it {before.name}'}\n"
+
+
+def _read_record(path: Path) -> tuple[int, str]:
+    """The step from which a configuration held, and the configuration."""
+    text = path.read_text(encoding="utf-8")
+    held = _HELD.match(text)
+    return (int(held[1]), text.partition("\n")[2]) if held else (0, text)
+
+
+def _kept_configs(folder: Path) -> dict[int, Path]:
+    """The earlier configurations of a run by number, the newest first."""
+    found = {int(match[1]): path for path in folder.iterdir() if (match := _KEPT.fullmatch(path.name))}
+    return dict(sorted(found.items(), reverse=True))
+
+
+def _next_name(folder: Path) -> Path:
+    return folder / f"config.{1 + max(_kept_configs(folder), default=0)}.yaml"
+
+
+def _kept_of(folder: Path, step: int) -> Path | None:
+    """The earlier configuration that a step was made with; None where there is none."""
+    for path in _kept_configs(folder).values():
+        held = _HELD.match(path.read_text(encoding="utf-8"))
+        if held and held[2] and int(held[1]) < step <= int(held[2]):
+            return path
+    return None
+
+
+def _has_steps(folder: Path, first: int) -> bool:
+    """Whether a step after `first` was kept, in a checkpoint or one that has been set aside."""
+    names = (path.with_name(path.name.removesuffix(_ASIDE)) for path in folder.glob("checkpoints/step_*"))
+    return any((step_of(path) or 0) > first for path in names)
 
 
 def _yaml_of(plain: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lit_llm.config import UserError
+from lit_llm.config.plain import shown
 
 _INDEX_NAMES: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
@@ -45,6 +48,17 @@ _DEEPSPEED_NAMES = {
     "deepspeed.utils.tensor_fragment.fragment_address",
 }
 """What DeepSpeed saves besides what weights_only allows."""
+
+
+def why_unreadable(error: BaseException) -> str:
+    """What is wrong with a file that could not be unpickled, in a few words; torch's own are paragraphs of advice."""
+    text = str(error)
+    if asked := re.search(r"\bGLOBAL (\S+)", text):
+        return f"it asks for {shown(asked[1])}"
+    if text.startswith("Weights only load failed") or text.isdigit():  # bytes that are no instruction of a plain pickle
+        return "it is no pickle of plain tensors"
+    sentence = re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)[0]
+    return textwrap.shorten(sentence, 160, placeholder=" ...") or type(error).__name__
 
 
 class _IndexUnpickler(pickle.Unpickler):
@@ -108,6 +122,6 @@ def check_deepspeed_folder(folder: Path) -> None:
                 problem = f"{path.name} asks for {strange[0][:80]}"
                 break
     except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        problem = str(error).partition("\n")[0][:120] or type(error).__name__
+        problem = why_unreadable(error)
     if problem is not None:
         raise UserError(f"{folder} is not a whole checkpoint of deepspeed ({problem})")

@@ -16,10 +16,13 @@ import torch
 import yaml
 from conftest import MakeRun
 from run_files import all_curves, assert_identical, checkpoints, largest_file
+from stage_runs import make_stage, run_stage
 from test_bad_input import contents, refused
 from test_resume import final_state
 
+from lit_llm.cli.export import export
 from lit_llm.cli.stages import pretrain
+from lit_llm.config import ExportConfig
 from lit_llm.training.checkpoint import saved_checkpoints
 
 # run folders
@@ -77,6 +80,50 @@ def test_last_without_a_checkpoint(make_run: MakeRun, capsys: pytest.CaptureFixt
     pretrain(longer)
     newest = config.folder / "checkpoints" / "step_00000002.ckpt"
     assert f"resumed at step 2 from {newest}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("stage", "validation"),
+    [("pretrain", False), ("sft", False), ("reward", False), ("dpo", False), ("ppo", False), ("sft", True)],
+)
+def test_a_finished_run_has_its_last_step_and_is_left_alone(
+    stage: str, validation: bool, make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Shorter than `save_every_n_steps`, and where there may be nothing to validate on."""
+    trainer = {"max_steps": 1, "save_every_n_steps": 250, "val_every_n_steps": 1}
+    data = {"batch_size": 2, **({"validation_rows": 2} if validation else {"validation_fraction": 0.0})}
+
+    def run(**more: Any) -> Any:
+        schedule = {"name": "constant", "warmup_steps": 0}
+        if stage == "pretrain":
+            config = make_run(trainer=trainer, schedule=schedule, **more)
+            shutil.copytree(config.data.paths[0], tmp_path / "shards", dirs_exist_ok=True)
+            if not validation:
+                shutil.rmtree(tmp_path / "shards" / "validation", ignore_errors=True)
+            config.data.paths = [str(tmp_path / "shards")]
+            pretrain(config)
+        else:
+            config = make_stage(stage, tmp_path, trainer=trainer, data=data, schedule=schedule, **more)
+            run_stage(config)
+        return config
+
+    config = run()
+    assert list(saved_checkpoints(config.folder / "checkpoints")) == [1]
+    export(ExportConfig(str(config.folder), str(tmp_path / "exported")))
+    assert (tmp_path / "exported" / "model.safetensors").is_file()
+    before = contents(config.folder)
+    assert "model folder" in capsys.readouterr().out
+    for form in ("last", "last_or_begin"):
+        run(ckpt_path=form, optimizer={"learning_rate": 1e-5})
+        said = capsys.readouterr()
+        line = f"{config.folder} is finished at step 1; a larger --trainer.max_steps goes on"
+        assert [each for each in said.err.splitlines() if "finished" in each or "resumed" in each] == [line]
+        assert contents(config.folder) == before and "model folder" not in said.out
+    # without what comes after the last step it is not finished
+    shutil.rmtree(config.folder / "model")
+    run(ckpt_path="last")
+    assert "finished" not in capsys.readouterr().err
+    assert (config.folder / "model" / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("options", [{"overwrite": True}, {"ckpt_path": "last"}, {"ckpt_path": "last_or_begin"}, {}])

@@ -184,6 +184,52 @@ def test_going_back_leaves_no_checkpoint_of_the_other_way(make_run: MakeRun) -> 
     assert final_state(back)["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-4
 
 
+def test_a_change_that_made_no_step_leaves_no_record(make_run: MakeRun) -> None:
+    """Killed before its first checkpoint: what goes on is what the checkpoint and the steps to come are made with."""
+    trainer = {**FEW, "max_steps": 6}
+
+    def run(rate: float, stop: int | None, **more: Any) -> PretrainConfig:
+        config = make_run(**CONSTANT, trainer=trainer, optimizer={"learning_rate": rate}, **more)
+        if stop is None:
+            pretrain(config)
+            return config
+        with pytest.raises(ZeroDivisionError):
+            pretrain(config, callbacks=[At(stop, divide)])
+        return config
+
+    def records() -> dict[str, tuple[str, float]]:
+        texts = {path.name: path.read_text() for path in sorted(folder.glob("config*.yaml"))}
+        return {
+            name: (text.partition("\n")[0], yaml.safe_load(text)["optimizer"]["learning_rate"])
+            for name, text in texts.items()
+        }
+
+    folder = run(1e-3, 3).folder  # which keeps two steps
+    first = (folder / "config.yaml").read_bytes()
+    again: dict[str, Any] = {"ckpt_path": "last", "resume_changed": True}
+    kept = ("# held from step 0 to step 2", 1e-3)
+    holds = "# holds from step 2 on; before it config.1.yaml"
+    run(2e-3, 1, **again)
+    assert records() == {"config.1.yaml": kept, "config.yaml": (holds, 2e-3)}
+    run(3e-3, 1, **again)  # another change instead
+    assert records() == {"config.1.yaml": kept, "config.yaml": (holds, 3e-3)}
+    run(1e-3, 1, ckpt_path="last")  # and none at all
+    assert records().keys() == {"config.yaml"} and (folder / "config.yaml").read_bytes() == first
+    run(2e-3, 2, **again)  # one step is kept: the record stays
+    run(3e-3, 1, **again)
+    then = ("# held from step 2 to step 3", 2e-3)
+    third = ("# holds from step 3 on; before it config.2.yaml", 3e-3)
+    assert records() == {"config.1.yaml": kept, "config.2.yaml": then, "config.yaml": third}
+    run(2e-3, 2, ckpt_path="last")  # step 4 is made with what step 3 was
+    assert records() == {"config.1.yaml": kept, "config.yaml": (holds, 2e-3)}
+    # back to the first way, which the steps to come belong to; the other one has had steps
+    run(1e-3, None, ckpt_path=str(folder / "checkpoints" / "step_00000001.ckpt"))
+    assert records() == {
+        "config.2.yaml": ("# held from step 2, from where the run went back to step 1", 2e-3),
+        "config.yaml": (yaml.safe_dump({"run_name": "run"}).strip(), 1e-3),
+    }
+
+
 @pytest.mark.parametrize(
     ("stage", "change", "name"),
     [

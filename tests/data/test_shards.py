@@ -171,6 +171,13 @@ def test_unknown_version(folder: Path) -> None:
         ShardedTokens(folder)
 
 
+@pytest.mark.parametrize("version", [True, 1.0, "1", None])
+def test_a_version_is_a_number(folder: Path, version: object) -> None:
+    change_manifest(folder, format_version=version)
+    with pytest.raises(UserError, match=rf"format version {version} and this code reads 1"):
+        ShardedTokens(folder)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"format_version": 1}', '{"format_version": 1, "shards": [{}]}'])
 def test_damaged_manifest(folder: Path, text: str) -> None:
     (folder / "manifest.json").write_text(text)
@@ -205,6 +212,8 @@ def change_shard(**values: object) -> dict[str, object]:
         ({"pad_id": -1}, r"pad_id is -1"),
         (change_shard(tokens=-300), r"tokens of shard_00000.npy is -300; it must be a number from 0"),
         (change_shard(tokens=2**70), r"tokens of shard_00000.npy is 1180"),
+        (change_shard(documents=301), r"documents of shard_00000.npy is 301, and it has 300 tokens"),
+        (change_shard(bytes=300 * 2**16 + 1), r"bytes of shard_00000.npy is 19660801, which its 300 tokens cannot"),
         (change_shard(documents=2.5), r"documents of shard_00000.npy is 2.5"),
         (change_shard(bytes="many"), r"bytes of shard_00000.npy is 'many'"),
         (change_shard(file="../train/shard_00000.npy"), r"'../train/shard_00000.npy' is not the name of a file in the"),
@@ -265,8 +274,16 @@ def test_a_flipped_bit_is_named(folder: Path) -> None:
 
 def test_another_tokenizer(folder: Path) -> None:
     source = ShardedTokens(folder)
-    tokenizer = SimpleNamespace(digest="digest", vocab_size=1000, eot_id=0, pad_id=1)
+    lengths = np.array([0, 0, 1, 7])
+    tokenizer = SimpleNamespace(digest="digest", vocab_size=1000, eot_id=0, pad_id=1, byte_lengths=lambda: lengths)
     source.check_tokenizer(tokenizer)
+    kept = (folder / "manifest.json").read_text()
+    change_manifest(folder, **change_shard(bytes=4 * 7 * 300 + 1))
+    with pytest.raises(
+        UserError, match=r"json says that the 300 tokens of shard_00000.npy are 8401 bytes of text, and"
+    ):
+        ShardedTokens(folder).check_tokenizer(tokenizer)
+    (folder / "manifest.json").write_text(kept)
     change_manifest(folder, eot_id=7)
     with pytest.raises(UserError, match=r"manifest\.json says eot_id 7, and the tokenizer with the same digest has 0"):
         ShardedTokens(folder).check_tokenizer(tokenizer)

@@ -158,6 +158,23 @@ def test_ids_that_are_none_are_refused(value: Any, source: Path, letters: Tokeni
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", [9999, -1, [0, 9999]])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_an_end_beyond_the_vocabulary_is_refused(value: Any, name: str, source: Path, letters: Tokenizer) -> None:
+    (source / "generation_config.json").write_text("{}")
+    rewrite(source / name, eos_token_id=value, pad_token_id=-1)
+    vocabulary = json.loads((source / "config.json").read_text())["vocab_size"]
+    wrong = value if isinstance(value, int) else 9999
+    for read in (lambda: stop_token_ids(source, letters), lambda: generation_settings(letters, source)):
+        with pytest.raises(
+            UserError, match=rf"eos_token_id {wrong} is none of .* tokens, 0 to {vocabulary - 1}"
+        ) as error:
+            read()
+        assert "\n" not in str(error.value)
+    rewrite(source / name, eos_token_id=vocabulary - 1)
+    assert stop_token_ids(source, letters) == [vocabulary - 1]
+
+
 def test_a_reward_model_is_padded_with_the_padding(source: Path, tmp_path: Path, letters: Tokenizer) -> None:
     """transformers scores a text at its last token that is not the padding."""
     model = random_decoder(tiny_model("llama-10m", vocab_size=letters.vocab_size).as_score())

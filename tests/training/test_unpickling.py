@@ -266,6 +266,44 @@ def test_a_pickle_is_executed_nowhere(place: Callable[[Path, Evil], None], tmp_p
     assert not (tmp_path / "executed").exists()
 
 
+class Own:
+    """Nothing that a checkpoint holds."""
+
+
+def write(path: Path, value: Any) -> None:
+    torch.save(value, path)
+
+
+def write_new(path: Path, value: Any) -> None:
+    torch.save(value, path, pickle_protocol=4)
+
+
+def write_old(path: Path, value: Any) -> None:
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("make", "value", "reason"),
+    [
+        (write, Own(), r"it asks for '[\w.]*test_unpickling.Own'"),
+        (write_old, Own(), r"it asks for '[\w.]*test_unpickling.Own'"),
+        (write, np.float64(3), r"it asks for 'numpy\._?core\.multiarray\.scalar'"),
+        (write_new, Own(), "it is no pickle of plain tensors"),
+        (lambda path, value: path.write_bytes(pickle.dumps(value, 4)), Own(), "it is no pickle of plain tensors"),
+        (lambda path, value: path.write_bytes(value), b"hello world", "it is no pickle of plain tensors"),
+        (lambda path, value: path.write_bytes(value), b"PK\3\4 cut", r"PytorchStreamReader [^)]*[\w.)]"),
+    ],
+)
+def test_the_reason_is_short_and_whole(
+    make: Callable[[Path, Any], None], value: Any, reason: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = tmp_path / "step_00000001.ckpt"
+    make(path, value)
+    with pytest.raises(UserError, match=rf"^{path} is not a whole checkpoint \({reason}( \.\.\.)?\)$"):
+        read_checkpoint(path)
+    assert [str(warning.message) for warning in recwarn if "pickle" in str(warning.message)] == []
+
+
 def test_objects_in_a_token_shard_are_not_made(shards: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(shards / "train", tmp_path / "train"))
     manifest = json.loads((folder / "manifest.json").read_text())
