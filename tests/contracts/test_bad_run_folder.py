@@ -117,12 +117,12 @@ def test_a_finished_run_has_its_last_step_and_is_left_alone(
         run(ckpt_path=form, optimizer={"learning_rate": 1e-5})
         said = capsys.readouterr()
         line = f"{config.folder} is finished at step 1; a larger --trainer.max_steps goes on"
-        assert [each for each in said.err.splitlines() if "finished" in each or "resumed" in each] == [line]
+        assert [each for each in said.err.splitlines() if "is finished at" in each or "resumed" in each] == [line]
         assert contents(config.folder) == before and "model folder" not in said.out
     # without what comes after the last step it is not finished
     shutil.rmtree(config.folder / "model")
     run(ckpt_path="last")
-    assert "finished" not in capsys.readouterr().err
+    assert "is finished at" not in capsys.readouterr().err
     assert (config.folder / "model" / "model.safetensors").is_file()
 
 

@@ -24,7 +24,7 @@ def write_split(folder: Path, arrays: list[np.ndarray], vocab_size: int = 1000) 
     for number, array in enumerate(arrays):
         writer = ShardWriter(folder / f"shard_{number:05d}.npy", token_dtype(vocab_size))
         for piece in np.array_split(array, 3):
-            writer.append(piece, documents=1, num_bytes=2 * len(piece))
+            writer.append(piece, documents=int(len(piece) > 0), num_bytes=2 * len(piece))
         infos.append(writer.close())
     manifest = Manifest("digest", vocab_size, token_dtype(vocab_size), 0, 1, {"<|eot|>": 0}, {"path": "x"}, infos)
     manifest.save(folder)
