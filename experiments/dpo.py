@@ -1,8 +1,6 @@
 """Align a model with preferences directly (DPO). See --help for every option."""
 
-from lit_llm.cli import main
-from lit_llm.cli.post_training import dpo
-from lit_llm.config import DPOConfig
+from lit_llm.cli import run_command
 
 if __name__ == "__main__":
-    main(DPOConfig, dpo)
+    run_command("dpo")

@@ -1,8 +1,6 @@
 """Write text with a trained model. See --help for every option."""
 
-from lit_llm.cli import main
-from lit_llm.cli.generate import generate
-from lit_llm.config import GenerateConfig
+from lit_llm.cli import run_command
 
 if __name__ == "__main__":
-    main(GenerateConfig, generate)
+    run_command("generate")

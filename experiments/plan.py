@@ -1,8 +1,6 @@
 """Say what a pretraining recipe needs and costs, without running it. See --help for every option."""
 
-from lit_llm.cli import main
-from lit_llm.cli.plan import plan
-from lit_llm.config import PlanConfig
+from lit_llm.cli import run_command
 
 if __name__ == "__main__":
-    main(PlanConfig, plan)
+    run_command("plan")

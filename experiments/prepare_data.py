@@ -1,8 +1,6 @@
 """Encode a corpus into shards. See --help for every option."""
 
-from lit_llm.cli import main
-from lit_llm.cli.stages import prepare_data
-from lit_llm.config import PrepareConfig
+from lit_llm.cli import run_command
 
 if __name__ == "__main__":
-    main(PrepareConfig, prepare_data)
+    run_command("prepare_data")

@@ -1,8 +1,6 @@
 """Pretrain a decoder on shards. See --help for every option."""
 
-from lit_llm.cli import main
-from lit_llm.cli.stages import pretrain
-from lit_llm.config import PretrainConfig
+from lit_llm.cli import run_command
 
 if __name__ == "__main__":
-    main(PretrainConfig, pretrain)
+    run_command("pretrain")

@@ -1,8 +1,6 @@
 """Train a reward model on preferences. See --help for every option."""
 
-from lit_llm.cli import main
-from lit_llm.cli.post_training import reward
-from lit_llm.config import RewardConfig
+from lit_llm.cli import run_command
 
 if __name__ == "__main__":
-    main(RewardConfig, reward)
+    run_command("reward")

@@ -1,8 +1,6 @@
 """Serve a model over HTTP as OpenAI's API, with a chat page. See --help for every option."""
 
-from lit_llm.cli import main
-from lit_llm.cli.serve import serve
-from lit_llm.config import ServeConfig
+from lit_llm.cli import run_command
 
 if __name__ == "__main__":
-    main(ServeConfig, serve)
+    run_command("serve")

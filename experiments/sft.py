@@ -1,8 +1,6 @@
 """Fine-tune a model on conversations. See --help for every option."""
 
-from lit_llm.cli import main
-from lit_llm.cli.post_training import sft
-from lit_llm.config import SFTConfig
+from lit_llm.cli import run_command
 
 if __name__ == "__main__":
-    main(SFTConfig, sft)
+    run_command("sft")

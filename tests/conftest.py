@@ -29,8 +29,8 @@ from lit_llm.config import (
     from_plain,
     preset,
 )
-from lit_llm.data.prepare import prepare
-from lit_llm.data.train_tokenizer import train_tokenizer
+from lit_llm.stages.prepare import prepare_data
+from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,7 +93,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Pat
     folder = tmp_path_factory.mktemp("shards")
     corpus = CorpusConfig(path=str(corpus_folder), validation_fraction=0.15)
     train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=400, output=str(folder / "tok")))
-    prepare(PrepareConfig(corpus, tokenizer=str(folder / "tok"), output=str(folder / "shards")))
+    prepare_data(PrepareConfig(corpus, tokenizer=str(folder / "tok"), output=str(folder / "shards")))
     return folder / "shards"
 
 
@@ -110,7 +110,7 @@ def short_documents(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> P
     rows = (json.dumps({"text": f"{number}" + " é" * (number % 5)}) for number in range(1200))
     (folder / "rows.jsonl").write_text("\n".join(rows))
     corpus = CorpusConfig(path=str(folder / "rows.jsonl"), validation_fraction=0.1, test_fraction=0.1)
-    prepare(PrepareConfig(corpus, tokenizer=str(shards / "tokenizer"), output=str(folder / "shards")))
+    prepare_data(PrepareConfig(corpus, tokenizer=str(shards / "tokenizer"), output=str(folder / "shards")))
     return folder / "shards"
 
 

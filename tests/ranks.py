@@ -15,9 +15,12 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from lit_llm.cli import post_training
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import DPOConfig, PPOConfig, PretrainConfig, RewardConfig, RunConfig, SFTConfig
+from lit_llm.stages.dpo import dpo
+from lit_llm.stages.ppo import ppo
+from lit_llm.stages.pretrain import pretrain
+from lit_llm.stages.reward import reward
+from lit_llm.stages.sft import sft
 
 # Ranks are forked from a server that has imported what they need and started no thread: a fork of the test process
 # itself would inherit locks that its threads hold, and cannot use CUDA.
@@ -26,10 +29,10 @@ multiprocessing.set_forkserver_preload(["conftest", "lit_llm.training.run", "lit
 
 STAGES: dict[type[RunConfig], Callable[..., Any]] = {
     PretrainConfig: pretrain,
-    SFTConfig: post_training.sft,
-    RewardConfig: post_training.reward,
-    DPOConfig: post_training.dpo,
-    PPOConfig: post_training.ppo,
+    SFTConfig: sft,
+    RewardConfig: reward,
+    DPOConfig: dpo,
+    PPOConfig: ppo,
 }
 """What runs each kind of configuration."""
 

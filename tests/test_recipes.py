@@ -13,8 +13,6 @@ from ranks import STAGES
 from stage_runs import chat_tokenizer
 
 from lit_llm.cli import parse
-from lit_llm.cli.quickstart_stages import Files
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import (
     DPOConfig,
     PostTrainingConfig,
@@ -27,6 +25,8 @@ from lit_llm.config import (
     TokenizerTrainingConfig,
 )
 from lit_llm.planning import count_parameters
+from lit_llm.quickstart.later_stages import Files
+from lit_llm.stages.pretrain import pretrain
 
 CONFIGS = ROOT / "experiments" / "configs"
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))

@@ -19,8 +19,9 @@ import numpy as np
 from reporting import print_report
 
 from lit_llm.config import DataConfig
-from lit_llm.data.datamodule import TokenDataModule
-from lit_llm.data.shards import Manifest, ShardWriter
+from lit_llm.data.corpus.manifest import Manifest
+from lit_llm.data.corpus.shards import ShardWriter
+from lit_llm.data.pretraining.data_module import TokenDataModule
 
 VOCAB_SIZE = 50_304
 SHARD_TOKENS = 100_000_000

@@ -28,7 +28,6 @@ import torch
 import yaml
 from reporting import print_report
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import (
     CorpusConfig,
     DataConfig,
@@ -41,8 +40,9 @@ from lit_llm.config import (
     preset,
     to_plain,
 )
-from lit_llm.data.prepare import prepare
-from lit_llm.data.train_tokenizer import train_tokenizer
+from lit_llm.stages.prepare import prepare_data
+from lit_llm.stages.pretrain import pretrain
+from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.training.checkpoint_files import damage, saved_checkpoints
 
 SCRIPT = Path(__file__).resolve().parents[1] / "pretrain.py"
@@ -55,7 +55,7 @@ def write_shards(folder: Path) -> Path:
     shutil.copytree(Path(sysconfig.get_paths()["stdlib"]) / "json", texts, ignore=shutil.ignore_patterns("__pycache__"))
     corpus = CorpusConfig(path=str(texts), validation_fraction=0.1)
     train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=300, output=str(folder / "tokenizer")))
-    prepare(PrepareConfig(corpus, tokenizer=str(folder / "tokenizer"), output=str(folder / "shards")))
+    prepare_data(PrepareConfig(corpus, tokenizer=str(folder / "tokenizer"), output=str(folder / "shards")))
     return folder / "shards"
 
 

@@ -39,11 +39,11 @@ def write_inputs(folder: Path, options: argparse.Namespace) -> None:
     import torch
 
     from lit_llm.config import CorpusConfig, TokenizerTrainingConfig, preset
-    from lit_llm.data.corpus import Corpus
-    from lit_llm.data.functions import conversation_row, corrupt, functions_of, preference_row, write_rows
-    from lit_llm.data.train_tokenizer import train_tokenizer
+    from lit_llm.data.corpus.documents import Corpus
     from lit_llm.interop import save_model_folder
     from lit_llm.model import Decoder
+    from lit_llm.quickstart.functions import conversation_row, corrupt, functions_of, preference_row, write_rows
+    from lit_llm.stages.tokenizer import train_tokenizer
     from lit_llm.tokenizer import Tokenizer
 
     corpus = CorpusConfig(path="stdlib")
@@ -93,7 +93,6 @@ def ours(stage: str, folder: Path, options: argparse.Namespace, clock: Clock) ->
     """A run of `options.steps` steps by this package."""
     import lightning as L
 
-    from lit_llm.cli.post_training import dpo, sft
     from lit_llm.config import (
         ConversationDataConfig,
         DPOConfig,
@@ -104,6 +103,8 @@ def ours(stage: str, folder: Path, options: argparse.Namespace, clock: Clock) ->
         TrainerConfig,
     )
     from lit_llm.objectives import IGNORE_INDEX
+    from lit_llm.stages.dpo import dpo
+    from lit_llm.stages.sft import sft
 
     class Timer(L.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:

@@ -37,9 +37,9 @@ ENDLESS = {"type": "string", "pattern": "(a|b)*a(a|b){24}"}
 def write_model(folder: Path, options: argparse.Namespace) -> None:
     """An untrained model with a tokenizer of the standard library's text."""
     from lit_llm.config import CorpusConfig, TokenizerTrainingConfig, preset
-    from lit_llm.data.train_tokenizer import train_tokenizer
     from lit_llm.interop import save_model_folder
     from lit_llm.model import Decoder
+    from lit_llm.stages.tokenizer import train_tokenizer
     from lit_llm.tokenizer import Tokenizer
 
     corpus = CorpusConfig(path="stdlib")

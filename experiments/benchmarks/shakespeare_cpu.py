@@ -27,7 +27,6 @@ import torch
 from reporting import print_report
 
 from lit_llm.cli import parse
-from lit_llm.cli.stages import prepare_data, pretrain, train_tokenizer
 from lit_llm.config import (
     CorpusConfig,
     OptimizerConfig,
@@ -38,6 +37,9 @@ from lit_llm.config import (
     TokenizerTrainingConfig,
     preset,
 )
+from lit_llm.stages.prepare import prepare_data
+from lit_llm.stages.pretrain import pretrain
+from lit_llm.stages.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 NANOGPT_LOSS = 1.898

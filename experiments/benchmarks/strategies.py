@@ -42,8 +42,8 @@ QUICK = ("one device", "ddp", "fsdp")
 def write_data(folder: Path, windows: int, length: int, vocab_size: int) -> None:
     """Shards of text that a model can learn something of: the standard library, as a user would prepare it."""
     from lit_llm.config import CorpusConfig, PrepareConfig, TokenizerTrainingConfig
-    from lit_llm.data.prepare import prepare
-    from lit_llm.data.train_tokenizer import train_tokenizer
+    from lit_llm.stages.prepare import prepare_data
+    from lit_llm.stages.tokenizer import train_tokenizer
 
     texts = folder / "texts"
     texts.mkdir()
@@ -56,7 +56,7 @@ def write_data(folder: Path, windows: int, length: int, vocab_size: int) -> None
             break
     corpus = CorpusConfig(path=str(texts), split="tail")
     train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=vocab_size, output=str(folder / "tokenizer")))
-    prepare(PrepareConfig(corpus, tokenizer=str(folder / "tokenizer"), output=str(folder / "shards")))
+    prepare_data(PrepareConfig(corpus, tokenizer=str(folder / "tokenizer"), output=str(folder / "shards")))
 
 
 def train(folder: Path, name: str, trainer: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING
 
-from lit_llm.cli.loading import load
 from lit_llm.config import ChatConfig, UserError
+from lit_llm.stages.loading import load
 
 if TYPE_CHECKING:
     from rich.console import Console

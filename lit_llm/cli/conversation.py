@@ -10,11 +10,11 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lit_llm.cli.loading import LoadedModel
 from lit_llm.cli.parsing import parse
 from lit_llm.config import ChatConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import Completion, Engine
 from lit_llm.generation.request import fitted_prompt
+from lit_llm.stages.loading import LoadedModel
 from lit_llm.tokenizer import ChatFormat, Message, conversation_ids, read_as_letters
 
 

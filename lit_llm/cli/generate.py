@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.cli.loading import load, tell_begin_token
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.config.json_text import parse_json
-from lit_llm.data.text_encoding import read_text
+from lit_llm.data.sources.encoding import read_text
+from lit_llm.stages.loading import load, tell_begin_token
 
 if TYPE_CHECKING:
     from lit_llm.generation import Completion, Engine, TextConstraint

@@ -19,7 +19,9 @@ from lit_llm.config import PRESETS, ModelConfig, UserError, check_finite, preset
 T = TypeVar("T")
 
 
-def main(kind: type[T], run: Callable[[T], None], arguments: Sequence[str] | None = None) -> None:
+def main(
+    kind: type[T], run: Callable[[T], None], arguments: Sequence[str] | None = None, program: str | None = None
+) -> None:
     """Read a configuration of `kind` from YAML and the command line and call `run` with it.
 
     What a user can put right ends as one line on stderr and exit status 1 (2 for the command line itself, 75 for a
@@ -29,9 +31,10 @@ def main(kind: type[T], run: Callable[[T], None], arguments: Sequence[str] | Non
         kind: a dataclass of `lit_llm.config`.
         run: does the work.
         arguments: the command line; None takes it from the process.
+        program: what --help calls the program; None: the name of the script.
     """
     try:
-        config = parse(kind, arguments)
+        config = parse(kind, arguments, program)
     except UserError as error:
         _fail(str(error), 2)
     try:
@@ -51,7 +54,7 @@ def _fail(message: str, status: int) -> None:
     raise SystemExit(status)
 
 
-def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
+def parse(kind: type[T], arguments: Sequence[str] | None = None, program: str | None = None) -> T:
     """A configuration of `kind` from a command line.
 
     Later words win: defaults, then the model preset, then `--config` files, then single options.
@@ -61,7 +64,7 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
             configuration file that is missing or broken.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _parser(kind)
+    parser = _parser(kind, program)
     keys = option_keys(kind)
     try:
         # read once for the preset alone, so that --help and --print_config show what it sets
@@ -89,11 +92,11 @@ def _check_groups(kind: type[Any], values: Namespace, prefix: str = "") -> None:
             _check_groups(inside, values[name], f"{prefix}{name}.")  # type: ignore[arg-type]
 
 
-def _parser(kind: type[Any]) -> ArgumentParser:
+def _parser(kind: type[Any], program: str | None) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     description = (kind.__doc__ or "").strip().partition("\n")[0]
     # an abbreviation would be taken for whatever option happens to begin like it
-    parser = ArgumentParser(description=description, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(prog=program, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of options; those on the command line win.")
     parser.add_class_arguments(kind, fail_untyped=True)
     if any(field.type in (ModelConfig, "ModelConfig") for field in dataclasses.fields(kind)):

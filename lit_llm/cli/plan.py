@@ -69,7 +69,7 @@ def _placements(config: PlanConfig) -> list[Placement]:
     Raises:
         UserError: the batch or the model does not divide among the GPUs.
     """
-    from lit_llm.data.loader import micro_batch_shape
+    from lit_llm.data.loading.loader import micro_batch_shape
     from lit_llm.model.parallel import check_divisible
     from lit_llm.planning.memory import Placement
 

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.cli.loading import LoadedModel, load, tell_begin_token
 from lit_llm.config import ServeConfig, UserError
+from lit_llm.stages.loading import LoadedModel, load, tell_begin_token
 
 if TYPE_CHECKING:
     from lit_llm.serving.gate import Access
-    from lit_llm.serving.served import Served
+    from lit_llm.serving.served_model import Served
     from lit_llm.serving.worker import Worker
 
 KEY_VARIABLE = "LIT_LLM_API_KEY"
@@ -101,7 +101,7 @@ def describe(config: ServeConfig, loaded: LoadedModel) -> Served:
     """
     from lit_llm.interop import read_quantization
     from lit_llm.interop.peft import base_of
-    from lit_llm.serving.served import Served
+    from lit_llm.serving.served_model import Served
 
     context = loaded.model.config.max_position_embeddings
     if config.max_length is not None and config.max_length > context:

@@ -10,7 +10,6 @@ from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, Sa
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
-from lit_llm.config.plain import check_finite, flatten, from_plain, to_plain
 from lit_llm.config.plan import PlanConfig
 from lit_llm.config.post_training import (
     ConversationDataConfig,
@@ -27,6 +26,7 @@ from lit_llm.config.presets import PRESETS, preset, preset_fields
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
+from lit_llm.config.serialization import check_finite, flatten, from_plain, to_plain
 from lit_llm.config.serving import ServeConfig
 from lit_llm.config.trainer import TrainerConfig
 

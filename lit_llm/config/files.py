@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from lit_llm.config.errors import UserError
 
 
 def partial_of(target: Path) -> Path:
@@ -70,6 +73,18 @@ def replace_files(texts: dict[Path, str]) -> None:
         for path, text in texts.items():
             with stack.enter_context(whole_file(path)).open("w", encoding="utf-8", newline="") as file:
                 file.write(text)
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file whole or not at all: a temporary file beside it, fsync, rename.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    try:
+        replace_file(path, json.dumps(values, indent=1, ensure_ascii=False))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def sync_folder(folder: Path) -> None:

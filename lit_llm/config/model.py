@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from lit_llm.config.errors import UserError
-from lit_llm.config.plain import check_types, shown
+from lit_llm.config.serialization import check_types, shown
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu", "geglu_tanh"]
 GATED_ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh")

@@ -250,6 +250,6 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
         name: a key of `PRESETS`.
         **overrides: fields of `ModelConfig`.
     """
-    from lit_llm.config.plain import from_plain
+    from lit_llm.config.serialization import from_plain
 
     return from_plain(ModelConfig, {**preset_fields(name), **overrides})

@@ -10,7 +10,7 @@ from lit_llm.config.errors import UserError
 from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.model import ModelConfig
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
-from lit_llm.config.plain import check_finite
+from lit_llm.config.serialization import check_finite
 from lit_llm.config.trainer import TrainerConfig
 
 CONFIG_KEY = "lit_llm_config"

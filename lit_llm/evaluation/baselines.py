@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from lit_llm.data.shards import ShardedTokens
+from lit_llm.data.corpus.shards import ShardedTokens
 
 # tokens read at a time, so that a large corpus is never held whole
 _BLOCK = 1 << 24

@@ -18,11 +18,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lit_llm.config import BeginToken, SamplingConfig, UserError, sample_seed
+from lit_llm.distributed.tensors import is_sharded
 from lit_llm.evaluation.log_probs import chosen_log_probs
 from lit_llm.generation import Engine, Event
 from lit_llm.generation.inference import inference
 from lit_llm.model import Decoder
-from lit_llm.model.parallel import is_sharded
 from lit_llm.tokenizer import CHATML_TEMPLATE, Tokenizer, begin_ids, conversation_ids
 from lit_llm.tokenizer.chat import ChatFormat, Message
 

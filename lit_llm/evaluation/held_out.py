@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import ConversationDataConfig, PreferenceDataConfig, SamplingConfig
-from lit_llm.data.preferences import PreferenceDataModule
-from lit_llm.data.supervised import ConversationDataModule
+from lit_llm.data.conversations.preferences import PreferenceDataModule
+from lit_llm.data.conversations.supervised import ConversationDataModule
 from lit_llm.evaluation.perplexity import token_log_probs
 from lit_llm.generation import Completion, complete
 from lit_llm.model import Decoder

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.config import UserError
-from lit_llm.data.windows import make_batch
+from lit_llm.data.pretraining.windows import make_batch
 from lit_llm.evaluation.log_probs import chosen_log_probs
-from lit_llm.evaluation.sources import Source, TextSource, Window, WindowOptions
+from lit_llm.evaluation.token_windows import Source, TextSource, Window, WindowOptions
 from lit_llm.model import Decoder
 from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer import Tokenizer

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
+from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation.inference import cache_for, finite, inference, logits_of_last
 from lit_llm.generation.request import fitted_prompt
 from lit_llm.model import Decoder
-from lit_llm.model.parallel import is_sharded
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import UserError
+from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation.inference import cache_for
 from lit_llm.model import Decoder, KVCache
-from lit_llm.model.one_token import FEW_ROWS, OneTokenStep, with_few_rows_linears
-from lit_llm.model.parallel import is_sharded
+from lit_llm.model.few_rows import FEW_ROWS, with_few_rows_linears
+from lit_llm.model.one_token import OneTokenStep
 from lit_llm.model.position import DeviceTables
 
 # Slots are read in steps of so many: whole vectors, and few different sizes.

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
+from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation.compiled import CompiledStep, compiled, roomy
 from lit_llm.generation.inference import cache_for, inference, not_finite
 from lit_llm.generation.request import (
@@ -25,7 +26,6 @@ from lit_llm.generation.request import (
 from lit_llm.generation.samplers import NO_TOKEN, BatchSampler, SamplingRow
 from lit_llm.generation.stopping import StoppingText
 from lit_llm.model import Decoder
-from lit_llm.model.parallel import is_sharded
 from lit_llm.tokenizer import Tokenizer
 
 # A shared beginning shorter than this is read again rather than waited for.

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
+from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation.inference import cache_for, inference, logits_of_last
 from lit_llm.generation.request import FinishReason, fitted_prompt, new_stream
 from lit_llm.generation.samplers import draw, filtered_probabilities
 from lit_llm.model import Decoder
-from lit_llm.model.parallel import is_sharded
 
 
 @dataclass

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_llm.config import ModelConfig, UserError, from_plain, to_plain
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 from lit_llm.interop.families import FAMILIES, Family
 from lit_llm.interop.options import Options
 from lit_llm.interop.rope import SCALING_KEYS

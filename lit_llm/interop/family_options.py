@@ -7,7 +7,7 @@ from typing import Any
 
 from lit_llm.config import ModelConfig, UserError
 from lit_llm.config.model import MOST
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 from lit_llm.interop.options import Options
 from lit_llm.interop.rope import read_layered_rope, read_rope, write_layered_rope, write_rope
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError, from_plain, to_plain
 from lit_llm.config.notices import tell_once
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 from lit_llm.interop import reading
 from lit_llm.interop.configuration import family_of, read_config, write_config
 from lit_llm.interop.families import FAMILIES, Family

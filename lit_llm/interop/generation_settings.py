@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_llm.config import UserError
 from lit_llm.config.notices import tell_once
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 from lit_llm.interop.json_files import read_object
 from lit_llm.interop.peft import base_of, load_tokenizer
 from lit_llm.tokenizer import Tokenizer

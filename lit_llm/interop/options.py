@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lit_llm.config import UserError
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 from lit_llm.interop.harmless import is_harmless
 
 _NAMES = """

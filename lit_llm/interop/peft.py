@@ -20,7 +20,7 @@ from torch import Tensor
 from lit_llm.config import LoraConfig, ModelConfig, UserError
 from lit_llm.config.files import whole_file
 from lit_llm.config.lora import PROJECTIONS
-from lit_llm.config.plain import check_types, shown
+from lit_llm.config.serialization import check_types, shown
 from lit_llm.interop.configuration import family_of
 from lit_llm.interop.families import Family
 from lit_llm.interop.json_files import read_object

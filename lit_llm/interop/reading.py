@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 from lit_llm.interop.families import Family, Stored
 from lit_llm.interop.json_files import read_object
 from lit_llm.model import Decoder

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_llm.config import RopeScaling, UserError
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 from lit_llm.interop.options import Options
 
 SCALING_KEYS: dict[str, tuple[str, ...]] = {

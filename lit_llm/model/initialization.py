@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from lit_llm.config import ModelConfig, derived_seed
+from lit_llm.distributed.tensors import shard_like
 from lit_llm.model.normalization import OffsetRMSNorm
-from lit_llm.model.parallel import shard_like
 
 # Projections that write into the residual stream, 2 in each block.
 RESIDUAL_PROJECTIONS = ("o_proj", "down_proj")

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from lit_llm.config import LoraConfig, UserError
+from lit_llm.distributed.tensors import local_part
 from lit_llm.model.arithmetic import at_least_float32, compute_dtype, without_autocast
 from lit_llm.model.decoder import Decoder
 from lit_llm.model.initialization import initialize_weights
-from lit_llm.model.parallel import local_part
 from lit_llm.model.rounding import (
     GROUP_SIZE,
     from_int4,

@@ -10,76 +10,10 @@ Notation used for tensor shapes:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-
-# With more rows than this, arithmetic takes longer than reading the weights, and a matrix product is faster.
-FEW_ROWS = 8
-
-
-class FewRowsLinear(nn.Module):
-    """A linear layer for up to `FEW_ROWS` tokens, to be compiled.
-
-    Args:
-        weight: [out, in], of any type; rows contiguous.
-        scale: of each row of an int8 weight [out], or None.
-        bias: [out] or None.
-    """
-
-    def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
-        super().__init__()
-        self.in_features = weight.size(1)
-        self.weight, self.scale, self.bias = weight, scale, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [..., in]. Returns: [..., out]."""
-        rows = x.reshape(-1, self.in_features).float()
-        # in memory: otherwise the compiler computes what makes the inputs again for every output
-        rows = rows.as_strided(rows.shape, (self.in_features, 1))
-        # sums that share one pass over the weight; for one token two halves at once, which memory gives faster
-        halves = 2 if rows.size(0) == 1 and self.weight.size(0) % 2 == 0 else 1
-        parts = self.weight.float().chunk(halves)
-        y = torch.stack([torch.cat([(part * row).sum(-1) for part in parts]) for row in rows.unbind()])
-        if self.scale is not None:
-            y = y * self.scale.float()
-        if self.bias is not None:
-            y = y + self.bias.float()
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
-
-
-class FewRowsInt4Linear(nn.Module):
-    """`FewRowsLinear` for a weight in 4 bits, whose even and odd columns are multiplied apart.
-
-    Args:
-        weight: two numbers in a byte [out, in / 2], see `lit_llm.model.rounding.join_halves`; `out` may be filled up.
-        scale: step and middle of each group [groups, out, 2], see `lit_llm.model.rounding.round_to_int4`.
-        bias: [out] or None.
-        out_features: how many outputs are wanted.
-    """
-
-    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> None:
-        super().__init__()
-        self.in_features, self.out_features = 2 * weight.size(1), out_features
-        self.weight, self.scale, self.bias = weight, scale, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [..., in]. Returns: [..., out]."""
-        groups = self.scale.size(0)
-        rows = x.reshape(-1, groups, self.in_features // groups // 2, 2).float()
-        rows = rows.movedim(-1, 1).contiguous()
-        # in memory, as in `FewRowsLinear`
-        rows = rows.as_strided(rows.shape, (self.in_features, self.in_features // 2, rows.size(3), 1))
-        step, middle = self.scale.float().transpose(0, 1).unsqueeze(-2).unbind(-1)  # [out, groups, 1]
-        joined = self.weight.unflatten(1, (groups, -1))  # [out, groups, 16]
-        even, odd = ((half.float() - 8) * step + middle for half in (joined & 15, joined >> 4))
-        y = torch.stack([(even * row[0] + odd * row[1]).sum((1, 2)) for row in rows.unbind()])
-        y = y[:, : self.out_features]
-        if self.bias is not None:
-            y = y + self.bias.float()
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+from torch import Tensor
 
 
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
@@ -159,28 +93,3 @@ class OneTokenStep:
             memory[self.rows, :, slots] = new[:, :, 0].to(memory.dtype)
             seen.append(memory if ring else memory.narrow(2, 0, self.slots.size(0)))
         return seen[0], seen[1]
-
-
-def with_few_rows_linears(module: nn.Module) -> nn.Module:
-    """A copy of a module that shares its tensors, with a form for few rows of every linear layer.
-
-    Those of int8_dynamic, and of int4 where torch has a kernel, stay as they are. A weight whose rows are not
-    contiguous is stored anew in the module itself.
-    """
-    # imported here, as quantization imports the decoder and the decoder's attention this module
-    from lit_llm.model.quantization import QuantizedLinear
-
-    if isinstance(module, QuantizedLinear) and module.kind == "int8":
-        return FewRowsLinear(module.weight, module.scale, module.bias)
-    if isinstance(module, QuantizedLinear) and module.kind == "int4" and not module.is_packed:
-        return FewRowsInt4Linear(module.weight, module.scale, module.bias, module.out_features)
-    if type(module) is nn.Linear:
-        if not module.weight.is_contiguous():
-            module.weight.data = module.weight.data.contiguous()
-        return FewRowsLinear(module.weight.detach(), None, None if module.bias is None else module.bias.detach())
-    twin = copy.copy(module)
-    twin.__dict__ = dict(module.__dict__)
-    twin.__dict__["_modules"] = {
-        name: None if child is None else with_few_rows_linears(child) for name, child in module._modules.items()
-    }
-    return twin

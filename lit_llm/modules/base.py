@@ -27,12 +27,13 @@ from lit_llm.config import (
     from_plain,
     to_plain,
 )
-from lit_llm.data.loader import data_parallel_rank
+from lit_llm.distributed.ranks import data_parallel_rank
+from lit_llm.distributed.tensors import local_part
 from lit_llm.interop import read_model_config, starting_adapter, without_value_head
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.lora import add_lora, merged_state, prepare_dora, quantize_base
-from lit_llm.model.parallel import arrange, local_part
+from lit_llm.model.parallel import arrange
 from lit_llm.modules.metrics import NamedMeans, TokenStatistics
 from lit_llm.modules.weights import copy_into, copy_weights
 from lit_llm.optimization import build_optimizer, build_schedule, gradient_norm

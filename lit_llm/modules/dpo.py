@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lit_llm.config import DPOConfig, UserError
 from lit_llm.config.files import whole_file
-from lit_llm.data.loader import data_parallel_rank
-from lit_llm.data.preferences import PreferenceDataModule
+from lit_llm.data.conversations.preferences import PreferenceDataModule
+from lit_llm.distributed.ranks import data_parallel_rank
 from lit_llm.interop import read_model_config
 from lit_llm.model import Decoder
 from lit_llm.model.lora import adapters_off

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_llm.config import PPOConfig, UserError, derived_seed
-from lit_llm.data.loader import data_parallel_rank
+from lit_llm.distributed.ranks import data_parallel_rank
 from lit_llm.interop import read_model_config
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import named_generator

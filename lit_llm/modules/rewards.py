@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.config import UserError
+from lit_llm.distributed.ranks import gather
 from lit_llm.interop import read_model_config
 from lit_llm.model import Decoder
 from lit_llm.model.scores import last_scores
-from lit_llm.modules.rollout import Answer, Experience, gather_objects
+from lit_llm.modules.rollout import Answer, Experience
 from lit_llm.tokenizer import Tokenizer
 
 
@@ -120,7 +121,7 @@ class Rewards:
         except UserError as error:
             problem = str(error)
         # all ranks stop with the one that fails, which would else leave them waiting
-        problems = [found for found in gather_objects(problem) if found]
+        problems = [found for found in gather(problem) if found]
         if problems:
             raise UserError(problems[0])
         return rewards

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from lit_llm.config import SamplingConfig
-from lit_llm.data.items import padded_width
+from lit_llm.data.conversations.encoded_rows import padded_width
+from lit_llm.distributed.ranks import gather
+from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation import Engine
 from lit_llm.model import Decoder
-from lit_llm.model.parallel import is_sharded
 from lit_llm.objectives import IGNORE_INDEX
 
 
@@ -101,15 +100,6 @@ class Experience:
         return [self.rows(slice(start, start + rows)) for start in range(0, len(self), rows)]
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """The plain values of all ranks, in order; every rank must call it."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def write_answers(
     model: Decoder,
     prompts: Sequence[list[int]],
@@ -135,7 +125,7 @@ def write_answers(
     """
     asked = dict(zip(seeds, prompts, strict=True))
     if is_sharded(model):
-        asked = {seed: prompt for each in gather_objects(asked) for seed, prompt in each.items()}
+        asked = {seed: prompt for each in gather(asked) for seed, prompt in each.items()}
     sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=temperature, context_full="stop")
     longest = max(map(len, asked.values()))
     engine = Engine(model, min(max_batch, len(asked)), longest + max_new_tokens)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import ModelConfig
+from lit_llm.distributed.tensors import shard_like
 from lit_llm.interop import iterate_weights, read_model_config
 from lit_llm.model import Decoder
-from lit_llm.model.parallel import shard_like
 
 
 def copy_weights(folder: Path, decoder: Decoder) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.model.parallel import local_part
+from lit_llm.distributed.tensors import local_part
 
 
 class LocalAdamW(torch.optim.AdamW):

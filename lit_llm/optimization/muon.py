@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.model.parallel import local_part, shard_like, whole_like
+from lit_llm.distributed.tensors import local_part, shard_like, whole_like
 from lit_llm.optimization.adamw import LocalAdamW
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)

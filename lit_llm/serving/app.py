@@ -20,7 +20,7 @@ from lit_llm.serving.gate import Access, Gate
 from lit_llm.serving.preparation import Preparation
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.responses import Answer, ChatAnswer, CompletionAnswer
-from lit_llm.serving.served import Served
+from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Job, Worker
 
 _T = TypeVar("_T")

@@ -13,7 +13,7 @@ from lit_llm.config import UserError
 from lit_llm.generation import Compilation, Spellings, TextConstraint
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
-from lit_llm.serving.served import Served
+from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Text
 
 # Each at once. A prompt is short enough for the context, or refused before it is encoded.

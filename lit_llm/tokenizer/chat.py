@@ -7,10 +7,10 @@ from functools import cached_property
 
 from lit_llm.config import UserError
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
-from lit_llm.tokenizer.kinds import puts_space_once
 from lit_llm.tokenizer.messages import ROLES, THOUGHTS, WORDS, Message, Part, Rendered, the_message
 from lit_llm.tokenizer.templated import Templated
 from lit_llm.tokenizer.tokenizer import Tokenizer
+from lit_llm.tokenizer.tokenizer_kinds import puts_space_once
 
 __all__ = ["ROLES", "ChatFormat", "Message", "Rendered", "end_of_turn_id", "with_chat_tokens"]
 

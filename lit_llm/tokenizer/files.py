@@ -12,7 +12,7 @@ import tokenizers
 from lit_llm.config import UserError
 from lit_llm.config.json_text import parse_json
 from lit_llm.config.model import MOST
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 from lit_llm.tokenizer.patterns import check_patterns
 
 MOST_BYTES = 256 * 2**20

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from lit_llm.config import UserError
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 USUAL = frozenset(_WORDS % digits for digits in (r"\p{N}{1,3}", r"\p{N}"))

@@ -9,9 +9,9 @@ from typing import Any
 
 from lit_llm.config import UserError
 from lit_llm.tokenizer.chat_template import ChatTemplate
-from lit_llm.tokenizer.kinds import puts_space_once
 from lit_llm.tokenizer.messages import THOUGHTS, WORDS, Message, Part, the_message
 from lit_llm.tokenizer.tokenizer import Tokenizer
+from lit_llm.tokenizer.tokenizer_kinds import puts_space_once
 
 # Private-use characters: they stand for what content has of special tokens, for where content begins, and for where
 # it ends.

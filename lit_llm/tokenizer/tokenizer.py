@@ -22,7 +22,7 @@ from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
 from lit_llm.tokenizer.files import NAMED_TOKENS, panics_as_errors, parse_settings, parse_tokenizer, read_text
-from lit_llm.tokenizer.kinds import SPACE, Kind, kind_of, puts_space_first
+from lit_llm.tokenizer.tokenizer_kinds import SPACE, Kind, kind_of, puts_space_first
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 """End of a document, padding (never an end of text), and the start and end of a chat turn."""

@@ -11,9 +11,9 @@ import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_llm.config import NonFiniteStep, TrainerConfig, UserError
-from lit_llm.training.boundary import StepBoundary
 from lit_llm.training.checkpoint_files import checkpoint_name, remove, remove_leftovers, saved_checkpoints
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO
+from lit_llm.training.step_boundary import StepBoundary
 
 
 class Interrupted(UserError):

@@ -12,8 +12,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_llm.config import UserError
+from lit_llm.distributed.ranks import from_first, gather, rank
 from lit_llm.training.checkpoint_files import copy_to_cpu, readable_checkpoint, write_failure, write_file
-from lit_llm.training.ranks import from_first, gather, rank
 from lit_llm.training.shard_files import read_whole
 
 _WRITE_ERRORS = (OSError, RuntimeError)  # torch reports a failed write of its archive as a RuntimeError

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import RunConfig, UserError, to_plain
-from lit_llm.training.ranks import gather
-from lit_llm.training.record import MicroBatch, Sample, StepRecord
+from lit_llm.distributed.ranks import gather
+from lit_llm.training.step_record import MicroBatch, Sample, StepRecord
 
 MOST_SKIPS_IN_A_ROW = 8
 """Spikes in a row that are left out; what lasts longer is a new level, not a spike."""

@@ -18,12 +18,12 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lit_llm.config import PretrainConfig, RunConfig, UserError, flatten, from_plain, to_plain
-from lit_llm.data.resumable import ResumableDataModule
+from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint_files import checkpoint_name, saved_checkpoints, step_of
 from lit_llm.training.checkpoint_io import read_checkpoint
 from lit_llm.training.guards import restore_encoded_random_state
-from lit_llm.training.record import StepRecord
+from lit_llm.training.step_record import StepRecord
 from lit_llm.training.strategies import set_matmul_precision
 
 C = TypeVar("C", bound=RunConfig)

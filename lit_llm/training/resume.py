@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lit_llm.config import UserError, sample_seed
-from lit_llm.data.loader import data_parallel_rank
+from lit_llm.distributed.ranks import data_parallel_rank, gather
 
 
 def random_state() -> dict[str, Any]:
@@ -78,12 +78,7 @@ class ExactResume(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Random states of all ranks, in order."""
-        mine = random_state()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            states: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, mine)
-            return {"ranks": states}
-        return {"ranks": [mine]}
+        return {"ranks": gather(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states until the first batch.

@@ -13,7 +13,7 @@ import lightning as L
 from torch import Tensor
 
 from lit_llm.config import PostTrainingConfig, RunConfig, TrainerConfig, UserError
-from lit_llm.data.resumable import ResumableDataModule
+from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.interop import GenerationSettings, generation_settings, save_model_folder
 from lit_llm.interop.peft import save_adapter
 from lit_llm.planning import training_flops_per_token

@@ -19,8 +19,8 @@ import lightning as L
 from lit_llm.config import RunConfig, UserError
 from lit_llm.config.lock import locked
 from lit_llm.config.notices import is_first_process
+from lit_llm.distributed.ranks import gather
 from lit_llm.training.checkpoint_files import damage, newest_whole, saved_checkpoints
-from lit_llm.training.ranks import gather
 
 
 @contextmanager

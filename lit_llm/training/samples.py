@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import lightning as L
 
 from lit_llm.config import SamplingConfig
+from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation import complete
-from lit_llm.model.parallel import is_sharded
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat, Message
 

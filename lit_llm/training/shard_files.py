@@ -27,7 +27,8 @@ from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta
 
 from lit_llm.config import UserError
 from lit_llm.config.files import partial_of, sync_folder
-from lit_llm.model.parallel import local_part
+from lit_llm.distributed.ranks import from_first, rank, several
+from lit_llm.distributed.tensors import local_part
 from lit_llm.training.checkpoint_files import (
     checksum,
     put_in_place,
@@ -37,7 +38,6 @@ from lit_llm.training.checkpoint_files import (
     write_file,
     write_manifest,
 )
-from lit_llm.training.ranks import from_first, rank, several
 from lit_llm.training.unpickling import read_index
 
 STATE = "state.pt"

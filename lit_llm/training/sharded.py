@@ -16,11 +16,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_llm.config import UserError
-from lit_llm.model.parallel import local_part, shard_like, whole_like
+from lit_llm.distributed.ranks import rank
+from lit_llm.distributed.tensors import local_part, shard_like, whole_like
 from lit_llm.training.checkpoint_files import copy_to_cpu
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lit_llm.training.optimizer_state import load_optimizer_state_by_name, optimizer_state_by_name
-from lit_llm.training.ranks import rank
 from lit_llm.training.shard_files import (
     ShardSave,
     optimizer_entry,

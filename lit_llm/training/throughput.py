@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lit_llm.data.loader import data_parallel_rank
+from lit_llm.distributed.ranks import data_parallel_rank
 from lit_llm.planning import PEAK_FLOPS, matching_gpu
 
 

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lit_llm.config import UserError
-from lit_llm.config.plain import shown
+from lit_llm.config.serialization import shown
 
 _INDEX_NAMES: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,

@@ -24,11 +24,11 @@ from random_decoder import random_decoder
 from lit_llm.cli import main, parse
 from lit_llm.cli.chat import chat
 from lit_llm.cli.conversation import COMMANDS, Conversation
-from lit_llm.cli.loading import LoadedModel, load
 from lit_llm.config import ChatConfig, SamplingConfig, UserError, sample_seed
-from lit_llm.data.conversations import read_conversations
+from lit_llm.data.conversations.reading import read_conversations
 from lit_llm.generation import complete
 from lit_llm.interop import save_model_folder
+from lit_llm.stages.loading import LoadedModel, load
 from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
 CONTEXT = 64

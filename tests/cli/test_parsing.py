@@ -18,43 +18,16 @@ from conftest import ROOT, MakeRun
 
 import lit_llm.config
 from lit_llm.cli import main, parse
-from lit_llm.cli.stages import pretrain
+from lit_llm.cli.commands import COMMANDS
 from lit_llm.config import (
-    ChatConfig,
-    DPOConfig,
-    EvaluateConfig,
-    ExportConfig,
-    GenerateConfig,
-    PlanConfig,
-    PPOConfig,
-    PrepareConfig,
     PretrainConfig,
-    QuickstartConfig,
-    RewardConfig,
-    ServeConfig,
-    SFTConfig,
-    TokenizerTrainingConfig,
     UserError,
     preset,
     to_plain,
 )
+from lit_llm.stages.pretrain import pretrain
 
-SCRIPTS = {
-    "pretrain": PretrainConfig,
-    "sft": SFTConfig,
-    "reward": RewardConfig,
-    "dpo": DPOConfig,
-    "ppo": PPOConfig,
-    "generate": GenerateConfig,
-    "chat": ChatConfig,
-    "serve": ServeConfig,
-    "evaluate": EvaluateConfig,
-    "prepare_data": PrepareConfig,
-    "train_tokenizer": TokenizerTrainingConfig,
-    "quickstart": QuickstartConfig,
-    "plan": PlanConfig,
-    "export": ExportConfig,
-}
+SCRIPTS = {name: command.config for name, command in COMMANDS.items()}
 
 
 def failure(capsys: pytest.CaptureFixture[str], *arguments: str, kind: type = PretrainConfig) -> tuple[int, str]:
@@ -272,8 +245,8 @@ def test_stages_run_from_python_without_what_reads_options() -> None:
     code = (
         "import sys\n"
         "sys.modules['jsonargparse'] = sys.modules['datasets'] = None\n"
-        "from lit_llm.cli.stages import pretrain, prepare_data, train_tokenizer\n"
-        "from lit_llm.cli import post_training, evaluate, export, generate, plan\n"
+        "from lit_llm.stages import tokenizer, prepare, pretrain, sft, reward, dpo, ppo, evaluate, export\n"
+        "from lit_llm.cli import generate, plan\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

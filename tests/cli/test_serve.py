@@ -20,10 +20,10 @@ from chat_rows import letter_tokenizer, save_policy
 from conftest import ROOT
 
 from lit_llm.cli import parse
-from lit_llm.cli.loading import load
 from lit_llm.cli.serve import bound_socket, make_worker, serve
 from lit_llm.config import ServeConfig, UserError
 from lit_llm.generation.compiled import compiled
+from lit_llm.stages.loading import load
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import yaml
 from conftest import MakeRun
 
 from lit_llm.cli import main
-from lit_llm.cli.stages import generate, prepare_data, pretrain, train_tokenizer
+from lit_llm.cli.generate import generate
 from lit_llm.config import (
     CorpusConfig,
     GenerateConfig,
@@ -26,8 +26,11 @@ from lit_llm.config import (
     UserError,
     to_plain,
 )
-from lit_llm.data.corpus import Corpus
-from lit_llm.data.shards import ShardedTokens
+from lit_llm.data.corpus.documents import Corpus
+from lit_llm.data.corpus.shards import ShardedTokens
+from lit_llm.stages.prepare import prepare_data
+from lit_llm.stages.pretrain import pretrain
+from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.tokenizer import Tokenizer
 
 

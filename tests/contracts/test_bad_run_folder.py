@@ -16,13 +16,14 @@ import torch
 import yaml
 from conftest import MakeRun
 from run_files import all_curves, assert_identical, checkpoints, largest_file
-from stage_runs import make_stage, run_stage
+from stage_runs import make_stage
 from test_bad_input import contents, refused
 from test_resume import final_state
 
-from lit_llm.cli.export import export
-from lit_llm.cli.stages import pretrain
+from lit_llm.cli.commands import COMMANDS
 from lit_llm.config import ExportConfig
+from lit_llm.stages.export import export
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint import saved_checkpoints
 
 # run folders
@@ -101,10 +102,9 @@ def test_a_finished_run_has_its_last_step_and_is_left_alone(
             if not validation:
                 shutil.rmtree(tmp_path / "shards" / "validation", ignore_errors=True)
             config.data.paths = [str(tmp_path / "shards")]
-            pretrain(config)
         else:
             config = make_stage(stage, tmp_path, trainer=trainer, data=data, schedule=schedule, **more)
-            run_stage(config)
+        COMMANDS[stage].run(config)
         return config
 
     config = run()

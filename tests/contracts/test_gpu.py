@@ -11,10 +11,10 @@ from conftest import MakeRun, tiny_model
 from ranks import train_on_ranks
 from test_resume import Crash, assert_same_run, curves
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, SampleConfig, TrainerConfig
 from lit_llm.model import Decoder
 from lit_llm.model.parallel import arrange
+from lit_llm.stages.pretrain import pretrain
 
 pytestmark = [
     pytest.mark.gpu,

@@ -26,12 +26,15 @@ from chat_rows import (
 )
 from run_files import all_curves
 
-from lit_llm.cli.post_training import dpo, ppo, reward, sft
 from lit_llm.config import RewardConfig, SamplingConfig
-from lit_llm.data.preferences import PreferenceDataModule
+from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.generation import complete
 from lit_llm.interop import load_model_folder
 from lit_llm.model import Decoder, last_scores
+from lit_llm.stages.dpo import dpo
+from lit_llm.stages.ppo import ppo
+from lit_llm.stages.reward import reward
+from lit_llm.stages.sft import sft
 from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
 ALPHABET, SHORTEST, LONGEST = "bcdfgh", 6, 8

@@ -16,8 +16,8 @@ import yaml
 from conftest import ROOT, MakeRun
 from test_resume import assert_same_run, wait_for
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, to_plain
+from lit_llm.stages.pretrain import pretrain
 
 pytestmark = pytest.mark.slow
 LAUNCH = ROOT / "experiments" / "launch"

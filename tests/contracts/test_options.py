@@ -17,10 +17,10 @@ from run_files import assert_identical
 from safetensors.torch import load_file
 from test_resume import curves, final_state
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, SampleConfig, UserError
-from lit_llm.data.datamodule import TokenDataModule
+from lit_llm.data.pretraining.data_module import TokenDataModule
 from lit_llm.modules import PretrainingModule
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint import saved_checkpoints
 

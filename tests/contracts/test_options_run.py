@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_options import short_run, values, watched
 from test_resume import curves, final_state
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import SampleConfig, SamplingConfig, UserError
+from lit_llm.stages.pretrain import pretrain
 
 # optimizer and schedule
 

@@ -13,7 +13,7 @@ from random_decoder import alone, largest_difference, random_decoder, random_tok
 from torch import Tensor
 
 from lit_llm.config import DataConfig, ModelConfig, PretrainConfig
-from lit_llm.data.datamodule import TokenDataModule
+from lit_llm.data.pretraining.data_module import TokenDataModule
 from lit_llm.modules import PretrainingModule
 
 # float32 sums in another order; logits are of the order of 1 to 10

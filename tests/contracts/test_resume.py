@@ -17,8 +17,8 @@ import yaml
 from conftest import ROOT, MakeRun
 from run_files import all_curves, assert_identical
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, to_plain
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint_io import read_checkpoint
 
 # what is measured on the clock differs from run to run
@@ -86,7 +86,7 @@ def test_a_crashed_run_goes_on_bit_identically(case: str, make_run: MakeRun) -> 
 
 def test_the_data_cross_an_epoch(make_run: MakeRun) -> None:
     """The dropout case above reads the corpus more than once, so a resume falls into a later epoch too."""
-    from lit_llm.data.datamodule import TokenDataModule
+    from lit_llm.data.pretraining.data_module import TokenDataModule
 
     config = make_run("epochs", data={"sequence_length": 256, "batch_size": 64}, model={"max_position_embeddings": 256})
     data = TokenDataModule(config.data, None, 0)

@@ -19,8 +19,8 @@ from test_bad_run_folder import At, divide
 from test_resume import final_state
 
 from lit_llm.cli.parsing import option_keys
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import DPOConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig, to_plain
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint_files import saved_checkpoints
 from lit_llm.training.run_record import _FREE, _LEARNED_OF_TRAINER, differences
 

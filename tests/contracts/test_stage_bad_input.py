@@ -19,10 +19,10 @@ from stage_runs import chat_tokenizer, make_stage, rows_of, run_stage
 from test_bad_input import contents
 
 from lit_llm.cli import main
-from lit_llm.cli.export import export
 from lit_llm.config import ExportConfig, PostTrainingConfig, SampleConfig, UserError, to_plain
 from lit_llm.interop import load_model_folder
 from lit_llm.model import Decoder
+from lit_llm.stages.export import export
 from lit_llm.tokenizer import Tokenizer
 
 ONE_STEP = {"max_steps": 1, "val_every_n_steps": None, "save_every_n_steps": None}

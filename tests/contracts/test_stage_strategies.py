@@ -21,9 +21,11 @@ from stage_runs import chat_tokenizer, make_stage, run_stage
 from test_resume import curves
 
 from lit_llm.cli import main
-from lit_llm.cli.post_training import build_dpo, build_reward, build_sft
 from lit_llm.config import SampleConfig, UserError
 from lit_llm.model import Decoder
+from lit_llm.stages.dpo import build_dpo
+from lit_llm.stages.reward import build_reward
+from lit_llm.stages.sft import build_sft
 from lit_llm.training.replay import ReplayReport, recorded_run, replay_step
 
 STEPS = 8

@@ -19,11 +19,13 @@ from ranks import START_METHOD
 from run_files import all_curves, assert_identical, last_state
 from test_resume import Crash, curves
 
-from lit_llm.cli.post_training import build_dpo, build_reward, build_sft, dpo, reward, sft
 from lit_llm.config import PostTrainingConfig
 from lit_llm.interop import load_model_folder
 from lit_llm.model.lora import merged_state
 from lit_llm.modules import DPOModule, LanguageModule
+from lit_llm.stages.dpo import build_dpo, dpo
+from lit_llm.stages.reward import build_reward, reward
+from lit_llm.stages.sft import build_sft, sft
 from lit_llm.tokenizer import Tokenizer
 
 ROWS = 8

@@ -19,8 +19,8 @@ from ranks import train_on_ranks
 from safetensors.torch import load_file
 from test_resume import curves
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig
+from lit_llm.stages.pretrain import pretrain
 
 STEPS = 24
 CURVES = ("train/loss", "train/gradient_norm", "val/loss", "val/bits_per_byte", "learning_rate/adamw_decay")

@@ -15,8 +15,8 @@ import yaml
 from conftest import ROOT, MakeRun
 from test_resume import curves, final_state
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, to_plain
+from lit_llm.stages.pretrain import pretrain
 
 CURVES = ("train/loss", "train/gradient_norm", "learning_rate/adamw_decay", "val/loss", "val/bits_per_byte")
 LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID")

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lit_llm.data.shards import Manifest, ShardedTokens, ShardWriter
+from lit_llm.data.corpus.manifest import Manifest
+from lit_llm.data.corpus.shards import ShardedTokens, ShardWriter
 from lit_llm.evaluation import baselines
 from lit_llm.evaluation.baselines import compressor_bits_per_byte, token_counts, unigram_loss
 

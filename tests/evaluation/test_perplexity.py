@@ -15,10 +15,11 @@ from conftest import tiny_model
 from random_decoder import random_decoder
 
 from lit_llm.config import CorpusConfig, UserError
-from lit_llm.data.corpus import Corpus
-from lit_llm.evaluation import log_probs, perplexity, sources
+from lit_llm.data.corpus.documents import Corpus
+from lit_llm.evaluation import log_probs, perplexity
+from lit_llm.evaluation import token_windows as sources
 from lit_llm.evaluation.perplexity import Scores, Sums, bootstrap_interval, difference, score, summary, token_log_probs
-from lit_llm.evaluation.sources import ShardSource, TextSource, WindowOptions, sliding_windows
+from lit_llm.evaluation.token_windows import ShardSource, TextSource, WindowOptions, sliding_windows
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import quantize
 from lit_llm.objectives import IGNORE_INDEX

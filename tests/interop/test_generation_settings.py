@@ -12,13 +12,14 @@ from chat_rows import letter_tokenizer, make_dpo, make_sft, save_policy, some_pa
 from conftest import MakeRun, tiny_model
 from random_decoder import random_decoder
 
-from lit_llm.cli.export import export
-from lit_llm.cli.loading import LoadedModel, load
-from lit_llm.cli.post_training import dpo, sft
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import ExportConfig, LoadConfig, SamplingConfig, UserError
 from lit_llm.generation import complete
 from lit_llm.interop import generation_settings, save_model_folder, stop_token_ids
+from lit_llm.stages.dpo import dpo
+from lit_llm.stages.export import export
+from lit_llm.stages.loading import LoadedModel, load
+from lit_llm.stages.pretrain import pretrain
+from lit_llm.stages.sft import sft
 from lit_llm.tokenizer import Tokenizer
 
 SAMPLING = {"do_sample": True, "temperature": 0.6, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05}

@@ -12,11 +12,13 @@ from conftest import tiny_model
 from foreign_tokenizers import save_foreign_tokenizer
 from random_decoder import largest_difference, random_decoder, random_tokens
 
-from lit_llm.cli.export import export
+from lit_llm.cli.commands import COMMANDS
 from lit_llm.config import ExportConfig, ModelConfig, UserError
 from lit_llm.interop import GenerationSettings, save_model_folder
 from lit_llm.interop.gguf import save_gguf, why_not_gguf
 from lit_llm.tokenizer import Tokenizer
+
+export = COMMANDS["export"].run
 
 gguf = pytest.importorskip("gguf")
 FILE = "model.gguf"

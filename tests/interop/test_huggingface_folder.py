@@ -15,9 +15,8 @@ from ranks import run_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_llm.cli.export import export
+from lit_llm.cli.commands import COMMANDS
 from lit_llm.cli.generate import generate
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import ExportConfig, GenerateConfig, SamplingConfig, UserError
 from lit_llm.interop import (
     iterate_weights,
@@ -28,7 +27,10 @@ from lit_llm.interop import (
     stop_token_ids,
 )
 from lit_llm.model import Decoder
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.tokenizer import Tokenizer
+
+export = COMMANDS["export"].run
 
 
 def save(folder: Path, model: Decoder, tokenizer: Tokenizer, **options: Any) -> Path:

@@ -14,7 +14,7 @@ from random_decoder import largest_difference, random_decoder, random_tokens
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_llm.cli.export import export
+from lit_llm.cli.commands import COMMANDS
 from lit_llm.cli.generate import generate
 from lit_llm.config import ExportConfig, GenerateConfig, ModelConfig, UserError
 from lit_llm.interop import (
@@ -28,6 +28,8 @@ from lit_llm.interop import (
 from lit_llm.interop.families import FAMILIES
 from lit_llm.model import Decoder, last_scores
 from lit_llm.tokenizer import Tokenizer
+
+export = COMMANDS["export"].run
 
 LENGTHS = torch.tensor([5, 12, 1, 9])
 PRESETS_OF = {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_llm.config import LoraConfig, OptimizerConfig, TrainerConfig, UserError
 from lit_llm.config.lora import PROJECTIONS
+from lit_llm.distributed.tensors import shard_like
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.lora import (
@@ -31,7 +32,7 @@ from lit_llm.model.lora import (
     quantize_weight,
     rounded_base,
 )
-from lit_llm.model.parallel import arrange, shard_like
+from lit_llm.model.parallel import arrange
 from lit_llm.model.quantization import quantize
 from lit_llm.optimization import build_optimizer, parameter_groups
 

@@ -12,7 +12,8 @@ from random_decoder import largest_difference, random_decoder, random_tokens
 from lit_llm.config import ModelConfig
 from lit_llm.model import Decoder, KVCache
 from lit_llm.model.attention import AttentionContext, fused_attention
-from lit_llm.model.one_token import OneTokenStep, one_query_attention, with_few_rows_linears
+from lit_llm.model.few_rows import with_few_rows_linears
+from lit_llm.model.one_token import OneTokenStep, one_query_attention
 from lit_llm.model.quantization import quantize
 
 TOLERANCE = 2e-5

@@ -16,9 +16,10 @@ from ranks import mesh_of, run_ranks
 from torch.distributed.tensor import DTensor
 
 from lit_llm.config import ModelConfig, OptimizerConfig, TrainerConfig, UserError
+from lit_llm.distributed.tensors import is_sharded, shard_like, whole_like
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
-from lit_llm.model.parallel import arrange, check_divisible, is_sharded, shard_like, whole_like
+from lit_llm.model.parallel import arrange, check_divisible
 from lit_llm.optimization import build_optimizer, gradient_norm
 
 STEPS = 2

@@ -14,12 +14,13 @@ from run_files import all_curves
 from safetensors.torch import load_file, save_file
 
 from lit_llm.cli.parsing import parse
-from lit_llm.cli.post_training import build_dpo, build_reward, dpo
 from lit_llm.config import DPOConfig, ModelConfig, UserError, from_plain, to_plain
 from lit_llm.interop import load_model_folder, save_model_folder
 from lit_llm.model import Decoder
 from lit_llm.modules import DPOModule
 from lit_llm.objectives import PreferenceKind
+from lit_llm.stages.dpo import build_dpo, dpo
+from lit_llm.stages.reward import build_reward
 from lit_llm.tokenizer import Tokenizer
 
 KINDS = get_args(PreferenceKind)

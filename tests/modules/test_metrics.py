@@ -11,13 +11,13 @@ import torch
 from conftest import MakeRun
 from torchmetrics.text import Perplexity
 
-from lit_llm.cli.stages import pretrain
-from lit_llm.data.datamodule import TokenDataModule
-from lit_llm.data.shards import ShardedTokens
+from lit_llm.data.corpus.shards import ShardedTokens
+from lit_llm.data.pretraining.data_module import TokenDataModule
 from lit_llm.interop import load_model_folder
 from lit_llm.model import Decoder
 from lit_llm.modules import PretrainingModule
 from lit_llm.modules.metrics import TokenStatistics
+from lit_llm.stages.pretrain import pretrain
 
 
 def test_perplexity_is_that_of_torchmetrics() -> None:

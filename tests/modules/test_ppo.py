@@ -16,13 +16,13 @@ from ppo_runs import make_ppo, write_policy
 from ranks import START_METHOD, multiprocessing
 from run_files import all_curves, assert_identical, checkpoints, last_state
 
-from lit_llm.cli.post_training import build_ppo, ppo
 from lit_llm.config import NonFiniteStep, PPOConfig, SamplingConfig, UserError, derived_seed
 from lit_llm.generation import Engine
 from lit_llm.interop import load_model_folder, read_model_config
 from lit_llm.modules.policy_updates import update_loss, whiten
 from lit_llm.modules.rollout import Answer, Experience, write_answers
 from lit_llm.objectives import IGNORE_INDEX, masked_whiten
+from lit_llm.stages.ppo import build_ppo, ppo
 from lit_llm.tokenizer import Tokenizer
 
 TIMED = ("throughput/tokens_per_second", "throughput/data_wait_share", "throughput/peak_memory_gib")

@@ -12,13 +12,13 @@ from chat_rows import letter_tokenizer, make_reward, pair, save_policy, some_pai
 from run_files import all_curves
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_llm.cli.post_training import build_reward, reward
 from lit_llm.config import RewardConfig, UserError
-from lit_llm.data.preferences import PreferenceDataModule
+from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.interop import load_model_folder
 from lit_llm.model import Decoder
 from lit_llm.modules.reward import RewardModule, calibration_picture
 from lit_llm.objectives import Calibration
+from lit_llm.stages.reward import build_reward, reward
 from lit_llm.tokenizer import Tokenizer
 
 

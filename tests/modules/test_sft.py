@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from chat_rows import letter_tokenizer, make_sft, save_policy, some_talks, talk
 from run_files import all_curves
 
-from lit_llm.cli.post_training import build_sft, sft
 from lit_llm.config import SFTConfig, UserError
 from lit_llm.interop import load_model_folder
 from lit_llm.modules import SFTModule
+from lit_llm.stages.sft import build_sft, sft
 from lit_llm.tokenizer import Tokenizer
 
 

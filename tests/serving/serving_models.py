@@ -17,7 +17,6 @@ from chat_rows import letter_tokenizer
 from conftest import tiny_model
 from random_decoder import random_decoder
 
-from lit_llm.cli.loading import LoadedModel, load
 from lit_llm.cli.serve import access_to, bound_socket, describe, make_worker
 from lit_llm.config import SamplingConfig, ServeConfig
 from lit_llm.generation import Completion, complete
@@ -25,6 +24,7 @@ from lit_llm.interop import save_model_folder
 from lit_llm.serving.app import create_app
 from lit_llm.serving.connections import server_config
 from lit_llm.serving.worker import Worker
+from lit_llm.stages.loading import LoadedModel, load
 from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
 CONTEXT = 160

@@ -19,7 +19,7 @@ from lit_llm.generation import Compilation, automata
 from lit_llm.serving import preparation
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.protocol import ChatRequest
-from lit_llm.serving.served import Served
+from lit_llm.serving.served_model import Served
 from lit_llm.tokenizer import ChatFormat, Tokenizer
 
 # never compiled within any limit: the states double with each place

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_llm.config import CorpusConfig, TokenizerTrainingConfig, UserError
-from lit_llm.data.train_tokenizer import train_tokenizer
+from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.tokenizer import Tokenizer, train_bpe, train_character
 
 

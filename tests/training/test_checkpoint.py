@@ -14,8 +14,8 @@ import torch
 from conftest import MakeRun
 from run_files import all_curves, checkpoints
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import UserError
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint_files import saved_checkpoints
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO
 

@@ -9,8 +9,8 @@ import torch
 from conftest import MakeRun
 from run_files import all_curves, assert_equal_weights, checkpoints
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import UserError
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint_files import (
     MANIFEST,
     checksum,

@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from conftest import MakeRun
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import UserError
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.failures import (
     advice_on_memory,
     distributed_defaults,

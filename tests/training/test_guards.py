@@ -14,11 +14,11 @@ import torch
 from conftest import MakeRun
 from run_files import all_curves, assert_equal_weights, checkpoints, last_state
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, UserError
-from lit_llm.data.shards import ShardedTokens
+from lit_llm.data.corpus.shards import ShardedTokens
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.guards import MOST_SKIPS_IN_A_ROW, SpikeWindow
-from lit_llm.training.record import StepRecord
+from lit_llm.training.step_record import StepRecord
 
 WEIGHT = "model.final_norm.weight"
 CURVES = ("train/loss", "train/gradient_norm", "train/spike_score", "val/loss")
@@ -240,7 +240,7 @@ def test_a_refused_step_is_written_down(make_run: MakeRun, shards: Path) -> None
     # strict JSON: other tools can read it
     json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     # the place of a sample is that of its text
-    from lit_llm.data.datamodule import TokenDataModule
+    from lit_llm.data.pretraining.data_module import TokenDataModule
 
     dataset = TokenDataModule(config.data, None, config.seed).train_dataset
     for sample in record.samples:

@@ -13,8 +13,8 @@ from conftest import MakeRun
 from run_files import assert_equal_weights, checkpoints
 
 from lit_llm.cli import main
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, UserError
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint import Interrupted, Preempted
 from lit_llm.training.interrupt import SIGNALS
 

@@ -15,8 +15,8 @@ import torch
 from conftest import MakeRun
 from run_files import all_curves, assert_equal_weights
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig
+from lit_llm.stages.pretrain import pretrain
 
 
 def trace(config: PretrainConfig) -> list[dict[str, Any]]:

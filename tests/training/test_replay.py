@@ -19,10 +19,10 @@ from conftest import ROOT, MakeRun
 from run_files import all_curves, checkpoints
 
 from lit_llm.cli import main
-from lit_llm.cli.stages import build_pretraining, pretrain
 from lit_llm.config import PretrainConfig, UserError, to_plain
-from lit_llm.training.record import StepRecord
+from lit_llm.stages.pretrain import build_pretraining, pretrain
 from lit_llm.training.replay import ReplayReport, part_of, recorded_run, replay_step
+from lit_llm.training.step_record import StepRecord
 
 # any step above the mean of those before is written down
 NOTICED = {"spike_window": 4, "spike_sigmas": 1e-6, "save_every_n_steps": 1, "keep_last_checkpoints": 9}

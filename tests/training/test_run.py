@@ -9,18 +9,18 @@ import torch
 import yaml
 from conftest import MakeRun
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import CorpusConfig, PrepareConfig, UserError, to_plain
-from lit_llm.data.prepare import prepare
-from lit_llm.data.shards import ShardedTokens
+from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.interop import load_model_folder
+from lit_llm.stages.prepare import prepare_data
+from lit_llm.stages.pretrain import pretrain
 
 
 def test_a_test_split_is_evaluated_once_at_the_end(
     make_run: MakeRun, corpus_folder: Path, shards: Path, tmp_path: Path
 ) -> None:
     corpus = CorpusConfig(path=str(corpus_folder), validation_fraction=0.15, test_fraction=0.15)
-    prepare(PrepareConfig(corpus, tokenizer=str(shards / "tokenizer"), output=str(tmp_path / "three")))
+    prepare_data(PrepareConfig(corpus, tokenizer=str(shards / "tokenizer"), output=str(tmp_path / "three")))
     config = make_run("tested", data={"paths": [str(tmp_path / "three")]}, trainer={"max_steps": 2})
     result = pretrain(config)
     model, _ = load_model_folder(result.model_folder)

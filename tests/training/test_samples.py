@@ -9,9 +9,9 @@ import lightning as L
 from conftest import MakeRun
 from run_files import assert_equal_weights
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import SampleConfig, SamplingConfig
 from lit_llm.interop import load_model_folder
+from lit_llm.stages.pretrain import pretrain
 
 
 def test_sampling_does_not_disturb_training(make_run: MakeRun) -> None:

@@ -15,11 +15,11 @@ from conftest import MakeRun
 from ranks import run_ranks
 from run_files import all_curves, assert_identical, checkpoints
 
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, UserError
+from lit_llm.distributed.ranks import rank
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint_files import damage
 from lit_llm.training.checkpoint_io import read_checkpoint
-from lit_llm.training.ranks import rank
 from lit_llm.training.shard_files import ShardSave, optimizer_entry, read_whole, weight_entry
 from lit_llm.training.sharded import full_optimizer_state, full_weights
 

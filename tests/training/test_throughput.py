@@ -11,7 +11,7 @@ import torch
 from conftest import MakeRun
 from run_files import all_curves
 
-from lit_llm.cli.stages import pretrain
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.throughput import PEAK_FLOPS, Throughput, peak_flops
 
 NAMES = {

@@ -16,16 +16,16 @@ from stage_runs import make_stage, run_stage
 from torch.distributed.checkpoint import Metadata
 
 from lit_llm.cli import main
-from lit_llm.cli.quickstart_stages import saved_run
-from lit_llm.cli.stages import pretrain
 from lit_llm.config import PretrainConfig, UserError
-from lit_llm.data.shards import ShardedTokens
+from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.interop import load_model_folder, load_tokenizer
 from lit_llm.modules.dpo import _read as read_reference
+from lit_llm.quickstart.later_stages import saved_run
+from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint_files import checksum, damage, write_manifest
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
-from lit_llm.training.record import StepRecord
 from lit_llm.training.shard_files import ShardSave, optimizer_entry, read_into, read_whole, weight_entry
+from lit_llm.training.step_record import StepRecord
 from lit_llm.training.unpickling import check_deepspeed_folder
 
 

@@ -1,0 +1,1 @@
+"""What the stages after pretraining read: rows as conversations, preferences and prompts, rendered and batched."""

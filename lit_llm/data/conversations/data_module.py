@@ -1,0 +1,322 @@
+"""What the data modules of every stage after pretraining share: rows of files, tokenised, counted and split."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from lit_llm.config import RowsConfig, UserError
+from lit_llm.data.conversations.encoded_rows import Items, RowEvaluation, RowStream
+from lit_llm.data.conversations.reading import NOT_LEARNED
+from lit_llm.data.loading.data_module import ResumableDataModule
+from lit_llm.tokenizer.chat import ChatFormat, Message
+
+if TYPE_CHECKING:
+    from lit_llm.data.conversations.reading import RowPlace, Rows, RowStatistics
+    from lit_llm.tokenizer import Tokenizer
+
+NOTHING_TO_LEARN = "without a token to learn"
+"""Why a row is left out."""
+
+
+@dataclass
+class Encoded:
+    """What a row became.
+
+    Attributes:
+        length: its tokens, before any cut.
+        content: what `Items` are made of; None: the row is left out.
+        reason: why it is left out.
+        truncated: whether it was cut to fit.
+    """
+
+    length: int
+    content: Any = None
+    reason: str = ""
+    truncated: bool = False
+
+
+@dataclass
+class Kept:
+    """A row that can be used, without its text."""
+
+    place: RowPlace
+    content: Any
+    prompt: tuple[Message, ...]
+    num_turns: int
+    opening: float
+
+
+@dataclass
+class Tally:
+    """What became of the rows of data.paths or data.validation_paths."""
+
+    name: str
+    found: RowStatistics
+    truncated: int = 0
+    dropped_lengths: list[tuple[int, RowPlace]] = field(default_factory=list)
+
+    def check(self, max_dropped_share: float) -> None:
+        """Raises UserError where too many rows are left out."""
+        found = self.found
+        share = (found.dropped.total() - found.dropped[NOT_LEARNED]) / found.rows  # those are meant to be left out
+        if share <= max_dropped_share:
+            return
+        longest = sorted(self.dropped_lengths, key=lambda each: -each[0])[:3]
+        named = "; ".join(f"{place} with {length:,} tokens" for length, place in longest)
+        named = f"the longest: {named}; " if named else ""
+        raise UserError(
+            f"{self.name}: {share:.1%} of {found.rows:,} rows are left out ({found.reasons}), more than "
+            f"data.max_dropped_share {max_dropped_share}; {named}raise data.sequence_length, set "
+            "data.too_long truncate, repair the rows, or raise data.max_dropped_share"
+        )
+
+    def lines(self) -> list[str]:
+        """What a reader should know of it."""
+        lines, found = [], self.found
+        if found.dropped:
+            count = found.dropped.total()
+            lines.append(
+                f"{self.name}: {count:,} of {found.rows:,} rows left out ({count / found.rows:.1%}): {found.reasons}"
+            )
+        if self.truncated:
+            share = self.truncated / found.rows
+            lines.append(f"{self.name}: {self.truncated:,} of {found.rows:,} rows truncated ({share:.1%})")
+        return [*lines, *(f"{self.name}: {line}" for line in found.remarks())]
+
+
+@dataclass
+class Split:
+    """The rows of a split, ready to be read, and what is said about them."""
+
+    items: Items
+    num_turns: int
+    openings: set[float]
+
+
+class RowsDataModule(ResumableDataModule):
+    """Batches of items from rows of text files, which are tokenised when they are first asked for.
+
+    Args:
+        config: options.
+        tokenizer: has chat tokens.
+        seed: keys the order of the samples, and which rows share a pack.
+
+    Raises:
+        UserError: any method: files are missing or broken, too many rows do not fit, or none is left.
+    """
+
+    causes: ClassVar[dict[str, str]] = {
+        "rows": "the tokenised training rows",
+        "sequence_length": "data.sequence_length",
+        "seed": "the seed",
+    }
+    config: RowsConfig
+
+    def __init__(self, config: RowsConfig, tokenizer: Tokenizer, seed: int) -> None:
+        super().__init__(config, seed)
+        self.tokenizer = tokenizer
+        self.chat = ChatFormat(tokenizer)
+        # Padding is told by length and never by id, so that an end-of-text token does as well as any.
+        self.pad_id = next((each for each in (tokenizer.pad_id, tokenizer.eot_id) if each is not None), 0)
+        self._tallies: list[Tally] = []
+        self._validation_prompts: list[tuple[Message, ...]] = []
+
+    # What a kind of rows has to say.
+
+    @abstractmethod
+    def read(self, paths: Sequence[str], option: str) -> Rows[Any]:
+        """The rows of files; `option` gave the paths."""
+
+    @abstractmethod
+    def prompt_of(self, row: Any) -> tuple[Message, ...]:
+        """The messages to be answered; may be none."""
+
+    @abstractmethod
+    def messages_of(self, row: Any) -> tuple[Message, ...]:
+        """All messages; of a pair, those of the chosen side."""
+
+    @abstractmethod
+    def encode(self, row: Any) -> Encoded:
+        """Tokenises one row and fits it to the sequence length."""
+
+    @abstractmethod
+    def make_items(self, places: Sequence[RowPlace], contents: Sequence[Any]) -> Items:
+        """The items of a split from what `encode` made of its rows."""
+
+    # The hooks of Lightning.
+
+    def setup(self, stage: str) -> None:
+        """Reads and tokenises, so that what is wrong with the rows is said before anything is built."""
+        _ = self._splits
+
+    # What the rest of the code asks for.
+
+    def has_split(self, split: str) -> bool:
+        """Whether there are rows to validate on; there is never a test split."""
+        return split == "validation" and len(self._splits["validation"].items) > 0
+
+    @cached_property
+    def train_dataset(self) -> RowStream:
+        """The endless stream of training items, by sample index."""
+        return RowStream(self.items("train"), self.seed)
+
+    def evaluation_dataset(self, split: str, rank: int, world_size: int) -> RowEvaluation:
+        """One rank's items of "validation", or of "train" in the order of its files."""
+        return RowEvaluation(self.items(split), rank, world_size)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides which sample is which."""
+        return {"rows": self.digest("train"), "sequence_length": self.config.sequence_length, "seed": self.seed}
+
+    def items(self, split: str) -> Items:
+        """The items of "train" or "validation"; of the latter there may be none."""
+        return self._splits[split].items
+
+    def digest(self, split: str) -> str:
+        """blake2b (hexadecimal) of all tokens of "train" or "validation" and of what is learned of them, in order."""
+        return self.items(split).digest
+
+    @property
+    def num_rows(self) -> int:
+        """Training rows."""
+        return len(self.items("train").places)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples that one pass over the training rows takes."""
+        return len(self.items("train"))
+
+    def passes(self, samples: int) -> float:
+        """How often the first `samples` samples go through the training rows."""
+        return samples / self.num_samples
+
+    def prompts(self, count: int) -> list[tuple[Message, ...]]:
+        """The first `count` different prompts of the validation rows; fewer where there are not so many."""
+        _ = self._splits
+        return list(dict.fromkeys(filter(None, self._validation_prompts)))[:count]
+
+    def example(self) -> tuple[list[int], list[bool]]:
+        """The tokens of the first training row, and which of them the loss is taken over."""
+        items = self.items("train")
+        return items.ids(0), items.supervised(0)
+
+    def statistics_lines(self) -> list[str]:
+        """The rows in numbers, for a reader: a line for each split, and what was left out."""
+        lines = []
+        for name, split in self._splits.items():
+            if not len(split.items):
+                continue
+            tokens = np.quantile(split.items.token_lengths(), [0.0, 0.5, 0.95, 1.0], method="nearest")
+            low, median, high, most = tokens.astype(int).tolist()
+            lines.append(
+                f"{name}: {len(split.items.places):,} rows, {split.num_turns:,} turns; tokens of each: "
+                f"min {low:,}, median {median:,}, p95 {high:,}, max {most:,}"
+            )
+        for tally in self._tallies:
+            lines.extend(tally.lines())
+        if any(self.items("train").supervised(0)) and (opening := self.chat.unwritten_opening):
+            lines.append(
+                f"the chat template asks for answers with {opening!r} and does not write that before the answers of "
+                "rows, which are learned without it"
+            )
+        shared = len(self._splits["train"].openings & self._splits["validation"].openings)
+        if shared:
+            lines.append(f"prompts of validation rows that are trained on, too: {shared:,}")
+        return lines
+
+    # How rows are read.
+
+    @cached_property
+    def _splits(self) -> dict[str, Split]:
+        config = self.config
+        if not config.paths:
+            raise UserError("data.paths is empty; give it files (.json, .jsonl, .parquet), folders, globs or hf:NAME")
+        train = self._keep("data.paths", config.paths)
+        if config.validation_paths:
+            validation = self._keep("data.validation_paths", config.validation_paths)
+        else:
+            train, validation = split_rows(train, config.validation_fraction)
+        if not train:
+            raise UserError(
+                f"data.paths {', '.join(config.paths)}: no training row is left ({len(validation)} are set aside for "
+                "validation); use more rows, or lower data.validation_fraction"
+            )
+        validation = validation[: config.validation_rows]
+        self._validation_prompts = [row.prompt for row in validation]
+        return {"train": self._make_split(train), "validation": self._make_split(validation)}
+
+    def _make_split(self, rows: list[Kept]) -> Split:
+        items = self.make_items([row.place for row in rows], [row.content for row in rows])
+        return Split(items, sum(row.num_turns for row in rows), {row.opening for row in rows})
+
+    def _keep(self, name: str, paths: Sequence[str]) -> list[Kept]:
+        """Tokenises the rows of some files, and counts those that cannot be used."""
+        from rich.console import Console
+        from rich.progress import track
+
+        rows, kept, console = self.read(paths, name), [], Console(stderr=True)
+        tally = Tally(name, rows.statistics)
+        for row in track(rows, "tokenising rows", console=console, disable=not console.is_terminal, transient=True):
+            messages = self.messages_of(row)
+            for field_name in {name for message in messages for name in self.chat.unread(message)}:
+                tally.found.unread[f"{field_name} of messages"] += 1
+            tally.found.thoughtless += self.chat.leaves_out_thoughts(messages)
+            try:
+                encoded = self.encode(row)
+            except UserError as error:
+                raise UserError(f"{row.row}: {error}") from None
+            if encoded.content is None:
+                tally.found.dropped[encoded.reason] += 1
+                tally.dropped_lengths.append((encoded.length, row.row))
+                continue
+            tally.truncated += encoded.truncated
+            num_turns = sum(message.role != "system" for message in messages)
+            kept.append(Kept(row.row, encoded.content, self.prompt_of(row), num_turns, opening_share(messages)))
+        tally.check(self.config.max_dropped_share)
+        self._tallies.append(tally)
+        return kept
+
+
+def split_rows(rows: list[Kept], fraction: float) -> tuple[list[Kept], list[Kept]]:
+    """Training and validation rows, by their openings; at least one of each where there are two openings."""
+    if not fraction or not rows:
+        return rows, []
+    openings = {row.opening for row in rows}
+    aside = {opening for opening in openings if opening < fraction}
+    if not aside and len(openings) > 1:
+        aside = {min(openings)}
+    return [row for row in rows if row.opening not in aside], [row for row in rows if row.opening in aside]
+
+
+def opening_share(messages: Sequence[Message]) -> float:
+    """A hash of what comes before the first answer, evenly spread from 0 to below 1.
+
+    Rows with the same opening stay on one side of a split, in this stage and in every other. Where no user speaks
+    before the first answer, all messages count.
+    """
+    answers = (index for index, message in enumerate(messages) if message.role == "assistant")
+    opening = messages[: next(answers, len(messages))]
+    if not any(message.role == "user" for message in opening):
+        opening = messages
+    text = json.dumps([[message.role, message.content] for message in opening])
+    return int.from_bytes(blake2b(text.encode(), digest_size=8, key=b"validation").digest(), "big") / 2**64
+
+
+def cut(learned: np.ndarray, limit: int) -> int:
+    """How many of the first `limit` tokens to keep, so that the last is learned; 0 where none is."""
+    places = np.flatnonzero(learned[:limit])
+    return int(places[-1]) + 1 if len(places) else 0
+
+
+def too_long(config: RowsConfig) -> str:
+    """Why a row is left out."""
+    return f"longer than data.sequence_length {config.sequence_length}"

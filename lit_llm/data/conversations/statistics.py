@@ -1,0 +1,93 @@
+"""The rows of files that can be used, and what became of the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from lit_llm.data.conversations.forms import RowPlace
+
+
+@dataclass
+class RowStatistics:
+    """What was found in files.
+
+    Attributes:
+        rows: All rows, those left out included.
+        dropped: Rows left out, by reason.
+        unread: Rows that have a field which nothing reads, by its name; of messages, one that the model's form of
+            conversations has no place for.
+        repeated: Rows with an answer that begins with the prompt, and was left as it is; of conversations, those of
+            prompt and completion.
+        first_repeated: The first of them.
+        taken_off: Preferences whose answers began with the prompt, which was taken off them.
+        thoughtless: Rows with what was thought in an earlier turn, which the chat template leaves out.
+        turns: Of the rows kept, how many have so many messages (without the system's; of a preference, the prompt's
+            and the chosen answer's).
+    """
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+    repeated: int = 0
+    first_repeated: RowPlace | None = None
+    taken_off: int = 0
+    thoughtless: int = 0
+    turns: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def reasons(self) -> str:
+        """How many rows are left out, why."""
+        return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
+
+    def remarks(self) -> list[str]:
+        """What a reader should know of the files besides."""
+        lines = []
+        if self.unread:
+            names = ", ".join(f"{name} ({count:,})" for name, count in sorted(self.unread.items()))
+            lines.append(f"columns that are not read, with the rows that have them: {names}")
+        if self.repeated:
+            lines.append(
+                f"rows with an answer that begins with the prompt, left as they are: {self.repeated:,} "
+                f"(the first: {self.first_repeated})"
+            )
+        if self.taken_off:
+            lines.append(f"rows whose answers began with the prompt, which was taken off them: {self.taken_off:,}")
+        if self.thoughtless:
+            lines.append(
+                f"rows with reasoning in earlier turns, which the chat template leaves out there: {self.thoughtless:,}"
+            )
+        return lines
+
+    def found_repeated(self, count: int, first: RowPlace) -> None:
+        """Count rows with an answer that begins with the prompt."""
+        self.first_repeated = self.first_repeated or first
+        self.repeated += count
+
+    def lines(self) -> list[str]:
+        """The numbers for a reader."""
+        kept = self.turns.total()
+        lines = [f"{self.rows:,} rows, {kept:,} kept"]
+        if self.dropped:
+            count = self.dropped.total()
+            lines.append(f"{count:,} of {self.rows:,} rows left out ({count / self.rows:.1%}): {self.reasons}")
+        if kept:
+            mean = sum(turns * count for turns, count in self.turns.items()) / kept
+            lines.append(f"turns of each: min {min(self.turns):,}, mean {mean:.1f}, max {max(self.turns):,}")
+        return [*lines, *self.remarks()]
+
+
+T = TypeVar("T")
+
+
+class Rows(list[T], Generic[T]):
+    """The rows of some files that can be used, in order.
+
+    Attributes:
+        statistics: What was found, and left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statistics = RowStatistics()

@@ -1,0 +1,1 @@
+"""From sources to shards: documents in splits, encoded and written once."""

@@ -1,0 +1,325 @@
+"""Shards: token arrays on disk as plain .npy files beside a manifest, opened by memory map.
+
+A folder holds one split: shard_00000.npy, shard_00001.npy, ... (1-D; uint16 where the vocabulary fits, else uint32) and
+manifest.json. `numpy.load` reads a shard and `sha256sum` checks one; no other tool is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import mmap
+import os
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from lit_llm.config import UserError
+from lit_llm.data.corpus.manifest import Manifest, ShardInfo, cannot_spell
+
+if TYPE_CHECKING:
+    from lit_llm.tokenizer import Tokenizer
+
+_HEADER_BYTES = 128  # numpy pads the header of any 1-D array to this, so that it can be written last, in place
+_MAX_OPEN = 512  # maps held open at once, below the usual limit of 1024 open files
+_FAULT_BYTES = 1 << 19  # what one fault was seen to map at most (Linux 6.18, ext4): the page cache holds large folios
+_COUNT_AT_ONCE = 1 << 24  # tokens
+_RELEASE_BYTES = 1 << 26  # mapped memory after which the pages are given back
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The smallest unsigned type that holds every id below `vocab_size`."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def file_sha256(path: Path, on_block: Callable[[bytes, bool], None] | None = None) -> str:
+    """The sha256 of a file in hexadecimal, as sha256sum prints it.
+
+    Args:
+        path: the file.
+        on_block: called with each 4 MiB of it, and whether they are the first.
+    """
+    digest, first = hashlib.sha256(), True
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+            if on_block is not None:
+                on_block(block, first)
+            first = False
+    return digest.hexdigest()
+
+
+class ShardWriter:
+    """Writes one shard, token by token, in bounded memory. The file gets its name only when it is complete.
+
+    Args:
+        path: the .npy file to make; its folder exists.
+        dtype: "uint16" or "uint32".
+
+    Raises:
+        UserError: the file cannot be written, as on a full disk; nothing of this shard is left behind and finished
+            shards are untouched. Any method may raise it.
+    """
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self.path = path
+        self.dtype = np.dtype(dtype)
+        self.tokens = self.documents = self.bytes = 0
+        self._temporary = path.with_name(path.name + ".tmp")
+        with self._cleaning_up():
+            self._file: IO[bytes] = self._temporary.open("wb")
+            self._file.write(bytes(_HEADER_BYTES))
+
+    def append(self, tokens: np.ndarray, documents: int, num_bytes: int) -> None:
+        """Adds tokens.
+
+        Args:
+            tokens: 1-D integer array.
+            documents: how many documents end in it.
+            num_bytes: UTF-8 bytes of the text that it spells.
+        """
+        with self._cleaning_up():
+            self._file.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
+        self.tokens += len(tokens)
+        self.documents += documents
+        self.bytes += num_bytes
+
+    def close(self) -> ShardInfo:
+        """Completes the file, gives it its name and returns its line of the manifest."""
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": self.dtype.str, "fortran_order": False, "shape": (self.tokens,)}
+        )
+        if header.tell() != _HEADER_BYTES:
+            raise RuntimeError(f"numpy wrote a header of {header.tell()} bytes, not {_HEADER_BYTES}")
+        with self._cleaning_up():
+            self._file.seek(0)
+            self._file.write(header.getvalue())
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            sha256 = file_sha256(self._temporary)
+            self._temporary.replace(self.path)
+        return ShardInfo(self.path.name, self.tokens, self.documents, self.bytes, sha256)
+
+    def discard(self) -> None:
+        """Drops what was written."""
+        if hasattr(self, "_file"):
+            with suppress(OSError):  # closing writes what is buffered, which fails again on a full disk
+                self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _cleaning_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            raise UserError(
+                f"cannot write {self.path}: {error.strerror}; finished shards are intact, and the same command goes on "
+                "from them"
+            ) from error
+
+
+class ShardedTokens:
+    """The tokens of one split as one long array that is never read whole.
+
+    Args:
+        folder: a folder with manifest.json and its shards.
+
+    Raises:
+        UserError: the folder or a file is missing, or a shard is not of the size and type that the manifest says.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self.manifest = Manifest.load(self.folder)
+        self._ends = np.cumsum([shard.tokens for shard in self.manifest.shards], dtype=np.int64).tolist()
+        self._starts = [0, *self._ends[:-1]]
+        for shard in self.manifest.shards:
+            self._check_size(shard)
+        self._arrays: dict[int, np.ndarray] = {}
+        self._maps: list[mmap.mmap] = []
+        self._touched = 0
+
+    def __len__(self) -> int:
+        """Tokens in the split."""
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def files(self) -> list[Path]:
+        """The shard files, in order."""
+        return [self.folder / shard.file for shard in self.manifest.shards]
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [start, start + length), across shards where need be, in the type of the shards.
+
+        Raises:
+            IndexError: the range is not inside the split.
+        """
+        if start < 0 or length < 0 or start + length > len(self):
+            raise IndexError(f"tokens {start} to {start + length} of {len(self)} in {self.folder}")
+        out = np.empty(length, dtype=self.manifest.dtype)
+        self._read_into(start, out)
+        self._require_known(out)
+        return out
+
+    def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Several ranges of one length; one that reaches past the end goes on from the beginning.
+
+        Args:
+            starts: first token of each, [n].
+            length: tokens in each, at most those of the split.
+
+        Returns:
+            int64 [n, length].
+
+        Raises:
+            IndexError: a range does not begin inside the split, or is longer.
+        """
+        starts, size = np.asarray(starts, dtype=np.int64), len(self)
+        if len(starts) and (starts.min() < 0 or starts.max() >= size or length > size):
+            raise IndexError(f"a window of {length} tokens is not among the {size} tokens of {self.folder}")
+        out = np.empty((len(starts), length), dtype=np.int64)
+        for row, start in zip(out, starts.tolist(), strict=True):
+            inside = min(length, size - start)
+            self._read_into(start, row[:inside])
+            if inside < length:
+                self._read_into(0, row[inside:])
+        self._require_known(out)
+        return out
+
+    def locate(self, position: int) -> tuple[Path, int]:
+        """The shard that holds token `position`, and the token's place in it.
+
+        Raises:
+            IndexError: there is no such token.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"token {position} of {len(self)} in {self.folder}")
+        shard = bisect_right(self._ends, position)
+        return self.files[shard], position - self._starts[shard]
+
+    def count(self, token: int, start: int, length: int) -> int:
+        """How often `token` stands among tokens [start, start + length)."""
+        steps = range(start, start + length, _COUNT_AT_ONCE)
+        pieces = (self.read(first, min(_COUNT_AT_ONCE, start + length - first)) for first in steps)
+        return sum(int(np.count_nonzero(piece == token)) for piece in pieces)
+
+    def verify(self, on_bytes: Any = None) -> None:
+        """Checks the sha256 of every shard, and that each of its tokens is in the vocabulary.
+
+        Args:
+            on_bytes: called with the size of each file once it is checked.
+
+        Raises:
+            UserError: a shard differs from the manifest; the message names it.
+        """
+        for shard in self.manifest.shards:
+            path, largest = self.folder / shard.file, -1
+
+            def see(block: bytes, first: bool) -> None:
+                nonlocal largest
+                tokens = np.frombuffer(block, self.manifest.dtype, offset=_HEADER_BYTES if first else 0)
+                largest = max(largest, int(tokens.max(initial=0)))
+
+            if file_sha256(path, see) != shard.sha256:
+                raise UserError(
+                    f"{path} does not match the sha256 in its manifest, so it is damaged or was changed; copy it again "
+                    "or prepare the data again with --overwrite true"
+                )
+            self._require_token(largest, path)
+            if on_bytes is not None:
+                on_bytes(path.stat().st_size)
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raises UserError unless `tokenizer` is the one that the shards were encoded with, as the manifest says it."""
+        if tokenizer.digest != self.manifest.tokenizer_digest:
+            raise UserError(
+                f"{self.folder} was encoded with another tokenizer (digest {self.manifest.tokenizer_digest[:12]}) than "
+                f"the one given (digest {tokenizer.digest[:12]}); use {self.folder.parent / 'tokenizer'} or prepare "
+                "the data again"
+            )
+        wrong = cannot_spell(self.manifest, int(tokenizer.byte_lengths().max(initial=1)))
+        for name in ("vocab_size", "eot_id", "pad_id"):
+            ours, theirs = getattr(tokenizer, name), getattr(self.manifest, name)
+            if ours != theirs:
+                wrong = f"says {name} {theirs}, and the tokenizer with the same digest has {ours}"
+        if wrong:
+            raise UserError(
+                f"{self.folder / 'manifest.json'} {wrong}; copy it again or prepare the data again with "
+                "--overwrite true"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A map cannot be pickled; a loader worker opens its own.
+        return {**self.__dict__, "_arrays": {}, "_maps": [], "_touched": 0}
+
+    def _read_into(self, start: int, out: np.ndarray) -> None:
+        done, shard = 0, bisect_right(self._ends, start)
+        while done < len(out):
+            offset = start + done - self._starts[shard]
+            piece = self._array(shard)[offset : offset + len(out) - done]
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+            shard += 1
+        self._touched += out.size * np.dtype(self.manifest.dtype).itemsize + _FAULT_BYTES
+        if self._touched >= _RELEASE_BYTES:
+            self._release()
+
+    def _require_known(self, tokens: np.ndarray) -> None:
+        """Refuses tokens that no vocabulary has, whatever becomes of them: an embedding on a GPU would end the process.
+
+        Raises:
+            UserError: there is one; the message names a shard that holds it.
+        """
+        largest = int(tokens.max(initial=0))
+        if largest < self.manifest.vocab_size:
+            return
+        for index, file in enumerate(self.files):
+            array = self._array(index)
+            self._require_token(int(array.max(initial=0)), file)
+
+    def _require_token(self, largest: int, path: Path) -> None:
+        if largest >= self.manifest.vocab_size:
+            raise UserError(
+                f"{path} holds token {largest}, and its manifest says a vocabulary of {self.manifest.vocab_size}; copy "
+                "the folder again or prepare the data again with --overwrite true"
+            )
+
+    def _array(self, index: int) -> np.ndarray:
+        """Shard `index`, mapped when first asked for."""
+        if index not in self._arrays:
+            if len(self._arrays) >= _MAX_OPEN:
+                self._arrays, self._maps = {}, []
+            shard = self.manifest.shards[index]
+            if not shard.tokens:  # an empty file region cannot be mapped
+                return np.empty(0, dtype=self.manifest.dtype)
+            mapped = np.memmap(
+                self.folder / shard.file, self.manifest.dtype, mode="r", offset=_HEADER_BYTES, shape=(shard.tokens,)
+            )
+            self._maps.append(mapped._mmap)
+            self._arrays[index] = mapped.view(np.ndarray)  # slices of a plain view cost less than slices of a memmap
+        return self._arrays[index]
+
+    def _release(self) -> None:
+        """Gives the mapped pages back: they stay in the page cache but no longer count as this process's memory."""
+        self._touched = 0
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _check_size(self, shard: ShardInfo) -> None:
+        path = self.folder / shard.file
+        if not path.is_file():
+            raise UserError(f"{path} is missing; copy it again or prepare the data again with --overwrite true")
+        expected = _HEADER_BYTES + shard.tokens * np.dtype(self.manifest.dtype).itemsize
+        size = path.stat().st_size
+        if size != expected:
+            raise UserError(
+                f"{path} has {size} bytes and its manifest says {expected}, so it is truncated or not the same shard; "
+                "copy it again or prepare the data again with --overwrite true"
+            )

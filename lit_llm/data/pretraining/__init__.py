@@ -1,0 +1,1 @@
+"""What pretraining reads: windows of the token stream in shards."""

@@ -1,0 +1,283 @@
+"""Windows: fixed lengths of a long token array, as batches for training and for evaluation.
+
+A window of T + 1 tokens is T inputs and, shifted by one, their T targets.
+
+Notation used for tensor shapes: b windows in a batch, T sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lit_llm.config import UserError
+from lit_llm.data.corpus.shards import ShardedTokens
+from lit_llm.data.loading.order import MixtureOrder, mix
+from lit_llm.objectives import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from lit_llm.data.loading.stream import Decodes
+
+Batch = dict[str, Tensor]
+
+
+class WindowGrid:
+    """How the windows of one epoch cut a corpus, so that every token but its first is a target exactly once.
+
+    The corpus is read as a ring, in which its first token comes after its last, and is cut into as many equal parts as
+    windows are needed. A window reads T + 1 tokens from where its part begins, and only the targets in its part are
+    its own; the few that follow belong to the next window. Each epoch begins at another place of the ring, and so cuts
+    the text at other places. (Whole windows and no token more are cut at the same places each time: there is no room
+    for the end of the ring inside a window.)
+
+    Args:
+        num_tokens: length of the corpus.
+        sequence_length: T.
+
+    Attributes:
+        num_windows: windows of an epoch: the smallest number that holds every target.
+        num_phases: places at which an epoch may begin.
+
+    Raises:
+        UserError: the corpus is shorter than one window of T + 1 tokens.
+    """
+
+    def __init__(self, num_tokens: int, sequence_length: int) -> None:
+        if num_tokens <= sequence_length:
+            raise UserError(
+                f"the corpus has {num_tokens} tokens and one window needs {sequence_length + 1}; "
+                "lower data.sequence_length or use more text"
+            )
+        self.num_tokens = num_tokens
+        self.num_windows = -(-(num_tokens - 1) // sequence_length)
+        # What the windows share out: the whole ring, or all but its last token, which no target follows.
+        self._span = min(num_tokens, self.num_windows * sequence_length)
+        self.num_phases = num_tokens if self._span == num_tokens else 1
+
+    def start(self, window: np.ndarray, phase: np.ndarray) -> np.ndarray:
+        """First token of each window; int64, shaped like `window`."""
+        return (self._offset(window) + phase) % self.num_tokens
+
+    def targets(self, window: np.ndarray) -> np.ndarray:
+        """How many targets from its first on are a window's own, at most T; int64, shaped like `window`."""
+        return self._offset(window + 1) - self._offset(window)
+
+    def _offset(self, window: np.ndarray) -> np.ndarray:
+        whole, rest = divmod(self._span, self.num_windows)  # window * span would not fit 64 bits in a large corpus
+        return window * whole + np.minimum(window, rest)
+
+
+class WindowDataset(Dataset):
+    """Training windows by sample index: an endless, shuffled, mixed stream that any index can be asked of.
+
+    A batch holds int64 tensors:
+        tokens [b, T], targets [b, T] (-100 where nothing is predicted), sample_ids [b] (the indices asked for), and
+        with mask_documents document_ids [b, T], which count the documents inside a window from 0.
+
+    In each epoch every token of a source but its first is a target once; see `WindowGrid`.
+
+    Args:
+        sources: the token arrays to mix.
+        weights: positive share of the samples from each source.
+        sequence_length: T.
+        seed: keys the order and the phases.
+        eot_id: token that ends a document.
+        mask_documents: also return document_ids, and predict nothing at an end-of-text token, whose successor belongs
+            to another document.
+
+    Raises:
+        UserError: a source is shorter than one window, or its weight is too small.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ShardedTokens],
+        weights: Sequence[float],
+        sequence_length: int,
+        seed: int,
+        eot_id: int,
+        mask_documents: bool = False,
+    ) -> None:
+        self.sources = list(sources)
+        self.grids = []
+        for source in self.sources:
+            try:
+                self.grids.append(WindowGrid(len(source), sequence_length))
+            except UserError as error:
+                raise UserError(f"{source.folder}: {error}") from None
+        self.order = MixtureOrder([grid.num_windows for grid in self.grids], weights, seed)
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self.eot_id = eot_id
+        self.mask_documents = mask_documents
+
+    def starts(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Source, first token and number of targets of each sample; int64 [n] each."""
+        sources, epochs, windows = self.order.lookup(sample_ids)
+        starts, lengths = np.empty_like(windows), np.empty_like(windows)
+        for source, epoch in set(zip(sources.tolist(), epochs.tolist(), strict=True)):
+            chosen = (sources == source) & (epochs == epoch)
+            grid = self.grids[source]
+            starts[chosen] = grid.start(windows[chosen], mix(self.seed, source, epoch, 1) % grid.num_phases)
+            lengths[chosen] = grid.targets(windows[chosen])
+        return sources, starts, lengths
+
+    def locate(self, sample_ids: Sequence[int]) -> list[tuple[Path, int]]:
+        """The shard in which each sample begins, and the place of its first token there."""
+        sources, starts, _ = self.starts(np.asarray(sample_ids, dtype=np.int64))
+        return [
+            self.sources[source].locate(start) for source, start in zip(sources.tolist(), starts.tolist(), strict=True)
+        ]
+
+    def describe(self, sample_id: int, tokenizer: Decodes) -> tuple[str, str]:
+        """Where a sample begins, in words, and its text."""
+        (source,), (start,), _ = self.starts(np.array([sample_id]))
+        ((file, offset),) = self.locate([sample_id])
+        document = self.sources[source].count(self.eot_id, int(start) - offset, offset)
+        place = f"{file}, token {offset}, in document {document} of that file (both from 0)"
+        return place, tokenizer.decode(self[sample_id]["tokens"].tolist())
+
+    def __getitem__(self, sample_id: int) -> Batch:
+        """One sample, without the batch dimension."""
+        return {name: tensor[0] for name, tensor in self.__getitems__([sample_id]).items()}
+
+    def __getitems__(self, sample_ids: Sequence[int]) -> Batch:
+        """A whole batch."""
+        ids = np.asarray(sample_ids, dtype=np.int64)
+        sources, starts, lengths = self.starts(ids)
+        windows = np.empty((len(ids), self.sequence_length + 1), dtype=np.int64)
+        last = np.empty_like(starts)
+        for source in np.unique(sources):
+            chosen = sources == source
+            windows[chosen] = self.sources[source].read_windows(starts[chosen], self.sequence_length + 1)
+            last[chosen] = len(self.sources[source]) - 1
+        columns = np.arange(self.sequence_length)
+        # Nothing predicts the first token of a corpus, though it follows the last.
+        joins = starts[:, None] + columns == last[:, None]
+        targets = windows[:, 1:].copy()
+        targets[joins | (columns >= lengths[:, None])] = IGNORE_INDEX
+        return make_batch(
+            torch.from_numpy(windows)[:, :-1],
+            torch.from_numpy(targets),
+            torch.from_numpy(ids),
+            self.eot_id,
+            self.mask_documents,
+            torch.from_numpy(joins),
+        )
+
+
+class EvaluationWindows(Dataset):
+    """Every target of a split exactly once, in windows that do not overlap, shared by the ranks.
+
+    The last window of a source is filled up with `pad_id`, ignored. Rank r has windows r, r + W, ...; ranks that would
+    have fewer get windows that are ignored as a whole (sample_ids -1), so that all have the same number.
+
+    Batches are as in `WindowDataset`; sample_ids are window numbers.
+
+    Args:
+        sources: the token arrays, one after another; no window crosses from one to the next.
+        sequence_length: T.
+        eot_id: token that ends a document.
+        pad_id: token that fills up.
+        mask_documents: as in `WindowDataset`; the first token of a document is then no target.
+        num_windows: read only this many windows, evenly spread; None reads all.
+        rank: this process.
+        world_size: processes in all.
+
+    Raises:
+        UserError: there is not one target.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[ShardedTokens],
+        sequence_length: int,
+        eot_id: int,
+        pad_id: int,
+        mask_documents: bool = False,
+        num_windows: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.sources = list(sources)
+        self.sequence_length = sequence_length
+        self.eot_id = eot_id
+        self.pad_id = pad_id
+        self.mask_documents = mask_documents
+        self.rank = rank
+        self.world_size = world_size
+        counts = [-(-max(0, len(source) - 1) // sequence_length) for source in self.sources]
+        self._first = np.cumsum([0, *counts])
+        self.total_windows = int(self._first[-1])
+        if not self.total_windows:
+            folders = ", ".join(str(source.folder) for source in self.sources)
+            raise UserError(f"{folders} has fewer than 2 tokens, so there is nothing to evaluate on; use more text")
+        self.num_windows = min(num_windows or self.total_windows, self.total_windows)
+
+    def __len__(self) -> int:
+        """Windows of this rank, the same for every rank."""
+        return -(-self.num_windows // self.world_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        """One window, without the batch dimension."""
+        return {name: tensor[0] for name, tensor in self.__getitems__([index]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        """A whole batch of this rank's windows."""
+        length = self.sequence_length
+        tokens = np.full((len(indices), length), self.pad_id, dtype=np.int64)
+        targets = np.full((len(indices), length), IGNORE_INDEX, dtype=np.int64)
+        sample_ids = np.full(len(indices), -1, dtype=np.int64)
+        for row, index in enumerate(indices):
+            position = index * self.world_size + self.rank
+            if position >= self.num_windows:
+                continue
+            window = position * self.total_windows // self.num_windows
+            source = int(np.searchsorted(self._first, window, side="right")) - 1
+            start = (window - int(self._first[source])) * length
+            read = self.sources[source].read(start, min(length + 1, len(self.sources[source]) - start))
+            tokens[row, : len(read) - 1] = read[:-1]
+            targets[row, : len(read) - 1] = read[1:]
+            sample_ids[row] = window
+        return make_batch(
+            torch.from_numpy(tokens),
+            torch.from_numpy(targets),
+            torch.from_numpy(sample_ids),
+            self.eot_id,
+            self.mask_documents,
+        )
+
+
+def make_batch(
+    tokens: Tensor,
+    targets: Tensor,
+    sample_ids: Tensor,
+    eot_id: int,
+    mask_documents: bool,
+    joins: Tensor | None = None,
+) -> Batch:
+    """The dict that a module is given; see `WindowDataset`. Writes to `targets`.
+
+    Args:
+        tokens: [b, T].
+        targets: [b, T].
+        sample_ids: [b].
+        eot_id: token that ends a document.
+        mask_documents: also return document_ids.
+        joins: further ends of documents, bool [b, T].
+    """
+    batch = {"tokens": tokens.contiguous(), "targets": targets, "sample_ids": sample_ids}
+    if mask_documents:
+        ends = tokens == eot_id
+        if joins is not None:
+            ends = ends | joins
+        targets[ends] = IGNORE_INDEX
+        # An end-of-text token belongs to the document that it ends.
+        batch["document_ids"] = ends.cumsum(dim=1) - ends.long()
+    return batch

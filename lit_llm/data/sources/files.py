@@ -1,0 +1,75 @@
+"""Files by path, folder or glob."""
+
+from __future__ import annotations
+
+import platform
+import sysconfig
+from collections.abc import Iterator
+from glob import has_magic
+from itertools import takewhile
+from pathlib import Path
+
+from lit_llm.config import UserError
+
+# Installed packages, tests, and the generated tables of encodings and pydoc_data: they are no code that people write,
+# and so repetitive that a small model learns them first and writes little else.
+_STDLIB_EXCLUDED = frozenset(
+    {"site-packages", "dist-packages", "test", "tests", "idle_test", "encodings", "pydoc_data", "__pycache__"}
+)
+
+
+def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
+    """The files of a path.
+
+    Args:
+        path: A file, a folder, a glob, or "stdlib", the Python standard library.
+        option: What gave the path, for the error.
+
+    Returns:
+        The folder they are in, the files in the order of their paths, and what they are in words.
+
+    Raises:
+        UserError: there is none.
+    """
+    if path == "stdlib":
+        root = Path(sysconfig.get_paths()["stdlib"])
+        files = [file for file in _walk(root, _STDLIB_EXCLUDED) if file.suffix == ".py"]
+        description = f"the standard library of Python {platform.python_version()}"
+    elif Path(path).is_file():
+        return Path(path).parent, [Path(path)], path
+    elif Path(path).is_dir():
+        root, description = Path(path), f"folder {path}"
+        files = list(_walk(root))
+    elif has_magic(path):
+        parts = Path(path).parts
+        fixed = list(takewhile(lambda part: not has_magic(part), parts))
+        root, description = Path(*fixed), f"glob {path}"
+        found = root.glob(str(Path(*parts[len(fixed) :])))
+        files = [file for file in found if file.is_file() and not _hidden(file.relative_to(root))]
+    else:
+        raise UserError(f"{option} {path!r}: no such file, folder or glob (a Hugging Face data set is hf:NAME)")
+    if not files:
+        raise UserError(f"{option} {path!r}: no file found there")
+    files.sort(key=lambda file: file.relative_to(root).as_posix())
+    return root, files, f"{description}, {len(files):,} {'file' if len(files) == 1 else 'files'}"
+
+
+def content_suffix(path: Path) -> str:
+    """The suffix that says what is inside: of x.jsonl.gz, .jsonl."""
+    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
+
+
+def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders."""
+    for entry in folder.iterdir():
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            if entry.name not in excluded and not entry.is_symlink():
+                yield from _walk(entry, excluded)
+        elif entry.is_file():
+            yield entry
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)

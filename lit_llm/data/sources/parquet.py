@@ -1,0 +1,53 @@
+"""Rows and texts of parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config import UserError
+from lit_llm.data.sources.encoding import counted
+from lit_llm.data.sources.source import Piece
+
+_PARQUET_ROWS = 1024
+
+
+def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                yield from batch.to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+
+
+def parquet_texts(path: Path, key: str, field: str) -> Iterator[Piece]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise UserError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
+    with file:
+        if field not in file.schema_arrow.names:
+            names = ", ".join(file.schema_arrow.names)
+            raise UserError(f"{path}: no column {field!r}; set corpus.text_field to one of: {names}")
+        kind = file.schema_arrow.field(field).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if kind not in (pa.string(), pa.large_string(), pa.string_view()):
+            raise UserError(f"{path}: column {field!r} is {kind}, not string; set corpus.text_field to a text column")
+        index = 0
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
+            # As bytes: pyarrow does not check that its strings are valid UTF-8, and fails on those that are not.
+            for value in batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
+                where = f"{path} row {index}"
+                if value is None:
+                    raise UserError(f"{where}: field {field!r} is NoneType, not a string; leave the row out")
+                text, invalid = counted(lambda value=value: value.decode("utf-8", "lit_llm.replace"))
+                yield Piece(text, f"{key}:{index}", text, True, invalid, key)
+                index += 1

@@ -1,0 +1,118 @@
+"""The rows of files and data sets that have rows: JSON, JSON lines, parquet, and the hub's."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lit_llm.config import UserError
+from lit_llm.config.json_text import parse_json
+from lit_llm.data.sources.encoding import counted, open_file, read_lines, require_encoding
+from lit_llm.data.sources.files import content_suffix, find_files
+from lit_llm.data.sources.hub import hub_rows
+from lit_llm.data.sources.parquet import parquet_rows
+
+ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
+"""Of files that hold rows; .gz may follow, but for .parquet."""
+
+
+_ROW_GAP = re.compile(r"[\s,]*")
+
+
+def json_line_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
+    """The rows of a .jsonl file: number of the line from 1, value, and bytes that were no UTF-8 and became U+FFFD.
+
+    Raises:
+        UserError: a line is no JSON.
+    """
+    for number, (line, invalid) in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = parse_json(line)
+        except ValueError as error:
+            reason = getattr(error, "msg", error)
+            raise UserError(f"{path}:{number}: broken JSON ({reason}); repair or remove the line") from None
+        yield number, row, invalid
+
+
+def json_list_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
+    """The rows of a .json file with a list, as `json_line_rows`; replaced bytes are counted with the first.
+
+    Raises:
+        UserError: it is no JSON, or no list.
+    """
+    encoding = require_encoding(path)
+    with open_file(path) as file:
+        text, invalid = counted(lambda: file.read().decode(encoding, "lit_llm.replace"))
+    try:
+        rows = parse_json(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); repair the file") from None
+    except ValueError as error:
+        raise UserError(f"{path}{_unreadable_row(text)}: broken JSON ({error}); repair the file") from None
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: not a list of rows; name it .jsonl if it has a row per line, or leave it out")
+    for number, row in enumerate(rows, start=1):
+        yield number, row, invalid if number == 1 else 0
+
+
+def _unreadable_row(text: str) -> str:
+    """Which row of a list is valid JSON that is not read."""
+    decoder, number, begin = json.JSONDecoder(), 1, _ROW_GAP.match(text, text.find("[") + 1).end()
+    try:
+        while True:
+            end = decoder.raw_decode(text, begin)[1]
+            parse_json(f"[{text[begin:end]}]")
+            number, begin = number + 1, _ROW_GAP.match(text, end).end()
+    except (ValueError, RecursionError):
+        return f", row {number:,}"
+
+
+def iterate_rows(path: str, option: str) -> Iterator[tuple[str, int, Any]]:
+    """All rows of a path: file, number (of the line in .jsonl, else of the row, both from 1), value.
+
+    Args:
+        path: A file, a folder or glob (of which files without rows are passed over), or hf:NAME[[:CONFIG]:SPLIT].
+        option: What gave the path, for errors.
+
+    Raises:
+        UserError: there is no such file or data set, it has no rows, or it is broken.
+    """
+    if path.startswith("hf:"):
+        name, *rest = path.removeprefix("hf:").split(":")
+        if not name or len(rest) > 2:
+            raise UserError(f"{option} {path!r}: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
+        subset = rest[0] if len(rest) == 2 else None
+        for number, row in enumerate(hub_rows(name, subset, rest[-1] if rest else "train"), start=1):
+            yield path, number, row
+        return
+    files = [file for file in find_files(path, option)[1] if _has_rows(file)]
+    if not files:
+        raise UserError(f"{option} {path!r}: no rows there; give files that end in .json, .jsonl or .parquet")
+    for file in files:
+        try:
+            for number, row in _rows_of(file):
+                yield str(file), number, row
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"{file}: cannot be read ({error}); repair or remove it") from None
+
+
+def _has_rows(path: Path) -> bool:
+    return content_suffix(path) in ROW_SUFFIXES and (content_suffix(path) != ".parquet" or path.suffix.lower() != ".gz")
+
+
+def _rows_of(path: Path) -> Iterator[tuple[int, Any]]:
+    if content_suffix(path) == ".parquet":
+        yield from enumerate(parquet_rows(path), start=1)
+        return
+    rows = json_list_rows(path) if content_suffix(path) == ".json" else json_line_rows(path)
+    for number, row, invalid in rows:
+        if invalid:
+            where = "the file" if content_suffix(path) == ".json" else f"row {number}"
+            raise UserError(f"{path}, {where}: {invalid} bytes are not UTF-8; write the file again as UTF-8")
+        yield number, row

@@ -1,0 +1,111 @@
+"""What a corpus is read from: a stream of texts, before they are split into train, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from lit_llm.config import UserError
+
+PIECE_BYTES = 16 * 2**20
+"""A text file above this size is read in pieces."""
+
+
+_NAMES = 3
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A text as its source has it.
+
+    Attributes:
+        text: All of it, or a part where the source is a large file.
+        key: Path from the corpus root, followed by `:row` for a row, and by `:1`, `:2`, ... for the further documents
+            of a text file.
+        hash_key: What decides its split: the key of a text, the text of a row (equal rows stay on one side).
+        final: Whether the text ends here.
+        replaced_bytes: Bytes that were no valid UTF-8 and became U+FFFD.
+        file: Path from the corpus root.
+        further: How many documents of the same text file came before it.
+    """
+
+    text: str
+    key: str
+    hash_key: str
+    final: bool
+    replaced_bytes: int
+    file: str
+    further: int = 0
+
+
+@dataclass
+class Files:
+    """How many files there were of a kind, and which were the first."""
+
+    number: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def add(self, name: str) -> None:
+        """Counts a file; one that is told again at once counts once."""
+        if name not in self.names[-1:]:
+            self.number += 1
+            # The last name is kept to be compared with the next one; only the first few are shown.
+            self.names = [*self.names[:_NAMES], name]
+
+    def __str__(self) -> str:
+        more = self.number - _NAMES
+        return ", ".join(self.names[:_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def row_piece(row: Any, field: str, place: tuple[str, int], where: str, replaced: int = 0) -> Piece:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: the row is {type(row).__name__}, not an object with the field {field!r}")
+    if field not in row:
+        raise UserError(f"{where}: no field {field!r}; set corpus.text_field to one of: {', '.join(map(str, row))}")
+    text = row[field]
+    if not isinstance(text, str):
+        raise UserError(f"{where}: field {field!r} is {type(text).__name__}, not a string; leave the row out")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half a surrogate pair; as UTF-8 that would be three invalid bytes.
+        halves = sum("\ud800" <= character <= "\udfff" for character in text)
+        text = text.encode("utf-32-le", "surrogatepass").decode("utf-32-le", "replace")
+        replaced += 3 * halves
+    return Piece(text, "{}:{}".format(*place), text, True, replaced, place[0])
+
+
+class Source(Protocol):
+    """Texts in a fixed order, which can be read again and again.
+
+    Attributes:
+        description: the source in words.
+        binary_files: files that were left out in the latest pass, as they hold no text.
+    """
+
+    description: str
+    binary_files: Files
+
+    def is_one_text(self, end_of_text: Sequence[str]) -> bool:
+        """Whether all there is to read is one document.
+
+        Args:
+            end_of_text: as of `pieces`.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+    def size_bytes(self) -> int | None:
+        """Bytes of all that there is; None where that says little of the text (compressed, streamed)."""
+
+    def pieces(self, end_of_text: Sequence[str]) -> Iterator[Piece]:
+        """Every text, in order.
+
+        Args:
+            end_of_text: strings that end a document within a text file, where nothing else is asked for.
+
+        Raises:
+            UserError: something cannot be read, or a row is not as it should be.
+        """

@@ -1,0 +1,287 @@
+"""Measuring a trained model."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lit_llm.config import EvaluateConfig, UserError, to_plain
+from lit_llm.config.files import write_json
+from lit_llm.data.progress import byte_progress
+from lit_llm.data.sources.files import find_files
+from lit_llm.evaluation.baselines import compressor_bits_per_byte
+from lit_llm.evaluation.evaluation_report import markdown
+from lit_llm.evaluation.harness import run_tasks
+from lit_llm.evaluation.held_out import answer_log_probs, preference_log_probs
+from lit_llm.evaluation.perplexity import Scores, difference, score, summary
+from lit_llm.evaluation.token_windows import ShardSource, TextSource, WindowOptions
+from lit_llm.objectives import accuracy_interval
+from lit_llm.planning import count_parameters
+from lit_llm.stages.loading import LoadedModel, find_model, load, tell_begin_token
+from lit_llm.tokenizer.chat import ChatFormat
+
+FILES = ("evaluation.json", "evaluation.md")
+_ASKED = ("texts", "shards", "answers", "preferences", "tasks")
+_PACKAGES = ("lit-llm", "torch", "tokenizers", "numpy", "lm_eval")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured.
+
+    Attributes:
+        folder: where evaluation.json and evaluation.md are.
+        report: the content of the first.
+        markdown: the content of the second.
+    """
+
+    folder: Path
+    report: dict[str, Any]
+    markdown: str
+
+
+@dataclass
+class _Measured:
+    """What came out for one model.
+
+    Attributes:
+        name: "full", or how it is quantized.
+        sources: scores of texts and shards, in their order.
+        answers: scores of files of conversations, each of which counts as a document.
+        preferences: log-probabilities of chosen and rejected answers [pairs, 2] of each file.
+    """
+
+    name: str
+    sources: list[Scores] = field(default_factory=list)
+    answers: list[Scores] = field(default_factory=list)
+    preferences: list[Tensor] = field(default_factory=list)
+
+
+def evaluate(config: EvaluateConfig) -> Evaluation:
+    """Measure a model on what is asked for, and write evaluation.json and evaluation.md.
+
+    Raises:
+        UserError: nothing is asked for, or something of it cannot be read or used.
+    """
+    began = time.perf_counter()
+    if not any(getattr(config, name) for name in _ASKED):
+        raise UserError(f"there is nothing to evaluate on; give at least one of {', '.join(_ASKED)}")
+    output = output_folder(config)
+    sources = _open_sources(config)
+    _check_rows(config)
+    loaded = load(config)
+    if config.texts or config.tasks:
+        tell_begin_token(config, loaded.tokenizer)
+    options = _window_options(config, loaded)
+    output.mkdir(parents=True, exist_ok=True)
+    # first, as what is wrong with tasks should not be found after hours of something else
+    tasks = _run_tasks(config, loaded)
+    facts = _facts(config, loaded, options)
+    measured = [_measure(config, loaded, sources, options)]
+    if config.quantize != "none" and (sources or config.answers or config.preferences):
+        del loaded  # there may not be room for both models
+        full = load(replace(config, quantize="none"))
+        measured.insert(0, _measure(replace(config, quantize="none"), full, sources, options))
+    for source in sources:
+        if source.kind == "texts":
+            source.say_what_was_met()
+    results = _results(config, sources, measured) | {"tasks": tasks}
+    seconds = time.perf_counter() - began
+    report = {**facts, "seconds": round(seconds, 1), **results}
+    text = _write(output, report)
+    tokens = sum(scores.tokens for each in measured for scores in (*each.sources, *each.answers))
+    print(f"{tokens:,} tokens scored in {seconds:.1f} s", file=sys.stderr)
+    return Evaluation(output, report, text)
+
+
+def output_folder(config: EvaluateConfig) -> Path:
+    """Where the files go.
+
+    Raises:
+        UserError: an evaluation is there already.
+    """
+    if config.output is not None:
+        folder = Path(config.output)
+    else:
+        model = find_model(config.model)
+        run = model.resolve().parent
+        inside_run = model.resolve().name == "model" and (run / "config.yaml").is_file()
+        folder = (run if inside_run else model) / "evaluation"
+    for name in FILES:
+        if (folder / name).exists() and not config.overwrite:
+            raise UserError(
+                f"{folder / name} is there already; give another --output, or replace it with --overwrite true"
+            )
+    return folder
+
+
+def _open_sources(config: EvaluateConfig) -> list[TextSource | ShardSource]:
+    begins = config.begin_token != "never"
+    texts = [TextSource(path, config.text_field, config.hf_split, config.end_of_text, begins) for path in config.texts]
+    shards = [ShardSource(folder, config.split, config.mask_documents) for folder in config.shards]
+    if config.verify and shards:
+        total = sum(file.stat().st_size for source in shards for file in source.tokens.files)
+        with byte_progress("checking shards", total) as advance:
+            for source in shards:
+                source.tokens.verify(on_bytes=advance)
+    return [*texts, *shards]
+
+
+def _check_rows(config: EvaluateConfig) -> None:
+    """Refuse files of answers and preferences that are not there, before anything long begins."""
+    for name in ("answers", "preferences"):
+        for path in getattr(config, name):
+            if not path.startswith("hf:"):
+                find_files(path, name)
+
+
+def _window_options(config: EvaluateConfig, loaded: LoadedModel) -> WindowOptions:
+    """How texts and shards are cut into windows.
+
+    Raises:
+        UserError: the windows are longer than the model's context, or moved on by more than that.
+    """
+    longest = loaded.model.config.max_position_embeddings
+    context = longest if config.context is None else config.context
+    if context > longest:
+        raise UserError(f"context {context} is more than the model's context of {longest} tokens; lower it")
+    stride = max(1, context // 2) if config.stride is None else config.stride
+    if stride > context:
+        raise UserError(f"stride {stride} is more than the context of {context} tokens, which would leave tokens out")
+    return WindowOptions(context, stride, config.max_documents, config.max_tokens)
+
+
+def _run_tasks(config: EvaluateConfig, loaded: LoadedModel) -> dict[str, dict[str, float]]:
+    if not config.tasks:
+        return {}
+    return run_tasks(
+        loaded.model,
+        loaded.tokenizer,
+        config.tasks,
+        stop_tokens=loaded.stop_tokens,
+        tasks_folder=None if config.tasks_folder is None else Path(config.tasks_folder),
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        batch_size=config.batch_size,
+        chat_template=config.chat_template,
+        begin_token=config.begin_token,
+        seed=config.seed,
+    )
+
+
+def _measure(
+    config: EvaluateConfig, loaded: LoadedModel, sources: Sequence[TextSource | ShardSource], options: WindowOptions
+) -> _Measured:
+    """Everything but the tasks."""
+    measured = _Measured("full" if config.quantize == "none" else config.quantize)
+    for source in sources:
+        total = source.total_bytes if options.reads_all else None
+        with byte_progress(f"{source.name} ({measured.name})", total) as advance:
+            found = score(loaded.model, loaded.tokenizer, source, options, config.batch_size, advance)
+        measured.sources.append(found)
+    if config.answers or config.preferences:
+        _measure_rows(config, loaded, measured)
+    return measured
+
+
+def _measure_rows(config: EvaluateConfig, loaded: LoadedModel, measured: _Measured) -> None:
+    model, tokenizer = loaded.model, loaded.tokenizer
+    try:
+        ChatFormat(tokenizer)
+    except UserError as error:
+        reason = str(error).partition(";")[0]
+        raise UserError(f"answers and preferences need a chat model, and {loaded.folder} is none: {reason}") from error
+    for name in ("answers", "preferences"):
+        for path in getattr(config, name):
+            try:
+                if name == "answers":
+                    log_probs, tokens = answer_log_probs(model, tokenizer, path, config.batch_size)
+                    measured.answers.append(Scores.of_rows(log_probs, tokens))
+                else:
+                    measured.preferences.append(preference_log_probs(model, tokenizer, path, config.batch_size))
+            except UserError as error:
+                raise UserError(str(error).replace("data.paths", name)) from error
+
+
+def _facts(config: EvaluateConfig, loaded: LoadedModel, options: WindowOptions) -> dict[str, Any]:
+    """What was measured, and with what."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "model": str(loaded.folder),
+        "parameters": count_parameters(loaded.model.config),
+        "quantize": config.quantize,
+        "dtype": str(loaded.model.embedding.weight.dtype).removeprefix("torch."),
+        "device": loaded.device,
+        "context": options.context,
+        "stride": options.stride,
+        "versions": versions,
+        "config": to_plain(config),
+    }
+
+
+def _results(
+    config: EvaluateConfig, sources: Sequence[TextSource | ShardSource], measured: Sequence[_Measured]
+) -> dict[str, Any]:
+    """Everything but the tasks, for JSON."""
+    seed = config.seed
+    groups = [(source.kind, source.name, [[each.sources[i]] for each in measured]) for i, source in enumerate(sources)]
+    if len(sources) > 1:
+        groups.append(("all", "all of them", [each.sources for each in measured]))
+    groups += [("answers", path, [[each.answers[i]] for each in measured]) for i, path in enumerate(config.answers)]
+    rows: list[dict[str, Any]] = []
+    differences: list[dict[str, Any]] = []
+    for kind, name, found in groups:
+        rows += [
+            {"kind": kind, "source": name, "model": each.name, **summary(scores, seed)}
+            for each, scores in zip(measured, found, strict=True)
+        ]
+        if len(found) == 2:
+            differences.append({"kind": kind, "source": name, **difference(*found, seed)})
+    return {
+        "losses": rows,
+        "differences": differences,
+        "compressors": [_compressed(source) for source in sources if source.kind == "texts"],
+        "preferences": [
+            _preference_row(path, each.name, each.preferences[index])
+            for index, path in enumerate(config.preferences)
+            for each in measured
+        ],
+    }
+
+
+def _compressed(source: Any) -> dict[str, Any]:
+    return {"source": source.name, "bytes": len(source.sample), **compressor_bits_per_byte(bytes(source.sample))}
+
+
+def _preference_row(path: str, model: str, log_probs: Tensor) -> dict[str, Any]:
+    margins = log_probs[:, 0] - log_probs[:, 1]
+    right = int((margins > 0).sum())
+    return {
+        "source": path,
+        "model": model,
+        "accuracy": right / len(margins),
+        "interval": accuracy_interval(right, len(margins)),
+        "mean_margin": float(margins.mean()),
+        "pairs": len(margins),
+    }
+
+
+def _write(output: Path, report: dict[str, Any]) -> str:
+    """Write both files; returns what is in the second."""
+    write_json(output / FILES[0], report)
+    text = markdown(report)
+    (output / FILES[1]).write_text(text, encoding="utf-8")
+    return text

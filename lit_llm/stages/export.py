@@ -1,0 +1,276 @@
+"""From a checkpoint or a model folder to a model folder, on one process and without a process group."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_llm.config import CONFIG_KEY, ExportConfig, LoraConfig, ModelConfig, UserError, from_plain
+from lit_llm.interop import (
+    GenerationSettings,
+    generation_settings,
+    load_tokenizer,
+    load_weights,
+    read_model_config,
+    save_adapter,
+    save_model_folder,
+    starting_adapter,
+    why_not_huggingface,
+    without_value_head,
+)
+from lit_llm.model import Decoder
+from lit_llm.model.lora import merged_state, rounded_base
+from lit_llm.modules.weights import copy_weights
+from lit_llm.stages.quantization import SAMPLE, quantize_and_tell, read_quality_text
+from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer.chat import with_chat_tokens
+from lit_llm.training.checkpoint_files import damage, newest_whole, step_of
+from lit_llm.training.checkpoint_io import read_checkpoint
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        kind: "model folder", "GGUF file" or "adapter folder".
+        path: where it is.
+        source: what it was made from, in words.
+        only_ours: why no other program reads it; None where others do.
+    """
+
+    kind: str
+    path: Path
+    source: str
+    only_ours: str | None = None
+
+
+@dataclass
+class _Source:
+    """What is to be exported."""
+
+    model: ModelConfig
+    weights: dict[str, Tensor]
+    tokenizer: Tokenizer
+    settings: GenerationSettings
+    name: str
+
+
+@dataclass
+class _Trained:
+    """What a checkpoint holds."""
+
+    run: dict[str, Any]
+    """Its configuration, as a plain dict."""
+    model: ModelConfig
+    lora: LoraConfig
+    """With the rank of the additions, where it has some."""
+    weights: dict[str, Tensor]
+    """All of the model's, or those that were trained."""
+    name: str
+
+
+def export(config: ExportConfig) -> Exported:
+    """Write a model folder, a GGUF file or an adapter folder.
+
+    Raises:
+        UserError: there is no whole checkpoint, or no tokenizer, the output holds a model already, or transformers has
+            no such architecture and `config.format` asks for it.
+    """
+    output, path = Path(config.output), Path(config.checkpoint)
+    if config.format == "gguf" and output.suffix != ".gguf":
+        output = output / "model.gguf"
+    taken = [output] if config.format == "gguf" else [output / "config.json", output / "adapter_config.json"]
+    if any(file.exists() for file in taken) and not config.overwrite:
+        raise UserError(f"{output} already holds a model; --overwrite true replaces it, --output FOLDER writes another")
+    is_folder = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if config.lora == "adapter":
+        if is_folder:
+            raise UserError(f"{path} is a model folder; lora adapter is for a checkpoint of a run with lora")
+        return _write_adapter(config, output, _read_checkpoint(find_checkpoint(path)))
+    source = _read_folder(path, config.tokenizer) if is_folder else _whole(config, find_checkpoint(path))
+    tokenizer = source.tokenizer
+    if config.format == "gguf":
+        return _write_gguf(config, output, source, tokenizer)
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    quantization = None if config.quantize == "none" else config.quantize
+    if quantization is not None:
+        source.weights, dtype = _quantized(config, source, tokenizer, dtype), None
+    save_model_folder(
+        output,
+        source.model,
+        source.weights,
+        tokenizer,
+        form=config.format,
+        dtype=dtype,
+        max_shard_bytes=config.max_shard_bytes,
+        settings=source.settings,
+        quantization=quantization,
+    )
+    if quantization is not None:
+        reason: str | None = f"the weights are quantized ({quantization})"
+    else:
+        reason = why_not_huggingface(source.model, tokenizer) if config.format == "auto" else None
+    return Exported("model folder", output, source.name, reason)
+
+
+def _quantized(
+    config: ExportConfig, source: _Source, tokenizer: Tokenizer, dtype: torch.dtype | None
+) -> dict[str, Tensor]:
+    texts = [] if config.quality_text is None else [read_quality_text(config.quality_text)]
+    with torch.device("meta"):
+        model = Decoder(source.model)
+    model.load_state_dict(
+        {name: weight.to(dtype or weight.dtype) for name, weight in source.weights.items()}, assign=True
+    )
+    model.tie()
+    source.weights = {}  # each is released as it is quantized
+    name = "a built-in text" if config.quality_text is None else config.quality_text
+    quantize_and_tell(model.eval(), tokenizer, config.quantize, texts or [SAMPLE], name)
+    return model.state_dict()
+
+
+def _write_gguf(config: ExportConfig, output: Path, source: _Source, tokenizer: Tokenizer) -> Exported:
+    from lit_llm.interop.gguf import save_gguf
+
+    stored = str(next(iter(source.weights.values())).dtype).removeprefix("torch.")
+    kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+    kind = kinds.get(stored if config.dtype == "auto" else config.dtype, "F32")
+    ends = source.settings.generation.get("eos_token_id") or []
+    save_gguf(output, source.model, source.weights, tokenizer, kind, ends if isinstance(ends, list) else [ends])
+    return Exported("GGUF file", output, f"{kind}, {output.stat().st_size:,} bytes; {source.name}")
+
+
+def _write_adapter(config: ExportConfig, output: Path, trained: _Trained) -> Exported:
+    if not trained.lora.active:
+        raise UserError(f"{trained.name} has no adapter: the run trained all weights; leave lora at merged")
+    tokenizer = _tokenizer(trained.run, config.tokenizer)
+    (output / "config.json").unlink(missing_ok=True)  # with it the folder would be a model's
+    save_adapter(output, trained.model, trained.lora, trained.weights, str(_base_folder(trained)), tokenizer)
+    return Exported("adapter folder", output, trained.name)
+
+
+def _read_folder(path: Path, tokenizer: str | None) -> _Source:
+    model = read_model_config(path)
+    found = load_tokenizer(path if tokenizer is None else Path(tokenizer))
+    return _Source(model, load_weights(path, model), found, generation_settings(found, path), str(path))
+
+
+def _whole(config: ExportConfig, path: Path) -> _Source:
+    """The model of a checkpoint, additions merged, without the head of a critic."""
+    trained = _read_checkpoint(path)
+    weights = _merged(trained) if trained.lora.active else trained.weights
+    model, weights = without_value_head(trained.model, weights)
+    tokenizer = _tokenizer(trained.run, config.tokenizer)
+    return _Source(model, weights, tokenizer, _settings(trained, tokenizer), trained.name)
+
+
+def _settings(trained: _Trained, tokenizer: Tokenizer) -> GenerationSettings:
+    """Those of the folder that the run started from, as the model folder at its end has them."""
+    place = trained.run.get("init_from")
+    source = None if place is None else Path(place)
+    if source is not None and not source.is_dir():
+        print(
+            f"the tokens that end a text and the sampling are the tokenizer's: {place}, which had others, is not there",
+            file=sys.stderr,
+        )
+        source = None
+    return generation_settings(tokenizer, source, learned_turns="lora" in trained.run)
+
+
+def _merged(trained: _Trained) -> dict[str, Tensor]:
+    """All weights of the model that the run trained, in the type that it trained them in."""
+    base = _base_folder(trained)
+    with torch.device("meta"):
+        model = Decoder(trained.model)
+    if trained.run.get("trainer", {}).get("precision") == "bf16-true":
+        model.to(torch.bfloat16)
+    model.to_empty(device="cpu")
+    model.tie()
+    copy_weights(base, model)
+    heads = {"head.weight": trained.model.output == "score", "value_head.weight": trained.model.value_head}
+    missing = [name for name, is_new in heads.items() if is_new and name not in trained.weights]
+    if missing:
+        raise UserError(f"{trained.name} lacks {missing[0]}, which the run must have trained")
+    weights = rounded_base(model.state_dict(), trained.lora)
+    return merged_state({**weights, **trained.weights}, trained.lora)
+
+
+def _base_folder(trained: _Trained) -> Path:
+    place = trained.run.get("init_from")
+    if place is None or not Path(place).is_dir():
+        raise UserError(
+            f"{trained.name} holds what the run trained, and not the model that it started from, which is not at "
+            f"{place}; put that model folder back"
+        )
+    return Path(place).resolve()
+
+
+def _read_checkpoint(path: Path) -> _Trained:
+    checkpoint = read_checkpoint(path, keys=("state_dict",), mmap=True)
+    run = checkpoint.get(CONFIG_KEY)
+    if run is None:
+        raise UserError(f"{path} does not say which model it is of: it was not written by this package")
+    model = from_plain(ModelConfig, run["model"])
+    lora = from_plain(LoraConfig, run.get("lora", {}))
+    if lora.active and lora.rank == 0:
+        lora, _ = starting_adapter(lora, model)
+    prefix = "model."
+    weights = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    return _Trained(run, model, lora, weights, f"step {checkpoint['global_step']} of {path}")
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that `path` means: itself, or the newest whole one of a run folder.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if (path / "checkpoints").is_dir():
+        newest = newest_whole(path / "checkpoints")
+        if newest is None:
+            raise UserError(f"{path} has no checkpoint yet")
+        return newest
+    if not path.exists() or (path.is_dir() and step_of(path) is None):
+        raise UserError(f"{path} is neither a checkpoint (checkpoints/RUN/checkpoints/step_*.ckpt) nor a run folder")
+    problem = damage(path)
+    if problem is not None:
+        raise UserError(f"{path} is not a whole checkpoint ({problem})")
+    return path
+
+
+def _tokenizer(run: dict[str, Any], given: str | None) -> Tokenizer:
+    """The tokenizer in the folder `given`, or else the one that a run has written with.
+
+    Raises:
+        UserError: it is not there any more.
+    """
+    if given is not None:
+        return Tokenizer.load(given)
+    if "lora" not in run or run["init_from"] is None:
+        return Tokenizer.load(tokenizer_of(run))
+    # the stages after pretraining have the tokenizer of their model
+    tokenizer = load_tokenizer(Path(run["init_from"]))
+    return with_chat_tokens(tokenizer) if run["data"].get("add_chat_tokens") else tokenizer
+
+
+def tokenizer_of(run: dict[str, Any]) -> Path:
+    """Where the tokenizer of a run's data is.
+
+    Raises:
+        UserError: it is not there any more.
+    """
+    paths = run.get("data", {}).get("paths") or []
+    folder = Path(paths[0]) / "tokenizer" if paths else None
+    if folder is None or not folder.is_dir():
+        raise UserError(f"the tokenizer of the run is not at {folder}; give one with --tokenizer FOLDER")
+    return folder

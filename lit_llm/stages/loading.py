@@ -1,0 +1,90 @@
+"""A model to be used and not trained: found, read, and quantized where that is asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_llm.config import LoadConfig, UserError
+from lit_llm.stages.quantization import quantize_and_tell
+
+if TYPE_CHECKING:
+    from lit_llm.model import Decoder
+    from lit_llm.tokenizer import Tokenizer
+
+
+@dataclass
+class LoadedModel:
+    """A decoder that gives text, in evaluation mode, and what goes with it."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    stop_tokens: list[int]
+    """Ids that end a text, by the folder's generation_config.json and the tokenizer."""
+    folder: Path
+    device: str
+
+
+def load(config: LoadConfig, texts: Iterable[str] = (), *, compile: bool = False) -> LoadedModel:
+    """Read the model that `config` names; what quantization changes is said on stderr.
+
+    Args:
+        config: the model's folder, device, type and quantization.
+        texts: what quantization is measured on, besides a built-in text.
+        compile: the model will be compiled, for which weights keep their layout and a tied head is quantized, too.
+
+    Raises:
+        UserError: there is no model, it is a reward model, or it cannot be used on this machine as asked.
+    """
+    import torch
+
+    from lit_llm.generation import lay_out_for_few_rows
+    from lit_llm.interop import load_model_folder, read_model_config, stop_token_ids
+
+    device = device_of(config)
+    folder = find_model(config.model)
+    read_model_config(folder).check_gives_text(str(folder))
+    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    model, tokenizer = load_model_folder(folder, device=device, dtype=dtype)
+    if config.quantize != "none":
+        quantize_and_tell(model, tokenizer, config.quantize, texts, tied_head=compile)
+    if not compile:
+        lay_out_for_few_rows(model)
+    return LoadedModel(model.eval(), tokenizer, list(stop_token_ids(folder, tokenizer)), folder, device)
+
+
+def tell_begin_token(config: LoadConfig, tokenizer: Tokenizer) -> None:
+    """Say on stderr where texts begin with a token that transformers would not put there by itself."""
+    from lit_llm.tokenizer import begin_ids
+
+    begin = begin_ids(tokenizer, config.begin_token)
+    if begin and config.begin_token == "auto" and not tokenizer.rule_ids:
+        name = tokenizer.token_bytes(begin[0]).decode(errors="replace")
+        print(
+            f"texts begin with {name}, as documents did in training; --begin_token never leaves it out", file=sys.stderr
+        )
+
+
+def device_of(config: LoadConfig) -> str:
+    """The device that `config` asks for: "cpu" or "cuda".
+
+    Raises:
+        UserError: it is CUDA, and there is none.
+    """
+    import torch
+
+    on_gpu = config.accelerator == "cuda" or (config.accelerator == "auto" and torch.cuda.is_available())
+    if on_gpu and not torch.cuda.is_available():
+        raise UserError("accelerator is cuda, but torch finds no CUDA device here; use cpu or auto")
+    return "cuda" if on_gpu else "cpu"
+
+
+def find_model(path: str) -> Path:
+    """The model folder that `path` means: itself, or the one inside a run folder."""
+    folder = Path(path)
+    if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
+        return folder / "model"
+    return folder

@@ -1,0 +1,132 @@
+"""What the stages after pretraining share: they differ in their module and their data alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from lit_llm.config import ModelConfig, PostTrainingConfig, UserError, to_plain
+from lit_llm.data.conversations.data_module import RowsDataModule
+from lit_llm.interop import load_tokenizer, read_model_config, starting_adapter
+from lit_llm.modules import LanguageModule
+from lit_llm.stages.loading import find_model
+from lit_llm.stages.running import Sections, run_stage
+from lit_llm.tokenizer import Tokenizer, with_chat_tokens
+from lit_llm.tokenizer.chat import Message
+from lit_llm.training.run import RunResult
+from lit_llm.training.run_folder import is_first_process
+from lit_llm.training.samples import SamplePrompts
+
+if TYPE_CHECKING:
+    from lightning import Callback
+
+Built = tuple[LanguageModule, RowsDataModule, Tokenizer]
+
+
+def run_on_rows(config: Any, build: Callable[[Any], Built], callbacks: Sequence[Callback]) -> RunResult | None:
+    """Train on rows; see `lit_llm.stages.running.run_stage`.
+
+    Args:
+        config: a `PostTrainingConfig`.
+        build: makes module, data and tokenizer.
+        callbacks: Lightning callbacks to run besides the package's own.
+    """
+    return run_stage(config, build, callbacks, _introduce)
+
+
+def _introduce(
+    config: PostTrainingConfig, data: RowsDataModule, tokenizer: Tokenizer
+) -> tuple[SamplePrompts, Sections]:
+    """Show what is in the rows; what the samples go on from, and the rows' statistics for the report."""
+    if is_first_process():
+        _show_data(data, tokenizer)
+    lines = "\n".join(f"- {line}" for line in data.statistics_lines())
+    return _sample_prompts(config, data, tokenizer), [("Data", lines)]
+
+
+def open_model(
+    config: PostTrainingConfig, shape: Callable[[ModelConfig], ModelConfig] = lambda model: model
+) -> Tokenizer:
+    """The tokenizer of the model folder; puts the folder's model, with room for new tokens, into `config`.
+
+    Args:
+        config: the run.
+        shape: what the stage makes of the model.
+    """
+    if config.init_from is None:
+        raise UserError("init_from is missing; give the model folder, or the run, that this stage starts from")
+    folder = find_model(config.init_from)
+    config.init_from = str(folder)
+    model = read_model_config(folder)
+    if model.output == "score":
+        raise UserError(f"{folder} is a reward model; give init_from a language model")
+    tokenizer = load_tokenizer(folder)
+    if config.data.add_chat_tokens:
+        tokenizer = with_chat_tokens(tokenizer)
+    elif tokenizer.vocab_size > (model.vocab_size or 0):
+        raise UserError(
+            f"the tokenizer of {folder} has {tokenizer.vocab_size} tokens and its model {model.vocab_size}; "
+            "--data.add_chat_tokens true makes the model larger"
+        )
+    if tokenizer.vocab_size > (model.vocab_size or 0) and config.lora.active:
+        raise UserError(
+            f"the chat tokens are new to {folder}, and lora would leave them untrained; fine-tune all weights first, "
+            "or start from a model that has them"
+        )
+    model.vocab_size = max(model.vocab_size or 0, tokenizer.vocab_size)
+    model.dropout = config.dropout
+    model = shape(model)
+    _check_model_options(config, model)
+    config.model = model
+    if config.data.sequence_length > model.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length {config.data.sequence_length} is more than the {model.max_position_embeddings} "
+            f"positions of {folder}"
+        )
+    config.lora = starting_adapter(config.lora, model)[0]
+    return tokenizer
+
+
+def _check_model_options(config: PostTrainingConfig, model: ModelConfig) -> None:
+    """The options of `model` say nothing here; those of an earlier run's config.yaml may be given back."""
+    given, default, wanted = to_plain(config.model), to_plain(ModelConfig()), to_plain(model)
+    for name, value in given.items():
+        if value != default[name] and value != wanted[name]:
+            instead = "give dropout instead" if name == "dropout" else "leave it out"
+            raise UserError(f"model.{name} has no effect: the model is that of init_from; {instead}")
+
+
+def open_data(config: PostTrainingConfig, data: RowsDataModule) -> None:
+    """Read the rows, and count the steps of the epochs."""
+    data.setup("fit")
+    config.set_steps(data.num_samples)
+
+
+def _show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:
+    """What is in the rows, and one of them as the model sees it: what it learns to say is coloured."""
+    console = Console(stderr=True, highlight=False)
+    for line in data.statistics_lines():
+        console.print(line, markup=False)
+    example = data.example()
+    if example is None:
+        return
+    ids, supervised = example
+    console.rule("an example; what is learned is green")
+    text = Text()
+    begin = 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or supervised[end] != supervised[begin]:
+            text.append(tokenizer.decode(ids[begin:end]), style="green" if supervised[begin] else "dim")
+            begin = end
+    console.print(text)
+    console.rule()
+    sys.stderr.flush()
+
+
+def _sample_prompts(config: PostTrainingConfig, data: RowsDataModule, tokenizer: Tokenizer) -> SamplePrompts:
+    turns = [(Message("user", text),) for text in config.samples.prompts]
+    return SamplePrompts.of_turns([*turns, *data.prompts(config.sample_prompts)], tokenizer)
