@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+# One thread, unless more are asked for: tests are small, and machines are shared. In the environment, and before torch
+# is imported, as Lightning otherwise gives every core to the rest of the tests once a strategy with ranks has run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from lit_llm.config import (
@@ -35,9 +40,6 @@ from lit_llm.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
-
-# one, unless more are asked for: tests are small, and machines are shared
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
