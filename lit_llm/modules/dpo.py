@@ -187,7 +187,7 @@ class DPOModule(LanguageModule):
         if not self._frozen:
             self._frozen = [self._new_reference()]
         rank, shares = (0, 1) if self._trainer is None else data_parallel_rank(self.trainer)
-        loader = self.data.make_reference_loader(split, rank, shares)
+        loader = self.data.make_evaluation_loader(split, rank, shares)
         table = torch.zeros(pairs, 2, device=self.device)
         context = nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
         console = Console(stderr=True)
