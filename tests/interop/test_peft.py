@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_llm.cli.generate import generate
 from lit_llm.config import GenerateConfig, LoraConfig, ModelConfig, SamplingConfig, UserError
+from lit_llm.config.files import write_json
 from lit_llm.interop import (
     load_adapter,
     load_model_folder,
@@ -26,7 +27,7 @@ from lit_llm.interop import (
     stop_token_ids,
 )
 from lit_llm.interop.configuration import family_of, write_config
-from lit_llm.interop.writing import outputs_of, write_json, write_weights
+from lit_llm.interop.writing import outputs_of, write_weights
 from lit_llm.model import Decoder
 from lit_llm.model.lora import add_lora, prepare_dora
 from lit_llm.tokenizer import Tokenizer

@@ -14,8 +14,7 @@ from random_decoder import largest_difference, random_decoder, random_tokens, tr
 from ranks import mesh_of, run_ranks
 from torch import Tensor, nn
 
-from lit_llm.config import LoraConfig, OptimizerConfig, TrainerConfig, UserError
-from lit_llm.config.lora import PROJECTIONS
+from lit_llm.config import PROJECTIONS, LoraConfig, OptimizerConfig, TrainerConfig, UserError
 from lit_llm.distributed.tensors import shard_like
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
