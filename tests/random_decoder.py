@@ -43,3 +43,8 @@ def alone(decoder: Decoder, texts: Iterable[torch.Tensor]) -> list[torch.Tensor]
     """Logits of each text [t] read by itself, without document ids or a cache."""
     with torch.no_grad():
         return [decoder(text.unsqueeze(0))[0] for text in texts]
+
+
+def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What is trained: with low-rank additions these, and a new head. Sharded as in the model."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}

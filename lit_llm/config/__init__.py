@@ -8,7 +8,7 @@ from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
 from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.lora import LoraConfig
-from lit_llm.config.model import ModelConfig, RopeScaling
+from lit_llm.config.model import PROJECTIONS, ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.plan import PlanConfig
 from lit_llm.config.post_training import (
@@ -33,6 +33,7 @@ from lit_llm.config.trainer import TrainerConfig
 __all__ = [
     "CONFIG_KEY",
     "PRESETS",
+    "PROJECTIONS",
     "STAGES",
     "BatchConfig",
     "BeginToken",

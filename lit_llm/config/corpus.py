@@ -55,6 +55,9 @@ class TokenizerTrainingConfig:
     """Byte-level byte-pair encoding, or one token per character."""
     vocab_size: int = 32000
     """Tokens in all, special tokens included (bpe only; 32,000 and 50,257 are usual)."""
+    special_tokens: list[str] = field(default_factory=list)
+    """More special tokens, such as '["<|think|>"]', after <|endoftext|>, <|pad|>, <|im_start|> and <|im_end|>. Like
+    these, they are no part of any merge, and a text that spells one has its letters, and not the token."""
     byte_fallback: bool = True
     """character: spell characters that the corpus lacks as UTF-8 bytes; without it they are an error."""
     max_bytes: int | None = None
@@ -65,10 +68,14 @@ class TokenizerTrainingConfig:
     """Replace a tokenizer that is already there."""
 
     def __post_init__(self) -> None:
-        if self.kind == "bpe" and self.vocab_size < 260:
+        specials = 4 + len(self.special_tokens)
+        if self.kind == "bpe" and self.vocab_size < 256 + specials:
             raise UserError(
-                f"vocab_size is {self.vocab_size}; byte-level BPE needs at least 260 (256 bytes, 4 specials)"
+                f"vocab_size is {self.vocab_size}; byte-level BPE needs at least {256 + specials} (256 bytes, "
+                f"{specials} specials)"
             )
+        if not all(self.special_tokens) or len(set(self.special_tokens)) < len(self.special_tokens):
+            raise UserError("special_tokens has an empty string, or one twice; leave it out")
         if self.max_bytes is not None and self.max_bytes < 1:
             raise UserError(f"max_bytes is {self.max_bytes}; it must be at least 1, or null")
 

@@ -76,13 +76,13 @@ def replace_files(texts: dict[Path, str]) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file whole or not at all: a temporary file beside it, fsync, rename.
+    """Write a JSON file as `replace_file` does.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     try:
-        replace_file(path, json.dumps(values, indent=1, ensure_ascii=False))
+        replace_file(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 

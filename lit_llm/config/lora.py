@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lit_llm.config.errors import UserError
+from lit_llm.config.model import PROJECTIONS
 from lit_llm.config.trainer import TrainerConfig
-
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The linear layers of a block."""
 
 
 @dataclass

@@ -11,6 +11,9 @@ from lit_llm.config.serialization import check_types, shown
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "relu2", "swiglu", "geglu", "geglu_tanh"]
 GATED_ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh")
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of a block, those of the attention first; `gate_proj` is there where the feed-forward is gated."""
+
 MOST = {
     "vocab_size": 2**24,
     "pad_vocab_to_multiple_of": 2**20,

@@ -19,10 +19,9 @@ from tqdm import tqdm
 
 from lit_llm.config import BeginToken, SamplingConfig, UserError, sample_seed
 from lit_llm.distributed.tensors import is_sharded
-from lit_llm.evaluation.log_probs import chosen_log_probs
 from lit_llm.generation import Engine, Event
 from lit_llm.generation.inference import inference
-from lit_llm.model import Decoder
+from lit_llm.model import Decoder, TokenLogProbs, hidden_log_probs
 from lit_llm.tokenizer import CHATML_TEMPLATE, Tokenizer, begin_ids, conversation_ids
 from lit_llm.tokenizer.chat import ChatFormat, Message
 
@@ -311,11 +310,11 @@ class HarnessModel(TemplateLM):
         ]
         rows, columns, targets = torch.tensor(places, device=self._device).unbind(1)
 
-        def score(hidden: Tensor, head: torch.nn.Linear) -> tuple[Tensor, Tensor]:
-            return chosen_log_probs(self._model, hidden[rows, columns], targets)
+        def score(hidden: Tensor, head: torch.nn.Linear) -> TokenLogProbs:
+            return hidden_log_probs(self._model, hidden[rows, columns], head, targets, with_likeliest=True)
 
         with inference(self._model, is_sharded(self._model)):
-            log_probs, likeliest = self._model(tokens, head=score)
+            log_probs, _, likeliest = self._model(tokens, head=score)
         lengths = [len(ids) for continuations in wanted for ids in continuations]
         pieces = zip(log_probs.cpu().split(lengths), likeliest.cpu().split(lengths), strict=True)
         return [(float(values.sum()), bool(are.all())) for values, are in pieces]

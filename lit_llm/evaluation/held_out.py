@@ -12,9 +12,8 @@ from torch import Tensor
 from lit_llm.config import ConversationDataConfig, PreferenceDataConfig, SamplingConfig
 from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.data.conversations.supervised import ConversationDataModule
-from lit_llm.evaluation.perplexity import token_log_probs
 from lit_llm.generation import Completion, complete
-from lit_llm.model import Decoder
+from lit_llm.model import Decoder, token_log_probs
 from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat, Message
@@ -128,6 +127,6 @@ def _answer_log_probs(model: Decoder, batches: Iterable[dict[str, Any]]) -> Iter
     shown = track(batches, "reading answers", console=console, disable=not console.is_terminal, transient=True)
     for batch in _on_device(shown, model):
         scored = batch["targets"] != IGNORE_INDEX
-        log_probs, _ = token_log_probs(model.eval(), batch["tokens"], batch["targets"])
-        sums = torch.zeros(len(scored), dtype=torch.float64)
-        yield sums.index_add_(0, scored.nonzero()[:, 0].cpu(), log_probs.double().cpu()), scored.sum(1).cpu()
+        with torch.no_grad():
+            log_probs = token_log_probs(model.eval(), batch["tokens"], batch["targets"]).log_probs
+        yield log_probs.cpu().double().sum(1), scored.sum(1).cpu()

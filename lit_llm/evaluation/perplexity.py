@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_llm.config import UserError
 from lit_llm.data.pretraining.windows import make_batch
-from lit_llm.evaluation.log_probs import chosen_log_probs
 from lit_llm.evaluation.token_windows import Source, TextSource, Window, WindowOptions
-from lit_llm.model import Decoder
+from lit_llm.model import Decoder, token_log_probs
 from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer import Tokenizer
 
@@ -105,6 +104,7 @@ class Scores:
         return "windows", *self.windows.used()
 
 
+@torch.no_grad()
 def score(
     model: Decoder,
     tokenizer: Tokenizer,
@@ -132,13 +132,20 @@ def score(
         numbers, windows = zip(*numbered, strict=True)
         batch = _collate(windows, source.mask_id)
         moved = {name: value.to(device) for name, value in batch.items()}
-        log_probs, correct = token_log_probs(model, moved["tokens"], moved["targets"], moved.get("document_ids"))
-        losses = -log_probs.double().cpu().numpy()
+        found = token_log_probs(
+            model,
+            moved["tokens"],
+            moved["targets"],
+            document_ids=moved.get("document_ids"),
+            with_likeliest=True,
+        )
         scored = batch["targets"] != IGNORE_INDEX
+        losses = -found.log_probs.cpu()[scored].double().numpy()
         kept = [window.documents[window.targets != IGNORE_INDEX] for window in windows]
         scores.documents.add(np.concatenate(kept), losses)
         scores.windows.add(np.repeat(numbers, list(map(len, kept))), losses)
-        scores.correct += int(correct.sum())
+        assert found.likeliest is not None
+        scores.correct += int(found.likeliest.sum())
         num_bytes = int(lengths[batch["targets"][scored]].sum())
         scores.num_bytes += num_bytes
         if on_bytes is not None:
@@ -154,30 +161,6 @@ def score(
     if isinstance(source, TextSource):
         scores.num_bytes = source.num_bytes
     return scores
-
-
-@torch.no_grad()
-def token_log_probs(
-    model: Decoder, tokens: Tensor, targets: Tensor, document_ids: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each scored target, without the logits of all of them at once.
-
-    Args:
-        model: a language model, in evaluation mode; its head may be quantized.
-        tokens: [b, t].
-        targets: [b, t], IGNORE_INDEX where not scored.
-        document_ids: [b, t], as of `Decoder.forward`.
-
-    Returns:
-        Log-probabilities in nats, float32 [n], row by row; and whether the target was the likeliest token [n].
-    """
-    scored = targets != IGNORE_INDEX
-    wanted = targets[scored]
-
-    def head(hidden: Tensor, _: nn.Module) -> tuple[Tensor, Tensor]:
-        return chosen_log_probs(model, hidden[scored], wanted)
-
-    return model(tokens, document_ids=document_ids, head=head)
 
 
 def _batches(windows: Iterable[Window], batch_size: int) -> Iterator[list[tuple[int, Window]]]:

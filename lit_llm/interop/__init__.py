@@ -16,10 +16,12 @@ from lit_llm.interop.generation_settings import (
     read_generation_config,
     stop_token_ids,
 )
+from lit_llm.interop.in_memory import decoder_from_transformers
 from lit_llm.interop.peft import load_adapter, load_tokenizer, save_adapter, starting_adapter
 
 __all__ = [
     "GenerationSettings",
+    "decoder_from_transformers",
     "generation_settings",
     "iterate_weights",
     "load_adapter",

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError, from_plain, to_plain
+from lit_llm.config.files import write_json
 from lit_llm.config.notices import tell_once
 from lit_llm.config.serialization import shown
 from lit_llm.interop import reading
@@ -27,7 +28,7 @@ from lit_llm.interop.families import FAMILIES, Family
 from lit_llm.interop.generation_settings import GENERATION_CONFIG, GenerationSettings, ends_of, generation_settings
 from lit_llm.interop.json_files import read_object
 from lit_llm.interop.peft import adapted_config, base_of, load_tokenizer, merged_weights
-from lit_llm.interop.writing import MAX_SHARD_BYTES, outputs_of, write_json, write_weights
+from lit_llm.interop.writing import MAX_SHARD_BYTES, outputs_of, write_weights
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import KINDS, quantize
 from lit_llm.tokenizer import Tokenizer

@@ -17,15 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_llm.config import LoraConfig, ModelConfig, UserError
-from lit_llm.config.files import whole_file
-from lit_llm.config.lora import PROJECTIONS
+from lit_llm.config import PROJECTIONS, LoraConfig, ModelConfig, UserError
+from lit_llm.config.files import whole_file, write_json
 from lit_llm.config.serialization import check_types, shown
 from lit_llm.interop.configuration import family_of
 from lit_llm.interop.families import Family
 from lit_llm.interop.json_files import read_object
 from lit_llm.interop.reading import check_finite, source_of
-from lit_llm.interop.writing import write_json
 from lit_llm.model import Decoder
 from lit_llm.model.lora import is_adapter, is_target, merged_weight
 from lit_llm.tokenizer import Tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,38 @@ class WeightFiles:
         return f"{self.folder} has no {WEIGHTS}"
 
 
+class WeightsInMemory:
+    """Tensors by name, with what `WeightFiles` has to read them.
+
+    Args:
+        tensors: a state_dict.
+        what: names them in errors.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], what: str) -> None:
+        self.folder = what
+        self._tensors = tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor.
+
+        Raises:
+            UserError: its numbers are of another kind than those of weights.
+        """
+        tensor = self._tensors[name]
+        if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+            raise UserError(f"{self.folder}: {name} is stored as {tensor.dtype}; quantized weights are not read")
+        return tuple(tensor.shape)
+
+    def read(self, name: str, columns: slice | None = None) -> Tensor:
+        """A copy of a tensor, or of some of its last dimension."""
+        tensor = self._tensors[name].detach()
+        return (tensor if columns is None else tensor[..., columns]).clone()
+
+
 @dataclass(frozen=True)
 class Source:
     """Where one of our tensors comes from."""
@@ -193,7 +225,7 @@ def _decoder_state(config: ModelConfig, quantization: str | None) -> dict[str, T
     return model.state_dict()
 
 
-def full_names_of(files: WeightFiles, family: Family | None) -> dict[str, str]:
+def full_names_of(files: WeightFiles | WeightsInMemory, family: Family | None) -> dict[str, str]:
     """The names in the files by those that they have in a whole model: files of a bare one, without the head, lack the
     prefix."""
     base, head = (family.base, f"{family.weights['head'].name}.") if family is not None else ("", "")
@@ -226,6 +258,18 @@ def iterate_weights(
         UserError: a file is missing or broken, or weights are missing, left over or of another shape.
     """
     files = WeightFiles(folder, device, DTYPES if quantization is None else DTYPES + QUANTIZED_DTYPES)
+    return convert_weights(files, config, family, dtype, quantization, without)
+
+
+def convert_weights(
+    files: WeightFiles | WeightsInMemory,
+    config: ModelConfig,
+    family: Family | None,
+    dtype: torch.dtype | None = None,
+    quantization: str | None = None,
+    without: Collection[str] = (),
+) -> Iterator[tuple[str, Tensor]]:
+    """`iterate_weights` from what has been opened."""
     wanted = _decoder_state(config, quantization)
     expected = _shapes(config, wanted)
     full_names = full_names_of(files, family)
@@ -236,13 +280,13 @@ def iterate_weights(
         stored_name = full_names[source.name]
         tensor = _convert(files, stored_name, source, dtype)
         if tensor.is_floating_point() != wanted[name].is_floating_point():
-            raise UserError(f"{folder}: {name} is stored as {tensor.dtype}, which does not fit its config.json")
-        check_finite(folder, stored_name, tensor)
+            raise UserError(f"{files.folder}: {name} is stored as {tensor.dtype}, which does not fit its config.json")
+        check_finite(files.folder, stored_name, tensor)
         rows = expected[name][0] - tensor.size(0)
         yield name, F.pad(tensor, (0, 0, 0, rows)) if rows else tensor
 
 
-def check_finite(folder: Path, name: str, tensor: Tensor) -> None:
+def check_finite(folder: Path | str, name: str, tensor: Tensor) -> None:
     """Refuse a tensor that would make every logit NaN; one pass, and no memory.
 
     Raises:
@@ -255,7 +299,9 @@ def check_finite(folder: Path, name: str, tensor: Tensor) -> None:
         )
 
 
-def _convert(files: WeightFiles, stored_name: str, source: Source, dtype: torch.dtype | None) -> Tensor:
+def _convert(
+    files: WeightFiles | WeightsInMemory, stored_name: str, source: Source, dtype: torch.dtype | None
+) -> Tensor:
     columns = None
     if source.part is not None:
         third = files.shape(stored_name)[-1] // 3
@@ -267,7 +313,7 @@ def _convert(files: WeightFiles, stored_name: str, source: Source, dtype: torch.
 
 
 def _check(
-    files: WeightFiles,
+    files: WeightFiles | WeightsInMemory,
     full_names: dict[str, str],
     expected: dict[str, tuple[int, ...]],
     config: ModelConfig,
@@ -327,7 +373,7 @@ def _fits(
     return stored == wanted
 
 
-def _check_tied(files: WeightFiles, head: str, embedding: str) -> None:
+def _check_tied(files: WeightFiles | WeightsInMemory, head: str, embedding: str) -> None:
     if not torch.equal(files.read(head), files.read(embedding)):
         raise UserError(
             f"{files.folder}: config.json says that head and embedding are one (tie_word_embeddings), but {head} and "

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_llm.config import ModelConfig, UserError
-from lit_llm.config.files import replace_file, whole_file
+from lit_llm.config.files import whole_file, write_json
 from lit_llm.interop.families import Family
 from lit_llm.interop.reading import INDEX, WEIGHTS, Source, rows_of_tokens, source_of
 
@@ -125,8 +123,3 @@ def _split(outputs: list[Output], dtype: torch.dtype | None, limit: int) -> Iter
         shard.append(output)
         size += output.bytes(dtype)
     yield shard
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    replace_file(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig
-from lit_llm.model.arithmetic import at_least_float32, without_autocast
+from lit_llm.model.arithmetic import at_least_float32, compute_dtype, without_autocast
 from lit_llm.model.cache import CacheStep
+from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.normalization import make_norm
 from lit_llm.model.one_token import one_query_attention
-from lit_llm.model.position import apply_rotary
+from lit_llm.model.position import RotaryTables, apply_rotary, rotary_tables, token_positions
 
 # The gates of value embeddings and of the token smear read this many of a token's dimensions.
 GATE_WIDTH = 32
@@ -25,18 +26,18 @@ GATE_WIDTH = 32
 
 @dataclass
 class AttentionContext:
-    """What the layers of one forward pass share that have the same sliding window."""
+    """What the layers of one forward pass share that have the same sliding window; see `Attention.context`."""
 
-    tokens: Tensor
-    """Token ids [b, t], for value embeddings."""
-    mask: Tensor | None
+    tokens: Tensor | None = None
+    """Token ids [b, t]; only layers with value embeddings read them."""
+    mask: Tensor | None = None
     """True where a query may look, broadcastable to [b, n_h, t, s]; None where `is_causal` says it all."""
-    is_causal: bool
+    is_causal: bool = True
     """Each token sees itself and every earlier one: fused kernels need no mask for that."""
-    rotary: tuple[Tensor, Tensor] | None
-    """Cosines and sines, or None."""
-    cache: CacheStep | None
-    """What to read and extend of a cache, or None."""
+    rotary: tuple[Tensor, Tensor] | None = None
+    """Cosines and sines that queries and keys are rotated by; None: they are not rotated."""
+    cache: CacheStep | None = None
+    """The part of a cache to read and to extend; None: there is no cache."""
 
 
 def attention_mask(
@@ -67,12 +68,17 @@ def attention_mask(
 
 
 class Attention(nn.Module):
-    """Causal self-attention.
+    """Causal self-attention, as a part of a decoder or by itself.
+
+    Args:
+        config: the architecture.
+        layer: number of the block that it stands in, which decides its sliding window and its initial weights.
+        seed: of the initial weights: those of this layer in `Decoder(config, seed)`. None leaves them to the caller.
 
     Source: Vaswani et al. 2017; Ainslie et al. 2023 (grouped queries); Henry et al. 2020 (QK-norm).
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int = 0, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
         self.layer = layer
@@ -93,10 +99,65 @@ class Attention(nn.Module):
         if config.value_embeddings and layer % 2 == (config.num_layers - 1) % 2:
             self.value_embedding = nn.Embedding(config.padded_vocab_size, config.kv_heads * d)
             self.value_gate = nn.Linear(min(GATE_WIDTH, width), config.kv_heads, bias=False)
+        self._tables: RotaryTables | None = None  # of an attention that is used by itself
+        if seed is not None:
+            initialize_weights(self, config, seed, prefix=f"blocks.{layer}.attention.")
 
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        """Args: x: [b, t, hidden]. Returns: the same shape."""
+    def context(
+        self,
+        x: Tensor,
+        *,
+        tokens: Tensor | None = None,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: CacheStep | None = None,
+    ) -> AttentionContext:
+        """What `forward` needs to know of a text besides `x`, when this attention is used by itself.
+
+        Args:
+            x: [b, t, hidden].
+            tokens: ids [b, t], for value embeddings.
+            positions: place of each token that it is rotated to, [t] or [b, t]; None: from the start of its document,
+                or after what the cache holds.
+            document_ids: document of each token [b, t]: tokens of different documents do not see each other.
+            cache: from `KVCache.step`, extended by `forward`; `advance` counts the new tokens once every layer has
+                them. Not together with `document_ids`.
+
+        Raises:
+            UserError: the text is longer than `max_position_embeddings`.
+        """
+        config, window = self.config, self.config.window_of(self.layer)
+        if cache is None:
+            if positions is None:
+                positions = token_positions(x.size(1), document_ids, x.device, config.max_position_embeddings)
+            mask, is_causal = attention_mask(x.size(1), window=window, document_ids=document_ids, device=x.device)
+        elif document_ids is not None:
+            raise ValueError("document_ids and a cache cannot be used together")
+        else:
+            cache.check(config.max_position_embeddings)
+            positions = cache.positions if positions is None else positions
+            mask, is_causal = cache.mask(window)
+        if self._tables is None:
+            self._tables = rotary_tables(config, window)
+        rotary = None if self._tables is None else self._tables(positions, compute_dtype(x))
+        return AttentionContext(tokens, mask, is_causal, rotary, cache)
+
+    def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
+        """Mix the tokens of each row.
+
+        Args:
+            x: [b, t, hidden].
+            context: what a decoder shares among its layers; None: that of one text per row, without a cache.
+
+        Returns:
+            The same shape as `x`.
+
+        Raises:
+            ValueError: the layer has value embeddings, and the context has no tokens.
+        """
         config = self.config
+        if context is None:
+            context = self.context(x)
         b, t, _ = x.shape
         d = config.width_per_head
         # under tensor parallelism a rank has its share of the heads
@@ -105,6 +166,8 @@ class Attention(nn.Module):
             q, k = self._normed(q, k)
         q, k, v = q.view(b, t, -1, d), k.view(b, t, -1, d), v.view(b, t, -1, d)
         if self.value_embedding is not None and self.value_gate is not None:
+            if context.tokens is None:
+                raise ValueError("a layer with value embeddings reads the tokens; give context(x, tokens=...)")
             gate = 2.0 * torch.sigmoid(self.value_gate(x[..., : self.value_gate.in_features]))  # [b, t, n_kv]
             v = v + (gate.unsqueeze(-1) * self.value_embedding(context.tokens).view_as(v)).to(v.dtype)
         if config.qk_norm_width == "head":

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lit_llm.config import ModelConfig, UserError
+from lit_llm.config import ModelConfig
 from lit_llm.model.arithmetic import at_least_float32, compute_dtype
 from lit_llm.model.attention import GATE_WIDTH, Attention, AttentionContext, attention_mask
 from lit_llm.model.cache import CacheStep, KVCache
@@ -18,18 +17,24 @@ from lit_llm.model.checkpointing import run_checkpointed
 from lit_llm.model.feedforward import FeedForward
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.normalization import make_norm
-from lit_llm.model.position import RotaryTables, SinusoidalTable
+from lit_llm.model.position import SinusoidalTable, rotary_tables, token_positions
 from lit_llm.model.scores import token_scores
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with its norms and its residual sum."""
+    """Attention and feed-forward, each with its norms and its residual sum; a part of a decoder, or by itself.
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    Args:
+        config: the architecture.
+        layer: its number in a decoder, which decides its sliding window and its initial weights.
+        seed: of the initial weights: those of this block in `Decoder(config, seed)`. None leaves them to the caller.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int = 0, seed: int | None = 0) -> None:
         super().__init__()
         self.norm_placement = config.norm_placement
         self.attention_norm = make_norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config, layer, seed=None)
         self.feedforward_norm = make_norm(config)
         self.feedforward = FeedForward(config)
         sandwich = config.norm_placement == "sandwich"
@@ -37,12 +42,23 @@ class Block(nn.Module):
         self.feedforward_output_norm = make_norm(config) if sandwich else None
         self.dropout = nn.Dropout(config.dropout)
         self.checkpointing = "none"  # or "full" or "selective"; see `run_checkpointed`
+        if seed is not None:
+            initialize_weights(self, config, seed, prefix=f"blocks.{layer}.")
 
-    def forward(self, x: Tensor, context: AttentionContext) -> Tensor:
-        """Args: x: stream [b, t, hidden]. Returns: the stream."""
+    def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
+        """Read the residual stream and add to it.
+
+        Args:
+            x: the stream [b, t, hidden].
+            context: what a decoder shares among its blocks, or that of `attention.context`; None: one text per row,
+                without a cache.
+
+        Returns:
+            The stream [b, t, hidden].
+        """
         return run_checkpointed(self.checkpointing, self._compute, x, context)
 
-    def _compute(self, x: Tensor, context: AttentionContext) -> Tensor:
+    def _compute(self, x: Tensor, context: AttentionContext | None) -> Tensor:
         if self.norm_placement == "post":
             x = self.attention_norm(x + self.dropout(self.attention(_narrow(x), context)))
             return self.feedforward_norm(x + self.dropout(self.feedforward(_narrow(x))))
@@ -100,26 +116,21 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embedding: nn.Embedding | None = None
         self.sinusoids: SinusoidalTable | None = None
-        self.rotary: RotaryTables | None = None
         if config.position == "learned":
             self.position_embedding = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         elif config.position == "sinusoidal":
             self.sinusoids = SinusoidalTable(config)
-        elif config.position == "rope":
-            self.rotary = RotaryTables(config)
-        self.windowed_rotary = self.rotary
-        if config.rope_theta_windowed is not None:
-            self.windowed_rotary = RotaryTables(
-                replace(config, rope_theta=config.rope_theta_windowed, rope_scaling=None)
-            )
+        self.rotary = self.windowed_rotary = rotary_tables(config, None)
         self.windows = [config.window_of(layer) for layer in range(config.num_layers)]
+        if config.rope_theta_windowed is not None:
+            self.windowed_rotary = rotary_tables(config, config.sliding_window)
         self.dropout = nn.Dropout(config.dropout)
         self.embedding_norm = make_norm(config) if config.embedding_norm else None
         self.smear = TokenSmear(config) if config.token_smear else None
         # shares of the stream and of the embedding output that each block reads [layers]
         self.stream_share = nn.Parameter(torch.ones(config.num_layers)) if config.x0_shortcut else None
         self.shortcut_share = nn.Parameter(torch.zeros(config.num_layers)) if config.x0_shortcut else None
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, layer, seed=None) for layer in range(config.num_layers))
         # the 2017 block ends in a norm of its own
         self.final_norm = make_norm(config) if config.norm_placement != "post" else None
         outputs = 1 if config.output == "score" else config.padded_vocab_size
@@ -163,7 +174,9 @@ class Decoder(nn.Module):
         """
         step = cache.step(tokens.size(1)) if isinstance(cache, KVCache) else cache
         if step is None:
-            positions = self._positions(tokens.size(1), document_ids, tokens.device)
+            positions = token_positions(
+                tokens.size(1), document_ids, tokens.device, self.config.max_position_embeddings
+            )
         elif document_ids is not None:
             raise ValueError("document_ids and a cache cannot be used together")
         else:
@@ -214,18 +227,6 @@ class Decoder(nn.Module):
         tables = self.rotary if window is None else self.windowed_rotary
         rotary = tables(positions, dtype) if tables is not None else None
         return AttentionContext(tokens, mask, is_causal, rotary, step)
-
-    def _positions(self, t: int, document_ids: Tensor | None, device: torch.device) -> Tensor:
-        """Distance of each token from the start of its document: [t], or [b, t] where rows differ."""
-        limit = self.config.max_position_embeddings
-        if t > limit:
-            raise UserError(f"a text of {t} tokens is longer than the model's context of {limit} tokens")
-        index = torch.arange(t, device=device)
-        if document_ids is None:
-            return index
-        begins = torch.ones_like(document_ids, dtype=torch.bool)
-        begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-        return index - torch.where(begins, index, 0).cummax(dim=1).values
 
     def _embed(self, tokens: Tensor, positions: Tensor, step: CacheStep | None) -> Tensor:
         if self.smear is not None and step is not None:

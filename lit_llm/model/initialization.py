@@ -27,7 +27,7 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 
 @torch.no_grad()
 def initialize_weights(
-    model: nn.Module, config: ModelConfig, seed: int, chosen: Callable[[str], bool] | None = None
+    model: nn.Module, config: ModelConfig, seed: int, chosen: Callable[[str], bool] | None = None, prefix: str = ""
 ) -> None:
     """Normal weights of `config.init_std`, residual projections scaled down by depth, zero biases, unit norms.
 
@@ -36,10 +36,11 @@ def initialize_weights(
     left for a later call.
 
     Args:
-        model: a decoder.
+        model: a decoder, or a part of one.
         config: its configuration.
         seed: names the streams.
         chosen: whether a parameter is meant, by the last part of its name; None: every one is.
+        prefix: where a part stands in a decoder, as "blocks.0.", so that it gets the weights that it would have there.
 
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
@@ -50,7 +51,7 @@ def initialize_weights(
             if chosen is not None and not chosen(name):
                 continue
             full = torch.empty(parameter.shape, dtype=torch.float32)
-            _fill(full, module, module_name, name, config, seed)
+            _fill(full, module, prefix + module_name, name, config, seed)
             parameter.copy_(shard_like(full.to(parameter.dtype), parameter))
 
 

@@ -205,11 +205,6 @@ def is_adapter(name: str) -> bool:
     return name.rpartition(".")[2] in _PARTS
 
 
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """What is trained, and so all that a checkpoint needs: additions, and a new head. Sharded as in the model."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 def quantize_base(model: nn.Module, kind: str) -> None:
     """Hold the weights under the additions in 8 or 4 bits; they are turned back in each pass, forward and backward.
 

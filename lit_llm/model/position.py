@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from lit_llm.config import ModelConfig, RopeScaling
+from lit_llm.config import ModelConfig, RopeScaling, UserError
 
 
 def sinusoidal_table(length: int, width: int) -> Tensor:
@@ -25,6 +26,28 @@ def sinusoidal_table(length: int, width: int) -> Tensor:
     table[:, 0::2] = torch.sin(position * frequency)
     table[:, 1::2] = torch.cos(position * frequency)
     return table.float()
+
+
+def token_positions(length: int, document_ids: Tensor | None, device: torch.device, limit: int) -> Tensor:
+    """Distance of each token from the start of its document: [t], or [b, t] where rows differ.
+
+    Args:
+        length: tokens, t.
+        document_ids: document of each token [b, t], or None.
+        device: where the positions are made.
+        limit: most tokens of a text.
+
+    Raises:
+        UserError: the text is longer than that.
+    """
+    if length > limit:
+        raise UserError(f"a text of {length} tokens is longer than the model's context of {limit} tokens")
+    index = torch.arange(length, device=device)
+    if document_ids is None:
+        return index
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return index - torch.where(begins, index, 0).cummax(dim=1).values
 
 
 def rotary_frequencies(width: int, theta: float, scaling: RopeScaling | None) -> tuple[Tensor, float]:
@@ -138,6 +161,15 @@ class RotaryTables(DeviceTables):
         if positions.dim() == 2:
             return cos.unsqueeze(1), sin.unsqueeze(1)
         return cos, sin
+
+
+def rotary_tables(config: ModelConfig, window: int | None) -> RotaryTables | None:
+    """The tables of the layers with this sliding window (None: the global ones); None without rotary positions."""
+    if config.position != "rope":
+        return None
+    if window is not None and config.rope_theta_windowed is not None:
+        config = replace(config, rope_theta=config.rope_theta_windowed, rope_scaling=None)
+    return RotaryTables(config)
 
 
 class _Rotate(torch.autograd.Function):

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_llm.config import UserError
+from lit_llm.config import PROJECTIONS, UserError
 from lit_llm.model.decoder import Decoder
 from lit_llm.model.quantized_products import (
     LINE,
@@ -45,7 +45,6 @@ from lit_llm.model.rounding import (
 KINDS = ("int8", "int8_dynamic", "int4")
 # the CPU's int4 kernel takes whole tiles of so many rows
 _INT4_ROWS = 16
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class QuantizedLinear(nn.Module):
@@ -217,7 +216,7 @@ def quantize(model: Decoder, kind: str, *, tied_head: bool = False) -> Decoder:
         (module, name)
         for module in model.blocks.modules()
         for name, child in module.named_children()
-        if name in _PROJECTIONS and isinstance(child, nn.Linear)
+        if name in PROJECTIONS and isinstance(child, nn.Linear)
     ]
     separate = tied_head or not model.config.tie_word_embeddings
     if separate and model.config.output == "tokens":  # one row of scores saves nothing

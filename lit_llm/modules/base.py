@@ -28,7 +28,6 @@ from lit_llm.config import (
     to_plain,
 )
 from lit_llm.distributed.ranks import data_parallel_rank
-from lit_llm.distributed.tensors import local_part
 from lit_llm.interop import read_model_config, starting_adapter, without_value_head
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
@@ -36,7 +35,13 @@ from lit_llm.model.lora import add_lora, merged_state, prepare_dora, quantize_ba
 from lit_llm.model.parallel import arrange
 from lit_llm.modules.metrics import NamedMeans, TokenStatistics
 from lit_llm.modules.weights import copy_into, copy_weights
-from lit_llm.optimization import build_optimizer, build_schedule, gradient_norm
+from lit_llm.optimization import (
+    build_optimizer,
+    build_schedule,
+    clip_coefficient,
+    gradient_norm,
+    scale_gradients,
+)
 
 
 class LanguageModule(L.LightningModule):
@@ -251,10 +256,7 @@ class LanguageModule(L.LightningModule):
                 for parameter in group["params"]:
                     parameter.grad = None  # which an optimizer passes over
             gradients = []
-        limit = self.config.trainer.gradient_clip_val
-        coefficient = scale * min(1.0, limit / (norm + 1e-6)) if limit is not None else scale
-        if gradients and coefficient != 1.0:
-            torch._foreach_mul_([local_part(gradient) for gradient in gradients], coefficient)
+        scale_gradients(gradients, scale * clip_coefficient(norm, self.config.trainer.gradient_clip_val))
         self.log_step(optimizer, step, loss, norm)
         return {"loss": loss, "gradient_norm": norm}
 

@@ -12,17 +12,17 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from lit_llm.config import DPOConfig, UserError
 from lit_llm.config.files import whole_file
 from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.distributed.ranks import data_parallel_rank
 from lit_llm.interop import read_model_config
-from lit_llm.model import Decoder
+from lit_llm.model import Decoder, TokenLogProbs, token_log_probs
 from lit_llm.model.lora import adapters_off
 from lit_llm.modules.base import LanguageModule
-from lit_llm.objectives import IGNORE_INDEX, PreferenceLoss, linear_log_probs, sequence_log_probs, tail_weights
+from lit_llm.objectives import IGNORE_INDEX, PreferenceLoss, sequence_log_probs, tail_weights
 
 
 class DPOModule(LanguageModule):
@@ -98,7 +98,7 @@ class DPOModule(LanguageModule):
         real = batch["sample_ids"] >= 0
         mask = batch["targets"] != IGNORE_INDEX
         # the entropy is for the curves alone, and a tenth of the head's work
-        log_probs, *entropy = self._token_log_probs(self.model, batch, with_entropy=self.logs or not training)
+        log_probs, entropy, _ = self._token_log_probs(self.model, batch, with_entropy=self.logs or not training)
         plain, tokens = sequence_log_probs(log_probs, mask)
         sums = self._sums(log_probs, mask)
         reference = self._reference(batch, "train" if training else "validation")
@@ -107,8 +107,8 @@ class DPOModule(LanguageModule):
         if self.config.sft_weight and training:
             losses = losses - self.config.sft_weight * (plain / tokens.clamp(min=1)).chunk(2)[0]
         self._note(arguments, plain.detach(), mask.sum(), real, training)
-        if entropy:
-            self.note({"entropy": (entropy[0].sum(), mask.sum())}, training)
+        if entropy is not None:
+            self.note({"entropy": (entropy.sum(), mask.sum())}, training)
         return torch.where(real, losses, 0.0).sum(), real.sum()
 
     def tokens_of(self, batch: dict[str, Tensor]) -> int:
@@ -139,25 +139,12 @@ class DPOModule(LanguageModule):
         sums = {name: (torch.where(real, value, 0.0).sum(), count) for name, value in values.items()}
         self.note({**sums, "completion_length": (supervised, 2 * count)}, training)
 
-    def _token_log_probs(
-        self, model: Decoder, batch: dict[str, Tensor], with_entropy: bool = False
-    ) -> tuple[Tensor, ...]:
-        """Log-probabilities of the targets [2b, t], and the entropy there."""
-        targets = batch["targets"]
-
-        def read(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, ...]:
-            found = linear_log_probs(
-                hidden.flatten(0, 1),
-                head.weight,
-                targets.flatten(),
-                chunk_tokens=self.config.loss_chunk_tokens,
-                softcap=model.config.logits_softcap,
-                num_classes=model.config.vocab_size,
-                with_entropy=with_entropy,
-            )
-            return tuple(each.view_as(targets) for each in (found if with_entropy else (found,)))
-
-        return model(batch["tokens"], head=read)
+    def _token_log_probs(self, model: Decoder, batch: dict[str, Tensor], with_entropy: bool = False) -> TokenLogProbs:
+        """Of the targets [2b, t]."""
+        chunk_tokens = self.config.loss_chunk_tokens
+        return token_log_probs(
+            model, batch["tokens"], batch["targets"], chunk_tokens=chunk_tokens, with_entropy=with_entropy
+        )
 
     def _sums(self, log_probs: Tensor, mask: Tensor) -> Tensor:
         """Log-probability of each answer [2b], that of a longer one's tail discounted by `ld_alpha`."""
@@ -178,7 +165,7 @@ class DPOModule(LanguageModule):
         was_training = model.training
         model.eval()
         with adapters_off(model) if base else nullcontext():
-            (log_probs,) = self._token_log_probs(model, batch)
+            log_probs = self._token_log_probs(model, batch).log_probs
         model.train(was_training)
         chosen, rejected = self._sums(log_probs, batch["targets"] != IGNORE_INDEX).chunk(2)
         return chosen, rejected
@@ -200,7 +187,7 @@ class DPOModule(LanguageModule):
         if not self._frozen:
             self._frozen = [self._new_reference()]
         rank, shares = (0, 1) if self._trainer is None else data_parallel_rank(self.trainer)
-        loader = self.data.make_reference_loader(split, rank, shares)
+        loader = self.data.make_evaluation_loader(split, rank, shares)
         table = torch.zeros(pairs, 2, device=self.device)
         context = nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
         console = Console(stderr=True)
@@ -210,7 +197,7 @@ class DPOModule(LanguageModule):
         with context:
             for batch in shown:
                 batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-                (log_probs,) = self._token_log_probs(self._frozen[0], batch)
+                log_probs = self._token_log_probs(self._frozen[0], batch).log_probs
                 sums = self._sums(log_probs, batch["targets"] != IGNORE_INDEX)
                 real = batch["row_ids"] >= 0
                 table[batch["row_ids"][real]] = torch.stack(sums.chunk(2), dim=1)[real]

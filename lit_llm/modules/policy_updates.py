@@ -15,6 +15,7 @@ from lit_llm.objectives import (
     gae,
     group_advantages,
     kl_estimate,
+    masked_whiten,
     shaped_rewards,
 )
 
@@ -61,31 +62,12 @@ def set_advantages(
         return
     rewards = shaped_rewards(experience.scores, kl, mask, coefficient)
     if config.whiten_rewards:
-        rewards = whiten(rewards, mask, total, shift_mean=False)
+        rewards = masked_whiten(rewards, mask, total, shift_mean=False)
     experience.advantages, experience.returns = gae(
         rewards, experience.values, mask, config.discount, config.gae_lambda
     )
     if config.whiten_advantages:
-        experience.advantages = whiten(experience.advantages, mask, total)
-
-
-def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor], shift_mean: bool = True) -> Tensor:
-    """`masked_whiten` with the mean and the variance over all ranks.
-
-    Args:
-        values: [b, t].
-        mask: [b, t] where a value counts.
-        total: sums a tensor over the ranks.
-        shift_mean: False gives the values their mean back.
-    """
-    kept = torch.where(mask, values, 0.0).double()
-    mean, count = total(torch.stack([kept.sum(), mask.sum().double()])).unbind()
-    mean = mean / count
-    squares = total(torch.where(mask, kept - mean, 0.0).square().sum())
-    whitened = (kept - mean) * torch.rsqrt(squares / (count - 1).clamp(min=1) + 1e-8)
-    if not shift_mean:
-        whitened = whitened + mean
-    return torch.where(mask, whitened, 0.0).to(values.dtype)
+        experience.advantages = masked_whiten(experience.advantages, mask, total)
 
 
 def update_loss(

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from lit_llm.config import PPOConfig, UserError, derived_seed
 from lit_llm.distributed.ranks import data_parallel_rank
 from lit_llm.interop import read_model_config
-from lit_llm.model import Decoder
+from lit_llm.model import Decoder, hidden_log_probs
 from lit_llm.model.initialization import named_generator
 from lit_llm.model.lora import adapters_off, prepare_dora, quantize_base
 from lit_llm.model.scores import token_scores
@@ -29,7 +29,7 @@ from lit_llm.modules.rollout import (
     write_answers,
 )
 from lit_llm.modules.weights import copy_weights
-from lit_llm.objectives import AdaptiveKL, kl_estimate, linear_log_probs
+from lit_llm.objectives import AdaptiveKL, kl_estimate
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat
 
@@ -252,27 +252,23 @@ class PPOModule(LanguageModule):
         targets, own = part.targets, model is self.model
 
         def read(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor, Tensor | None]:
-            log_probs, entropy = linear_log_probs(
-                hidden.flatten(0, 1),
-                head.weight,
-                targets.flatten(),
-                chunk_tokens=self.config.loss_chunk_tokens,
-                softcap=model.config.logits_softcap,
-                num_classes=self.config.model.vocab_size,
+            log_probs, entropy, _ = hidden_log_probs(
+                model,
+                hidden,
+                head,
+                targets,
                 temperature=self.config.temperature,
+                chunk_tokens=self.config.loss_chunk_tokens,
                 with_entropy=True,
             )
+            assert entropy is not None
             values = token_scores(hidden, model.value_head) if own and model.value_head is not None else None
             return log_probs, entropy, values
 
         log_probs, entropy, values = model(part.tokens, head=read)
         if own and self.critic is not None:
             values = self.critic(part.tokens)
-        return (
-            log_probs.view_as(targets),
-            entropy.view_as(targets),
-            values if values is None else torch.where(part.mask, values, 0.0),
-        )
+        return log_probs, entropy, values if values is None else torch.where(part.mask, values, 0.0)
 
     # What the base class asks for.
 

@@ -11,6 +11,7 @@ from lit_llm.objectives.policy import (
     gae,
     group_advantages,
     kl_estimate,
+    masked_whiten,
     shaped_rewards,
 )
 from lit_llm.objectives.preference import (
@@ -22,7 +23,6 @@ from lit_llm.objectives.preference import (
     tail_weights,
 )
 from lit_llm.objectives.reward import Calibration, accuracy_interval, bradley_terry, calibration, correlation
-from lit_llm.objectives.statistics import masked_mean, masked_variance, masked_whiten
 from lit_llm.objectives.token_loss import IGNORE_INDEX, cross_entropy_sum, linear_correct, linear_cross_entropy
 
 __all__ = [
@@ -50,8 +50,6 @@ __all__ = [
     "linear_correct",
     "linear_cross_entropy",
     "linear_log_probs",
-    "masked_mean",
-    "masked_variance",
     "masked_whiten",
     "sequence_log_probs",
     "shaped_rewards",

@@ -26,7 +26,8 @@ def linear_log_probs(
     num_classes: int | None = None,
     temperature: float = 1.0,
     with_entropy: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    with_likeliest: bool = False,
+) -> Any:
     """log softmax(hidden @ weight.T / temperature) of each target, holding the logits of one chunk of tokens at most.
 
     The backward pass computes the logits of each chunk again, because the gradient of the weight needs to know that
@@ -45,10 +46,12 @@ def linear_log_probs(
         num_classes: C; only the first C rows of `weight` take part. None: all.
         temperature: divides the logits.
         with_entropy: also return the entropy of each token's distribution, which carries no gradient.
+        with_likeliest: also return whether the target is the likeliest class, the first one of equals.
 
     Returns:
-        [n] float32 (float64 for float64 inputs), in nats, 0 where not supervised; with_entropy: and the same of
-        the entropy.
+        Tensor [n] of float32 (float64 for float64 inputs), in nats, 0 where not supervised. With `with_entropy` or
+        `with_likeliest` a tuple: that, then the entropies (of the same shape and type, 0 where not supervised), then
+        bool [n], False where not supervised.
 
     Raises:
         ValueError: shapes that do not fit, or an option outside its range.
@@ -63,12 +66,14 @@ def linear_log_probs(
             raise ValueError(f"{name} is {value}; it must be above 0")
     num_classes = weight.size(0) if num_classes is None else num_classes
     if chunk_tokens is None:
-        log_probs, entropy = _at_once(hidden, weight[:num_classes], targets, softcap, temperature, with_entropy)
+        found = _at_once(hidden, weight[:num_classes], targets, softcap, temperature, with_entropy, with_likeliest)
     else:
-        options = _Options(chunk_tokens, softcap, num_classes, temperature, with_entropy, product_dtypes(hidden))
+        options = _Options(
+            chunk_tokens, softcap, num_classes, temperature, with_entropy, with_likeliest, product_dtypes(hidden)
+        )
         # Inside the Function grad mode is always off, so whether gradients are wanted is decided here.
-        log_probs, entropy = _LinearLogProbs.apply(hidden, weight, targets, options, torch.is_grad_enabled())
-    return (log_probs, entropy) if with_entropy else log_probs
+        found = _LinearLogProbs.apply(hidden, weight, targets, options, torch.is_grad_enabled())
+    return tuple(each for each in found if each is not None) if with_entropy or with_likeliest else found[0]
 
 
 def sequence_log_probs(log_probs: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,24 +101,33 @@ class _Options(NamedTuple):
     num_classes: int
     temperature: float
     with_entropy: bool
+    with_likeliest: bool
     dtypes: tuple[torch.dtype, torch.dtype]  # see product_dtypes
 
 
 def _at_once(
-    hidden: Tensor, weight: Tensor, targets: Tensor, softcap: float | None, temperature: float, with_entropy: bool
-) -> tuple[Tensor, Tensor | None]:
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    softcap: float | None,
+    temperature: float,
+    with_entropy: bool,
+    with_likeliest: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     rows = SupervisedRows(targets)
     logits = F.linear(rows.select(hidden), weight)
     logits = logits.to(accumulation_dtype(logits.dtype))
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     log_probs = torch.log_softmax(logits / temperature, dim=-1)
-    target_log_probs = log_probs.gather(1, rows.select(targets).unsqueeze(1)).squeeze(1)
+    wanted = rows.select(targets)
+    target_log_probs = log_probs.gather(1, wanted.unsqueeze(1)).squeeze(1)
     entropy = None
     if with_entropy:
         log_probs = log_probs.detach()
         entropy = rows.spread(-(log_probs.exp() * log_probs).sum(-1))
-    return rows.spread(target_log_probs), entropy
+    likeliest = rows.spread(logits.argmax(-1) == wanted) if with_likeliest else None
+    return rows.spread(target_log_probs), entropy, likeliest
 
 
 def _head_chunks(
@@ -136,11 +150,11 @@ class _LinearLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options, grad: bool
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         need_weight = grad and ctx.needs_input_grad[1]
         need_hidden = grad and ctx.needs_input_grad[0]
         with torch.autocast(hidden.device.type, enabled=False):
-            log_probs, entropy, grad_inputs = _forward(
+            log_probs, entropy, likeliest, grad_inputs = _forward(
                 hidden, weight, targets, options, prepare=need_hidden and not need_weight
             )
         ctx.options, ctx.hidden_dtype = options, hidden.dtype
@@ -150,11 +164,11 @@ class _LinearLogProbs(torch.autograd.Function):
             ctx.save_for_backward(grad_inputs, targets)
         if entropy is not None:
             ctx.mark_non_differentiable(entropy)
-        return log_probs, entropy
+        return log_probs, entropy, likeliest
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_log_probs: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_log_probs: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         with torch.autocast(grad_log_probs.device.type, enabled=False):
             if ctx.needs_input_grad[1]:
                 grads = _recompute(*ctx.saved_tensors, ctx.options, grad_log_probs, ctx.needs_input_grad[0])
@@ -168,27 +182,31 @@ class _LinearLogProbs(torch.autograd.Function):
 
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options, prepare: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Log-probabilities [n], entropies [n], and with `prepare` -temperature * d log p / d hidden [s, d]."""
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Log-probabilities, entropies and likeliest [n], and with `prepare` -temperature * d log p / d hidden [s, d]."""
     rows = SupervisedRows(targets)
     chunks = _head_chunks(rows, hidden, weight, targets, options)
     count = chunks.inputs.size(0)
     target_log_probs = torch.empty(count, dtype=chunks.dtype, device=hidden.device)
     entropy = torch.empty_like(target_log_probs) if options.with_entropy else None
+    likeliest = torch.empty_like(target_log_probs, dtype=torch.bool) if options.with_likeliest else None
     buffer = chunks.buffer() if options.with_entropy else None
     grad_inputs = torch.empty_like(chunks.inputs) if prepare else None
     for chunk in chunks:
         logits = chunks.logits(chunk)
+        if likeliest is not None:
+            likeliest[chunk] = logits.argmax(1) == chunks.targets[chunk]
         log_probs = torch.log_softmax(logits, 1, out=logits)
         target_log_probs[chunk] = log_probs.gather(1, chunks.targets[chunk].unsqueeze(1)).squeeze(1)
-        if entropy is not None:
+        if entropy is not None and buffer is not None:
             probs = torch.exp(log_probs, out=buffer[: log_probs.size(0)])
             torch.sum(log_probs.mul_(probs), 1, out=entropy[chunk]).neg_()
         elif grad_inputs is not None:
             probs = log_probs.exp_()
         if grad_inputs is not None:
             torch.mm(chunks.loss_gradients(probs, chunk), chunks.head, out=grad_inputs[chunk])
-    return rows.spread(target_log_probs), None if entropy is None else rows.spread(entropy), grad_inputs
+    extras = (None if each is None else rows.spread(each) for each in (entropy, likeliest))
+    return rows.spread(target_log_probs), *extras, grad_inputs
 
 
 def _recompute(

@@ -7,6 +7,7 @@ anything, NaN included, and never reaches a result.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
@@ -91,6 +92,42 @@ def shaped_rewards(scores: Tensor, kl: Tensor, mask: Tensor, coefficient: float)
     last = torch.where(mask, positions, -1).amax(1, keepdim=True)
     rewards = torch.where(mask, -coefficient * kl, 0.0)
     return rewards + torch.where(positions == last, scores.unsqueeze(1), 0.0)
+
+
+@torch.no_grad()
+def masked_whiten(
+    values: Tensor,
+    mask: Tensor,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+    *,
+    shift_mean: bool = True,
+    eps: float = 1e-8,
+) -> Tensor:
+    """(values - mean) / sqrt(variance + eps) with the mean and the unbiased variance of the mask, and 0 outside it.
+
+    Args:
+        values: any shape.
+        mask: the same shape, true (or not 0) where a value counts.
+        total: sums a tensor over the ranks whose values are whitened together; as it is, this rank is alone.
+        shift_mean: False gives the values their mean back.
+        eps: added to the variance.
+
+    Returns:
+        The shape and type of `values`, without gradient; sums are of float64. Of fewer than two values the variance is
+        0, and of none everything is 0.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    mask = _mask_like(mask, values=values)
+    kept = torch.where(mask, values, 0.0).double()
+    mean, count = total(torch.stack([kept.sum(), mask.sum().double()])).unbind()
+    mean = mean / count.clamp(min=1)
+    squares = total(torch.where(mask, kept - mean, 0.0).square().sum())
+    whitened = (kept - mean) * torch.rsqrt(squares / (count - 1).clamp(min=1) + eps)
+    if not shift_mean:
+        whitened = whitened + mean
+    return torch.where(mask, whitened, 0.0).to(values.dtype)
 
 
 class ClippedPolicyLoss(NamedTuple):

@@ -1,7 +1,7 @@
-"""Optimization: parameter groups, AdamW, Muon with AdamW as one optimizer, and learning-rate schedules."""
+"""Optimization: parameter groups, AdamW, Muon with AdamW as one optimizer, clipping, and learning-rate schedules."""
 
 from lit_llm.optimization.build import build_optimizer
-from lit_llm.optimization.clipping import gradient_norm
+from lit_llm.optimization.clipping import clip_coefficient, clip_gradients, gradient_norm, scale_gradients
 from lit_llm.optimization.groups import parameter_groups
 from lit_llm.optimization.muon import MuonAdamW
 from lit_llm.optimization.schedule import build_schedule, learning_rate_factor
@@ -10,7 +10,10 @@ __all__ = [
     "MuonAdamW",
     "build_optimizer",
     "build_schedule",
+    "clip_coefficient",
+    "clip_gradients",
     "gradient_norm",
     "learning_rate_factor",
     "parameter_groups",
+    "scale_gradients",
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.config import STAGES, QuickstartConfig
+from lit_llm.config.files import replace_file
 from lit_llm.quickstart.later_stages import SAMPLING, Files, device, dpo_run, read_rows, stage_folder
 
 if TYPE_CHECKING:
@@ -166,4 +167,4 @@ def _add_to_report(path: Path, section: str) -> None:
     """Put the section at the end of the report, in the place of one that is there."""
     report = path.read_text(encoding="utf-8") if path.exists() else ""
     before = report.partition(f"## {TITLE}")[0].rstrip()
-    path.write_text(f"{before}\n\n{section}\n", encoding="utf-8")
+    replace_file(path, f"{before}\n\n{section}\n")

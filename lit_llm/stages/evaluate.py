@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from lit_llm.config import EvaluateConfig, UserError, to_plain
-from lit_llm.config.files import write_json
+from lit_llm.config.files import replace_file, write_json
 from lit_llm.data.progress import byte_progress
 from lit_llm.data.sources.files import find_files
 from lit_llm.evaluation.baselines import compressor_bits_per_byte
@@ -283,5 +283,5 @@ def _write(output: Path, report: dict[str, Any]) -> str:
     """Write both files; returns what is in the second."""
     write_json(output / FILES[0], report)
     text = markdown(report)
-    (output / FILES[1]).write_text(text, encoding="utf-8")
+    replace_file(output / FILES[1], text)
     return text

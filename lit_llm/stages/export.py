@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.config import CONFIG_KEY, ExportConfig, LoraConfig, ModelConfig, UserError, from_plain
+from lit_llm.config import ExportConfig, ModelConfig, UserError
 from lit_llm.interop import (
     GenerationSettings,
     generation_settings,
@@ -19,18 +19,14 @@ from lit_llm.interop import (
     read_model_config,
     save_adapter,
     save_model_folder,
-    starting_adapter,
     why_not_huggingface,
     without_value_head,
 )
 from lit_llm.model import Decoder
-from lit_llm.model.lora import merged_state, rounded_base
-from lit_llm.modules.weights import copy_weights
+from lit_llm.stages.checkpoints import TrainedModel, read_trained_model
 from lit_llm.stages.quantization import SAMPLE, quantize_and_tell, read_quality_text
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import with_chat_tokens
-from lit_llm.training.checkpoint_files import damage, newest_whole, step_of
-from lit_llm.training.checkpoint_io import read_checkpoint
 
 
 @dataclass(frozen=True)
@@ -61,20 +57,6 @@ class _Source:
     name: str
 
 
-@dataclass
-class _Trained:
-    """What a checkpoint holds."""
-
-    run: dict[str, Any]
-    """Its configuration, as a plain dict."""
-    model: ModelConfig
-    lora: LoraConfig
-    """With the rank of the additions, where it has some."""
-    weights: dict[str, Tensor]
-    """All of the model's, or those that were trained."""
-    name: str
-
-
 def export(config: ExportConfig) -> Exported:
     """Write a model folder, a GGUF file or an adapter folder.
 
@@ -92,8 +74,8 @@ def export(config: ExportConfig) -> Exported:
     if config.lora == "adapter":
         if is_folder:
             raise UserError(f"{path} is a model folder; lora adapter is for a checkpoint of a run with lora")
-        return _write_adapter(config, output, _read_checkpoint(find_checkpoint(path)))
-    source = _read_folder(path, config.tokenizer) if is_folder else _whole(config, find_checkpoint(path))
+        return _write_adapter(config, output, read_trained_model(path))
+    source = _read_folder(path, config.tokenizer) if is_folder else _whole(config, path)
     tokenizer = source.tokenizer
     if config.format == "gguf":
         return _write_gguf(config, output, source, tokenizer)
@@ -146,12 +128,12 @@ def _write_gguf(config: ExportConfig, output: Path, source: _Source, tokenizer: 
     return Exported("GGUF file", output, f"{kind}, {output.stat().st_size:,} bytes; {source.name}")
 
 
-def _write_adapter(config: ExportConfig, output: Path, trained: _Trained) -> Exported:
+def _write_adapter(config: ExportConfig, output: Path, trained: TrainedModel) -> Exported:
     if not trained.lora.active:
         raise UserError(f"{trained.name} has no adapter: the run trained all weights; leave lora at merged")
     tokenizer = _tokenizer(trained.run, config.tokenizer)
     (output / "config.json").unlink(missing_ok=True)  # with it the folder would be a model's
-    save_adapter(output, trained.model, trained.lora, trained.weights, str(_base_folder(trained)), tokenizer)
+    save_adapter(output, trained.model, trained.lora, trained.weights, str(trained.base_folder()), tokenizer)
     return Exported("adapter folder", output, trained.name)
 
 
@@ -162,15 +144,14 @@ def _read_folder(path: Path, tokenizer: str | None) -> _Source:
 
 
 def _whole(config: ExportConfig, path: Path) -> _Source:
-    """The model of a checkpoint, additions merged, without the head of a critic."""
-    trained = _read_checkpoint(path)
-    weights = _merged(trained) if trained.lora.active else trained.weights
-    model, weights = without_value_head(trained.model, weights)
+    """The model of a checkpoint or of a run, additions merged, without the head of a critic."""
+    trained = read_trained_model(path)
+    model, weights = without_value_head(trained.model, trained.whole_weights())
     tokenizer = _tokenizer(trained.run, config.tokenizer)
     return _Source(model, weights, tokenizer, _settings(trained, tokenizer), trained.name)
 
 
-def _settings(trained: _Trained, tokenizer: Tokenizer) -> GenerationSettings:
+def _settings(trained: TrainedModel, tokenizer: Tokenizer) -> GenerationSettings:
     """Those of the folder that the run started from, as the model folder at its end has them."""
     place = trained.run.get("init_from")
     source = None if place is None else Path(place)
@@ -181,71 +162,6 @@ def _settings(trained: _Trained, tokenizer: Tokenizer) -> GenerationSettings:
         )
         source = None
     return generation_settings(tokenizer, source, learned_turns="lora" in trained.run)
-
-
-def _merged(trained: _Trained) -> dict[str, Tensor]:
-    """All weights of the model that the run trained, in the type that it trained them in."""
-    base = _base_folder(trained)
-    with torch.device("meta"):
-        model = Decoder(trained.model)
-    if trained.run.get("trainer", {}).get("precision") == "bf16-true":
-        model.to(torch.bfloat16)
-    model.to_empty(device="cpu")
-    model.tie()
-    copy_weights(base, model)
-    heads = {"head.weight": trained.model.output == "score", "value_head.weight": trained.model.value_head}
-    missing = [name for name, is_new in heads.items() if is_new and name not in trained.weights]
-    if missing:
-        raise UserError(f"{trained.name} lacks {missing[0]}, which the run must have trained")
-    weights = rounded_base(model.state_dict(), trained.lora)
-    return merged_state({**weights, **trained.weights}, trained.lora)
-
-
-def _base_folder(trained: _Trained) -> Path:
-    place = trained.run.get("init_from")
-    if place is None or not Path(place).is_dir():
-        raise UserError(
-            f"{trained.name} holds what the run trained, and not the model that it started from, which is not at "
-            f"{place}; put that model folder back"
-        )
-    return Path(place).resolve()
-
-
-def _read_checkpoint(path: Path) -> _Trained:
-    checkpoint = read_checkpoint(path, keys=("state_dict",), mmap=True)
-    run = checkpoint.get(CONFIG_KEY)
-    if run is None:
-        raise UserError(f"{path} does not say which model it is of: it was not written by this package")
-    model = from_plain(ModelConfig, run["model"])
-    lora = from_plain(LoraConfig, run.get("lora", {}))
-    if lora.active and lora.rank == 0:
-        lora, _ = starting_adapter(lora, model)
-    prefix = "model."
-    weights = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
-    }
-    return _Trained(run, model, lora, weights, f"step {checkpoint['global_step']} of {path}")
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that `path` means: itself, or the newest whole one of a run folder.
-
-    Raises:
-        UserError: there is none, or it is damaged.
-    """
-    if (path / "checkpoints").is_dir():
-        newest = newest_whole(path / "checkpoints")
-        if newest is None:
-            raise UserError(f"{path} has no checkpoint yet")
-        return newest
-    if not path.exists() or (path.is_dir() and step_of(path) is None):
-        raise UserError(f"{path} is neither a checkpoint (checkpoints/RUN/checkpoints/step_*.ckpt) nor a run folder")
-    problem = damage(path)
-    if problem is not None:
-        raise UserError(f"{path} is not a whole checkpoint ({problem})")
-    return path
 
 
 def _tokenizer(run: dict[str, Any], given: str | None) -> Tokenizer:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from lit_llm.config import TokenizerTrainingConfig, UserError
 from lit_llm.data.corpus.documents import END_OF_TEXT, Corpus
-from lit_llm.tokenizer import Tokenizer, train_bpe, train_character
+from lit_llm.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe, train_character
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> Tokenizer:
@@ -22,14 +23,16 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Tokenizer:
     corpus = Corpus(config.corpus)
     texts = _train_texts(corpus)
     if config.kind == "bpe":
-        # Where rows or program code spell the marker of an end of text, no merge is to be made of its letters.
-        texts = (part for text in texts for part in text.split(END_OF_TEXT) if part)
+        # Where rows or program code spell a special token, no merge is to be made of its letters.
+        spelled = re.compile("|".join(map(re.escape, sorted([END_OF_TEXT, *config.special_tokens], key=len)[::-1])))
+        texts = (part for text in texts for part in spelled.split(text) if part)
     texts = _first_bytes(texts, config.max_bytes)
     total = _expected_bytes(corpus, config)
+    special_tokens = (*SPECIAL_TOKENS, *config.special_tokens)
     if config.kind == "bpe":
-        tokenizer = train_bpe(texts, config.vocab_size, total_bytes=total)
+        tokenizer = train_bpe(texts, config.vocab_size, total_bytes=total, special_tokens=special_tokens)
     else:
-        tokenizer = train_character(texts, config.byte_fallback, total_bytes=total)
+        tokenizer = train_character(texts, config.byte_fallback, total_bytes=total, special_tokens=special_tokens)
     tokenizer.save(output)
     corpus.counts.say()
     return tokenizer

@@ -137,11 +137,6 @@ class BytePairEncoder:
                 special_tokens={"<|endoftext|>": len(tokens)},
             )
 
-    @property
-    def uses_tiktoken(self) -> bool:
-        """Whether tiktoken has been found to give the same ids so far."""
-        return self._fast is not None
-
     def encode(self, texts: Sequence[str], num_threads: int | None = None) -> list[np.ndarray]:
         """The ids of each text; specials are ordinary text.
 

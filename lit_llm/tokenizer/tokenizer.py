@@ -69,7 +69,8 @@ class Tokenizer:
         named = self._first_special(self._configured("bos_token"))
         self.begin_id: int | None = next((index for index in (*self.rule_ids, named) if index is not None), self.eot_id)
         # Documents that it was made for follow one another in training, each after the end of the one before.
-        self.trained_here = self.special_ids.keys() == {*SPECIAL_TOKENS} and self._configured("bos_token") is None
+        first_special = {*list(self.special_ids)[: len(SPECIAL_TOKENS)]}
+        self.trained_here = first_special == {*SPECIAL_TOKENS} and self._configured("bos_token") is None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickling what it wraps would forget that special-token strings are ordinary text.
@@ -79,6 +80,11 @@ class Tokenizer:
     def state(self) -> dict[str, Any]:
         """The content of tokenizer.json; not to be changed."""
         return self._state
+
+    @cached_property
+    def merges(self) -> list[tuple[bytes, bytes]]:
+        """The pairs of tokens that are joined, each as its UTF-8 bytes, in the order in which they were learned."""
+        return [(self._spelling(left), self._spelling(right)) for left, right in self._state["model"]["merges"]]
 
     @property
     def end_of_text(self) -> str | None:
@@ -306,22 +312,21 @@ class Tokenizer:
 
     @cached_property
     def _bytes_of_ids(self) -> dict[int, bytes]:
-        if self.kind == "bpe":
-            table = {
-                index: byte_level_bytes(token)
-                for token, index in self._state["model"]["vocab"].items()
-                if index not in self._added
-            }
-        else:
-            space = SPACE if self.kind == "sentencepiece" else " "
-            table = {
-                index: bytes([FALLBACK_TOKENS[token]])
-                if token in FALLBACK_TOKENS
-                else token.replace(space, " ").encode()
-                for token, index in self._state["model"]["vocab"].items()
-            }
+        table = {
+            index: self._spelling(token)
+            for token, index in self._state["model"]["vocab"].items()
+            if index not in self._added
+        }
         table.update({index: content.encode() for index, content in self._added.items()})
         return table
+
+    def _spelling(self, token: str) -> bytes:
+        """The bytes of text that an entry of the vocabulary stands for."""
+        if self.kind == "bpe":
+            return byte_level_bytes(token)
+        if token in FALLBACK_TOKENS:
+            return bytes([FALLBACK_TOKENS[token]])
+        return (token.replace(SPACE, " ") if self.kind == "sentencepiece" else token).encode()
 
     @cached_property
     def _byte_lengths(self) -> np.ndarray:

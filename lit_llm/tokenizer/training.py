@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import tokenizers
@@ -18,7 +18,11 @@ from lit_llm.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer, byte_level
 
 
 def train_bpe(
-    texts: Iterable[str], vocab_size: int, show_progress: bool = True, total_bytes: int | None = None
+    texts: Iterable[str],
+    vocab_size: int,
+    show_progress: bool = True,
+    total_bytes: int | None = None,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
 ) -> Tokenizer:
     """Byte-level byte-pair encoding (Sennrich et al. 2016) with GPT-2's split into words.
 
@@ -28,18 +32,25 @@ def train_bpe(
 
     Args:
         texts: Read once; special-token strings in them are text like any other.
-        vocab_size: Tokens in all.
+        vocab_size: Tokens in all: 256 and the special tokens at least.
         show_progress: A progress bar on stderr where that is a terminal.
         total_bytes: How much text there is about to be, for the progress bar.
+        special_tokens: All of them, in the order of their ids. What this package trains with needs those of
+            `SPECIAL_TOKENS`; for another use there may be any, or none.
 
     Raises:
-        UserError: there is no text, not enough of it for `vocab_size`, or `vocab_size` is below 260.
+        UserError: there is no text, not enough of it for `vocab_size`, `vocab_size` is too small for the bytes and the
+            special tokens, or a special token is a token of the text, too.
     """
-    smallest = 256 + len(SPECIAL_TOKENS)
+    specials = _distinct(special_tokens)
+    smallest = 256 + len(specials)
     if vocab_size < smallest:
-        raise UserError(f"vocab_size is {vocab_size}; byte-level BPE needs at least {smallest} (256 bytes, 4 specials)")
+        raise UserError(
+            f"vocab_size is {vocab_size}; byte-level BPE needs at least {smallest} (256 bytes, "
+            f"{len(specials)} specials)"
+        )
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(SPECIAL_TOKENS),
+        vocab_size=vocab_size - len(specials),
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -48,15 +59,18 @@ def train_bpe(
     with _reading(texts, show_progress, total_bytes, "finding merges") as counted:
         raw.train_from_iterator(counted, trainer)
         counted.require_text()
-    size = raw.get_vocab_size() + len(SPECIAL_TOKENS)
+    size = raw.get_vocab_size() + len(specials)
     if size < vocab_size:
         raise UserError(f"the corpus supports only {size} tokens; set vocab_size to {size} or less")
-    raw.add_special_tokens(list(SPECIAL_TOKENS))
-    return Tokenizer(raw)
+    return _with_special_tokens(raw, specials)
 
 
 def train_character(
-    texts: Iterable[str], byte_fallback: bool = True, show_progress: bool = True, total_bytes: int | None = None
+    texts: Iterable[str],
+    byte_fallback: bool = True,
+    show_progress: bool = True,
+    total_bytes: int | None = None,
+    special_tokens: Sequence[str] = SPECIAL_TOKENS,
 ) -> Tokenizer:
     """One token per character: the characters of `texts` in order of code point, as nanoGPT numbers them, then the 256
     bytes (with `byte_fallback`), then the special tokens.
@@ -66,10 +80,12 @@ def train_character(
         byte_fallback: Spell characters that `texts` lack as UTF-8 bytes; without it they are an error when encoding.
         show_progress: A progress bar on stderr where that is a terminal.
         total_bytes: How much text there is about to be, for the progress bar.
+        special_tokens: As of `train_bpe`.
 
     Raises:
-        UserError: there is no text.
+        UserError: there is no text, or a special token is a token of the text, too.
     """
+    specials = _distinct(special_tokens)
     characters: set[str] = set()
     with _reading(texts, show_progress, total_bytes, "collecting characters") as counted:
         for text in counted:
@@ -82,7 +98,22 @@ def train_character(
     raw = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=byte_fallback))
     fuse = decoders.Fuse()
     raw.decoder = decoders.Sequence([decoders.ByteFallback(), fuse]) if byte_fallback else fuse
-    raw.add_special_tokens(list(SPECIAL_TOKENS))
+    return _with_special_tokens(raw, specials)
+
+
+def _distinct(special_tokens: Sequence[str]) -> list[str]:
+    if not all(special_tokens) or len(set(special_tokens)) < len(special_tokens):
+        raise UserError(f"the special tokens {', '.join(special_tokens)} must be distinct, and none of them empty")
+    return list(special_tokens)
+
+
+def _with_special_tokens(raw: tokenizers.Tokenizer, special_tokens: list[str]) -> Tokenizer:
+    """The tokenizer with special tokens after the ids of text."""
+    vocabulary = raw.get_vocab()
+    taken = [token for token in special_tokens if token in vocabulary]
+    if taken:
+        raise UserError(f"special token {taken[0]!r} is a token of the text, too; name it such as <|{taken[0]}|>")
+    raw.add_special_tokens(special_tokens)
     return Tokenizer(raw)
 
 

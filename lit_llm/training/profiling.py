@@ -12,6 +12,8 @@ import lightning as L
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from lit_llm.config.files import replace_file
+
 WARMUP_STEPS = 3
 """Steps before the traced ones: allocators, kernels and compilation settle."""
 _MEMORY_EVENTS = 100_000
@@ -84,7 +86,7 @@ class StepProfiler(L.Callback):
             torch.cuda.memory._dump_snapshot(str(self.folder / f"memory_rank_{rank}.pickle"))
         self._stop_memory_history()
         if rank == 0:
-            (self.folder / "summary.txt").write_text(summary(finished) + "\n", encoding="utf-8")
+            replace_file(self.folder / "summary.txt", summary(finished) + "\n")
             print(
                 f"profile of {self._traced} steps in {self.folder}: summary.txt, and a trace for https://ui.perfetto.dev",
                 file=sys.stderr,

@@ -16,12 +16,11 @@ from random_decoder import random_decoder
 
 from lit_llm.config import CorpusConfig, UserError
 from lit_llm.data.corpus.documents import Corpus
-from lit_llm.evaluation import log_probs, perplexity
+from lit_llm.evaluation import perplexity
 from lit_llm.evaluation import token_windows as sources
-from lit_llm.evaluation.perplexity import Scores, Sums, bootstrap_interval, difference, score, summary, token_log_probs
+from lit_llm.evaluation.perplexity import Scores, Sums, bootstrap_interval, difference, score, summary
 from lit_llm.evaluation.token_windows import ShardSource, TextSource, WindowOptions, sliding_windows
 from lit_llm.model import Decoder
-from lit_llm.model.quantization import quantize
 from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer import Tokenizer
 
@@ -69,7 +68,6 @@ def test_texts_one_token_at_a_time(
     stride: int, model: Decoder, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(perplexity, "_SORTED_TOKENS", 40)  # windows are sorted several times over
-    monkeypatch.setattr(log_probs, "_LOGITS", 7 * model.config.vocab_size)
     documents = [[tokenizer.begin_id, *tokenizer.encode(text), tokenizer.eot_id] for text in TEXTS]
     assert min(map(len, documents)) == 3 and max(map(len, documents)) > 3 * CONTEXT
     expected = [one_at_a_time(model, ids, CONTEXT, stride) for ids in documents]
@@ -135,20 +133,6 @@ def test_every_token_is_a_target_once(length: int, context: int) -> None:
                 for place in scored:
                     assert place + 1 >= min(start + place + 1, context - stride + 1)
             assert seen == ids[1:].tolist()
-
-
-@pytest.mark.parametrize("kind", ["none", "int8"])
-def test_token_log_probs(kind: str, model: Decoder) -> None:
-    """Also of a head that is quantized, which has no weight to multiply with."""
-    decoder = copy.deepcopy(model) if kind == "none" else quantize(copy.deepcopy(model), kind)
-    tokens = torch.arange(60).view(3, 20)
-    targets = (tokens + 1).masked_fill(tokens % 3 == 0, IGNORE_INDEX)
-    log_probs, correct = token_log_probs(decoder, tokens, targets)
-    with torch.no_grad():
-        logits = decoder(tokens)[targets != IGNORE_INDEX]
-    wanted = targets[targets != IGNORE_INDEX]
-    assert torch.allclose(log_probs, logits.log_softmax(1)[torch.arange(40), wanted], atol=1e-5)
-    assert torch.equal(correct, logits.argmax(1) == wanted)
 
 
 def test_uniform_predictions_by_hand(tokenizer: Tokenizer, tmp_path: Path) -> None:

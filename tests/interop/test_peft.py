@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
-from random_decoder import largest_difference, random_decoder, random_tokens
+from random_decoder import largest_difference, random_decoder, random_tokens, trained_state
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_llm.cli.generate import generate
 from lit_llm.config import GenerateConfig, LoraConfig, ModelConfig, SamplingConfig, UserError
+from lit_llm.config.files import write_json
 from lit_llm.interop import (
     load_adapter,
     load_model_folder,
@@ -26,9 +27,9 @@ from lit_llm.interop import (
     stop_token_ids,
 )
 from lit_llm.interop.configuration import family_of, write_config
-from lit_llm.interop.writing import outputs_of, write_json, write_weights
+from lit_llm.interop.writing import outputs_of, write_weights
 from lit_llm.model import Decoder
-from lit_llm.model.lora import adapter_state, add_lora, prepare_dora
+from lit_llm.model.lora import add_lora, prepare_dora
 from lit_llm.tokenizer import Tokenizer
 
 KINDS: dict[str, dict[str, Any]] = {"lora": {}, "rslora": {"rslora": True}, "dora": {"dora": True}}
@@ -47,7 +48,7 @@ def adapted(base: Decoder, config: LoraConfig) -> Decoder:
     add_lora(model, config, seed=1)
     prepare_dora(model)
     generator = torch.Generator().manual_seed(2)
-    for value in adapter_state(model).values():
+    for value in trained_state(model).values():
         value.add_(0.1 * torch.randn(value.shape, generator=generator))
     return model
 
@@ -143,15 +144,15 @@ def test_written_and_read_again(tmp_path: Path, base: Decoder, kind: str) -> Non
     config = lora(**KINDS[kind], dropout=0.1)
     model = adapted(base, config)
     save_adapter(tmp_path / "one", base.config, config, model.state_dict(), str(tmp_path / "base"))
-    save_adapter(tmp_path / "two", base.config, config, adapter_state(model), str(tmp_path / "base"))
+    save_adapter(tmp_path / "two", base.config, config, trained_state(model), str(tmp_path / "base"))
     assert (tmp_path / "one/adapter_model.safetensors").read_bytes() == (
         tmp_path / "two/adapter_model.safetensors"
     ).read_bytes()
     found, weights = load_adapter(tmp_path / "one", base.config)
     assert found.projections == config.projections
     assert vars(found) == {**vars(config), "targets": found.targets}
-    assert weights.keys() == adapter_state(model).keys()
-    assert all(torch.equal(value, weights[name]) for name, value in adapter_state(model).items())
+    assert weights.keys() == trained_state(model).keys()
+    assert all(torch.equal(value, weights[name]) for name, value in trained_state(model).items())
     merged, _ = load_model_folder(tmp_path / "one")
     assert largest_difference(logits(merged), logits(model)) < 1e-5
 

@@ -10,19 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import tiny_model
-from random_decoder import largest_difference, random_decoder, random_tokens
+from random_decoder import largest_difference, random_decoder, random_tokens, trained_state
 from ranks import mesh_of, run_ranks
 from torch import Tensor, nn
 
-from lit_llm.config import LoraConfig, OptimizerConfig, TrainerConfig, UserError
-from lit_llm.config.lora import PROJECTIONS
+from lit_llm.config import PROJECTIONS, LoraConfig, OptimizerConfig, TrainerConfig, UserError
 from lit_llm.distributed.tensors import shard_like
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.lora import (
     LoraLinear,
     adapted_layers,
-    adapter_state,
     adapters_off,
     add_lora,
     is_adapter,
@@ -128,7 +126,7 @@ def test_it_begins_as_its_base_and_the_base_stays_in_reach(kind: str) -> None:
 def test_only_additions_are_trained(dora: bool) -> None:
     model = adapted(lora(dora=dora))
     frozen = {name: value.clone() for name, value in model.state_dict().items() if not is_adapter(name)}
-    trained = adapter_state(model)
+    trained = trained_state(model)
     parts = ("lora_A", "lora_B", "lora_magnitude")[: 2 + dora]
     layers = [f"blocks.{layer}.attention.{name}" for layer in range(2) for name in PROJECTIONS[:4]]
     layers += [f"blocks.{layer}.feedforward.{name}" for layer in range(2) for name in PROJECTIONS[4:]]
@@ -145,13 +143,13 @@ def test_only_additions_are_trained(dora: bool) -> None:
 
 def test_a_new_head_is_trained_whole() -> None:
     scorer = adapted(lora(), Decoder(decoder().config.as_score()).eval())
-    assert {name for name in adapter_state(scorer) if not is_adapter(name)} == {"head.weight"}
+    assert {name for name in trained_state(scorer) if not is_adapter(name)} == {"head.weight"}
     before = scorer.head.weight.detach().clone()
     train(scorer)
     assert not torch.equal(scorer.head.weight, before)
     assert largest_difference(logits(plain(scorer, merged_state(scorer.state_dict(), lora()))), logits(scorer)) < 1e-5
     critic = adapted(lora(), decoder(value_head=True))
-    assert {name for name in adapter_state(critic) if not is_adapter(name)} == {"value_head.weight"}
+    assert {name for name in trained_state(critic) if not is_adapter(name)} == {"value_head.weight"}
 
 
 def test_the_scale_and_the_first_values() -> None:
@@ -189,17 +187,17 @@ def test_dora_takes_the_length_of_rows_from_its_magnitude_and_no_gradient_from_t
 
 def test_first_values_depend_on_seed_and_name_alone() -> None:
     torch.manual_seed(1)
-    one = adapter_state(adapted(lora()))
+    one = trained_state(adapted(lora()))
     torch.manual_seed(2)
     with torch.device("meta"):
         model = Decoder(decoder().config)
     add_lora(model, lora(), 0)
-    assert all(value.is_meta for value in adapter_state(model).values())
-    assert set(adapter_state(model)) == set(one)
+    assert all(value.is_meta for value in trained_state(model).values())
+    assert set(trained_state(model)) == set(one)
     model.to_empty(device="cpu")
     model.tie()
     initialize_weights(model, model.config, 5)
-    assert all(torch.equal(value, one[name]) for name, value in adapter_state(model).items())
+    assert all(torch.equal(value, one[name]) for name, value in trained_state(model).items())
     first = [float(value[0, 0]) for name, value in one.items() if name.endswith("lora_A")]
     assert len(set(first)) == len(first)
     other = decoder()
@@ -228,8 +226,8 @@ def test_under_autocast_and_in_bfloat16(dora: bool) -> None:
 
     half = adapted(lora(dora=dora), decoder().to(torch.bfloat16))
     assert torch.equal(logits(half), logits(decoder().to(torch.bfloat16)))
-    assert {value.dtype for value in adapter_state(half).values()} == {torch.float32}
-    half.load_state_dict(adapter_state(model), strict=False)
+    assert {value.dtype for value in trained_state(half).values()} == {torch.float32}
+    half.load_state_dict(trained_state(model), strict=False)
     assert logits(half).dtype == torch.bfloat16
     assert largest_difference(logits(half).float(), full) < 0.05 * float(full.abs().max())
 
@@ -309,7 +307,7 @@ def replicated() -> None:
     model.zero_grad()
     wrapped = nn.parallel.DistributedDataParallel(model)
     wrapped(tokens.chunk(2)[torch.distributed.get_rank()]).square().mean().backward()
-    for name, value in adapter_state(model).items():
+    for name, value in trained_state(model).items():
         assert torch.allclose(model.get_parameter(name).grad, expected[name], rtol=1e-3, atol=1e-6), value.shape
 
 
@@ -328,7 +326,7 @@ def sharded(folder: Path) -> None:
         state[name].copy_(shard_like(weight, state[name]))
     prepare_dora(model)
     expected = torch.load(folder / "expected.pt")
-    for name, value in adapter_state(model).items():
+    for name, value in trained_state(model).items():
         assert torch.equal(value.full_tensor(), expected[f"first/{name}"]), name
     assert torch.allclose(logits(model), expected["logits"], atol=1e-6)
     with adapters_off(model):
@@ -344,7 +342,7 @@ def sharded(folder: Path) -> None:
 
 def test_over_two_ranks(tmp_path: Path) -> None:
     model = adapted(lora(dora=True))
-    expected = {f"first/{name}": value.clone() for name, value in adapter_state(model).items()}
+    expected = {f"first/{name}": value.clone() for name, value in trained_state(model).items()}
     expected["logits"] = logits(model)
     model(random_tokens(model.config, 2, 16)).square().mean().backward()
     expected |= {f"gradient/{name}": value.grad for name, value in model.named_parameters() if value.requires_grad}

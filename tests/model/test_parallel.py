@@ -20,9 +20,10 @@ from lit_llm.distributed.tensors import is_sharded, shard_like, whole_like
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.parallel import arrange, check_divisible
-from lit_llm.optimization import build_optimizer, gradient_norm
+from lit_llm.optimization import build_optimizer, clip_gradients, gradient_norm
 
 STEPS = 2
+CLIP = 0.1  # which every gradient here exceeds
 # Share of the way that a weight has gone by which ranks may differ from one device. Each of the five iterations of
 # Newton-Schulz in bfloat16 (8 bits) rounds by up to 2^-9 what a rounding of the gradient has moved across an edge.
 UPDATE_ERROR = {"auto": 2e-4, "float32": 2e-4, "bfloat16": 5 * 2**-8}
@@ -64,7 +65,8 @@ def one_device(config: ModelConfig, optimizer: OptimizerConfig) -> dict[str, tor
         loss_of(model, batch(config)).backward()
         if step == 0:
             found.update({f"gradient/{name}": value.grad.clone() for name, value in model.named_parameters()})
-            found["norm"] = gradient_norm([value.grad for value in model.parameters()])
+            found["norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+            found["clipped norm"] = torch.nn.utils.get_total_norm([value.grad for value in model.parameters()])
         steps.step()
         steps.zero_grad()
     return found | {f"final/{name}": value.detach().clone() for name, value in model.named_parameters()}
@@ -91,7 +93,8 @@ def compare(config: ModelConfig, optimizer: OptimizerConfig, trainer: TrainerCon
             found.update(
                 {f"gradient/{name}": value.grad.full_tensor().clone() for name, value in model.named_parameters()}
             )
-            found["norm"] = gradient_norm([value.grad for value in model.parameters()])
+            found["norm"] = clip_gradients(model.parameters(), CLIP)
+            found["clipped norm"] = gradient_norm([value.grad for value in model.parameters()])
         steps.step()
         steps.zero_grad()
     found.update({f"final/{name}": value.full_tensor().clone() for name, value in model.named_parameters()})
@@ -99,7 +102,9 @@ def compare(config: ModelConfig, optimizer: OptimizerConfig, trainer: TrainerCon
     for name in named(expected, "initial"):
         assert torch.equal(found[f"initial/{name}"], expected[f"initial/{name}"]), name
     assert_same_gradients(named(found, "gradient"), named(expected, "gradient"))
-    torch.testing.assert_close(found["norm"], expected["norm"], rtol=1e-5, atol=0.0)
+    for name in ("norm", "clipped norm"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-5, atol=0.0)
+    assert float(found["clipped norm"]) == pytest.approx(CLIP, rel=1e-4)
     # AdamW divides by the gradient's size, but by no less than eps: so far may the rounding of one that cancels go
     noise = CANCELLED * total_norm(named(expected, "gradient")) / optimizer.eps * optimizer.learning_rate * STEPS
     for name, value in named(expected, "final").items():

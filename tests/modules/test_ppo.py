@@ -19,9 +19,9 @@ from run_files import all_curves, assert_identical, checkpoints, last_state
 from lit_llm.config import NonFiniteStep, PPOConfig, SamplingConfig, UserError, derived_seed
 from lit_llm.generation import Engine
 from lit_llm.interop import load_model_folder, read_model_config
-from lit_llm.modules.policy_updates import update_loss, whiten
+from lit_llm.modules.policy_updates import update_loss
 from lit_llm.modules.rollout import Answer, Experience, write_answers
-from lit_llm.objectives import IGNORE_INDEX, masked_whiten
+from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.stages.ppo import build_ppo, ppo
 from lit_llm.tokenizer import Tokenizer
 
@@ -322,14 +322,6 @@ def test_rows_of_answers() -> None:
     assert experience.ended.tolist() == [True, False]
     assert [len(part) for part in experience.split(1)] == [1, 1]
     assert experience.rows(torch.tensor([1, 0])).lengths.tolist() == [2, 5]
-
-
-def test_whitening_over_one_rank() -> None:
-    generator = torch.Generator().manual_seed(0)
-    rows, mask = torch.randn(5, 7, generator=generator) * 3 + 2, torch.rand(5, 7, generator=generator) > 0.4
-    for shift_mean in (True, False):
-        expected = masked_whiten(rows, mask, shift_mean)
-        torch.testing.assert_close(whiten(rows, mask, lambda sums: sums, shift_mean), expected)
 
 
 # Several ranks.

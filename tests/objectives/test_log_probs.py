@@ -113,6 +113,28 @@ def test_only_the_gradient_that_is_needed(trained, with_entropy, options):
     assert count.total == {("hidden",): 2, ("weight",): 3, ("hidden", "weight"): 4}[trained]
 
 
+@pytest.mark.parametrize("chunk_tokens", [None, 5])
+@pytest.mark.parametrize("with_entropy", [False, True])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_likeliest(options, with_entropy, chunk_tokens):
+    hidden, weight, targets = problem()
+    logits = hidden.detach() @ weight.detach()[: options.get("num_classes")].T
+    targets[::3] = torch.where(targets[::3] == IGNORE_INDEX, IGNORE_INDEX, logits[::3].argmax(1))
+    log_probs, *_, likeliest = linear_log_probs(
+        hidden, weight, targets, chunk_tokens=chunk_tokens, with_likeliest=True, with_entropy=with_entropy, **options
+    )
+    assert torch.equal(likeliest, (targets == logits.argmax(1)) & (targets != IGNORE_INDEX))
+    assert 5 < int(likeliest.sum()) < int((targets != IGNORE_INDEX).sum())
+    alone = linear_log_probs(hidden, weight, targets, chunk_tokens=chunk_tokens, **options)
+    assert torch.equal(log_probs, alone)
+    for one, other in zip(
+        torch.autograd.grad(log_probs.sum(), (hidden, weight)),
+        torch.autograd.grad(alone.sum(), (hidden, weight)),
+        strict=True,
+    ):
+        assert torch.equal(one, other)
+
+
 def test_no_gradient_costs_one_matrix_product():
     hidden, weight, targets = problem()
     with CountMatmuls() as count, torch.no_grad():
@@ -199,9 +221,11 @@ def test_native_bfloat16_products_agree_with_emulated_ones(softcap):
     hidden, weight, targets = (tensor.detach() for tensor in problem(torch.float32, garbage=False))
     results = []
     for product in (torch.bfloat16, torch.float32):
-        options = _Options(10, softcap, V, 0.7, True, (torch.bfloat16, product))
-        forward = _forward(hidden, weight, targets, options, prepare=True)
-        results.append((*forward, *_recompute(hidden, weight, targets, options, coefficients(torch.float32), True)))
+        options = _Options(10, softcap, V, 0.7, True, False, (torch.bfloat16, product))
+        *forward, _, grad_inputs = _forward(hidden, weight, targets, options, prepare=True)
+        results.append(
+            (*forward, grad_inputs, *_recompute(hidden, weight, targets, options, coefficients(torch.float32), True))
+        )
     for got, want in zip(*results, strict=True):
         assert (got.float() - want.float()).norm() <= 0.02 * want.float().norm()
 

@@ -16,6 +16,7 @@ from ranks import run_ranks
 from lit_llm.cli.commands import COMMANDS
 from lit_llm.config import ExportConfig, PretrainConfig, UserError
 from lit_llm.interop import load_model_folder, load_weights, read_model_config
+from lit_llm.stages.checkpoints import read_trained_model
 from lit_llm.stages.pretrain import pretrain
 
 export = COMMANDS["export"].run
@@ -53,6 +54,23 @@ def test_a_checkpoint_and_a_run_folder(
     assert f"(step 1 of {run.folder}" in capsys.readouterr().out
     with pytest.raises(AssertionError):
         assert_same_model(run.folder / "model", tmp_path / "one")
+
+
+def test_a_run_is_read_without_lightning(run: PretrainConfig, tmp_path: Path) -> None:
+    expected, _ = load_model_folder(run.folder / "model")
+    tokens = torch.arange(12).view(1, 12)
+    for path, step in ((run.folder, 2), (str(run.folder / "checkpoints" / "step_00000001.ckpt"), 1)):
+        trained = read_trained_model(path)
+        decoder = trained.decoder()
+        assert (trained.step, trained.model, trained.run["run_name"]) == (step, expected.config, run.run_name)
+        with torch.no_grad():
+            assert torch.equal(decoder(tokens), expected(tokens)) == (step == 2)
+    # what is done to the model does not reach the file
+    with torch.no_grad():
+        decoder.embedding.weight.zero_()
+    assert read_trained_model(trained.path).weights["embedding.weight"].any()
+    with pytest.raises(UserError, match="neither a checkpoint"):
+        read_trained_model(tmp_path / "nowhere")
 
 
 def test_what_cannot_be_exported_is_said(run: PretrainConfig, tmp_path: Path, shards: Path) -> None:

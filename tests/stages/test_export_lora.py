@@ -9,15 +9,16 @@ import pytest
 import torch
 from conftest import tiny_model
 from foreign_tokenizers import save_foreign_tokenizer
-from random_decoder import largest_difference, random_decoder, random_tokens
+from random_decoder import largest_difference, random_decoder, random_tokens, trained_state
 from torch import Tensor
 
 from lit_llm.cli.commands import COMMANDS
 from lit_llm.config import ExportConfig, LoraConfig, ModelConfig, UserError, to_plain
 from lit_llm.interop import load_adapter, load_model_folder, read_model_config, save_model_folder
 from lit_llm.model import Decoder
-from lit_llm.model.lora import adapter_state, add_lora, prepare_dora, quantize_base
+from lit_llm.model.lora import add_lora, prepare_dora, quantize_base
 from lit_llm.modules.base import CONFIG_KEY
+from lit_llm.stages.checkpoints import read_trained_model
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO
 
@@ -45,7 +46,7 @@ def train(base: Decoder, config: LoraConfig, model: ModelConfig | None = None) -
     quantize_base(decoder, config.quantize_base)
     prepare_dora(decoder)
     generator = torch.Generator().manual_seed(2)
-    for value in adapter_state(decoder).values():
+    for value in trained_state(decoder).values():
         value.add_(0.1 * torch.randn(value.shape, generator=generator))
     return decoder
 
@@ -56,7 +57,7 @@ def save_checkpoint(folder: Path, model: Decoder, config: LoraConfig, **run: Any
     run = {"model": to_plain(model.config), "lora": to_plain(config), "init_from": str(folder / "base"), **run}
     io = AtomicCheckpointIO()
     io.save_checkpoint({
-        "state_dict": {f"model.{name}": value for name, value in adapter_state(model).items()},
+        "state_dict": {f"model.{name}": value for name, value in trained_state(model).items()},
         "pytorch-lightning_version": "2.6.0",
         "global_step": 7,
         CONFIG_KEY: {"data": {"paths": ["rows.jsonl"]}, **run},
@@ -87,6 +88,9 @@ def test_merged_by_default(tmp_path: Path, base: Decoder, fields: dict[str, Any]
     assert found.state == tokenizer.state
     assert largest_difference(logits(merged), logits(model)) < 1e-5
     assert largest_difference(logits(model), logits(base)) > 0.01
+    trained = read_trained_model(path)
+    assert trained.lora == config and trained.weights.keys() == trained_state(model).keys()
+    assert torch.equal(logits(trained.decoder()), logits(merged))
 
 
 def test_as_an_adapter(tmp_path: Path, base: Decoder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,14 +1,18 @@
 import json
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from lit_llm.config import CorpusConfig, TokenizerTrainingConfig, UserError
 from lit_llm.stages.tokenizer import train_tokenizer
-from lit_llm.tokenizer import Tokenizer, train_bpe, train_character
+from lit_llm.tokenizer import SPECIAL_TOKENS, Tokenizer, begin_ids, train_bpe, train_character
 
 
 def test_merges_are_by_frequency_and_never_across_words():
@@ -39,9 +43,46 @@ def test_no_text(train, texts):
         train(texts)
 
 
-def test_bpe_below_260():
-    with pytest.raises(UserError, match="at least 260"):
-        train_bpe(["abc"], 259)
+@pytest.mark.parametrize(("special_tokens", "smallest"), [(SPECIAL_TOKENS, 260), ((), 256), (["<|end|>"], 257)])
+def test_the_smallest_vocabulary(special_tokens, smallest):
+    with pytest.raises(UserError, match=f"at least {smallest}"):
+        train_bpe(["abc"], smallest - 1, special_tokens=special_tokens)
+    tokenizer = train_bpe(["abc"], smallest, False, special_tokens=special_tokens)
+    assert tokenizer.vocab_size == smallest and tokenizer.merges == []
+    assert tokenizer.special_ids == {name: 256 + index for index, name in enumerate(special_tokens)}
+    assert tokenizer.decode(tokenizer.encode("bé")) == "bé" and len(tokenizer.encode("bé")) == 3
+
+
+def test_own_special_tokens_and_merges_against_plain_counting():
+    """Pairs are merged by how often they occur in the words of a text; of equals, the one of the earlier tokens."""
+    text = "low low low low lower lower widest widest widest newest newest"
+    tokenizer = train_bpe([text], 256 + 6 + 1, False, special_tokens=["<|endoftext|>"])
+    words = [[bytes([byte]) for byte in word.encode()] for word in re.findall(r" ?\w+", text)]
+    ids = {bytes([byte]): tokenizer.encode(chr(byte))[0] for byte in range(128)}
+    for number, merge in enumerate(tokenizer.merges):
+        pairs = Counter(pair for word in words for pair in pairwise(word))
+        best = min(pairs, key=lambda pair: (-pairs[pair], ids[pair[0]], ids[pair[1]]))
+        assert merge == best, (number, pairs)
+        ids[b"".join(merge)] = 256 + number
+        for word in words:
+            place = 0
+            while place < len(word) - 1:
+                if (word[place], word[place + 1]) == merge:
+                    word[place : place + 2] = [b"".join(merge)]
+                place += 1
+    assert len(tokenizer.merges) == 6 and tokenizer.vocab_size == 263
+    assert [tokenizer.token_bytes(256 + number) for number in range(6)] == list(map(b"".join, tokenizer.merges))
+    assert tokenizer.eot_id == 262 and tokenizer.encode("a<|endoftext|>", allow_special=True)[-1] == 262
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [(["a"], "token of the text"), (["<|x|>"] * 2, "distinct"), ([""], "empty")]
+)
+def test_special_tokens_that_cannot_be(names, said):
+    with pytest.raises(UserError, match=said):
+        train_bpe(["a b c"], 257, False, special_tokens=names)
+    with pytest.raises(UserError, match=said):
+        train_character(["a b c"], special_tokens=names)
 
 
 def test_same_tokenizer_on_any_number_of_cores():
@@ -103,6 +144,31 @@ class TestTrainTokenizer:
         assert learned == [b"ab", b"abc", b" abc"] or learned == [b"bc", b"abc", b" abc"]
         said = "50 documents were found in text files that hold several" if name == "text.txt" else "learned as letters"
         assert said in capsys.readouterr().err
+
+    @pytest.mark.parametrize("kind", ["bpe", "character"])
+    def test_own_special_tokens(self, config, kind):
+        path = Path(config.corpus.path)
+        path.write_text("ab ab <|think|>" * 60)
+        names = ["<|think|>", "<|/think|>"]
+        plain = replace(config, kind=kind, vocab_size=264)
+        config = replace(plain, special_tokens=names)
+        tokenizer = train_tokenizer(config)
+        first = tokenizer.special_ids["<|think|>"]
+        assert [tokenizer.special_ids[name] for name in names] == [first, first + 1]
+        assert first == tokenizer.im_end_id + 1 and tokenizer.vocab_size == first + 2
+        assert tokenizer.merges == ([(b"a", b"b"), (b" ", b"ab")] if kind == "bpe" else [])
+        # a text that spells one has its letters, whatever follows it in the chat tokens
+        assert first not in tokenizer.encode("<|think|>") and tokenizer.encode("<|think|>", allow_special=True) == [
+            first
+        ]
+        loaded = Tokenizer.load(config.output)
+        assert loaded.special_ids == tokenizer.special_ids and loaded.digest == tokenizer.digest
+        assert begin_ids(loaded) == [loaded.eot_id]
+        if kind == "bpe":
+            with pytest.raises(UserError, match="at least 262"):
+                replace(config, vocab_size=261)
+        with pytest.raises(UserError, match="twice"):
+            replace(config, special_tokens=["<|think|>", "<|think|>"])
 
     def test_bpe(self, config):
         config.kind, config.vocab_size = "bpe", 262

@@ -11,9 +11,8 @@ import torch
 
 from lit_llm.config import PreferenceDataConfig
 from lit_llm.data.conversations.data_module import NOTHING_TO_LEARN, Encoded, RowsDataModule, cut, too_long
-from lit_llm.data.conversations.encoded_rows import Items, Ragged, RowEvaluation, padded_width
+from lit_llm.data.conversations.encoded_rows import Items, Ragged, padded_width
 from lit_llm.data.conversations.reading import SAME, Preference, RowPlace, Rows, read_preferences
-from lit_llm.data.loading.loader import TimedDataLoader
 from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer.chat import Message
 
@@ -177,18 +176,6 @@ class PreferenceDataModule(RowsDataModule):
     def make_items(self, places: Sequence[RowPlace], contents: Sequence[Any]) -> PairItems:
         """See `RowsDataModule`."""
         return PairItems(places, contents, self.config.sequence_length, self.pad_id)
-
-    def reference_dataset(self, split: str, rank: int = 0, world_size: int = 1) -> RowEvaluation:
-        """One rank's pairs of "train" or "validation" in the order of their row_ids, each once.
-
-        For what is computed once for every pair and then looked up by row_ids, as a reference's log-probabilities are;
-        `digest` of the split tells whether what was kept is still that of these pairs.
-        """
-        return self.evaluation_dataset(split, rank, world_size)
-
-    def make_reference_loader(self, split: str, rank: int = 0, world_size: int = 1) -> TimedDataLoader:
-        """A loader of `reference_dataset`, with batches as large as those of validation."""
-        return self.make_evaluation_loader(split, rank, world_size)
 
     def statistics_lines(self) -> list[str]:
         """As of every module, and how many margins are known."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_llm.config import UserError
-from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.data.loading.order import MixtureOrder, mix
 from lit_llm.objectives import IGNORE_INDEX
 
@@ -25,6 +24,87 @@ if TYPE_CHECKING:
     from lit_llm.data.loading.stream import Decodes
 
 Batch = dict[str, Tensor]
+
+
+class TokenSource(Protocol):
+    """One long array of tokens that windows are cut from: `ShardedTokens`, or `ArrayTokens`."""
+
+    @property
+    def folder(self) -> Path:
+        """Names the source in messages."""
+
+    def __len__(self) -> int:
+        """Tokens in all."""
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [start, start + length)."""
+
+    def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Several ranges of one length, int64 [n, length]; past the end each goes on from the beginning."""
+
+    def locate(self, position: int) -> tuple[Path, int]:
+        """The file that holds a token, and the token's place in it."""
+
+    def count(self, token: int, start: int, length: int) -> int:
+        """How often `token` stands among tokens [start, start + length)."""
+
+
+class ArrayTokens:
+    """A plain array of token ids as a source of windows, in memory or mapped, without shards or a manifest.
+
+        tokens = np.memmap("train.bin", dtype=np.uint16, mode="r")
+        windows = WindowDataset([ArrayTokens(tokens)], [1.0], sequence_length=1024, seed=0)
+        batch = windows.__getitems__(range(8))  # tokens and targets [8, 1024]
+
+    Args:
+        tokens: integers of any width [tokens]. It is not copied, and read where a window needs it.
+        name: of the source, in messages.
+
+    Raises:
+        UserError: `tokens` has more dimensions than one, or holds other things than integers.
+    """
+
+    def __init__(self, tokens: np.ndarray, name: str = "the array") -> None:
+        if tokens.ndim != 1 or not np.issubdtype(tokens.dtype, np.integer):
+            raise UserError(
+                f"{name} is {list(tokens.shape)} of {tokens.dtype}; give token ids as one dimension of integers"
+            )
+        self.tokens, self.folder = tokens, Path(name)
+
+    def __len__(self) -> int:
+        """Tokens in all."""
+        return len(self.tokens)
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Tokens [start, start + length), in the type of the array.
+
+        Raises:
+            IndexError: the range is not inside the array.
+        """
+        if start < 0 or length < 0 or start + length > len(self):
+            raise IndexError(f"tokens {start} to {start + length} of {len(self)} in {self.folder}")
+        return self.tokens[start : start + length]
+
+    def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
+        """Several ranges of one length; one that reaches past the end goes on from the beginning.
+
+        Args:
+            starts: first token of each, [n].
+            length: tokens in each.
+
+        Returns:
+            int64 [n, length].
+        """
+        places = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(length)
+        return self.tokens[places % len(self)].astype(np.int64)
+
+    def locate(self, position: int) -> tuple[Path, int]:
+        """The name of the array, and `position` itself."""
+        return self.folder, position
+
+    def count(self, token: int, start: int, length: int) -> int:
+        """How often `token` stands among tokens [start, start + length)."""
+        return int(np.count_nonzero(self.read(start, length) == token))
 
 
 class WindowGrid:
@@ -83,27 +163,30 @@ class WindowDataset(Dataset):
     In each epoch every token of a source but its first is a target once; see `WindowGrid`.
 
     Args:
-        sources: the token arrays to mix.
+        sources: the token arrays to mix: shards, or plain arrays as `ArrayTokens`.
         weights: positive share of the samples from each source.
         sequence_length: T.
         seed: keys the order and the phases.
-        eot_id: token that ends a document.
+        eot_id: token that ends a document; None where nothing tells documents apart.
         mask_documents: also return document_ids, and predict nothing at an end-of-text token, whose successor belongs
             to another document.
 
     Raises:
-        UserError: a source is shorter than one window, or its weight is too small.
+        UserError: a source is shorter than one window, or its weight is too small; or documents are to be masked, and
+            there is no `eot_id`.
     """
 
     def __init__(
         self,
-        sources: Sequence[ShardedTokens],
+        sources: Sequence[TokenSource],
         weights: Sequence[float],
         sequence_length: int,
         seed: int,
-        eot_id: int,
+        eot_id: int | None = None,
         mask_documents: bool = False,
     ) -> None:
+        if mask_documents and eot_id is None:
+            raise UserError("mask_documents needs the token that ends a document; give eot_id")
         self.sources = list(sources)
         self.grids = []
         for source in self.sources:
@@ -139,8 +222,12 @@ class WindowDataset(Dataset):
         """Where a sample begins, in words, and its text."""
         (source,), (start,), _ = self.starts(np.array([sample_id]))
         ((file, offset),) = self.locate([sample_id])
-        document = self.sources[source].count(self.eot_id, int(start) - offset, offset)
-        place = f"{file}, token {offset}, in document {document} of that file (both from 0)"
+        place = f"{file}, token {offset}"
+        if self.eot_id is None:
+            place += " (from 0)"
+        else:
+            document = self.sources[source].count(self.eot_id, int(start) - offset, offset)
+            place += f", in document {document} of that file (both from 0)"
         return place, tokenizer.decode(self[sample_id]["tokens"].tolist())
 
     def __getitem__(self, sample_id: int) -> Batch:
@@ -181,9 +268,9 @@ class EvaluationWindows(Dataset):
     Batches are as in `WindowDataset`; sample_ids are window numbers.
 
     Args:
-        sources: the token arrays, one after another; no window crosses from one to the next.
+        sources: the token arrays, one after another, as of `WindowDataset`; no window crosses from one to the next.
         sequence_length: T.
-        eot_id: token that ends a document.
+        eot_id: token that ends a document; None where nothing tells documents apart.
         pad_id: token that fills up.
         mask_documents: as in `WindowDataset`; the first token of a document is then no target.
         num_windows: read only this many windows, evenly spread; None reads all.
@@ -191,20 +278,22 @@ class EvaluationWindows(Dataset):
         world_size: processes in all.
 
     Raises:
-        UserError: there is not one target.
+        UserError: there is not one target; or documents are to be masked, and there is no `eot_id`.
     """
 
     def __init__(
         self,
-        sources: Sequence[ShardedTokens],
+        sources: Sequence[TokenSource],
         sequence_length: int,
-        eot_id: int,
+        eot_id: int | None,
         pad_id: int,
         mask_documents: bool = False,
         num_windows: int | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if mask_documents and eot_id is None:
+            raise UserError("mask_documents needs the token that ends a document; give eot_id")
         self.sources = list(sources)
         self.sequence_length = sequence_length
         self.eot_id = eot_id
@@ -258,7 +347,7 @@ def make_batch(
     tokens: Tensor,
     targets: Tensor,
     sample_ids: Tensor,
-    eot_id: int,
+    eot_id: int | None,
     mask_documents: bool,
     joins: Tensor | None = None,
 ) -> Batch:

@@ -92,7 +92,7 @@ def test_only_the_last_answer_of_a_dialogue_is_learned(tmp_path: Path, tokenizer
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_reference_batches_have_every_pair_once(path: str, tokenizer: Tokenizer, world_size: int, split: str) -> None:
     data = make(path, tokenizer, validation_paths=[path], validation_batch_size=4)
-    loaders = [data.make_reference_loader(split, rank, world_size) for rank in range(world_size)]
+    loaders = [data.make_evaluation_loader(split, rank, world_size) for rank in range(world_size)]
     assert len({len(loader) for loader in loaders}) == 1
     seen = {}
     for loader in loaders:

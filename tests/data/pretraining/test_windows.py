@@ -11,7 +11,7 @@ from test_shards import write_split
 
 from lit_llm.config import UserError
 from lit_llm.data.corpus.shards import ShardedTokens
-from lit_llm.data.pretraining.windows import EvaluationWindows, WindowDataset, WindowGrid
+from lit_llm.data.pretraining.windows import ArrayTokens, EvaluationWindows, WindowDataset, WindowGrid
 
 EOT = 0
 PAD = 1
@@ -160,3 +160,50 @@ def test_evaluation_with_documents_masked(tmp_path: Path) -> None:
 def test_evaluation_needs_a_target(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"fewer than 2 tokens"):
         EvaluationWindows([counting(tmp_path, 1)], 8, EOT, PAD)
+
+
+@pytest.mark.parametrize("mask_documents", [False, True])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_windows_of_a_plain_array_are_those_of_shards(tmp_path: Path, mapped: bool, mask_documents: bool) -> None:
+    tokens = np.random.default_rng(0).integers(0, 50, 101).astype(np.uint16)
+    shards, array = source_of(tmp_path, tokens), tokens
+    if mapped:
+        tokens.tofile(tmp_path / "tokens.bin")
+        array = np.memmap(tmp_path / "tokens.bin", dtype=np.uint16, mode="r")
+    plain = ArrayTokens(array, "tokens.bin")
+    train = [WindowDataset([source], [1.0], 8, 3, EOT, mask_documents) for source in (shards, plain)]
+    ids = list(range(3 * train[0].order.num_windows[0]))
+    ends = [EvaluationWindows([source], 8, EOT, PAD, mask_documents) for source in (shards, plain)]
+    for one, other in (
+        (data.__getitems__(ids) for data in train),
+        (data.__getitems__(range(len(data))) for data in ends),
+    ):
+        assert one.keys() == other.keys() and ("document_ids" in one) == mask_documents
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+    class Spelled:
+        def decode(self, ids: list[int]) -> str:
+            return " ".join(map(str, ids))
+
+    place, text = train[1].describe(ids[4], Spelled())
+    start = int(train[1].starts(np.array([ids[4]]))[1][0])
+    assert place == f"tokens.bin, token {start}, in document {(tokens[:start] == EOT).sum()} of that file (both from 0)"
+    assert text.split() == [str(tokens[(start + i) % 101]) for i in range(8)]
+
+
+def test_a_plain_array_without_documents() -> None:
+    data = WindowDataset([ArrayTokens(np.arange(40))], [1.0], sequence_length=8, seed=0)
+    batch = data.__getitems__(range(5))
+    assert sorted(batch["targets"][batch["targets"] >= 0].tolist()) == list(range(1, 40))
+    assert data.describe(0, type("Nothing", (), {"decode": lambda self, ids: ""})())[0].endswith("(from 0)")
+    for make in (
+        lambda **more: WindowDataset([ArrayTokens(np.arange(40))], [1.0], 8, 0, None, **more),
+        lambda **more: EvaluationWindows([ArrayTokens(np.arange(40))], 8, None, PAD, **more),
+    ):
+        with pytest.raises(UserError, match="give eot_id"):
+            make(mask_documents=True)
+    for wrong in (np.zeros((2, 3), dtype=int), np.zeros(5)):
+        with pytest.raises(UserError, match="one dimension of integers"):
+            ArrayTokens(wrong)
+    with pytest.raises(UserError, match=r"the array: the corpus has 5 tokens"):
+        WindowDataset([ArrayTokens(np.arange(5))], [1.0], 8, 0)
