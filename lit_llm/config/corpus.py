@@ -14,11 +14,10 @@ class CorpusConfig:
 
     path: str = "stdlib"
     """"stdlib" (the Python standard library's source on this machine, without tests and generated tables), a .txt,
-    .jsonl or .parquet file, a folder, a glob, or hf:NAME[:CONFIG] for a Hugging Face dataset (streamed)."""
+    .jsonl or .parquet file, a folder, a glob, or hf:NAME[:CONFIG[:SPLIT]] for a Hugging Face dataset (streamed; its
+    split is train unless given, as in hf:NAME::SPLIT)."""
     text_field: str = "text"
     """Field of a .jsonl, .parquet or Hugging Face row that holds the text."""
-    hf_split: str = "train"
-    """Split of a Hugging Face dataset to read."""
     document_separator: str | None = "auto"
     """What ends a document within a text file, together with a line end after it. "auto": <|endoftext|> and the
     tokenizer's own end-of-text, in .txt and .md files and those without a suffix; any other string: that one, in every

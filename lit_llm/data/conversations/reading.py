@@ -100,7 +100,7 @@ def read_conversations(
 
     Args:
         paths: Files (.json with a list, .jsonl, .parquet; .gz of the first two), folders or globs of them, or
-            hf:NAME[[:CONFIG]:SPLIT].
+            hf:NAME[:CONFIG[:SPLIT]].
         form: How rows hold them; "auto" tells by the fields of a file's first row.
         option: What gave the paths, for errors.
 

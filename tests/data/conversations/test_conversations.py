@@ -124,14 +124,20 @@ def test_hub(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     write(tmp_path / "train.jsonl", {"question": "q", "answer": "a"}, {"question": "p", "answer": "b"})
     write(tmp_path / "test.jsonl", {"question": "t", "answer": "c"})
-    for path, expected in ((f"hf:{tmp_path}", ["q", "p"]), (f"hf:{tmp_path}:test", ["t"])):
+    names = ("", ":default", ":default:train", "::test", ":default:test")
+    for name, expected in zip(names, (["q", "p"], ["q", "p"], ["q", "p"], ["t"], ["t"]), strict=True):
+        path = f"hf:{tmp_path}{name}"
         found = read_conversations([path])
         assert [conversation.messages[0].content for conversation in found] == expected
         assert str(found[-1].row) == f"{path}, row {len(expected)}"
-    with pytest.raises(UserError, match="cannot be loaded, split 'nosuch'"):
-        read_conversations([f"hf:{tmp_path}:nosuch"])
-    with pytest.raises(UserError, match="write hf:NAME, hf:NAME:SPLIT"):
-        read_conversations(["hf:a:b:c:d"])
+    with pytest.raises(UserError, match=r"cannot be loaded, split 'nosuch' \(.*nosuch.*\)$"):
+        read_conversations([f"hf:{tmp_path}::nosuch"])
+    # A split where a configuration is due: the error says where it belongs.
+    with pytest.raises(UserError, match=r"configuration 'test', split 'train' .*the third part, as in hf:\S+::test$"):
+        read_conversations([f"hf:{tmp_path}:test"])
+    for path in ("hf:a:b:c:d", "hf:", "hf::b"):
+        with pytest.raises(UserError, match=r"data\.paths 'hf:.*: write hf:NAME, hf:NAME:CONFIG, hf:NAME:CONFIG:SPLIT"):
+            read_conversations([path])
 
 
 def test_empty_answers_are_left_out_and_counted(tmp_path: Path) -> None:

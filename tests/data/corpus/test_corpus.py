@@ -129,13 +129,16 @@ def test_stdlib():
 def test_hugging_face_folder(tmp_path):
     pytest.importorskip("datasets")
     write_rows(tmp_path / "train.jsonl")
+    write_rows(tmp_path / "test.jsonl", ROWS[:3])
     source = corpus(f"hf:{tmp_path}")
     assert texts(source) == [row["text"] for row in ROWS] == texts(source)
-    assert source.size_bytes() is None
+    assert source.size_bytes() is None and source.description == f"hf:{tmp_path} (train)"
+    for name in ("::test", ":default:test"):
+        assert texts(corpus(f"hf:{tmp_path}{name}", validation_fraction=0.0)) == [row["text"] for row in ROWS[:3]]
     with pytest.raises(UserError, match=r"row 0: no field 'content'; set corpus\.text_field to one of: text, id"):
         texts(corpus(f"hf:{tmp_path}", text_field="content"))
     with pytest.raises(UserError, match="cannot be loaded") as error:
-        texts(corpus(f"hf:{tmp_path}", hf_split="nosuch"))
+        texts(corpus(f"hf:{tmp_path}::nosuch"))
     assert "\n" not in str(error.value)
 
 
