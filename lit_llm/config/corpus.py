@@ -22,11 +22,11 @@ class CorpusConfig:
     """What ends a document within a text file, together with a line end after it. "auto": <|endoftext|> and the
     tokenizer's own end-of-text, in .txt and .md files and those without a suffix; any other string: that one, in every
     text file; null: nothing, each file is one document. A row is always one document."""
-    split: Literal["hash", "tail"] = "hash"
-    """"hash" gives whole documents to a split by a stable hash; "tail" cuts the text in order, its last characters
-    being validation (then test)."""
+    split: Literal["auto", "hash", "tail"] = "auto"
+    """"hash" gives whole documents to a split by a stable hash; "tail" cuts every file in order, its last characters
+    being validation (then test). "auto": hash where that gives each split at least 10 documents, else tail."""
     validation_fraction: float = 0.05
-    """Share of the documents (hash) or characters (tail) kept for validation."""
+    """Share of the documents (hash) or of the characters of every file (tail) kept for validation."""
     test_fraction: float = 0.0
     """Share kept for test."""
 

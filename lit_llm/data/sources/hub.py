@@ -81,10 +81,6 @@ class HubSource:
         self._field = config.text_field
         self.description = f"{config.path} ({self._dataset.split})"
 
-    def is_one_text(self, end_of_text: Sequence[str]) -> bool:
-        """Never: it has rows."""
-        return False
-
     def size_bytes(self) -> None:
         """A stream does not say how long it is."""
 
