@@ -93,7 +93,7 @@ def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(tmp_path_factory: pytest.TempPathFactory, corpus_folder: Path) -> Path:
     """Shards of the tiny corpus, with a BPE of 400 tokens beside them."""
     folder = tmp_path_factory.mktemp("shards")
-    corpus = CorpusConfig(path=str(corpus_folder), validation_fraction=0.15)
+    corpus = CorpusConfig(path=str(corpus_folder), split="hash", validation_fraction=0.15)
     train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=400, output=str(folder / "tok")))
     prepare_data(PrepareConfig(corpus, tokenizer=str(folder / "tok"), output=str(folder / "shards")))
     return folder / "shards"

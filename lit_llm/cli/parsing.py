@@ -182,6 +182,8 @@ def _type_in_words(name: str) -> str:
 
 
 def _unknown_key(key: str, keys: list[str]) -> str:
+    if key.rpartition(".")[2] == "hf_split":
+        return f"there is no option {key}; write the split into the path, as hf:NAME::SPLIT or hf:NAME:CONFIG:SPLIT"
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
     same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
     return f"there is no option {key}; the nearest is {(same_name or near)[0]}"

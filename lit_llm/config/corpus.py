@@ -14,20 +14,19 @@ class CorpusConfig:
 
     path: str = "stdlib"
     """"stdlib" (the Python standard library's source on this machine, without tests and generated tables), a .txt,
-    .jsonl or .parquet file, a folder, a glob, or hf:NAME[:CONFIG] for a Hugging Face dataset (streamed)."""
+    .jsonl or .parquet file, a folder, a glob, or hf:NAME[:CONFIG[:SPLIT]] for a Hugging Face dataset (streamed; its
+    split is train unless given, as in hf:NAME::SPLIT)."""
     text_field: str = "text"
     """Field of a .jsonl, .parquet or Hugging Face row that holds the text."""
-    hf_split: str = "train"
-    """Split of a Hugging Face dataset to read."""
     document_separator: str | None = "auto"
     """What ends a document within a text file, together with a line end after it. "auto": <|endoftext|> and the
     tokenizer's own end-of-text, in .txt and .md files and those without a suffix; any other string: that one, in every
     text file; null: nothing, each file is one document. A row is always one document."""
-    split: Literal["hash", "tail"] = "hash"
-    """"hash" gives whole documents to a split by a stable hash; "tail" cuts the text in order, its last characters
-    being validation (then test)."""
+    split: Literal["auto", "hash", "tail"] = "auto"
+    """"hash" gives whole documents to a split by a stable hash; "tail" cuts every file in order, its last characters
+    being validation (then test). "auto": hash where that gives each split at least 10 documents, else tail."""
     validation_fraction: float = 0.05
-    """Share of the documents (hash) or characters (tail) kept for validation."""
+    """Share of the documents (hash) or of the characters of every file (tail) kept for validation."""
     test_fraction: float = 0.0
     """Share kept for test."""
 

@@ -19,11 +19,10 @@ class EvaluateConfig(LoadConfig):
     """
 
     texts: list[str] = field(default_factory=list)
-    """Documents to predict: files (.txt, .jsonl, .parquet), folders, globs or hf:NAME[:CONFIG]; each is one source."""
+    """Documents to predict: files (.txt, .jsonl, .parquet), folders, globs or hf:NAME[:CONFIG[:SPLIT]], as in
+    hf:NAME::test (train unless given); each is one source."""
     text_field: str = "text"
     """Field of a .jsonl, .parquet or Hugging Face row that holds the text."""
-    hf_split: str = "test"
-    """Split of a Hugging Face data set to read."""
     end_of_text: bool = True
     """Predict the end-of-text token after each document of texts, too, as pretraining does."""
     shards: list[str] = field(default_factory=list)

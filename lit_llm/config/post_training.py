@@ -29,7 +29,7 @@ class RowsConfig(BatchConfig):
     """Rows of text files, split into training and validation."""
 
     paths: list[str] = field(default_factory=list)
-    """Files (.json, .jsonl, .parquet), folders, globs or hf:NAME with the training rows."""
+    """Files (.json, .jsonl, .parquet), folders, globs or hf:NAME[:CONFIG[:SPLIT]] with the training rows."""
     validation_paths: list[str] = field(default_factory=list)
     """The same for validation; empty: a part of the training rows, see validation_fraction."""
     validation_fraction: float = 0.05

@@ -16,7 +16,8 @@ class QuickstartConfig:
     """Pretrain a small decoder on Python, fine-tune it to write functions, and align it; or pretrain it on any text."""
 
     corpus: str = "stdlib"
-    """The text: "stdlib" (the Python standard library's source on this machine), a file, folder, glob or hf:NAME."""
+    """The text: "stdlib" (the Python standard library's source on this machine), a file, folder, glob or
+    hf:NAME[:CONFIG[:SPLIT]]."""
     text_field: str = "text"
     """Field of a .jsonl, .parquet or Hugging Face row that holds the text."""
     stages: list[str] | str | None = None

@@ -56,7 +56,7 @@ def answer_log_probs(model: Decoder, tokenizer: Tokenizer, path: str, batch_size
     Args:
         model: a language model.
         tokenizer: its own; has chat tokens.
-        path: a file, folder, glob or hf:NAME.
+        path: a file, folder, glob or hf:NAME[:CONFIG[:SPLIT]].
         batch_size: conversations at once.
     """
     config = ConversationDataConfig(

@@ -62,9 +62,8 @@ class TextSource:
     """Documents of text, each alone, behind the token that the first one of a text is predicted from.
 
     Args:
-        path: a file, folder, glob or hf:NAME.
+        path: a file, folder, glob or hf:NAME[:CONFIG[:SPLIT]].
         text_field: field of a row that holds the text.
-        hf_split: split of a Hugging Face data set.
         end_of_text: predict the end-of-text token after each document, too.
         begin_token: whether there is such a token; without, the first token of a document is not scored.
 
@@ -84,13 +83,12 @@ class TextSource:
         self,
         path: str,
         text_field: str = "text",
-        hf_split: str = "test",
         end_of_text: bool = True,
         begin_token: bool = True,
     ) -> None:
         self.name = path
         self.end_of_text, self.begin_token = end_of_text, begin_token
-        options = CorpusConfig(path, text_field, hf_split, validation_fraction=0.0)
+        options = CorpusConfig(path, text_field, validation_fraction=0.0)
         with _options_renamed():
             self._corpus = Corpus(options)
         self.num_bytes, self.sample, self._room = 0, bytearray(), 0

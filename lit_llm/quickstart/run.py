@@ -27,6 +27,7 @@ from lit_llm.config import (
     preset,
 )
 from lit_llm.config.files import replace_file
+from lit_llm.data.sources.files import find_files
 from lit_llm.quickstart.comparison import compare, show, stage_is_finished
 from lit_llm.quickstart.later_stages import (
     SEQUENCE_LENGTH,
@@ -176,9 +177,10 @@ def _check_text(config: QuickstartConfig) -> None:
 
 
 def _prepare(config: QuickstartConfig) -> None:
-    path = Path(config.corpus)
-    one_text = path.is_file() and path.name.removesuffix(".gz").endswith(".txt")
-    corpus = CorpusConfig(path=config.corpus, text_field=config.text_field, split="tail" if one_text else "hash")
+    files = [] if config.corpus.startswith("hf:") else find_files(config.corpus, "corpus")[1]
+    # The functions of Python files are learned, for which a file has to stay whole.
+    split = "hash" if any(file.suffix == ".py" for file in files) else "auto"
+    corpus = CorpusConfig(path=config.corpus, text_field=config.text_field, split=split)
     tokenizer, shards = config.folder / "tokenizer", config.folder / "shards"
     if not (tokenizer / "tokenizer.json").exists():
         training = TokenizerTrainingConfig(corpus, vocab_size=config.vocab_size, output=str(tokenizer))

@@ -125,7 +125,7 @@ def output_folder(config: EvaluateConfig) -> Path:
 
 def _open_sources(config: EvaluateConfig) -> list[TextSource | ShardSource]:
     begins = config.begin_token != "never"
-    texts = [TextSource(path, config.text_field, config.hf_split, config.end_of_text, begins) for path in config.texts]
+    texts = [TextSource(path, config.text_field, config.end_of_text, begins) for path in config.texts]
     shards = [ShardSource(folder, config.split, config.mask_documents) for folder in config.shards]
     if config.verify and shards:
         total = sum(file.stat().st_size for source in shards for file in source.tokens.files)

@@ -43,7 +43,7 @@ def _introduce(
 ) -> tuple[SamplePrompts, Sections]:
     """Show what is in the rows; what the samples go on from, and the rows' statistics for the report."""
     if is_first_process():
-        _show_data(data, tokenizer)
+        show_data(data, tokenizer)
     lines = "\n".join(f"- {line}" for line in data.statistics_lines())
     return _sample_prompts(config, data, tokenizer), [("Data", lines)]
 
@@ -106,23 +106,25 @@ def open_data(config: PostTrainingConfig, data: RowsDataModule) -> None:
     config.set_steps(data.num_samples)
 
 
-def _show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:
-    """What is in the rows, and one of them as the model sees it: what it learns to say is coloured."""
+def show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:
+    """Print what is in the rows, and one of them as the model sees it: what it learns from is coloured.
+
+    Of a pair both answers are shown, the chosen one in green and the rejected one in red.
+    """
     console = Console(stderr=True, highlight=False)
     for line in data.statistics_lines():
         console.print(line, markup=False)
-    example = data.example()
-    if example is None:
-        return
-    ids, supervised = example
-    console.rule("an example; what is learned is green")
-    text = Text()
-    begin = 0
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or supervised[end] != supervised[begin]:
-            text.append(tokenizer.decode(ids[begin:end]), style="green" if supervised[begin] else "dim")
-            begin = end
-    console.print(text)
+    for name, ids, supervised in data.example():
+        colour = "red" if name == "rejected" else "green"
+        heading = f"an example, {name}" if name else "an example"
+        console.rule(f"{heading}; what is learned is {colour}" if any(supervised) else heading)
+        text = Text()
+        begin = 0
+        for end in range(1, len(ids) + 1):
+            if end == len(ids) or supervised[end] != supervised[begin]:
+                text.append(tokenizer.decode(ids[begin:end]), style=colour if supervised[begin] else "dim")
+                begin = end
+        console.print(text)
     console.rule()
     sys.stderr.flush()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from lit_llm.config import PrepareConfig, UserError, to_plain
@@ -10,6 +12,7 @@ from lit_llm.data.corpus.documents import Corpus
 from lit_llm.data.corpus.manifest import Manifest
 from lit_llm.data.corpus.preparation import CorpusEncoder, begin_preparation, document_batches
 from lit_llm.data.corpus.shards import token_dtype
+from lit_llm.data.corpus.tokenizer_record import TokenizerRecord
 from lit_llm.data.progress import byte_progress
 from lit_llm.tokenizer import Tokenizer
 
@@ -36,7 +39,16 @@ def prepare_data(config: PrepareConfig) -> dict[str, Manifest]:
         # Where the tokenizer falls back to the tokenizers library, that library's own pool does the work.
         os.environ["RAYON_NUM_THREADS"] = str(config.num_workers)
     corpus = Corpus(config.corpus, end_of_text=tokenizer.end_of_text)
+    corpus.say_split()
+    config = replace(config, corpus=corpus.settled_config)
     output = Path(config.output)
+    record = TokenizerRecord.load(Path(config.tokenizer), tokenizer.digest)
+    if record and (differences := record.held_out_text_read(corpus)):
+        print(
+            f"the tokenizer in {config.tokenizer} may have been trained on text that is held out here ({differences}); "
+            "train it again with the corpus options of this command",
+            file=sys.stderr,
+        )
     progress = begin_preparation(config, tokenizer, corpus, output)
     encoder = CorpusEncoder(config, tokenizer, output, progress)
     with byte_progress("encoding", corpus.size_bytes()) as advance:
@@ -62,6 +74,8 @@ def prepare_data(config: PrepareConfig) -> dict[str, Manifest]:
         for split, shards in progress.shards.items()
     }
     _check_not_empty(config, manifests)
+    if record:
+        record.save(output / "tokenizer")
     for split, manifest in manifests.items():
         manifest.save(output / split)
     (output / "progress.json").unlink()
@@ -74,6 +88,6 @@ def _check_not_empty(config: PrepareConfig, manifests: dict[str, Manifest]) -> N
         if not manifest.tokens:
             documents = sum(other.documents for other in manifests.values())
             raise UserError(
-                f"the {split} split of {config.corpus.path} is empty ({documents} documents in all); use more text, "
+                f"the {split} split of {config.corpus.path} is empty ({documents:,} documents in all); use more text, "
                 "other fractions in corpus, or corpus.split tail"
             )

@@ -10,6 +10,7 @@ import torch
 
 from lit_llm.config import PretrainConfig, UserError
 from lit_llm.data.pretraining.data_module import TokenDataModule
+from lit_llm.data.pretraining.shard_folder import require_shards
 from lit_llm.interop import read_model_config
 from lit_llm.modules import PretrainingModule
 from lit_llm.stages.running import run_stage
@@ -39,6 +40,8 @@ def build_pretraining(config: PretrainConfig) -> tuple[PretrainingModule, TokenD
     """
     if not config.data.paths:
         raise UserError("data.paths is empty; give it a folder written by experiments/prepare_data.py")
+    for path in config.data.paths:
+        require_shards(path)
     tokenizer = Tokenizer.load(Path(config.data.paths[0]) / "tokenizer")
     if config.init_from is not None:
         config.model = read_model_config(Path(config.init_from))

@@ -152,5 +152,3 @@ def _reading(texts: Iterable[str], show: bool, total_bytes: int | None, then: st
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not visible) as progress:
         counted = _CountedTexts(texts, progress, total_bytes, then)
         yield counted
-    if show:
-        print(f"tokenizer trained on {counted.bytes:,} bytes of text", file=sys.stderr)

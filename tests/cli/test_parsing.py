@@ -20,6 +20,8 @@ import lit_llm.config
 from lit_llm.cli import main, parse
 from lit_llm.cli.commands import COMMANDS
 from lit_llm.config import (
+    EvaluateConfig,
+    PrepareConfig,
     PretrainConfig,
     UserError,
     preset,
@@ -69,6 +71,16 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
     assert status == 2
     assert text.startswith("error: ") and text.count("\n") == 1
     assert message in text
+
+
+@pytest.mark.parametrize(("kind", "key"), [(PrepareConfig, "corpus.hf_split"), (EvaluateConfig, "hf_split")])
+def test_an_option_for_the_split_of_a_hub_data_set_is_answered_with_its_place_in_the_path(
+    kind: type, key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failure(capsys, f"--{key}", "test", kind=kind) == (
+        2,
+        f"error: there is no option {key}; write the split into the path, as hf:NAME::SPLIT or hf:NAME:CONFIG:SPLIT\n",
+    )
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,38 @@ def test_no_shards(tmp_path: Path, make_run: MakeRun) -> None:
     assert not config.folder.exists()
 
 
+def test_what_is_given_where_shards_are_wanted_is_named(copied: Path, tmp_path: Path, make_run: MakeRun) -> None:
+    texts = tmp_path / "texts" / "deep"
+    texts.mkdir(parents=True)
+    (texts / "a.txt").write_text("some text")
+    run = tmp_path / "some_run"
+    (run / "model").mkdir(parents=True)
+    for name in ("config.yaml", "model/config.json", "model/tokenizer.json"):
+        (run / name).write_text("{}")
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "progress.json").write_text("{}")
+    (tmp_path / "empty").mkdir()
+    command = "experiments/prepare_data.py --corpus.path {} --tokenizer"
+    for path, *parts in (
+        (texts / "a.txt", "is text: run", command, "give --data.paths '[SHARDS]'"),
+        (tmp_path / "texts", "is text: run", command),
+        (f"{texts}/*.txt", "is text: run", command),
+        ("hf:some/corpus", "is text: run", command),
+        (run, "is a run, not shards; go on from its model with --init_from {}"),
+        (run / "model", "is a model folder, not shards", "--init_from {}"),
+        (copied / "tokenizer", "is a tokenizer, not shards", "--tokenizer {} --output SHARDS"),
+        (copied / "validation", f"is one split; give the folder above it, {copied}"),
+        (copied / "train" / "shard_00000.npy", f"is one shard; give the folder above its split, {copied}"),
+        (tmp_path / "begun", "has the shards of an interrupted preparation; run experiments/prepare_data.py again"),
+        (tmp_path / "empty", "there are no shards at {}; run experiments/prepare_data.py --output {}"),
+    ):
+        # also where it is not the first, whose tokenizer is read
+        for paths in ([str(path)], [str(copied), str(path)]):
+            config = make_run(data={"paths": paths})
+            refused(lambda config=config: pretrain(config), *(part.replace("{}", str(path)) for part in parts))
+            assert not config.folder.exists()
+
+
 def test_a_tokenizer_that_is_not_the_shards_own(copied: Path, corpus_folder: Path, make_run: MakeRun) -> None:
     corpus = CorpusConfig(path=str(corpus_folder))
     train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=300, output=str(copied / "tokenizer"), overwrite=True))

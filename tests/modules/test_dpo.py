@@ -73,7 +73,7 @@ def by_hand(folder: Path, data: Any, split: str) -> tuple[torch.Tensor, torch.Te
     header = tokenizer.encode("assistant\n")
     found = []
     for row in range(len(items)):
-        for ids in items.texts(row):
+        for _, ids, _ in items.texts(row):
             start = next(n for n in range(len(ids)) if ids[n - 2 : n] == header)  # of the answer
             log_probs = torch.log_softmax(model(torch.tensor([ids[:-1]]))[0, start - 1 :].double(), -1)
             picked = log_probs.gather(1, torch.tensor(ids[start:]).unsqueeze(1))
@@ -159,7 +159,7 @@ def test_ld_alpha_discounts_tails(tmp_path: Path, policy: Path, other: Path) -> 
         model, tokenizer = load_model_folder(folder)
         _, data = ready(make(tmp_path, policy, rows, **options))
         for row in range(2):
-            for ids in data.items("train").texts(row):
+            for _, ids, _ in data.items("train").texts(row):
                 with torch.no_grad():
                     log_probs = torch.log_softmax(model.eval()(torch.tensor([ids[:-1]]))[0], -1)
                 start = len(ids) - 1 - len(tokenizer.decode(ids).split("assistant\n")[1].split("<")[0])

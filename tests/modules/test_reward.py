@@ -37,7 +37,7 @@ def alone(model: Decoder, data: PreferenceDataModule, split: str) -> tuple[np.nd
     """Scores and lengths [pairs, 2], each text read by itself without padding."""
     model.eval()
     items = data.items(split)
-    texts = [items.texts(row) for row in range(len(items))]
+    texts = [[ids for _, ids, _ in items.texts(row)] for row in range(len(items))]
     scores = [[float(model(torch.tensor([ids]))[0, -1]) for ids in both] for both in texts]
     return np.array(scores), np.array([[len(ids) for ids in both] for both in texts])
 

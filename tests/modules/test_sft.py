@@ -208,6 +208,6 @@ def test_samples_and_the_example(tmp_path: Path, policy: Path, capsys: pytest.Ca
     events.Reload()
     assert {f"samples/{n}/text_summary" for n in range(3)} <= set(events.Tags()["tensors"])
     shown = capsys.readouterr().err
-    ids, _ = data.example()
+    ((_, ids, _),) = data.example()
     for line in letter_tokenizer().decode(ids).splitlines():
         assert line in shown

@@ -100,7 +100,7 @@ def test_lines_are_those_of_python_alone() -> None:
 def write_corpus(folder: Path, files: dict[str, str]) -> Corpus:
     for name, text in files.items():
         (folder / name).write_text(text, encoding="utf-8")
-    return Corpus(CorpusConfig(path=str(folder), validation_fraction=0.5))
+    return Corpus(CorpusConfig(path=str(folder), split="hash", validation_fraction=0.5))
 
 
 def documented(name: str, request: str, body: str = "return 1") -> str:
@@ -234,7 +234,7 @@ def test_the_stages_read_the_rows(functions: list[Function], tokenizer: Tokenize
     conversations = ConversationDataModule(
         ConversationDataConfig(paths=[str(tmp_path / "a" / "pairs.jsonl")], **common), tokenizer, 0
     )
-    ids, supervised = conversations.example()
+    ((_, ids, supervised),) = conversations.example()
     learned = tokenizer.decode([index for index, answer in zip(ids, supervised, strict=True) if answer])
     assert learned.removesuffix("<|im_end|>") in {function.source for function in short}
     pairs = PreferenceDataModule(

@@ -20,12 +20,13 @@ import numpy as np
 import pytest
 import tokenizers
 
-from lit_llm.config import CorpusConfig, PrepareConfig, UserError
+from lit_llm.config import CorpusConfig, PrepareConfig, TokenizerTrainingConfig, UserError
 from lit_llm.data.corpus.documents import Corpus, Document
 from lit_llm.data.corpus.manifest import Manifest
 from lit_llm.data.corpus.shards import ShardedTokens, ShardWriter
 from lit_llm.evaluation.token_windows import TextSource, WindowOptions
 from lit_llm.stages.prepare import prepare_data
+from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.tokenizer import Tokenizer, train_bpe, train_character
 from lit_llm.tokenizer.alphabet import BYTE_TO_CHARACTER
 from lit_llm.tokenizer.tokenizer import byte_level
@@ -223,6 +224,7 @@ import time
 from lit_llm.config import CorpusConfig, PrepareConfig
 from lit_llm.data.corpus import preparation
 from lit_llm.stages.prepare import prepare_data
+from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.data.corpus.documents import Corpus
 original = Corpus.documents
 def slowly(self, skip=0):
@@ -307,16 +309,90 @@ def test_a_complete_folder_is_replaced_only_when_asked(corpus: Path, tokenizer: 
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
-def test_a_split_that_comes_out_empty_is_an_error(tokenizer: Path, tmp_path: Path) -> None:
+def test_too_few_documents_for_a_split_are_refused_before_anything_is_made(tokenizer: Path, tmp_path: Path) -> None:
     path = tmp_path / "two.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\n')
     for fraction, split in [(0.0001, "validation"), (0.9999, "train")]:
-        config = PrepareConfig(
-            CorpusConfig(path=str(path), validation_fraction=fraction), str(tokenizer), str(tmp_path / split)
-        )
+        corpus = CorpusConfig(path=str(path), split="hash", validation_fraction=fraction)
         with pytest.raises(UserError, match=rf"the {split} split of .*two.jsonl is empty \(2 documents in all\)"):
-            prepare_data(config)
-        assert not (tmp_path / split / "train" / "manifest.json").exists()
+            prepare_data(PrepareConfig(corpus, str(tokenizer), str(tmp_path / "shards")))
+        with pytest.raises(UserError, match=rf"the {split} split of .*two.jsonl is empty"):
+            train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=260, output=str(tmp_path / "trained")))
+    assert [file.name for file in tmp_path.iterdir()] == ["two.jsonl"]
+
+
+LEAKS = "may have been trained on text that is held out here"
+
+
+@pytest.mark.parametrize(
+    ("trained", "prepared", "told"),
+    [
+        ({}, {}, None),
+        ({"split": "tail"}, {}, None),  # which auto comes to, with two files
+        ({"validation_fraction": 0.4}, {}, None),
+        ({"validation_fraction": 0.2, "test_fraction": 0.1}, {"validation_fraction": 0.3}, None),
+        (
+            {"validation_fraction": 0.0},
+            {},
+            "corpus.validation_fraction 0.0 there, 0.2 here",
+        ),
+        (
+            {"split": "hash", "validation_fraction": 0.6},
+            {},
+            "corpus.split hash there, tail here",
+        ),
+        (
+            {"validation_fraction": 0.1},
+            {},
+            "corpus.validation_fraction 0.1 there, 0.2 here",
+        ),
+        (
+            {"test_fraction": 0.1},
+            {"test_fraction": 0.2},
+            "corpus.test_fraction 0.1 there, 0.2 here",
+        ),
+        ({"validation_fraction": 0.1}, {"validation_fraction": 0.0}, None),
+        ({"path": "{texts}/*.txt"}, {}, None),
+        ({"path": "{texts}/a.txt", "split": "tail"}, {"split": "tail"}, None),
+        ({"path": "{other}"}, {"validation_fraction": 0.5}, None),
+        ({"document_separator": "w", "split": "tail"}, {}, "corpus.document_separator w there, auto here"),
+        (
+            {"path": "{texts}/..", "split": "hash", "validation_fraction": 0.6},
+            {"split": "hash", "validation_fraction": 0.55},
+            "corpus.path {texts}/.. there, {texts} here",
+        ),
+    ],
+)
+def test_what_lets_held_out_text_into_the_tokenizer_is_told(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    trained: dict[str, Any],
+    prepared: dict[str, Any],
+    told: str | None,
+) -> None:
+    places = {"texts": tmp_path / "all" / "texts", "other": tmp_path / "other"}
+    for folder in places.values():
+        folder.mkdir(parents=True)
+        for name in ("a.txt", "b.txt"):
+            (folder / name).write_text("twelve words " * 20)
+
+    def corpus(options: dict[str, Any]) -> CorpusConfig:
+        path = options.get("path", "{texts}").format(**places)
+        return CorpusConfig(**{"validation_fraction": 0.2, **options, "path": path})
+
+    output = tmp_path / "tokenizer"
+    train_tokenizer(TokenizerTrainingConfig(corpus(trained), kind="character", output=str(output)))
+    capsys.readouterr()
+    prepare_data(PrepareConfig(corpus(prepared), str(output), str(tmp_path / "shards")))
+    lines = [line for line in capsys.readouterr().err.splitlines() if LEAKS in line]
+    expected = told and (
+        f"the tokenizer in {output} {LEAKS} ({told.format(**places)}); train it again with the corpus options of this "
+        "command"
+    )
+    assert lines == ([expected] if told else [])
+    # The record goes along with the tokenizer, whose copy may be used as the first was.
+    assert (tmp_path / "shards/tokenizer/training.json").read_bytes() == (output / "training.json").read_bytes()
+    assert Manifest.load(tmp_path / "shards/train").corpus["split"] != "auto"
 
 
 def test_a_damaged_progress_file_and_a_lost_shard(

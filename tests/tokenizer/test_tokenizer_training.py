@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lit_llm.config import CorpusConfig, TokenizerTrainingConfig, UserError
+from lit_llm.data.corpus.tokenizer_record import TokenizerRecord
 from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.tokenizer import SPECIAL_TOKENS, Tokenizer, begin_ids, train_bpe, train_character
 
@@ -174,3 +175,32 @@ class TestTrainTokenizer:
         config.kind, config.vocab_size = "bpe", 262
         tokenizer = train_tokenizer(config)
         assert [tokenizer.token_bytes(index) for index in (256, 257)] == [b"aa", b"aaaa"]
+
+    def test_says_and_records_what_it_was_trained_on(self, config, capsys):
+        folder = Path(config.corpus.path).parent / "texts"
+        folder.mkdir()
+        for name in "ab":
+            (folder / f"{name}.txt").write_text(f"{name}é " * 25, encoding="utf-8")
+        config.corpus = CorpusConfig(str(folder), validation_fraction=0.2)
+        tokenizer = train_tokenizer(config)
+        # 25 times 4 bytes, of which the last fifth of the characters is held out, in either file
+        assert capsys.readouterr().err.splitlines()[-1] == "trained on the train split: 160 bytes of 2 documents"
+        record = TokenizerRecord.load(Path(config.output), tokenizer.digest)
+        assert record == TokenizerRecord(tokenizer.digest, replace(config.corpus, split="tail"), 2, 160)
+        config.overwrite, config.max_bytes = True, 90
+        train_tokenizer(config)
+        assert capsys.readouterr().err.splitlines()[-1] == "trained on the train split: 90 bytes of 2 documents"
+        config.corpus.validation_fraction, config.max_bytes = 0.0, None
+        other = train_tokenizer(config)
+        said = "trained on all of the corpus, as no split is held out: 200 bytes of 2 documents"
+        assert capsys.readouterr().err.splitlines()[-1] == said
+        # A record beside another tokenizer says nothing of it; one that is damaged is an error.
+        assert TokenizerRecord.load(Path(config.output), "0" * 64) is None
+        path = Path(config.output) / "training.json"
+        good = json.loads(path.read_text())
+        wrong = ({"documents": True}, {"corpus": 3}, {"corpus": {**good["corpus"], "split": "odd"}}, {"unknown": 1})
+        for damage in ("{", "[]", *(json.dumps({**good, **each}) for each in wrong)):
+            path.write_text(damage)
+            with pytest.raises(UserError, match=r"training\.json is damaged .*; remove it, or train") as error:
+                TokenizerRecord.load(Path(config.output), other.digest)
+            assert "\n" not in str(error.value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,7 +14,6 @@ import numpy as np
 
 from lit_llm.config import RowsConfig, UserError
 from lit_llm.data.conversations.encoded_rows import Items, RowEvaluation, RowStream
-from lit_llm.data.conversations.reading import NOT_LEARNED
 from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.tokenizer.chat import ChatFormat, Message
 
@@ -27,69 +26,28 @@ NOTHING_TO_LEARN = "without a token to learn"
 
 
 @dataclass
-class Encoded:
-    """What a row became.
+class EncodedRow:
+    """A row as tokens, or the reason why it is left out.
 
     Attributes:
-        length: its tokens, before any cut.
-        content: what `Items` are made of; None: the row is left out.
-        reason: why it is left out.
-        truncated: whether it was cut to fit.
+        place: Where the row is.
+        length: Its tokens, before any cut.
+        content: What `Items` are made of; None where the row is left out.
+        reason: Why the row is left out.
+        truncated: Whether it was cut to fit.
+        prompt: The messages to be answered. This and what follows the data module adds to a row that it keeps.
+        num_turns: Messages that are not the system's.
+        opening: See `opening_share`.
     """
 
+    place: RowPlace
     length: int
     content: Any = None
     reason: str = ""
     truncated: bool = False
-
-
-@dataclass
-class Kept:
-    """A row that can be used, without its text."""
-
-    place: RowPlace
-    content: Any
-    prompt: tuple[Message, ...]
-    num_turns: int
-    opening: float
-
-
-@dataclass
-class Tally:
-    """What became of the rows of data.paths or data.validation_paths."""
-
-    name: str
-    found: RowStatistics
-    truncated: int = 0
-    dropped_lengths: list[tuple[int, RowPlace]] = field(default_factory=list)
-
-    def check(self, max_dropped_share: float) -> None:
-        """Raises UserError where too many rows are left out."""
-        found = self.found
-        share = (found.dropped.total() - found.dropped[NOT_LEARNED]) / found.rows  # those are meant to be left out
-        if share <= max_dropped_share:
-            return
-        longest = sorted(self.dropped_lengths, key=lambda each: -each[0])[:3]
-        named = "; ".join(f"{place} with {length:,} tokens" for length, place in longest)
-        named = f"the longest: {named}; " if named else ""
-        raise UserError(
-            f"{self.name}: {share:.1%} of {found.rows:,} rows are left out ({found.reasons}), more than "
-            f"data.max_dropped_share {max_dropped_share}; {named}raise data.sequence_length, set "
-            "data.too_long truncate, repair the rows, or raise data.max_dropped_share"
-        )
-
-    def lines(self) -> list[str]:
-        """What a reader should know of it."""
-        lines, found = [], self.found
-        if found.dropped:
-            count = found.dropped.total()
-            lines.append(
-                f"{self.name}: {count:,} of {found.rows:,} rows left out ({count / found.rows:.1%}): {found.reasons}"
-            )
-        if self.truncated:
-            share = self.truncated / found.rows
-            lines.append(f"{self.name}: {self.truncated:,} of {found.rows:,} rows truncated ({share:.1%})")
-        return [*lines, *(f"{self.name}: {line}" for line in found.remarks())]
+    prompt: tuple[Message, ...] = ()
+    num_turns: int = 0
+    opening: float = 0.0
 
 
 @dataclass
@@ -126,7 +84,7 @@ class RowsDataModule(ResumableDataModule):
         self.chat = ChatFormat(tokenizer)
         # Padding is told by length and never by id, so that an end-of-text token does as well as any.
         self.pad_id = next((each for each in (tokenizer.pad_id, tokenizer.eot_id) if each is not None), 0)
-        self._tallies: list[Tally] = []
+        self._statistics: dict[str, RowStatistics] = {}
         self._validation_prompts: list[tuple[Message, ...]] = []
 
     # What a kind of rows has to say.
@@ -144,7 +102,7 @@ class RowsDataModule(ResumableDataModule):
         """All messages; of a pair, those of the chosen side."""
 
     @abstractmethod
-    def encode(self, row: Any) -> Encoded:
+    def encode(self, row: Any) -> EncodedRow:
         """Tokenises one row and fits it to the sequence length."""
 
     @abstractmethod
@@ -204,10 +162,9 @@ class RowsDataModule(ResumableDataModule):
         _ = self._splits
         return list(dict.fromkeys(filter(None, self._validation_prompts)))[:count]
 
-    def example(self) -> tuple[list[int], list[bool]]:
-        """The tokens of the first training row, and which of them the loss is taken over."""
-        items = self.items("train")
-        return items.ids(0), items.supervised(0)
+    def example(self) -> list[tuple[str, list[int], list[bool]]]:
+        """The texts of the first training row; see `Items.texts`."""
+        return self.items("train").texts(0)
 
     def statistics_lines(self) -> list[str]:
         """The rows in numbers, for a reader: a line for each split, and what was left out."""
@@ -221,8 +178,8 @@ class RowsDataModule(ResumableDataModule):
                 f"{name}: {len(split.items.places):,} rows, {split.num_turns:,} turns; tokens of each: "
                 f"min {low:,}, median {median:,}, p95 {high:,}, max {most:,}"
             )
-        for tally in self._tallies:
-            lines.extend(tally.lines())
+        for name, statistics in self._statistics.items():
+            lines.extend(f"{name}: {line}" for line in (*statistics.exclusions(), *statistics.remarks()))
         if any(self.items("train").supervised(0)) and (opening := self.chat.unwritten_opening):
             lines.append(
                 f"the chat template asks for answers with {opening!r} and does not write that before the answers of "
@@ -240,9 +197,9 @@ class RowsDataModule(ResumableDataModule):
         config = self.config
         if not config.paths:
             raise UserError("data.paths is empty; give it files (.json, .jsonl, .parquet), folders, globs or hf:NAME")
-        train = self._keep("data.paths", config.paths)
+        train = self._encode_rows("data.paths", config.paths)
         if config.validation_paths:
-            validation = self._keep("data.validation_paths", config.validation_paths)
+            validation = self._encode_rows("data.validation_paths", config.validation_paths)
         else:
             train, validation = split_rows(train, config.validation_fraction)
         if not train:
@@ -254,39 +211,40 @@ class RowsDataModule(ResumableDataModule):
         self._validation_prompts = [row.prompt for row in validation]
         return {"train": self._make_split(train), "validation": self._make_split(validation)}
 
-    def _make_split(self, rows: list[Kept]) -> Split:
+    def _make_split(self, rows: list[EncodedRow]) -> Split:
         items = self.make_items([row.place for row in rows], [row.content for row in rows])
         return Split(items, sum(row.num_turns for row in rows), {row.opening for row in rows})
 
-    def _keep(self, name: str, paths: Sequence[str]) -> list[Kept]:
-        """Tokenises the rows of some files, and counts those that cannot be used."""
+    def _encode_rows(self, name: str, paths: Sequence[str]) -> list[EncodedRow]:
+        """The rows of some files that can be used, tokenised; the others are counted."""
         from rich.console import Console
         from rich.progress import track
 
         rows, kept, console = self.read(paths, name), [], Console(stderr=True)
-        tally = Tally(name, rows.statistics)
+        statistics = rows.statistics
         for row in track(rows, "tokenising rows", console=console, disable=not console.is_terminal, transient=True):
             messages = self.messages_of(row)
             for field_name in {name for message in messages for name in self.chat.unread(message)}:
-                tally.found.unread[f"{field_name} of messages"] += 1
-            tally.found.thoughtless += self.chat.leaves_out_thoughts(messages)
+                statistics.unread[f"{field_name} of messages"] += 1
+            statistics.thoughtless += self.chat.leaves_out_thoughts(messages)
             try:
                 encoded = self.encode(row)
             except UserError as error:
-                raise UserError(f"{row.row}: {error}") from None
+                raise UserError(f"{row.place}: {error}") from None
             if encoded.content is None:
-                tally.found.dropped[encoded.reason] += 1
-                tally.dropped_lengths.append((encoded.length, row.row))
+                statistics.dropped[encoded.reason] += 1
+                statistics.unfit_lengths.append((encoded.length, row.place))
                 continue
-            tally.truncated += encoded.truncated
-            num_turns = sum(message.role != "system" for message in messages)
-            kept.append(Kept(row.row, encoded.content, self.prompt_of(row), num_turns, opening_share(messages)))
-        tally.check(self.config.max_dropped_share)
-        self._tallies.append(tally)
+            statistics.truncated += encoded.truncated
+            encoded.prompt, encoded.opening = self.prompt_of(row), opening_share(messages)
+            encoded.num_turns = sum(message.role != "system" for message in messages)
+            kept.append(encoded)
+        statistics.check_dropped(name, self.config.max_dropped_share)
+        self._statistics[name] = statistics
         return kept
 
 
-def split_rows(rows: list[Kept], fraction: float) -> tuple[list[Kept], list[Kept]]:
+def split_rows(rows: list[EncodedRow], fraction: float) -> tuple[list[EncodedRow], list[EncodedRow]]:
     """Training and validation rows, by their openings; at least one of each where there are two openings."""
     if not fraction or not rows:
         return rows, []

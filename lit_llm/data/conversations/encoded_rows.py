@@ -81,13 +81,13 @@ class Items(ABC):
     def ids(self, row: int) -> list[int]:
         """The tokens of a row; where it has two texts, of the first."""
 
-    def texts(self, row: int) -> list[list[int]]:
-        """The tokens of every text of a row."""
-        return [self.ids(row)]
-
     @abstractmethod
     def supervised(self, row: int) -> list[bool]:
         """Which of `ids` the loss is taken over."""
+
+    def texts(self, row: int) -> list[tuple[str, list[int], list[bool]]]:
+        """Every text of a row: what it is beside the others, its tokens, and which of them the loss is taken over."""
+        return [("", self.ids(row), self.supervised(row))]
 
     @abstractmethod
     def token_lengths(self) -> np.ndarray:
@@ -126,13 +126,13 @@ class RowStream(Dataset):
     def locate(self, sample_ids: Sequence[int]) -> list[tuple[Path | str, int]]:
         """File and row of each sample; of a pack, those of its first row."""
         places = (self.items.places[self.items.rows_of(item)[0]] for item in self.lookup(sample_ids))
-        return [(place.file, place.row) for place in places]
+        return [(place.file, place.number) for place in places]
 
     def describe(self, sample_id: int, tokenizer: Decodes) -> tuple[str, str]:
         """Every row of a sample, in words, and their text."""
         rows = self.items.rows_of(self.lookup([sample_id])[0])
         place = "; ".join(str(self.items.places[row]) for row in rows)
-        return place, "\n".join(tokenizer.decode(ids) for row in rows for ids in self.items.texts(row))
+        return place, "\n".join(tokenizer.decode(ids) for row in rows for _, ids, _ in self.items.texts(row))
 
     def __getitem__(self, sample_id: int) -> dict[str, Any]:
         """A batch of one."""

@@ -36,14 +36,14 @@ class RowPlace:
 
     Attributes:
         file: Path, or the name of the data set.
-        row: Line of a .jsonl file, else number of the row; from 1.
+        number: Line of a .jsonl file, else number of the row; from 1.
     """
 
     file: str
-    row: int
+    number: int
 
     def __str__(self) -> str:
-        return f"{self.file}, row {self.row:,}"
+        return f"{self.file}, row {self.number:,}"
 
 
 class Row:

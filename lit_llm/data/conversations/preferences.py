@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lit_llm.config import PreferenceDataConfig
-from lit_llm.data.conversations.data_module import NOTHING_TO_LEARN, Encoded, RowsDataModule, cut, too_long
+from lit_llm.data.conversations.data_module import NOTHING_TO_LEARN, EncodedRow, RowsDataModule, cut, too_long
 from lit_llm.data.conversations.encoded_rows import Items, Ragged, padded_width
 from lit_llm.data.conversations.reading import SAME, Preference, RowPlace, Rows, read_preferences
 from lit_llm.objectives import IGNORE_INDEX
@@ -91,13 +91,14 @@ class PairItems(Items):
         """See `Items`: of the chosen answer's text."""
         return self._ids[0][row].tolist()
 
-    def texts(self, row: int) -> list[list[int]]:
-        """See `Items`."""
-        return [ids[row].tolist() for ids in self._ids]
-
     def supervised(self, row: int) -> list[bool]:
-        """See `Items`."""
+        """See `Items`: of the chosen answer's text."""
         return self._learned[0][row].tolist()
+
+    def texts(self, row: int) -> list[tuple[str, list[int], list[bool]]]:
+        """See `Items`: the text of the chosen answer, then that of the rejected one."""
+        sides = zip(("chosen", "rejected"), self._ids, self._learned, strict=True)
+        return [(name, ids[row].tolist(), learned[row].tolist()) for name, ids, learned in sides]
 
     def token_lengths(self) -> np.ndarray:
         """See `Items`."""
@@ -154,24 +155,24 @@ class PreferenceDataModule(RowsDataModule):
         """See `RowsDataModule`."""
         return (*row.prompt, *row.chosen)
 
-    def encode(self, row: Preference) -> Encoded:
+    def encode(self, row: Preference) -> EncodedRow:
         """Both texts, cut or left out together."""
         sides = [self._encode_side(row.prompt, answer) for answer in (row.chosen, row.rejected)]
         limit = self.config.sequence_length
         whole = [cut(learned, len(ids)) for ids, learned in sides]
         length = max(whole)
         if not min(whole):
-            return Encoded(length, reason=NOTHING_TO_LEARN)
+            return EncodedRow(row.place, length, reason=NOTHING_TO_LEARN)
         if length > limit and self.config.too_long == "drop":
-            return Encoded(length, reason=too_long(self.config))
+            return EncodedRow(row.place, length, reason=too_long(self.config))
         kept = [cut(learned, limit) for _, learned in sides]
         if not min(kept):
-            return Encoded(length, reason=f"{NOTHING_TO_LEARN} once truncated")
+            return EncodedRow(row.place, length, reason=f"{NOTHING_TO_LEARN} once truncated")
         ids = sides[0][0][: kept[0]], sides[1][0][: kept[1]]
         if np.array_equal(*ids):
-            return Encoded(length, reason=SAME if length <= limit else f"{SAME} once truncated")
+            return EncodedRow(row.place, length, reason=SAME if length <= limit else f"{SAME} once truncated")
         learned = sides[0][1][: kept[0]], sides[1][1][: kept[1]]
-        return Encoded(length, Pair(ids, learned, row.margin), truncated=length > limit)
+        return EncodedRow(row.place, length, Pair(ids, learned, row.margin), truncated=length > limit)
 
     def make_items(self, places: Sequence[RowPlace], contents: Sequence[Any]) -> PairItems:
         """See `RowsDataModule`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_llm.config import PromptDataConfig
-from lit_llm.data.conversations.data_module import Encoded, RowsDataModule, too_long
+from lit_llm.data.conversations.data_module import EncodedRow, RowsDataModule, too_long
 from lit_llm.data.conversations.encoded_rows import Items, Ragged
 from lit_llm.data.conversations.reading import Prompt, RowPlace, Rows, read_prompts
 from lit_llm.tokenizer.chat import Message
@@ -97,16 +97,16 @@ class PromptDataModule(RowsDataModule):
         """See `RowsDataModule`."""
         return tuple(row.messages)
 
-    def encode(self, row: Prompt) -> Encoded:
+    def encode(self, row: Prompt) -> EncodedRow:
         """The prompt's ids and the row's other fields."""
         ids = np.array(self.chat.render_prompt(row.messages), dtype=np.int32)
         excess = len(ids) + self.answer_tokens - self.config.sequence_length
         if excess <= 0:
-            return Encoded(len(ids), (ids, row.fields))
+            return EncodedRow(row.place, len(ids), (ids, row.fields))
         if self.config.too_long == "drop" or excess >= len(ids):
             room = f" with an answer of {self.answer_tokens} tokens" if self.answer_tokens > 1 else ""
-            return Encoded(len(ids), reason=too_long(self.config) + room)
-        return Encoded(len(ids), (ids[excess:], row.fields), truncated=True)
+            return EncodedRow(row.place, len(ids), reason=too_long(self.config) + room)
+        return EncodedRow(row.place, len(ids), (ids[excess:], row.fields), truncated=True)
 
     def make_items(self, places: Sequence[RowPlace], contents: Sequence[Any]) -> PromptItems:
         """See `RowsDataModule`."""

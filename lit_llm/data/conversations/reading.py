@@ -19,7 +19,7 @@ from lit_llm.data.conversations.forms import (
     with_system,
     without_prompt,
 )
-from lit_llm.data.conversations.statistics import Rows, RowStatistics
+from lit_llm.data.conversations.statistics import NOT_LEARNED, Rows, RowStatistics
 from lit_llm.data.sources.rows import iterate_rows
 
 __all__ = [
@@ -40,7 +40,6 @@ FormName = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion"
 
 EMPTY = "with an empty answer"
 SAME = "whose two answers are the same"
-NOT_LEARNED = "not to be learned by their weight, train or loss"
 
 _TELLING_SHARE = 0.1  # of a file's rows: so many answers do not begin with the prompt by chance
 
@@ -51,11 +50,11 @@ class Conversation:
 
     Attributes:
         messages: In order.
-        row: Where they are from.
+        place: Where they are from.
     """
 
     messages: Messages
-    row: RowPlace
+    place: RowPlace
 
 
 @dataclass(frozen=True)
@@ -67,14 +66,14 @@ class Preference:
         chosen: The better answer: one message of an assistant, or several turns that begin and end with one.
         rejected: The worse, in the same form.
         margin: By how much it is worse, where that is known.
-        row: Where they are from.
+        place: Where they are from.
     """
 
     prompt: Messages
     chosen: Messages
     rejected: Messages
     margin: float | None
-    row: RowPlace
+    place: RowPlace
 
 
 @dataclass(frozen=True)
@@ -84,12 +83,12 @@ class Prompt:
     Attributes:
         messages: At least one, the last not an assistant's.
         fields: The whole row, for a reward function to look at.
-        row: Where they are from.
+        place: Where they are from.
     """
 
     messages: Messages
     fields: dict[str, Any]
-    row: RowPlace
+    place: RowPlace
 
 
 def read_conversations(
@@ -100,7 +99,7 @@ def read_conversations(
 
     Args:
         paths: Files (.json with a list, .jsonl, .parquet; .gz of the first two), folders or globs of them, or
-            hf:NAME[[:CONFIG]:SPLIT].
+            hf:NAME[:CONFIG[:SPLIT]].
         form: How rows hold them; "auto" tells by the fields of a file's first row.
         option: What gave the paths, for errors.
 
@@ -131,9 +130,9 @@ def read_conversations(
 
     rows = _read(paths, option, parse, lambda conversation: conversation.messages)
     for conversation in rows:
-        is_completion = forms[conversation.row.file] == "prompt_completion" and len(conversation.messages) > 1
+        is_completion = forms[conversation.place.file] == "prompt_completion" and len(conversation.messages) > 1
         if is_completion and without_prompt(conversation.messages[-1].content, conversation.messages[-2].content):
-            rows.statistics.found_repeated(1, conversation.row)
+            rows.statistics.found_repeated(1, conversation.place)
     return rows
 
 
@@ -284,7 +283,7 @@ def _take_prompts_off(rows: Rows[Preference]) -> None:
     by_file: dict[str, list[int]] = {}
     for index, pair in enumerate(rows):
         if len(pair.chosen) == len(pair.rejected) == 1:
-            by_file.setdefault(pair.row.file, []).append(index)
+            by_file.setdefault(pair.place.file, []).append(index)
     gone = []
     for indices in by_file.values():
         rests = {index: _rests(rows[index]) for index in indices}
@@ -303,11 +302,12 @@ def _take_prompts_off(rows: Rows[Preference]) -> None:
                     gone.append(index)
         elif len(telling) >= _TELLING_SHARE * len(indices):
             raise UserError(
-                f"{rows[telling[0]].row}: an answer begins with the prompt, as in {len(telling):,} of {len(indices):,} "
-                "rows of the file, and not all answers do; take it out of them, or let every answer begin with it"
+                f"{rows[telling[0]].place}: an answer begins with the prompt, as in {len(telling):,} of "
+                f"{len(indices):,} rows of the file, and not all answers do; take it out of them, or let every answer "
+                "begin with it"
             )
         else:
-            rows.statistics.found_repeated(len(repeating), rows[repeating[0]].row)
+            rows.statistics.found_repeated(len(repeating), rows[repeating[0]].place)
     for index in reversed(gone):
         del rows[index]
         rows.statistics.dropped[EMPTY] += 1

@@ -6,7 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from lit_llm.config import UserError
 from lit_llm.data.conversations.forms import RowPlace
+
+NOT_LEARNED = "not to be learned by their weight, train or loss"
+"""Why a row is left out that is meant to be."""
 
 
 @dataclass
@@ -25,6 +29,8 @@ class RowStatistics:
         thoughtless: Rows with what was thought in an earlier turn, which the chat template leaves out.
         turns: Of the rows kept, how many have so many messages (without the system's; of a preference, the prompt's
             and the chosen answer's).
+        truncated: Rows that were cut to fit, where they have been tokenised.
+        unfit_lengths: Tokens and place of each row that was left out once it was tokenised.
     """
 
     rows: int = 0
@@ -35,6 +41,8 @@ class RowStatistics:
     taken_off: int = 0
     thoughtless: int = 0
     turns: Counter[int] = field(default_factory=Counter)
+    truncated: int = 0
+    unfit_lengths: list[tuple[int, RowPlace]] = field(default_factory=list)
 
     @property
     def reasons(self) -> str:
@@ -65,13 +73,42 @@ class RowStatistics:
         self.first_repeated = self.first_repeated or first
         self.repeated += count
 
+    def exclusions(self) -> list[str]:
+        """How many rows were left out, and why, and how many were truncated; a line for each, where there are any."""
+        lines, count = [], self.dropped.total()
+        if count:
+            lines.append(f"{count:,} of {self.rows:,} rows left out ({count / self.rows:.1%}): {self.reasons}")
+        if self.truncated:
+            share = self.truncated / self.rows
+            lines.append(f"{self.truncated:,} of {self.rows:,} rows truncated ({share:.1%})")
+        return lines
+
+    def check_dropped(self, name: str, max_share: float) -> None:
+        """Refuse to go on where too many rows are left out that were not meant to be.
+
+        Args:
+            name: The option that gave the files, for the error.
+            max_share: Of all rows.
+
+        Raises:
+            UserError: more are left out; the longest of those that do not fit are named.
+        """
+        share = (self.dropped.total() - self.dropped[NOT_LEARNED]) / self.rows
+        if share <= max_share:
+            return
+        longest = sorted(self.unfit_lengths, key=lambda each: -each[0])[:3]
+        named = "; ".join(f"{place} with {length:,} tokens" for length, place in longest)
+        named = f"the longest: {named}; " if named else ""
+        raise UserError(
+            f"{name}: {share:.1%} of {self.rows:,} rows are left out ({self.reasons}), more than "
+            f"data.max_dropped_share {max_share}; {named}raise data.sequence_length, set "
+            "data.too_long truncate, repair the rows, or raise data.max_dropped_share"
+        )
+
     def lines(self) -> list[str]:
         """The numbers for a reader."""
         kept = self.turns.total()
-        lines = [f"{self.rows:,} rows, {kept:,} kept"]
-        if self.dropped:
-            count = self.dropped.total()
-            lines.append(f"{count:,} of {self.rows:,} rows left out ({count / self.rows:.1%}): {self.reasons}")
+        lines = [f"{self.rows:,} rows, {kept:,} kept", *self.exclusions()]
         if kept:
             mean = sum(turns * count for turns, count in self.turns.items()) / kept
             lines.append(f"turns of each: min {min(self.turns):,}, mean {mean:.1f}, max {max(self.turns):,}")

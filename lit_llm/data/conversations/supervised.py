@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lit_llm.config import ConversationDataConfig, UserError
-from lit_llm.data.conversations.data_module import NOTHING_TO_LEARN, Encoded, RowsDataModule, cut, too_long
+from lit_llm.data.conversations.data_module import NOTHING_TO_LEARN, EncodedRow, RowsDataModule, cut, too_long
 from lit_llm.data.conversations.encoded_rows import Items, Ragged, padded_width
 from lit_llm.data.conversations.reading import Conversation, RowPlace, Rows, read_conversations
 from lit_llm.data.loading.order import Permutation
@@ -140,7 +140,7 @@ class ConversationDataModule(RowsDataModule):
         """See `RowsDataModule`."""
         return tuple(row.messages)
 
-    def encode(self, row: Conversation) -> Encoded:
+    def encode(self, row: Conversation) -> EncodedRow:
         """Ids and what is learned of them; the first id has nothing to be predicted from."""
         rendered = self.chat.render(row.messages)
         ids = np.array(rendered.ids, dtype=np.int32)
@@ -152,13 +152,13 @@ class ConversationDataModule(RowsDataModule):
         limit, truncate = self.config.sequence_length + 1, self.config.too_long == "truncate"
         length = cut(learned, len(ids))
         if not length:
-            return Encoded(len(ids), reason=NOTHING_TO_LEARN)
+            return EncodedRow(row.place, len(ids), reason=NOTHING_TO_LEARN)
         if length > limit and not truncate:
-            return Encoded(length, reason=too_long(self.config))
+            return EncodedRow(row.place, length, reason=too_long(self.config))
         kept = cut(learned, limit)
         if not kept:
-            return Encoded(length, reason=f"{NOTHING_TO_LEARN} once truncated")
-        return Encoded(length, (ids[:kept], learned[:kept]), truncated=length > limit)
+            return EncodedRow(row.place, length, reason=f"{NOTHING_TO_LEARN} once truncated")
+        return EncodedRow(row.place, length, (ids[:kept], learned[:kept]), truncated=length > limit)
 
     def _check_learned(self, messages: Sequence[Message]) -> None:
         """Refuse what rows say of turns whose words are not told from the rest."""

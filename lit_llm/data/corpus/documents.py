@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Literal
 
 from lit_llm.config import CorpusConfig, UserError
+from lit_llm.data.corpus.splits import SPLITS, Document, HashSplit, Split, Splitter, TailSplit, wanted_splits
 from lit_llm.data.sources.hub import HubSource
 from lit_llm.data.sources.source import PIECE_BYTES, Files, Piece, Source
 from lit_llm.data.sources.text_files import FileSource
 
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+__all__ = ["END_OF_TEXT", "SPLITS", "Corpus", "CorpusCounts", "Document", "Split"]
+
 END_OF_TEXT = "<|endoftext|>"
 """What ends a document in the text files that others write, and what our own tokenizers call the token for it."""
 
 
-@dataclass(frozen=True)
-class Document:
-    """A document, or a piece of one that is too large to hold.
-
-    Attributes:
-        text: Valid Unicode, never empty.
-        split: Where it belongs.
-        key: Where it comes from: the path from the corpus root, followed by `:row` for a row, and by `:1`, `:2`, ...
-            for the further documents of a text file.
-        final: Whether the document ends here, in this split. The pieces of a document follow each other, and
-            end-of-text belongs after the final one only.
-    """
-
-    text: str
-    split: Split
-    key: str
-    final: bool = True
+ENOUGH_DOCUMENTS = 10
+"""`corpus.split auto` takes a hash where that gives each split at least so many documents."""
+_MANY_DOCUMENTS = 10_000
+"""A corpus of more than these is taken to have enough for every split, so that no more are read to find out."""
 
 
 @dataclass
@@ -44,7 +31,7 @@ class CorpusCounts:
     """What reading has come across so far, skipped documents included.
 
     Attributes:
-        documents: Documents of each split; one that the tail split cuts counts in each split it reaches.
+        documents: Documents of each split; one that is cut counts in each split it reaches.
         bytes: Of their texts, as UTF-8.
         separated_documents: Of the documents, those in text files that hold several.
         separated_files: Those text files.
@@ -85,18 +72,22 @@ class CorpusCounts:
 class Corpus:
     """The documents of a source.
 
+    How they are split is settled when the corpus is made. That takes a look at the source where a part of it is held
+    out: by hash, up to where every split has documents; by tail, a pass over all of it, which counts the characters.
+
     Args:
         config: The source and how it is split.
         piece_bytes: A text file above this size is read in pieces, cut at the end of a line (else of a word).
         end_of_text: What the tokenizer calls its end-of-text token, if there is one.
 
     Attributes:
-        end_of_text: As given; may be set before a pass.
+        end_of_text: As given; may be set before a pass over a corpus of which nothing is held out.
         counts: See `CorpusCounts`; of the latest pass, up to where it is.
         description: The source in words.
 
     Raises:
-        UserError: the source does not exist, or it is one document to be split by hash.
+        UserError: the source does not exist, something in it cannot be read, no document has text, or there are too few
+            documents for every split to have some.
     """
 
     def __init__(
@@ -107,14 +98,30 @@ class Corpus:
         self._source: Source = HubSource(config) if config.path.startswith("hf:") else FileSource(config, piece_bytes)
         self.description: str = self._source.description
         self.counts = CorpusCounts()
-        self._cuts: list[int] | None = None
-        held_out = config.validation_fraction + config.test_fraction
-        if config.split == "hash" and held_out and self._source.is_one_text(self._markers):
-            raise UserError(
-                f"corpus.path {config.path!r} is one document, which a hash puts into one split whole; "
-                "set corpus.split tail to cut it, corpus.document_separator to what stands between its documents, or "
-                "corpus.validation_fraction and test_fraction 0"
-            )
+        self._splitter = self._settle_split()
+        self.counts = CorpusCounts()
+
+    @property
+    def split(self) -> Literal["hash", "tail"]:
+        """How it is split; of no consequence where nothing is held out."""
+        return self._splitter.name
+
+    @property
+    def settled_config(self) -> CorpusConfig:
+        """The options, with what `split` "auto" has come to."""
+        return replace(self.config, split=self.split)
+
+    def say_split(self) -> None:
+        """A line on stderr that tells what `corpus.split auto` has come to, where there is something to split."""
+        names = wanted_splits(self.config)[1:]
+        if self.config.split != "auto" or not names:
+            return
+        if self.split == "hash":
+            how = f"whole documents are chosen by a hash for {' and '.join(names)}"
+        else:
+            shares = (f"{100 * getattr(self.config, f'{name}_fraction'):g}% of every file are {name}" for name in names)
+            how = f"the last {', then '.join(shares)}, as there are too few documents to choose whole ones"
+        print(f"corpus.split auto is {self.split}: {how}", file=sys.stderr)
 
     def size_bytes(self) -> int | None:
         """Size of the source's files; None where that says little of the text (compressed, streamed)."""
@@ -123,28 +130,19 @@ class Corpus:
     def documents(self, skip: int = 0) -> Iterator[Document]:
         """Every document of every split, from the start: the same ones in the same order each time.
 
-        The tail split needs to know how much text there is, so its first pass is preceded by one that counts.
-
         Args:
             skip: Leave out the first so many of what is yielded (they are read, as emptiness and cuts depend on it).
 
         Raises:
             UserError: something in the source cannot be read, or no document has text.
         """
-        if self.config.split == "tail" and self._cuts is None:
-            self._cuts = self._find_cuts()
         self.counts = CorpusCounts()
-        split = self._split_by_hash() if self.config.split == "hash" else self._split_tail()
-        for index, document in enumerate(split):
+        for index, document in enumerate(self._splitter.documents(self._pieces())):
             self.counts.bytes += len(document.text.encode())
             self.counts.documents[document.split] += document.final
             if index >= skip:
                 yield document
-        if not any(self.counts.documents.values()):
-            raise UserError(
-                f"{self.description}: no document has text ({self.counts.empty_documents} empty, "
-                f"{self.counts.binary_files.number} binary); correct corpus.path"
-            )
+        self._require_text(any(self.counts.documents.values()))
 
     @property
     def _markers(self) -> tuple[str, ...]:
@@ -173,40 +171,44 @@ class Corpus:
             self.counts.separated_documents += 1 if piece.further > 1 else 2
             self.counts.separated_files.add(piece.file)
 
-    def _split_by_hash(self) -> Iterator[Document]:
+    def _require_text(self, found: bool) -> None:
+        if not found:
+            raise UserError(
+                f"{self.description}: no document has text ({self.counts.empty_documents} empty, "
+                f"{self.counts.binary_files.number} binary); correct corpus.path"
+            )
+
+    def _settle_split(self) -> Splitter:
+        """The way to split that was asked for, once it is known to give every split something."""
+        config, wanted, by_hash = self.config, wanted_splits(self.config), HashSplit(self.config)
+        if len(wanted) == 1:
+            return by_hash
+        enough = ENOUGH_DOCUMENTS if config.split == "auto" else 1
+        found: Counter[Split] = Counter()
+        lengths: Counter[str] = Counter()
         for piece in self._pieces():
-            yield Document(piece.text, self._hash_split(piece.hash_key), piece.key, piece.final)
-
-    def _hash_split(self, key: str) -> Split:
-        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-        share = int.from_bytes(digest, "big") / 2**64
-        if share < self.config.test_fraction:
-            return "test"
-        if share < self.config.test_fraction + self.config.validation_fraction:
-            return "validation"
-        return "train"
-
-    def _find_cuts(self) -> list[int]:
-        characters = sum(len(piece.text) for piece in self._pieces())
-        # Exact decimals: 1 - 0.05 - 0.05 in binary is a hair below 0.9, and would move a cut by one.
-        validation, test = (
-            Fraction(str(share)) for share in (self.config.validation_fraction, self.config.test_fraction)
+            lengths[piece.file] += len(piece.text)
+            found[by_hash.of(piece.hash_key)] += piece.final
+            has_enough = found.total() > _MANY_DOCUMENTS or min(found[split] for split in wanted) >= enough
+            if has_enough and config.split != "tail":
+                return by_hash
+        self._require_text(found.total() > 0)
+        if config.split != "hash":
+            by_tail = TailSplit(config, lengths)
+            if all(by_tail.characters[split] for split in wanted):
+                return by_tail
+            raise self._empty_split(wanted, by_tail.characters, "characters", "more text")
+        if found.total() > 1:
+            raise self._empty_split(wanted, found, "documents", "corpus.split tail, more text")
+        raise UserError(
+            f"corpus.path {config.path!r} is one document, which a hash puts into one split whole; "
+            "set corpus.split tail to cut it, corpus.document_separator to what stands between its documents, or "
+            "corpus.validation_fraction and test_fraction 0"
         )
-        return [int(characters * (1 - validation - test)), int(characters * (1 - test)), characters]
 
-    def _split_tail(self) -> Iterator[Document]:
-        position, current = 0, 0
-        for piece in self._pieces():
-            whole = Document(piece.text, SPLITS[current], piece.key, piece.final)
-            start, end = 0, len(piece.text)
-            while start < end:
-                # At the very end of the text there is no split to go on to.
-                while current < 2 and position >= self._cuts[current]:
-                    current += 1
-                stop = end if current == 2 else min(end, start + self._cuts[current] - position)
-                position += stop - start
-                ended = piece.final if stop == end else True
-                if current < 2 and position == self._cuts[current]:
-                    ended = True
-                yield replace(whole, text=piece.text[start:stop], split=SPLITS[current], final=ended)
-                start = stop
+    def _empty_split(self, wanted: list[Split], found: Mapping[Split, int], what: str, remedy: str) -> UserError:
+        empty = next(split for split in wanted if not found[split])
+        return UserError(
+            f"the {empty} split of {self.config.path} is empty ({sum(found.values()):,} {what} in all); use {remedy}, "
+            "or other fractions in corpus"
+        )

@@ -13,7 +13,7 @@ from lit_llm.config import UserError
 from lit_llm.config.json_text import parse_json
 from lit_llm.data.sources.encoding import counted, open_file, read_lines, require_encoding
 from lit_llm.data.sources.files import content_suffix, find_files
-from lit_llm.data.sources.hub import hub_rows
+from lit_llm.data.sources.hub import HubDataset
 from lit_llm.data.sources.parquet import parquet_rows
 
 ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
@@ -77,18 +77,14 @@ def iterate_rows(path: str, option: str) -> Iterator[tuple[str, int, Any]]:
     """All rows of a path: file, number (of the line in .jsonl, else of the row, both from 1), value.
 
     Args:
-        path: A file, a folder or glob (of which files without rows are passed over), or hf:NAME[[:CONFIG]:SPLIT].
+        path: A file, a folder or glob (of which files without rows are passed over), or hf:NAME[:CONFIG[:SPLIT]].
         option: What gave the path, for errors.
 
     Raises:
         UserError: there is no such file or data set, it has no rows, or it is broken.
     """
     if path.startswith("hf:"):
-        name, *rest = path.removeprefix("hf:").split(":")
-        if not name or len(rest) > 2:
-            raise UserError(f"{option} {path!r}: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
-        subset = rest[0] if len(rest) == 2 else None
-        for number, row in enumerate(hub_rows(name, subset, rest[-1] if rest else "train"), start=1):
+        for number, row in enumerate(HubDataset.parse(path, option).rows(), start=1):
             yield path, number, row
         return
     files = [file for file in find_files(path, option)[1] if _has_rows(file)]

@@ -87,16 +87,6 @@ class Source(Protocol):
     description: str
     binary_files: Files
 
-    def is_one_text(self, end_of_text: Sequence[str]) -> bool:
-        """Whether all there is to read is one document.
-
-        Args:
-            end_of_text: as of `pieces`.
-
-        Raises:
-            UserError: it cannot be read.
-        """
-
     def size_bytes(self) -> int | None:
         """Bytes of all that there is; None where that says little of the text (compressed, streamed)."""
 

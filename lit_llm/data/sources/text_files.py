@@ -90,19 +90,6 @@ class FileSource:
                 "leave it out"
             )
 
-    def is_one_text(self, end_of_text: Sequence[str]) -> bool:
-        """Whether all there is to read is one document in one plain text file.
-
-        Args:
-            end_of_text: As of `pieces`.
-
-        Raises:
-            UserError: the file cannot be read.
-        """
-        if len(self.files) > 1 or content_suffix(self.files[0]) in ROW_SUFFIXES:
-            return False
-        return not any(piece.further for piece in self.pieces(end_of_text))
-
     def size_bytes(self) -> int | None:
         """Bytes of all files; None where some are compressed."""
         if any(path.suffix in (".gz", ".parquet") for path in self.files):

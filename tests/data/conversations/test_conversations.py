@@ -78,7 +78,7 @@ def test_forms(form: str, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", row)
     (found,) = read_conversations([path])
     assert pairs(found.messages) == expected
-    assert found.row == RowPlace(path, 1)
+    assert found.place == RowPlace(path, 1)
     name = {"prompt and completion": "prompt_completion"}.get(form, form.split(" ")[0])
     if "as messages" not in form:
         assert read_conversations([path], name) == [found]
@@ -93,14 +93,14 @@ def test_files(name: str, tmp_path: Path) -> None:
     found = read_conversations([write(tmp_path / name, *rows)])
     assert [conversation.messages[0].content for conversation in found] == ["q0", "q1", "q2"]
     assert {conversation.messages[1].content for conversation in found} == {"é\n"}
-    assert [str(conversation.row) for conversation in found] == [f"{tmp_path / name}, row {n}" for n in (1, 2, 3)]
+    assert [str(conversation.place) for conversation in found] == [f"{tmp_path / name}, row {n}" for n in (1, 2, 3)]
 
 
 def test_rows_are_counted_as_an_editor_counts_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     row = json.dumps({"question": "q", "answer": "a"})
     path.write_text(f"\ufeff{row}\n\n{row}\n   \n{row}")
-    assert [conversation.row.row for conversation in read_conversations([str(path)])] == [1, 3, 5]
+    assert [conversation.place.number for conversation in read_conversations([str(path)])] == [1, 3, 5]
 
 
 def test_folders_globs_and_hub(tmp_path: Path) -> None:
@@ -124,14 +124,20 @@ def test_hub(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     write(tmp_path / "train.jsonl", {"question": "q", "answer": "a"}, {"question": "p", "answer": "b"})
     write(tmp_path / "test.jsonl", {"question": "t", "answer": "c"})
-    for path, expected in ((f"hf:{tmp_path}", ["q", "p"]), (f"hf:{tmp_path}:test", ["t"])):
+    names = ("", ":default", ":default:train", "::test", ":default:test")
+    for name, expected in zip(names, (["q", "p"], ["q", "p"], ["q", "p"], ["t"], ["t"]), strict=True):
+        path = f"hf:{tmp_path}{name}"
         found = read_conversations([path])
         assert [conversation.messages[0].content for conversation in found] == expected
-        assert str(found[-1].row) == f"{path}, row {len(expected)}"
-    with pytest.raises(UserError, match="cannot be loaded, split 'nosuch'"):
-        read_conversations([f"hf:{tmp_path}:nosuch"])
-    with pytest.raises(UserError, match="write hf:NAME, hf:NAME:SPLIT"):
-        read_conversations(["hf:a:b:c:d"])
+        assert str(found[-1].place) == f"{path}, row {len(expected)}"
+    with pytest.raises(UserError, match=r"cannot be loaded, split 'nosuch' \(.*nosuch.*\)$"):
+        read_conversations([f"hf:{tmp_path}::nosuch"])
+    # A split where a configuration is due: the error says where it belongs.
+    with pytest.raises(UserError, match=r"configuration 'test', split 'train' .*the third part, as in hf:\S+::test$"):
+        read_conversations([f"hf:{tmp_path}:test"])
+    for path in ("hf:a:b:c:d", "hf:", "hf::b"):
+        with pytest.raises(UserError, match=r"data\.paths 'hf:.*: write hf:NAME, hf:NAME:CONFIG, hf:NAME:CONFIG:SPLIT"):
+            read_conversations([path])
 
 
 def test_empty_answers_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -139,7 +145,7 @@ def test_empty_answers_are_left_out_and_counted(tmp_path: Path) -> None:
     long = {"messages": [{"role": "system", "content": ""}, user("q"), assistant("a"), user("r"), assistant("b")]}
     full = {"messages": [user("q"), assistant("a")]}
     rows = read_conversations([write(tmp_path / "a.json", full, empty, long, full)])
-    assert [conversation.row.row for conversation in rows] == [1, 3, 4]
+    assert [conversation.place.number for conversation in rows] == [1, 3, 4]
     assert rows.statistics.rows == 4
     assert rows.statistics.lines() == [
         "4 rows, 3 kept",
@@ -255,7 +261,7 @@ def test_preferences(name: str, suffix: str, tmp_path: Path) -> None:
     path = write(tmp_path / f"a.{suffix}", row)
     (found,) = read_preferences([path])
     assert (pairs(found.prompt), pairs(found.chosen), pairs(found.rejected)) == (QA[:1], QA[1:], [("assistant", "b")])
-    assert found.margin == margin and found.row == RowPlace(path, 1)
+    assert found.margin == margin and found.place == RowPlace(path, 1)
     (prompt,) = read_prompts([path])
     assert pairs(prompt.messages) == QA[:1]
 
@@ -275,7 +281,7 @@ def test_pairs_that_teach_nothing_are_left_out_and_counted(tmp_path: Path) -> No
     rows = [{"prompt": "q", "chosen": chosen, "rejected": rejected} for chosen, rejected in ("ab", "aa", ("a", " "))]
     whole = [user("q"), assistant("a")]
     found = read_preferences([write(tmp_path / "a.json", *rows, {"chosen": whole, "rejected": whole})])
-    assert [pair.row.row for pair in found] == [1]
+    assert [pair.place.number for pair in found] == [1]
     assert found.statistics.dropped == {"whose two answers are the same": 2, "with an empty answer": 1}
     assert found.statistics.rows == 4
 
@@ -403,7 +409,7 @@ def test_rows_that_are_not_to_be_learned(form: str, tmp_path: Path) -> None:
     row = ROWS_OF_FORMS[form]
     said = [{"weight": 0}, {"weight": 1.0}, {"train": False}, {"loss": 0.0}, {"loss": None}, {"train": True}]
     rows = read_form(form, write(tmp_path / "a.jsonl", *({**row, **each} for each in said)))
-    assert [each.row.row for each in rows] == [2, 5, 6]
+    assert [each.place.number for each in rows] == [2, 5, 6]
     assert rows.statistics.dropped == {"not to be learned by their weight, train or loss": 3}
     assert not rows.statistics.unread
     for field, value in (("weight", 0.5), ("train", "no"), ("loss", -1)):

@@ -32,7 +32,7 @@ def test_prompts_ask_for_an_answer_and_keep_their_fields(path: str, tokenizer: T
     assert sorted(numbers) == list(range(10))
     turns = "<|im_start|>user\n{} + 1 =<|im_end|>\n<|im_start|>assistant\n"
     assert [tokenizer.decode(ids) for ids in batch["prompts"]] == [turns.format(n) for n in numbers]
-    ids, supervised = data.example()
+    ((_, ids, supervised),) = data.example()
     assert tokenizer.decode(ids) == turns.format(0)
     assert supervised == [False] * len(ids)
 

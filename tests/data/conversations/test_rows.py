@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_datamodule import Recorder, trainer_for
+from recorded_batches import Recorder, trainer_for
 
 from lit_llm.config import ConversationDataConfig, PreferenceDataConfig, PromptDataConfig, UserError
 from lit_llm.data.conversations.data_module import opening_share

@@ -107,7 +107,7 @@ def test_the_answers_and_their_ends_are_learned(tmp_path: Path, tokenizer: Token
     (row,) = learned(data.train_dataset[0])
     assert tokenizer.decode(row) == "first<|endoftext|><|im_end|>second<|im_end|>"
     assert tokenizer.eot_id not in row
-    ids, supervised = data.example()
+    ((_, ids, supervised),) = data.example()
     assert tuple(index for index, mask in zip(ids, supervised, strict=True) if mask) == row
     # What comes after the last answer's end, a newline, teaches nothing.
     assert ids[-1] == tokenizer.im_end_id
@@ -149,7 +149,7 @@ def test_a_turn_of_no_weight_is_read_and_not_learned(tmp_path: Path, tokenizer: 
 def test_weights_where_all_is_learned(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_rows(tmp_path / "talks.jsonl", [weighted(1, 0, None, 1)])
     data = make(path, tokenizer, supervise="all")
-    ids, supervised = data.example()
+    ((_, ids, supervised),) = data.example()
     unlearned = [index for index, kept in zip(ids[1:], supervised[1:], strict=True) if not kept]
     assert tokenizer.decode(unlearned) == "WRONG<|im_end|>"
     for supervise, weights, message in (
@@ -219,7 +219,7 @@ def test_reasoning_of_earlier_turns_that_is_left_out_is_counted(tmp_path: Path, 
     for name, said in (("last thought", [line]), ("no thought", [line, opens])):
         data = make(path, templated(tokenizer, OPEN_THOUGHTS[name]), sequence_length=128)
         assert data.num_rows == 3 and data.statistics_lines()[1:] == said
-        ids, supervised = data.example()
+        ((_, ids, supervised),) = data.example()
         kept = tokenizer.decode(index for index, keep in zip(ids, supervised, strict=True) if keep)
         assert kept.startswith("b<|im_end|>") and kept.endswith("d<|im_end|>") and "so" not in tokenizer.decode(ids)
     assert make(path, tokenizer, sequence_length=128).statistics_lines()[1:] == []  # ours leaves nothing out
@@ -241,7 +241,7 @@ def test_the_padding_token_decides_nothing(tmp_path: Path, tokenizer: Tokenizer,
 
 def test_a_conversation_of_one_token_more_than_the_inputs_fits(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = write_rows(tmp_path / "talks.jsonl", [talk("question", "answer")])
-    length = len(make(path, tokenizer).example()[0])
+    length = len(make(path, tokenizer).example()[0][1])
     batch = make(path, tokenizer, sequence_length=length - 1).train_dataset[0]
     assert batch["tokens"].shape == (1, length - 1)
     with pytest.raises(UserError, match=r"100.0% of 1 rows are left out"):

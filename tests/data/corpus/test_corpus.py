@@ -93,7 +93,7 @@ def test_folder_by_suffix_sorted_hidden_and_binary_left_out(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     write_rows(tmp_path / "rows.jsonl", ROWS[:2])
     (tmp_path / "z.txt.gz").write_bytes(gzip.compress("zipped ü".encode()))
-    source = corpus(tmp_path)
+    source = corpus(tmp_path, validation_fraction=0.0)
     found = [(document.key, document.text) for document in source.documents()]
     assert found == [
         ("rows.jsonl:1", "row 0 é"),
@@ -108,8 +108,8 @@ def test_glob(tmp_path):
     for name in ("a/x.txt", "a/b/y.txt", "a/b/z.md", "w.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(name)
-    keys = [document.key for document in corpus(tmp_path / "a" / "**" / "*.txt").documents()]
-    assert keys == ["b/y.txt", "x.txt"]
+    keys = [document.key for document in corpus(tmp_path / "a" / "**" / "*.txt", split="tail").documents()]
+    assert list(dict.fromkeys(keys)) == ["b/y.txt", "x.txt"]
     assert texts(corpus(tmp_path / "?.txt", validation_fraction=0.0)) == ["w.txt"]
 
 
@@ -129,13 +129,16 @@ def test_stdlib():
 def test_hugging_face_folder(tmp_path):
     pytest.importorskip("datasets")
     write_rows(tmp_path / "train.jsonl")
+    write_rows(tmp_path / "test.jsonl", ROWS[:3])
     source = corpus(f"hf:{tmp_path}")
     assert texts(source) == [row["text"] for row in ROWS] == texts(source)
-    assert source.size_bytes() is None
+    assert source.size_bytes() is None and source.description == f"hf:{tmp_path} (train)"
+    for name in ("::test", ":default:test"):
+        assert texts(corpus(f"hf:{tmp_path}{name}", validation_fraction=0.0)) == [row["text"] for row in ROWS[:3]]
     with pytest.raises(UserError, match=r"row 0: no field 'content'; set corpus\.text_field to one of: text, id"):
         texts(corpus(f"hf:{tmp_path}", text_field="content"))
     with pytest.raises(UserError, match="cannot be loaded") as error:
-        texts(corpus(f"hf:{tmp_path}", hf_split="nosuch"))
+        texts(corpus(f"hf:{tmp_path}::nosuch"))
     assert "\n" not in str(error.value)
 
 
@@ -179,7 +182,7 @@ def test_parquet_with_invalid_utf8(tmp_path):
     raw = pa.array([b"ok", b"a\xffb"], type=pa.binary())
     column = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-    source = corpus(tmp_path / "a.parquet")
+    source = corpus(tmp_path / "a.parquet", validation_fraction=0.0)
     assert texts(source) == ["ok", "a\ufffdb"] and source.counts.replaced_bytes == 1
 
 
@@ -373,7 +376,7 @@ def test_tail_of_tinyshakespeare_is_nanogpts(piece_bytes):
     assert source.counts.documents == {"train": 1, "validation": 1, "test": 0}
 
 
-@pytest.mark.parametrize("length", [1, 7, 10, 20, 100, 1000, 12_345])
+@pytest.mark.parametrize("length", [20, 27, 100, 1000, 12_345])
 @pytest.mark.parametrize("piece_bytes", [11, 10**6])
 def test_tail_cuts_at_the_character(tmp_path, length, piece_bytes):
     text = ("ab é日\n" * length)[:length]
@@ -405,13 +408,99 @@ def test_tail_over_many_documents(tmp_path):
     assert source.counts.empty_documents == 1
 
 
-def test_one_text_by_hash_advises_tail(tmp_path):
+@pytest.mark.parametrize("piece_bytes", [3, 10**6])
+def test_tail_cuts_every_file_and_its_documents_stay_whole_elsewhere(tmp_path, piece_bytes):
+    written = {"a.txt": "é" * 100 + "1234567890" * 2, "b.txt": "x" * 290 + "y" * 110, "c.md": "one two<|endoftext|>end"}
+    for name, text in written.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    source = corpus(tmp_path, split="tail", validation_fraction=0.1, test_fraction=0.05, piece_bytes=piece_bytes)
+    documents = list(source.documents())
+    parts: dict[str, dict[str, str]] = {}
+    for document in documents:
+        of_file = parts.setdefault(document.key.partition(":")[0], {})
+        of_file[document.split] = of_file.get(document.split, "") + document.text
+    plain = {name: text.replace("<|endoftext|>", "") for name, text in written.items()}
+    for name, shares in parts.items():
+        length = len(plain[name])
+        assert list(shares) == ["train", "validation", "test"] and "".join(shares.values()) == plain[name]
+        for split, share in (("train", 0.85), ("validation", 0.1), ("test", 0.05)):
+            assert abs(len(shares[split]) - share * length) <= 1, (name, split)
+    total = sum(map(len, plain.values()))
+    found = {split: sum(len(shares[split]) for shares in parts.values()) for split in ("train", "validation", "test")}
+    # Exact over the whole corpus, as if it were one text.
+    assert found == {"train": total * 85 // 100, "validation": total * 95 // 100 - total * 85 // 100, "test": 27}
+    assert total == 530 and sum(found.values()) == total
+    # Each file's share of a split ends as a document does: 2 + 2 + 3, as one of the last file's two is cut.
+    assert source.counts.documents == {"train": 4, "validation": 3, "test": 3}
+    assert sum(document.final for document in documents) == 10
+    for skip in (1, 5, len(documents) - 1):
+        assert list(source.documents(skip=skip)) == documents[skip:]
+
+
+def test_tail_is_exact_over_files_that_are_too_short_to_be_cut_exactly(tmp_path):
+    for number in range(60):
+        (tmp_path / f"{number:02}.txt").write_text("abcdefg"[: 1 + number % 7])
+    source = corpus(tmp_path, split="tail", validation_fraction=0.05, test_fraction=0.4)
+    documents = list(source.documents())
+    whole = "".join(document.text for document in documents)
+    total = sum(1 + number % 7 for number in range(60))
+    assert len(whole) == total == 234
+    counts = {split: sum(len(each.text) for each in documents if each.split == split) for split in ("train", "test")}
+    assert counts["train"] == int(total * 0.55) and abs(counts["test"] - total * 0.4) <= 1
+
+
+def test_auto_is_hash_where_there_are_documents_enough_and_tail_where_not(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text(f"{name} " * 500)
+    source = corpus(tmp_path, test_fraction=0.1)
+    assert source.split == "tail" and source.counts.bytes == 0
+    for name in ("a", "b"):
+        assert "".join(texts(source, "validation")).count(name) == pytest.approx(25, abs=1)
+    source.say_split()
+    assert capsys.readouterr().err == (
+        "corpus.split auto is tail: the last 5% of every file are validation, then 10% of every file are test, as "
+        "there are too few documents to choose whole ones\n"
+    )
+    # Ten documents in each split are enough, and no more are read to know: the last line is not JSON.
+    rows = [{"text": f"row {number}"} for number in range(1000)]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    path.write_text(path.read_text() + "{broken\n")
+    many = corpus(path)
+    assert many.split == "hash"
+    many.say_split()
+    assert capsys.readouterr().err == "corpus.split auto is hash: whole documents are chosen by a hash for validation\n"
+    with pytest.raises(UserError, match="broken JSON"):
+        texts(many)
+    write_rows(path, rows)
+    by_hash = [document.split for document in corpus(path, split="hash").documents()]
+    assert [document.split for document in many.documents()] == by_hash
+    held_out = next(n for n in range(1000) if by_hash[: n + 1].count("validation") == 10) + 1
+    for number, split in ((held_out - 1, "tail"), (held_out, "hash")):
+        assert corpus(write_rows(path, rows[:number])).split == split
+    # Where nothing is held out or it was not left to auto there is nothing to tell, and nothing is read.
+    path.write_text("{broken")
+    corpus(path, validation_fraction=0.0).say_split()
+    corpus(tmp_path / "*.txt", split="tail").say_split()
+    assert capsys.readouterr().err == ""
+
+
+def test_too_few_documents_are_refused_at_once(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x" * 100)
     for where in (path, tmp_path, tmp_path / "*.txt"):
-        with pytest.raises(UserError, match=r"corpus\.split tail"):
-            corpus(where)
+        with pytest.raises(UserError, match=r"is one document.*set corpus\.split tail"):
+            corpus(where, split="hash")
     assert texts(corpus(path, validation_fraction=0.0)) == ["x" * 100]
+    (tmp_path / "b.txt").write_text("x" * 100)
+    with pytest.raises(
+        UserError, match=r"^the validation split of .* is empty \(2 documents in all\); use corpus\.split tail"
+    ):
+        corpus(tmp_path, split="hash")
+    for length in (1, 7, 10):
+        path.write_text("x" * length)
+        for split in ("auto", "tail"):
+            with pytest.raises(UserError, match=rf"is empty \({length} characters in all\); use more text, or other"):
+                corpus(path, split=split, validation_fraction=0.05, test_fraction=0.05)
 
 
 def content_errors() -> list:

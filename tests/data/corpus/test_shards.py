@@ -11,25 +11,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from shard_files import write_split
 
 from lit_llm.config import UserError
 from lit_llm.data.corpus import shards as module
 from lit_llm.data.corpus.manifest import Manifest
-from lit_llm.data.corpus.shards import ShardedTokens, ShardWriter, token_dtype
-
-
-def write_split(folder: Path, arrays: list[np.ndarray], vocab_size: int = 1000) -> Manifest:
-    """A folder of shards that holds `arrays`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    infos = []
-    for number, array in enumerate(arrays):
-        writer = ShardWriter(folder / f"shard_{number:05d}.npy", token_dtype(vocab_size))
-        for piece in np.array_split(array, 3):
-            writer.append(piece, documents=int(len(piece) > 0), num_bytes=2 * len(piece))
-        infos.append(writer.close())
-    manifest = Manifest("digest", vocab_size, token_dtype(vocab_size), 0, 1, {"<|eot|>": 0}, {"path": "x"}, infos)
-    manifest.save(folder)
-    return manifest
+from lit_llm.data.corpus.shards import ShardedTokens, ShardWriter
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_shards import write_split
+from shard_files import write_split
 
 from lit_llm.config import UserError
 from lit_llm.data.corpus.shards import ShardedTokens
