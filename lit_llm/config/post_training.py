@@ -102,6 +102,8 @@ class PostTrainingConfig(RunConfig):
         super().__post_init__()
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"epochs is {self.epochs}; it must be above 0, or null for trainer.max_steps")
+        if self.epochs is not None and self.trainer.max_tokens is not None:
+            raise UserError("epochs and trainer.max_tokens both say how long the run is; give one of the two")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout is {self.dropout}; it must be from 0 to below 1")
         if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
@@ -401,5 +403,10 @@ class PPOConfig(PostTrainingConfig):
         super()._check_strategy()
         if self.trainer.strategy in ("fsdp1", "deepspeed"):
             raise UserError(f"PPO makes several updates in a step, which {self.trainer.strategy} cannot; use fsdp")
+        if self.trainer.max_tokens is not None:
+            raise UserError(
+                "trainer.max_tokens cannot be turned into steps before answers are written; give trainer.max_steps, "
+                "epochs or trainer.max_time"
+            )
         if self.trainer.spike_action == "skip":
             raise UserError("trainer.spike_action skip is about a single update; PPO makes several, use log or off")

@@ -1,0 +1,96 @@
+"""How far work has come: lines in a pipe, a bar on a terminal, nothing on other ranks."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+
+import pytest
+
+from lit_llm.config import progress as module
+from lit_llm.config.progress import in_words, progress, track
+
+
+class Clock:
+    """A clock that moves on when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
+def test_a_pipe_gets_a_line_now_and_then_and_one_at_the_end(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    done = []
+    for number in track(range(1000), "tokenising rows"):
+        done.append(number)
+        clock.now += 0.025  # 25 seconds in all
+    assert done == list(range(1000))
+    assert capsys.readouterr().err.splitlines() == [
+        "tokenising rows: 40% of 1,000 rows, about 15 seconds left",
+        "tokenising rows: 80% of 1,000 rows, about 5 seconds left",
+        "tokenising rows: 1,000 rows in 25 seconds",
+    ]
+    with progress("encoding", None, "bytes") as advance:
+        for _ in range(3):
+            clock.now += 11
+            advance(2_500_000)
+    assert capsys.readouterr().err.splitlines() == [
+        *(f"encoding: {size} MB so far" for size in ("2.5", "5.0", "7.5")),
+        "encoding: 7.5 MB in 33 seconds",
+    ]
+
+
+def test_what_is_done_at_once_or_fails_or_is_another_ranks_is_not_told(
+    clock: Clock, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert list(track([1, 2], "short")) == [1, 2]
+    clock.now += 5
+    with progress("hidden", 3, shown=False) as advance:
+        clock.now += 50
+        advance(3)
+    with pytest.raises(ZeroDivisionError), progress("failing", 3):
+        clock.now += 50
+        _ = 1 / 0
+    monkeypatch.setenv("RANK", "1")
+    with progress("elsewhere", 3) as advance:
+        clock.now += 50
+        advance(3)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stderr", screen)
+    for name, value in (("TERM", "xterm"), ("COLUMNS", "120")):
+        monkeypatch.setenv(name, value)
+    for unit, shown in (("texts", "3/3 texts"), ("bytes", "3/3 bytes")):
+        with progress("writing", 3, unit) as advance:
+            advance(3)
+        drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+        assert "writing" in drawn and "━" in drawn and shown in drawn
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        (0.2, "1 second"),
+        (75, "75 seconds"),
+        (95, "2 minutes"),
+        (3600, "1 hour"),
+        (4800, "1 hour 20 minutes"),
+        (3 * 86400 + 3600, "3 days 1 hour"),
+    ],
+)
+def test_a_time_in_words(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
