@@ -16,8 +16,8 @@ class TrainerConfig:
     max_steps: int = 1000
     """Optimizer steps in the run."""
     max_tokens: int | None = None
-    """End the run when the model has read about so many tokens: sets max_steps, to which the schedule is fitted. Null:
-    max_steps as it is given."""
+    """End the run when the model has read about so many tokens, without padding: sets max_steps, which the schedule is
+    fitted to. Null: max_steps as it is given."""
     max_time: str | float | None = None
     """End the run, with a checkpoint and its model folder, at the first step after this time: minutes, HH:MM:SS or
     DD:HH:MM:SS (in quotes in YAML). Each start and resume counts anew; the schedule stays that of max_steps."""
