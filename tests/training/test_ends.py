@@ -10,7 +10,6 @@ import lightning as L
 import pytest
 import yaml
 from conftest import MakeRun
-from ranks import train_on_ranks
 from run_files import all_curves, assert_identical, checkpoints, last_state
 from stage_runs import make_stage, run_stage
 
@@ -254,30 +253,3 @@ def test_patience_without_validations_is_refused(make_run: MakeRun, tmp_path: Pa
     with pytest.raises(UserError, match=r"early_stopping_patience needs validation data"):
         run_stage(config)
     assert not (config.folder / "config.yaml").exists()
-
-
-# several ranks
-
-
-class OtherClocks(L.Callback):
-    """Lets the time of rank 0 be over at once, and that of the others never."""
-
-    def on_train_start(self, trainer: L.Trainer, *arguments: Any) -> None:
-        end = next(each for each in trainer.callbacks if isinstance(each, EndOfRun))
-        end._started += -1e6 if trainer.is_global_zero else 1e6
-
-
-@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_ranks_end_together(strategy: str, make_run: MakeRun, free_port: int) -> None:
-    """About the time rank 0 decides; about the loss all decide alike, so that none waits for another."""
-    options = {"devices": 2, "strategy": strategy, "timeout_minutes": 1.0}
-    config = make_run("time", trainer={"max_steps": 3, **RARELY, **options, "max_time": 500})
-    train_on_ranks(config, 2, free_port, OtherClocks())
-    assert list(checkpoints(config)) == [1] and steps(config, "train/loss") == [1]
-    assert "trainer.max_time 500 is over" in (config.folder / "report.md").read_text()
-    if strategy == "fsdp":
-        return  # a second start costs as much as the first
-    config = patient(make_run, "patience", 1, trainer=options)
-    train_on_ranks(config, 2, free_port, Keep())
-    losses = [loss for _, loss in all_curves(config)["val/loss"]]
-    assert len(losses) < 12 and losses[-1] >= losses[-2] == min(losses)
