@@ -74,6 +74,11 @@ class PreferenceDataConfig(RowsConfig):
 class PromptDataConfig(RowsConfig):
     """Prompts to answer; batch_size counts prompts."""
 
+    paths: list[str] = field(default_factory=list)
+    """Files (.json, .jsonl, .parquet), folders, globs or hf:NAME with the training rows. A row is an object such as
+    {"prompt": "What is 2 + 3?", "answer": "5"}: its prompt stands in the field prompt, instruction, question, messages
+    or conversations, answers in it are not read, and every field is given to the reward functions under its name."""
+
 
 def _samples() -> SampleConfig:
     return SampleConfig(prompts=[], sampling=SamplingConfig(max_new_tokens=128, temperature=0.7))
@@ -281,7 +286,11 @@ class PPOConfig(PostTrainingConfig):
     algorithm: Literal["ppo", "grpo"] = "ppo"
     """"ppo" learns values for its advantages; "grpo" compares the answers to the same prompt."""
     rewards: list[str] = field(default_factory=list)
-    """Where the reward is from: folders of reward models, and Python functions as package.module:function."""
+    """Where the reward is from: folders of reward models, and Python functions as package.module:function, of a file in
+    the working directory too. A function is called by name with lists of equal length, one entry for each answer:
+    function(prompts=[...], completions=[...], answer=[...], ...), where prompts and completions are texts and each field
+    of the prompts' rows, such as answer, has a list of its own (**fields takes those that are not wanted). It returns a
+    list of finite numbers, one for each answer; more is better."""
     reward_weights: list[float] | None = None
     """Weight of each of `rewards` in their sum; null: 1 each."""
     max_new_tokens: int = 128
