@@ -288,9 +288,9 @@ class PPOConfig(PostTrainingConfig):
     rewards: list[str] = field(default_factory=list)
     """Where the reward is from: folders of reward models, and Python functions as package.module:function, of a file in
     the working directory too. A function is called by name with lists of equal length, one entry for each answer:
-    function(prompts=[...], completions=[...], answer=[...], ...), where prompts and completions are texts and each field
-    of the prompts' rows, such as answer, has a list of its own (**fields takes those that are not wanted). It returns a
-    list of finite numbers, one for each answer; more is better."""
+    function(prompts=[...], completions=[...], answer=[...], ...). There prompts and completions are texts, and each
+    field of the prompts' rows, such as answer, has a list of its own; **fields takes those that are not wanted. It
+    returns a list of finite numbers, one for each answer; more is better."""
     reward_weights: list[float] | None = None
     """Weight of each of `rewards` in their sum; null: 1 each."""
     max_new_tokens: int = 128
