@@ -12,6 +12,7 @@ from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.run import RunConfig, SampleConfig
+from lit_llm.config.trainer import TrainerConfig
 
 SMOOTHED_LOSSES = ("sigmoid", "robust", "exo")
 """DPO losses that read label_smoothing."""
@@ -343,6 +344,8 @@ class PPOConfig(PostTrainingConfig):
     """The optimizer."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="linear", warmup_steps=0))
     """The learning rate over time, by step; a step is one round of answers with all its updates."""
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(log_every_n_steps=1))
+    """The Lightning Trainer; a step is long, and so every one has a point in the curves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -109,12 +109,14 @@ def header_lines(
 
 def architecture(model: ModelConfig) -> str:
     """A model's architecture in words: the preset that it is, or the one of transformers that computes the same."""
-    wanted = _of_architecture(model)
+    wanted, scores = _of_architecture(model), model.output == "score"
+    use = " as a reward model" if scores else ""
     for name in PRESETS:
-        if _of_architecture(preset(name)) == wanted:
-            return name
+        known = preset(name)
+        if _of_architecture(known.as_score() if scores else known) == wanted:
+            return f"{name}{use}"
     family, _ = family_of(model)
-    return "an architecture of this package" if family is None else f"the {family.model_type} architecture"
+    return f"{'an architecture of this package' if family is None else f'the {family.model_type} architecture'}{use}"
 
 
 def _of_architecture(model: ModelConfig) -> dict[str, Any]:

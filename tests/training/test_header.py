@@ -57,7 +57,7 @@ def test_a_start_and_a_resume_have_a_header(make_run: MakeRun, capsys: pytest.Ca
     [
         ("sft", {}, ["sft     the llama architecture, ", "rows: ", "length  1 steps of 8 rows: about "]),
         ("dpo", {"lora": {"rank": 2}}, [", of which lora adds and trains ", " rows: about "]),
-        ("reward", {}, ["reward  the llama architecture, "]),
+        ("reward", {}, ["reward  the llama architecture as a reward model, "]),
         ("ppo", {"group_size": 2}, [" trained with the critic's)", "1 steps of 8 prompts x 2 answers: 16 answers"]),
     ],
 )
@@ -73,6 +73,7 @@ def test_the_header_of_later_stages(
 
 def test_architectures_in_words() -> None:
     assert architecture(preset("modern-1m", vocab_size=99, dropout=0.1)) == "modern-1m"
+    assert architecture(preset("modern-1m", vocab_size=99).as_score()) == "modern-1m as a reward model"
     assert architecture(preset("gpt2")) == "gpt2"
     assert architecture(preset("gpt2", num_layers=3)) == "the gpt2 architecture"
     assert architecture(tiny_model("modern-1m")) == "an architecture of this package"
