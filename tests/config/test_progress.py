@@ -5,11 +5,17 @@ from __future__ import annotations
 import io
 import re
 import sys
+from pathlib import Path
 
 import pytest
+from stage_runs import make_stage, run_stage
 
+from lit_llm.cli.generate import generate
+from lit_llm.config import CorpusConfig, EvaluateConfig, GenerateConfig, PrepareConfig, SamplingConfig
 from lit_llm.config import progress as module
 from lit_llm.config.progress import in_words, progress, track
+from lit_llm.stages.evaluate import evaluate
+from lit_llm.stages.prepare import prepare_data
 
 
 class Clock:
@@ -94,3 +100,32 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_time_in_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
+
+
+def test_every_long_work_tells_a_pipe_how_far_it_is(
+    corpus_folder: Path,
+    shards: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    corpus = CorpusConfig(path=str(corpus_folder), validation_fraction=0.15)
+    prepare_data(PrepareConfig(corpus, tokenizer=str(shards / "tokenizer"), output=str(tmp_path / "shards")))
+    assert "encoding: 100% of " in capsys.readouterr().err
+    config = make_stage("dpo", tmp_path, trainer={"max_steps": 1, "val_every_n_steps": None}, sample_prompts=0)
+    run_stage(config)
+    said = capsys.readouterr().err
+    for line in (
+        f"reading {config.data.paths[0]}: 60 rows so far",
+        "tokenising rows: 100% of 60 rows",
+        "log-probabilities of the reference, train pairs: 100% of 6 batches",
+    ):
+        assert f"{line}\n" in said
+    model = str(config.folder / "model")
+    generate(GenerateConfig(model, ["b", "c"], stream=False, sampling=SamplingConfig(max_new_tokens=2)))
+    assert "writing: 100% of 2 texts\n" in capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("bcd dfg\n" * 20)
+    evaluate(EvaluateConfig(model, texts=[str(tmp_path / "text.txt")], preferences=config.data.paths))
+    said = capsys.readouterr().err
+    assert re.search(r"text\.txt.*: 100% of 160 bytes\n", said) and "reading answers: 100% of 8 batches\n" in said
