@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.config.json_text import parse_json
+from lit_llm.config.progress import progress
 from lit_llm.data.sources.encoding import read_text
 from lit_llm.stages.loading import load, tell_begin_token
 
@@ -142,21 +143,16 @@ def _stream(writer: _Writer, texts: list[_Text]) -> int:
 
 def _write_in_batches(writer: _Writer, texts: list[_Text]) -> int:
     """All texts at once, each shown when those before it are whole."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     from lit_llm.generation import Completion
 
     engine = writer.engine(texts, writer.config.batch_size)
     done = [Completion() for _ in texts]
     shown = 0
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("texts", total=len(texts))
+    with progress("writing", len(texts), "texts") as advance:
         while engine.busy:
             for event in engine.step():
                 done[event.request - 1].add(event)  # requests are numbered from 1
-                progress.advance(task, event.finish_reason is not None)
+                advance(event.finish_reason is not None)
             while shown < len(done) and done[shown].finish_reason is not None:
                 print(_shown(writer, texts[shown], done[shown]))
                 shown += 1

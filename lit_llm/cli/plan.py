@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from lit_llm.config import PlanConfig, UserError
+from lit_llm.config.progress import track
 
 if TYPE_CHECKING:
     from lit_llm.planning import Gpu
@@ -125,8 +125,8 @@ def _print_memory(
         column.no_wrap = True
     for column in table.columns[2:]:
         column.justify = "right"
-    bar = {"console": Console(stderr=True), "disable": not (config.fit and sys.stderr.isatty()), "transient": True}
-    for number, option in enumerate(track(options, "fitting micro-batches", **bar)):
+    shown = track(options, "fitting micro-batches", unit="choices") if config.fit else options
+    for number, option in enumerate(shown):
         table.add_row(
             *_memory_row(option),
             *([_largest(config, option, limit)] if config.fit else []),

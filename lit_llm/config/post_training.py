@@ -12,6 +12,7 @@ from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.run import RunConfig, SampleConfig
+from lit_llm.config.trainer import TrainerConfig
 
 SMOOTHED_LOSSES = ("sigmoid", "robust", "exo")
 """DPO losses that read label_smoothing."""
@@ -74,6 +75,11 @@ class PreferenceDataConfig(RowsConfig):
 class PromptDataConfig(RowsConfig):
     """Prompts to answer; batch_size counts prompts."""
 
+    paths: list[str] = field(default_factory=list)
+    """Files (.json, .jsonl, .parquet), folders, globs or hf:NAME with the training rows. A row is an object such as
+    {"prompt": "What is 2 + 3?", "answer": "5"}: its prompt stands in the field prompt, instruction, question, messages
+    or conversations, answers in it are not read, and every field is given to the reward functions under its name."""
+
 
 def _samples() -> SampleConfig:
     return SampleConfig(prompts=[], sampling=SamplingConfig(max_new_tokens=128, temperature=0.7))
@@ -102,6 +108,8 @@ class PostTrainingConfig(RunConfig):
         super().__post_init__()
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"epochs is {self.epochs}; it must be above 0, or null for trainer.max_steps")
+        if self.epochs is not None and self.trainer.max_tokens is not None:
+            raise UserError("epochs and trainer.max_tokens both say how long the run is; give one of the two")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout is {self.dropout}; it must be from 0 to below 1")
         if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
@@ -279,7 +287,11 @@ class PPOConfig(PostTrainingConfig):
     algorithm: Literal["ppo", "grpo"] = "ppo"
     """"ppo" learns values for its advantages; "grpo" compares the answers to the same prompt."""
     rewards: list[str] = field(default_factory=list)
-    """Where the reward is from: folders of reward models, and Python functions as package.module:function."""
+    """Where the reward is from: folders of reward models, and Python functions as package.module:function, of a file in
+    the working directory too. A function is called by name with lists of equal length, one entry for each answer:
+    function(prompts=[...], completions=[...], answer=[...], ...). There prompts and completions are texts, and each
+    field of the prompts' rows, such as answer, has a list of its own; **fields takes those that are not wanted. It
+    returns a list of finite numbers, one for each answer; more is better."""
     reward_weights: list[float] | None = None
     """Weight of each of `rewards` in their sum; null: 1 each."""
     max_new_tokens: int = 128
@@ -332,6 +344,8 @@ class PPOConfig(PostTrainingConfig):
     """The optimizer."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="linear", warmup_steps=0))
     """The learning rate over time, by step; a step is one round of answers with all its updates."""
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(log_every_n_steps=1))
+    """The Lightning Trainer; a step is long, and so every one has a point in the curves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -401,5 +415,10 @@ class PPOConfig(PostTrainingConfig):
         super()._check_strategy()
         if self.trainer.strategy in ("fsdp1", "deepspeed"):
             raise UserError(f"PPO makes several updates in a step, which {self.trainer.strategy} cannot; use fsdp")
+        if self.trainer.max_tokens is not None:
+            raise UserError(
+                "trainer.max_tokens cannot be turned into steps before answers are written; give trainer.max_steps, "
+                "epochs or trainer.max_time"
+            )
         if self.trainer.spike_action == "skip":
             raise UserError("trainer.spike_action skip is about a single update; PPO makes several, use log or off")

@@ -74,7 +74,8 @@ class RunConfig:
             raise UserError("resume_changed has no effect on a run that is not resumed; give ckpt_path, too")
         check_finite(self)
         self._check_strategy()
-        self.check_warmup()
+        if self.trainer.max_tokens is None:  # else the length is not known before the data is
+            self.check_warmup()
 
     def check_warmup(self) -> None:
         """Refuse a warm-up that the run does not reach the end of.
@@ -87,6 +88,20 @@ class RunConfig:
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than "
                 f"trainer.max_steps {self.trainer.max_steps}"
             )
+
+    def set_steps_of_tokens(self, tokens_per_row: float) -> None:
+        """Put the steps of `trainer.max_tokens`, where it is given, into trainer.max_steps; one at least.
+
+        Args:
+            tokens_per_row: tokens that the model reads in a row of a batch, on average.
+
+        Raises:
+            UserError: the warm-up is longer than that.
+        """
+        if self.trainer.max_tokens is not None:
+            tokens_per_step = tokens_per_row * self.data.batch_size
+            self.trainer.max_steps = max(1, int(self.trainer.max_tokens / tokens_per_step))
+            self.check_warmup()
 
     def _check_strategy(self) -> None:
         """Refuse what a strategy cannot do."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +14,15 @@ class TrainerConfig:
     """How long, on what and how often. Every count is in optimizer steps, whatever the accumulation."""
 
     max_steps: int = 1000
-    """Optimizer steps in the run; a run has no other end."""
+    """Optimizer steps in the run."""
+    max_tokens: int | None = None
+    """End the run when the model has read about so many tokens, without padding: sets max_steps, which the schedule is
+    fitted to. Null: max_steps as it is given."""
+    max_time: str | float | None = None
+    """End the run, with a checkpoint and its model folder, at the first step after this time: minutes, HH:MM:SS or
+    DD:HH:MM:SS (in quotes in YAML). Each start and resume counts anew; the schedule stays that of max_steps."""
+    early_stopping_patience: int | None = None
+    """End the run after so many validations in a row without a lower val/loss (in PPO: without a higher reward)."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device."""
     devices: int | Literal["auto"] = "auto"
@@ -58,7 +67,7 @@ class TrainerConfig:
     keep_best_checkpoint: bool = True
     """Keep the checkpoint of the lowest val/loss among those saved where validation ran."""
     log_every_n_steps: int = 10
-    """Write the training curves after every so many steps."""
+    """Write the training curves after every so many steps and at the last one."""
     spike_action: Literal["off", "log", "skip"] = "log"
     """What to do about a step whose loss or gradient norm lies far above the recent ones: nothing; write its score
     as a curve and say so; or leave out its update, too."""
@@ -102,9 +111,50 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"trainer.{name} is {value}; it must be above 0")
+        self._check_ends()
         self._check_strategy()
         if isinstance(self.devices, int) and self.devices < 1:
             raise UserError(f"trainer.devices is {self.devices}; it must be at least 1")
+
+    @property
+    def max_seconds(self) -> float | None:
+        """The time of `max_time` in seconds; None for no limit.
+
+        Raises:
+            UserError: it is no time, or not above 0.
+        """
+        if self.max_time is None:
+            return None
+        text = str(self.max_time).strip()
+        try:
+            parts = [60 * float(text)] if ":" not in text else [int(part) for part in text.split(":")]
+        except ValueError:
+            parts = []
+        seconds = sum(part * size for part, size in zip(reversed(parts), (1, 60, 3600, 86400), strict=False))
+        if len(parts) not in (1, 3, 4) or not 0 < seconds < math.inf or min(parts) < 0:
+            raise UserError(
+                f"trainer.max_time is {self.max_time}; it must be minutes above 0, or a time as '00:30:00' (HH:MM:SS) "
+                "or '01:12:00:00' (DD:HH:MM:SS)"
+            )
+        return seconds
+
+    def _check_ends(self) -> None:
+        """Refuse ends of a run that are never reached, or reached at once."""
+        for name in ("max_tokens", "early_stopping_patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"trainer.{name} is {value}; it must be at least 1, or null")
+        # YAML reads 12:30:00 without quotes as the number 45000
+        if isinstance(self.max_time, int | float) and self.max_time >= 3600:
+            raise UserError(
+                f"trainer.max_time is {self.max_time:g} minutes; YAML wants a time in quotes, as '12:30:00', and more "
+                "than 60 hours as '03:00:00:00' (DD:HH:MM:SS)"
+            )
+        _ = self.max_seconds
+        if self.early_stopping_patience is not None and self.val_every_n_steps is None:
+            raise UserError(
+                "trainer.early_stopping_patience needs validations on the way; set trainer.val_every_n_steps"
+            )
 
     def _check_strategy(self) -> None:
         """Refuse options that the strategy would ignore."""

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from lit_llm.config.progress import progress
 
 
-@contextmanager
-def byte_progress(description: str, total: int | None) -> Iterator[Any]:
-    """A progress bar on stderr that counts bytes; shows nothing where stderr is not a terminal.
+def byte_progress(description: str, total: int | None) -> AbstractContextManager[Callable[[int], None]]:
+    """Show how many bytes of data have been read; see `lit_llm.config.progress.progress`.
 
     Args:
         description: what is going on.
         total: bytes at the end, or None where that is not known.
 
-    Yields:
-        A function to call with the bytes done since the last call.
+    Returns:
+        A context manager that gives a function to call with the bytes done since the last call.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda num_bytes: progress.advance(task, num_bytes)
+    return progress(description, total, "bytes")

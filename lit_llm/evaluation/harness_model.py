@@ -15,9 +15,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_llm.config import BeginToken, SamplingConfig, UserError, sample_seed
+from lit_llm.config.progress import progress
 from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation import Engine, Event
 from lit_llm.generation.inference import inference
@@ -250,10 +250,10 @@ class HarnessModel(TemplateLM):
             is_chat = isinstance(request.args[0], RenderedPrompt)
             ends = (*self._stop_tokens, *self.chat_format.stop_ids) if is_chat else self._stop_tokens
             submitted.append(engine.submit(ids, sampling, stop_tokens=ends))
-        with tqdm(total=len(prompts), desc="texts", disable=disable_tqdm or None) as progress:
+        with progress("writing", len(prompts), "texts", shown=not disable_tqdm) as advance:
 
             def tell(event: Event) -> None:
-                progress.update(event.finish_reason is not None)
+                advance(event.finish_reason is not None)
 
             done = engine.run(tell)
         return [
@@ -279,13 +279,13 @@ class HarnessModel(TemplateLM):
             groups.setdefault(tuple(text[-self.max_length - 1 : -1]), []).append(number)
         texts = sorted(groups, key=len, reverse=True)
         answers: dict[int, tuple[float, bool]] = {}
-        with tqdm(total=len(requests), desc="log-probabilities", disable=disable_tqdm or None) as progress:
+        with progress("log-probabilities", len(requests), "requests", shown=not disable_tqdm) as advance:
             for start in range(0, len(texts), self._batch_size):
                 batch = texts[start : start + self._batch_size]
                 numbers = [number for text in batch for number in groups[text]]
                 wanted = [[requests[number][2] for number in groups[text]] for text in batch]
                 answers.update(zip(numbers, self._score(batch, wanted), strict=True))
-                progress.update(len(numbers))
+                advance(len(numbers))
         return [answers[number] for number in range(len(requests))]
 
     def _score(

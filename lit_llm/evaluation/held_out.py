@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import ConversationDataConfig, PreferenceDataConfig, SamplingConfig
+from lit_llm.config.progress import track
 from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.data.conversations.supervised import ConversationDataModule
 from lit_llm.generation import Completion, complete
@@ -120,12 +121,7 @@ def _on_device(batches: Iterable[dict[str, Any]], model: Decoder) -> Iterator[di
 
 def _answer_log_probs(model: Decoder, batches: Iterable[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
     """For each batch the log-probability of each row's answers [rows], and their tokens [rows]."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    shown = track(batches, "reading answers", console=console, disable=not console.is_terminal, transient=True)
-    for batch in _on_device(shown, model):
+    for batch in _on_device(track(batches, "reading answers", unit="batches"), model):
         scored = batch["targets"] != IGNORE_INDEX
         with torch.no_grad():
             log_probs = token_log_probs(model.eval(), batch["tokens"], batch["targets"]).log_probs

@@ -30,7 +30,8 @@ def write_report(config: RunConfig, result: RunResult, sections: Sequence[tuple[
     )
     facts = [
         ("model", shape),
-        ("training", f"{trainer.max_steps:,} steps of {data.batch_size} rows, {result.tokens:,} tokens"),
+        ("training", f"{result.steps:,} steps of {data.batch_size} rows, {result.tokens:,} tokens"),
+        *([("ended early", result.ended_early)] if result.ended_early is not None else []),
         ("optimizer", f"{config.optimizer.name}, schedule {config.schedule.name}, precision {trainer.precision}"),
         ("speed", f"{result.tokens_per_second:,.0f} tokens/s at the end"),
         ("made with", f"torch {torch.__version__}, lightning {lightning.__version__}, {platform.machine()}"),

@@ -61,6 +61,11 @@ class LanguageModule(L.LightningModule):
 
     metric_names: ClassVar[tuple[str, ...]] = ()
     """Means that the stage's `token_loss` notes; those without a "/" are logged as train/NAME, all as val/NAME."""
+    progress_curves: ClassVar[tuple[tuple[str, str, str], ...]] = (
+        ("train/loss", "loss", ".3f"),
+        ("val/loss", "val loss", ".3f"),
+    )
+    """Curves that a run shows while it goes on: name, what it is called there, and the format of its value."""
     counts_tokens: ClassVar[bool] = True
     """Whether the loss is per token, so that perplexity and bits per byte mean something."""
     replayable: ClassVar[bool] = True
@@ -81,6 +86,7 @@ class LanguageModule(L.LightningModule):
         self.training_means = NamedMeans(self.metric_names)
         self.validation_means = NamedMeans(self.metric_names)
         self.step_guard: Any = None  # asked before each update: a `lit_llm.training.guards.StepGuard`
+        self.is_last_step = False  # set by what ends a run before max_steps: `lit_llm.training.ends.EndOfRun`
         self._parts: list[tuple[Tensor, Tensor]] = []  # loss sum and tokens of each micro-batch of the step
 
     @property
@@ -120,7 +126,12 @@ class LanguageModule(L.LightningModule):
         """Whether the curves of the present step will be written."""
         if self._trainer is None:
             return True
-        return (self.trainer.global_step + 1) % self.config.trainer.log_every_n_steps == 0
+        return self.logs_step(self.trainer.global_step + 1)
+
+    def logs_step(self, step: int) -> bool:
+        """Whether the curves of a step, counted from 1, are written: every so many, and those of the last one."""
+        trainer = self.config.trainer
+        return step % trainer.log_every_n_steps == 0 or step >= trainer.max_steps or self.is_last_step
 
     def tokens_of(self, batch: dict[str, Tensor]) -> int:
         """Tokens that the model reads in a micro-batch, for the throughput."""

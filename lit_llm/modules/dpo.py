@@ -9,13 +9,12 @@ from typing import ClassVar
 
 import safetensors.torch
 import torch
-from rich.console import Console
-from rich.progress import track
 from safetensors import SafetensorError
 from torch import Tensor
 
 from lit_llm.config import DPOConfig, UserError
 from lit_llm.config.files import whole_file
+from lit_llm.config.progress import track
 from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.distributed.ranks import data_parallel_rank
 from lit_llm.interop import read_model_config
@@ -46,6 +45,13 @@ class DPOModule(LanguageModule):
         "logps/chosen_drift",
         "entropy",
         "completion_length",
+    )
+    progress_curves = (
+        *LanguageModule.progress_curves,
+        ("rewards/margins", "margin", ".3f"),
+        ("rewards/accuracies", "accuracy", ".1%"),
+        ("val/rewards/margins", "val margin", ".3f"),
+        ("val/rewards/accuracies", "val accuracy", ".1%"),
     )
     counts_tokens: ClassVar[bool] = False
     config: DPOConfig
@@ -190,12 +196,8 @@ class DPOModule(LanguageModule):
         loader = self.data.make_evaluation_loader(split, rank, shares)
         table = torch.zeros(pairs, 2, device=self.device)
         context = nullcontext() if self._trainer is None else self.trainer.precision_plugin.forward_context()
-        console = Console(stderr=True)
-        shown = track(
-            loader, f"reference, {split}", console=console, disable=rank > 0 or not console.is_terminal, transient=True
-        )
         with context:
-            for batch in shown:
+            for batch in track(loader, f"log-probabilities of the reference, {split} pairs", unit="batches"):
                 batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
                 log_probs = self._token_log_probs(self._frozen[0], batch).log_probs
                 sums = self._sums(log_probs, batch["targets"] != IGNORE_INDEX)

@@ -58,6 +58,13 @@ class PPOModule(LanguageModule):
     """
 
     metric_names: ClassVar[tuple[str, ...]] = (*ROUND_MEANS, *UPDATE_MEANS)
+    progress_curves = (
+        ("objective/scores", "reward", ".3f"),
+        ("objective/kl", "KL", ".4f"),
+        ("objective/response_length", "length", ".1f"),
+        ("val/reward", "val reward", ".3f"),
+        ("val/response_length", "val length", ".1f"),
+    )
     counts_tokens: ClassVar[bool] = False
     replayable: ClassVar[bool] = False
     config: PPOConfig
@@ -341,7 +348,7 @@ class PPOModule(LanguageModule):
         ended, answers = self.total(counts).tolist()
         coefficient = self.kl_price.coefficient
         self.kl_price.update(means["objective/kl"], round(answers))
-        if step % self.config.trainer.log_every_n_steps == 0:
+        if self.logs_step(step):
             rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
             known = {"objective/num_eos": ended, "objective/kl_coefficient": coefficient}
             self.record({"train/loss": loss, "train/gradient_norm": norm, **means, **known, **rates}, step)

@@ -28,6 +28,11 @@ class RewardModule(LanguageModule):
     """
 
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy", "margin", "mean_reward")
+    progress_curves = (
+        *LanguageModule.progress_curves,
+        ("train/accuracy", "accuracy", ".1%"),
+        ("val/accuracy", "val accuracy", ".1%"),
+    )
     counts_tokens: ClassVar[bool] = False
     config: RewardConfig
 

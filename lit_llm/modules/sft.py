@@ -23,6 +23,7 @@ class SFTModule(PretrainingModule):
         token_bytes: UTF-8 bytes that each token id stands for [vocab_size], or None.
     """
 
+    progress_curves = (*PretrainingModule.progress_curves, ("val/token_accuracy", "val accuracy", ".1%"))
     config: SFTConfig
 
     def __init__(self, config: SFTConfig, token_bytes: Tensor | None = None) -> None:

@@ -101,9 +101,10 @@ def _check_model_options(config: PostTrainingConfig, model: ModelConfig) -> None
 
 
 def open_data(config: PostTrainingConfig, data: RowsDataModule) -> None:
-    """Read the rows, and count the steps of the epochs."""
+    """Read the rows, and count the steps of the epochs or of trainer.max_tokens."""
     data.setup("fit")
     config.set_steps(data.num_samples)
+    config.set_steps_of_tokens(data.tokens_per_sample)
 
 
 def show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:

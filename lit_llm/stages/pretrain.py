@@ -49,6 +49,7 @@ def build_pretraining(config: PretrainConfig) -> tuple[PretrainingModule, TokenD
     fit_vocabulary(config, tokenizer)
     data = TokenDataModule(config.data, tokenizer, config.seed)
     data.setup("fit")  # what is wrong with the shards is said before there is a run folder
+    config.set_steps_of_tokens(data.tokens_per_sample)
     return PretrainingModule(config, torch.tensor(tokenizer.byte_lengths())), data, tokenizer
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.evaluation.run_report import write_report
+from lit_llm.training.ends import AlreadyEnded
 from lit_llm.training.replay import recorded_run, replay_step
 from lit_llm.training.run import RunResult, fit
 from lit_llm.training.run_folder import is_finished, is_first_process, run_folder
@@ -49,7 +51,12 @@ def run_stage(
         return None
     with run_folder(config):
         prompts, sections = (None, ()) if introduce is None else introduce(config, data, tokenizer)
-        result = fit(config, module, data, tokenizer, callbacks, prompts)
+        try:
+            result = fit(config, module, data, tokenizer, callbacks, prompts)
+        except AlreadyEnded as ended:
+            if is_first_process():
+                print(ended, file=sys.stderr)
+            return None
         if is_first_process():
             write_report(config, result, sections)
     return result

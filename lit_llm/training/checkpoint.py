@@ -40,6 +40,8 @@ class CheckpointPolicy(Checkpoint):
 
     Attributes:
         stopping: raised once the next checkpoint is on the disk; None goes on.
+        ending: whether the step that is running, or the validation after it, is the last of the run although it is not
+            that of `max_steps`.
     """
 
     def __init__(self, folder: Path, config: TrainerConfig) -> None:
@@ -48,6 +50,7 @@ class CheckpointPolicy(Checkpoint):
         self.best_loss: float | None = None
         self.best_step: int | None = None
         self.stopping: type[Interrupted] | None = None
+        self.ending = False
         self._validation_loss: tuple[int, float] | None = None
         self._last_saved = -1
         self._last_time = 0.0
@@ -71,7 +74,7 @@ class CheckpointPolicy(Checkpoint):
         step = trainer.global_step
         self._settle(trainer, wait=False)
         self._look_at_clock(trainer, step)
-        if step >= self.config.max_steps:
+        if self.ending or step >= self.config.max_steps:
             trainer.should_stop = True  # makes Lightning validate once more, whatever the interval
         if not self._validates(trainer, batch_idx):
             self._reach_boundary(trainer)
@@ -123,8 +126,8 @@ class CheckpointPolicy(Checkpoint):
 
     def _due(self, step: int) -> bool:
         every = self.config.save_every_n_steps
-        asked = self.stopping is not None or step >= self.config.max_steps or step == self._timed_step
-        return asked or (every is not None and step % every == 0)
+        asked = self.stopping is not None or step == self._timed_step
+        return asked or self.ending or step >= self.config.max_steps or (every is not None and step % every == 0)
 
     def _validates(self, trainer: L.Trainer, batch_idx: int) -> bool:
         if not trainer.enable_validation or not sum(trainer.num_val_batches):  # which Lightning passes over, hooks too

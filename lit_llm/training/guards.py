@@ -170,7 +170,7 @@ class StepGuard(L.Callback):
         if options.spike_action == "off":
             return False
         verdict = self.window.judge(loss, norm)
-        if verdict.score is not None and (verdict.spike or step % options.log_every_n_steps == 0):
+        if verdict.score is not None and (verdict.spike or self._module().logs_step(step)):
             self._module().record({"train/spike_score": verdict.score}, step)
         if verdict.spike:
             path = self._write(step, loss, norm, parts, verdict.score, updated=not verdict.leave_out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import lightning as L
@@ -10,21 +9,25 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-# where stderr is not a terminal, a line of plain text at most this often
-_SECONDS_BETWEEN_LINES = 15.0
+from lit_llm.config.progress import LineClock, in_words
 
 
 class TrainingProgress(L.Callback):
-    """A bar over optimizer steps with the newest losses, or a line now and then where stderr is not a terminal."""
+    """Shows how far the training has come: the step, and the newest values of the module's `progress_curves`.
+
+    On a terminal it is a bar, elsewhere a line now and then. Each validation leaves a line in any case.
+    """
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self._bar: Progress | None = None
-        self._last_line = 0.0
+        self._clock = LineClock()
+        self._first_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar at the step that the run starts from."""
-        self._last_line = time.monotonic()
+        self._clock = LineClock()
+        self._first_step = trainer.global_step
         if not trainer.is_global_zero or not self.console.is_terminal:
             return
         self._bar = Progress(
@@ -45,7 +48,7 @@ class TrainingProgress(L.Callback):
         """Move on."""
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, curves=self._curves(trainer))
-        elif trainer.is_global_zero and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+        elif trainer.is_global_zero and self._clock.due():
             self._line(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -67,19 +70,17 @@ class TrainingProgress(L.Callback):
             self._bar = None
 
     def _line(self, trainer: L.Trainer) -> None:
-        self._last_line = time.monotonic()
-        text = f"step {trainer.global_step}/{trainer.max_steps}  {self._curves(trainer)}"
-        self.console.print(text, highlight=False)
+        self._clock.restart()
+        step, steps = trainer.global_step, trainer.max_steps
+        parts = [f"step {step}/{steps}", self._curves(trainer)]
+        if self._first_step < step < steps:
+            left = self._clock.seconds * (steps - step) / (step - self._first_step)
+            parts.append(f"about {in_words(left)} left")
+        # without a width, so that a long line stays one line in a file
+        self.console.print("  ".join(filter(None, parts)), highlight=False, soft_wrap=True)
 
     @staticmethod
     def _curves(trainer: L.Trainer) -> str:
-        values = trainer.callback_metrics
-        parts = []
-        for name, label, form in (
-            ("train/loss", "loss", ".3f"),
-            ("val/loss", "val", ".3f"),
-            ("throughput/tokens_per_second", "tok/s", ",.0f"),
-        ):
-            if name in values:
-                parts.append(f"{label} {float(values[name]):{form}}")
-        return "  ".join(parts)
+        values, module = trainer.callback_metrics, trainer.lightning_module
+        shown = (*module.progress_curves, ("throughput/tokens_per_second", "tok/s", ",.0f"))  # type: ignore[union-attr]
+        return "  ".join(f"{label} {float(values[name]):{form}}" for name, label, form in shown if name in values)

@@ -22,8 +22,10 @@ from lit_llm.training.checkpoint import CheckpointPolicy
 from lit_llm.training.checkpoint_files import step_of
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO
 from lit_llm.training.curves import Curves
+from lit_llm.training.ends import EndOfRun, check_patience
 from lit_llm.training.failures import readable_failures, set_distributed_defaults
 from lit_llm.training.guards import StepGuard
+from lit_llm.training.header import RunHeader
 from lit_llm.training.interrupt import GracefulStop
 from lit_llm.training.optimizer_state import NamedOptimizerState
 from lit_llm.training.profiling import StepProfiler
@@ -59,6 +61,10 @@ class RunResult:
     """Tokens that the model has read in training."""
     tokens_per_second: float
     """Speed at the end."""
+    steps: int
+    """Optimizer steps that are done."""
+    ended_early: str | None = None
+    """Why the run has ended before `trainer.max_steps`, or None."""
 
 
 def fit(
@@ -84,16 +90,15 @@ def fit(
     Raises:
         UserError: bad input, a loss that is not finite, a full disk, or a request to stop.
     """
+    check_patience(config, data)
     set_distributed_defaults(config.folder)
     set_matmul_precision(config.trainer)
     resume_from = checkpoint_to_resume(config)
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
-    speed = Throughput(
-        training_flops_per_token(config.model, config.data.sequence_length),
-        config.trainer.log_every_n_steps,
-    )
+    speed = Throughput(training_flops_per_token(config.model, config.data.sequence_length))
     if prompts is None:
         prompts = SamplePrompts.of_texts(config.samples.prompts, tokenizer)
+    end = EndOfRun(config, CheckpointPolicy(config.folder / "checkpoints", config.trainer))
     samples = TextSamples(prompts, config.samples.sampling, tokenizer)
     # read before the training: the folder may be gone after it
     settings = generation_settings(
@@ -107,7 +112,7 @@ def fit(
             folder=config.folder,
             accumulation=accumulation,
             first_step=0 if resume_from is None else step_of(Path(resume_from)),
-            callbacks=_callbacks(config, resume_from, accumulation, (speed, samples), callbacks),
+            callbacks=_callbacks(config, resume_from, accumulation, (speed, samples), end, callbacks),
             micro_batch_size=data.micro_batch_size(data_parallel_processes(config.trainer)),
         )
         with readable_failures(config):
@@ -116,7 +121,16 @@ def fit(
     weights = whole_weights(trainer, module)  # every rank takes part
     if trainer.is_global_zero:
         _write_model(config, module, weights, tokenizer, settings)
-    return RunResult(config.folder, model_folder, metrics, samples.texts, speed.tokens, speed.tokens_per_second)
+    return RunResult(
+        folder=config.folder,
+        model_folder=model_folder,
+        metrics=metrics,
+        samples=samples.texts,
+        tokens=speed.tokens,
+        tokens_per_second=speed.tokens_per_second,
+        steps=trainer.global_step,
+        ended_early=end.reason,
+    )
 
 
 def _callbacks(
@@ -124,12 +138,14 @@ def _callbacks(
     resume_from: str | None,
     accumulation: int,
     measuring: Sequence[L.Callback],
+    end: EndOfRun,
     more: Sequence[L.Callback],
 ) -> list[L.Callback]:
     """Those of every run and `more`, in the order in which they are called: checkpoints are written at the end."""
-    policy = CheckpointPolicy(config.folder / "checkpoints", config.trainer)
     return [
         SameStart(resume_from),
+        end,
+        RunHeader(config, resume_from),
         RunRecord(config, resume_from),
         NamedOptimizerState(),
         ExactResume(config.seed, config.data.batch_size // accumulation),
@@ -138,8 +154,8 @@ def _callbacks(
         StepProfiler(config.folder / "profile", config.trainer.profile_steps),
         *([TrainingProgress()] if config.trainer.enable_progress_bar else []),
         *more,
-        GracefulStop(policy),
-        policy,
+        GracefulStop(end.policy),
+        end.policy,
     ]
 
 

@@ -46,19 +46,34 @@ def _clear(config: RunConfig) -> None:
     """Delete an earlier run or refuse to; or leave it for one that goes on with it."""
     folder = config.folder
     if config.overwrite:
-        for name in ("checkpoints", "tensorboard", "model", "adapter", "replay", "profile", "flight_recorder"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for path in (*folder.glob("config*.yaml"), folder / "report.md"):
-            path.unlink(missing_ok=True)
+        _delete(folder)
     elif (folder / "config.yaml").exists() and config.ckpt_path is None:
+        if not _has_results(folder):
+            _delete(folder)
+            print(f"{folder} holds a run that ended before its first checkpoint; it begins again", file=sys.stderr)
+            return
         steps = list(saved_checkpoints(folder / "checkpoints"))
         state = "a finished run" if (folder / "model").exists() else "a half-finished run"
         where = f"at step {steps[-1]}" if steps else "without a checkpoint"
-        on = "last goes on with it" if steps else "last_or_begin begins it again"
+        on = "--ckpt_path last goes on with it, " if steps else ""
         raise UserError(
-            f"{folder} already holds {state} {where}: --ckpt_path {on}, --overwrite true starts again, --run_name NAME "
-            "starts another"
+            f"{folder} already holds {state} {where}: {on}--overwrite true starts again, --run_name NAME starts another"
         )
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether a run folder holds anything that took time to make: a checkpoint, also one set aside, or a model."""
+    # names that begin with a dot are those of checkpoints that were not written to the end
+    checkpoints = (path for path in (folder / "checkpoints").glob("*") if not path.name.startswith("."))
+    return any(checkpoints) or any((folder / name).exists() for name in ("model", "adapter", "report.md"))
+
+
+def _delete(folder: Path) -> None:
+    """Delete all that a run leaves in its folder."""
+    for name in ("checkpoints", "tensorboard", "model", "adapter", "replay", "profile", "flight_recorder"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for path in (*folder.glob("config*.yaml"), folder / "report.md"):
+        path.unlink(missing_ok=True)
 
 
 def _nothing_to_resume(config: RunConfig) -> UserError:
@@ -107,18 +122,26 @@ def is_finished(config: RunConfig) -> bool:
         return False
     saved = saved_checkpoints(config.folder / "checkpoints")
     step = max(saved, default=-1)
-    report = config.folder / "report.md"  # the last thing that a run writes
-    if step < config.trainer.max_steps or not report.is_file() or not (config.folder / "model").is_dir():
-        return False
-    if report.stat().st_mtime_ns < saved[step].stat().st_mtime_ns or damage(saved[step]) is not None:
+    if step < config.trainer.max_steps or not is_written(config, step) or damage(saved[step]) is not None:
         return False
     if is_first_process():
         print(f"{config.folder} is finished at step {step}; a larger {_length_option(config)} goes on", file=sys.stderr)
     return True
 
 
+def is_written(config: RunConfig, step: int) -> bool:
+    """Whether model folder and report are there, and no older than the checkpoint of `step`, which has to be, too."""
+    report = config.folder / "report.md"  # the last thing that a run writes
+    checkpoint = saved_checkpoints(config.folder / "checkpoints").get(step)
+    if checkpoint is None or not report.is_file() or not (config.folder / "model").is_dir():
+        return False
+    return report.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+
+
 def _length_option(config: RunConfig) -> str:
     """The option that says how long a run is."""
+    if config.trainer.max_tokens is not None:
+        return "--trainer.max_tokens"
     return "--epochs" if getattr(config, "epochs", None) is not None else "--trainer.max_steps"
 
 

@@ -105,7 +105,7 @@ def _other_rates(saved: dict[str, Any], config: RunConfig, step: int) -> bool:
 
 
 class RunRecord(L.Callback):
-    """Says where a run starts, refuses settings that it would silently be learned with, and writes config.yaml.
+    """Refuses settings that it would silently be learned with, and writes config.yaml.
 
     A resume that is refused leaves the earlier config.yaml alone. Where one with other settings goes on, the earlier
     one is kept as config.1.yaml and so on, with the steps that it held for.
@@ -148,10 +148,6 @@ class RunRecord(L.Callback):
             self._renew_optimizers(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        if self.resume_from is None:
-            print(f"starting {self.config.folder}", file=sys.stderr)
-        else:
-            print(f"resumed at step {step} from {self.resume_from}", file=sys.stderr)
         if any(each.learned for each in self._differences):
             self._set_aside(step)
         write_config(self.config, step, self._saved)

@@ -39,16 +39,14 @@ class Throughput(L.Callback):
 
     Args:
         flops_per_token: forward and backward, counted.
-        every_n_steps: optimizer steps between two points.
 
     Attributes:
         tokens: seen so far, those before a resume included.
         tokens_per_second: speed at the last point.
     """
 
-    def __init__(self, flops_per_token: float, every_n_steps: int) -> None:
+    def __init__(self, flops_per_token: float) -> None:
         self.flops_per_token = flops_per_token
-        self.every_n_steps = every_n_steps
         self.tokens = 0
         self.tokens_per_second = 0.0
 
@@ -57,6 +55,12 @@ class Throughput(L.Callback):
         self._step = trainer.global_step
         self._tokens = self.tokens
         self._waited = trainer.train_dataloader.wait_seconds
+
+    def _measure(self) -> float:
+        """Set the speed since the last point; returns the seconds since then."""
+        seconds = time.perf_counter() - self._since
+        self.tokens_per_second = (self.tokens - self._tokens) / seconds
+        return seconds
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -77,13 +81,12 @@ class Throughput(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log at every `every_n_steps`-th step."""
+        """Log where the module logs its curves."""
         self.tokens += pl_module.tokens_of(batch) * data_parallel_rank(trainer)[1]
         step = trainer.global_step
-        if step % self.every_n_steps or step == self._step:
+        if step == self._step or not pl_module.logs_step(step):
             return
-        seconds = time.perf_counter() - self._since
-        self.tokens_per_second = (self.tokens - self._tokens) / seconds
+        seconds = self._measure()
         values = {
             "throughput/tokens": float(self.tokens),
             "throughput/tokens_per_second": self.tokens_per_second,
@@ -95,6 +98,11 @@ class Throughput(L.Callback):
             values["throughput/mfu"] = self.tokens_per_second * self.flops_per_token / (peak * trainer.world_size)
         pl_module.record(values, step)
         self._restart(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take the speed of all steps where the run has ended before the first point."""
+        if not self.tokens_per_second and hasattr(self, "_since"):
+            self._measure()
 
     def state_dict(self) -> dict[str, Any]:
         """The tokens seen."""

@@ -39,12 +39,42 @@ def test_a_used_run_folder(make_run: MakeRun) -> None:
     with pytest.raises(ZeroDivisionError):
         pretrain(half, callbacks=[At(5, divide)])
     refused(lambda: pretrain(make_run("half")), "already holds a half-finished run at step 4", *ways)
-    empty = make_run("empty")
-    with pytest.raises(ZeroDivisionError):
-        pretrain(empty, callbacks=[At(1, divide)])
-    again = "--ckpt_path last_or_begin begins it again"
-    refused(lambda: pretrain(make_run("empty")), "a half-finished run without a checkpoint", again, *ways)
     assert contents(finished.folder) == before
+
+
+@pytest.mark.parametrize("left", ["nothing", "a half-written checkpoint", "one set aside", "a model"])
+def test_a_run_that_failed_before_its_first_checkpoint(
+    left: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command begins it again; what took time to make is kept."""
+    config = make_run(trainer={"max_steps": 2})
+    with pytest.raises(ZeroDivisionError):
+        pretrain(config, callbacks=[At(2, divide)])  # after the first step's curves
+    checkpoints, notes = config.folder / "checkpoints", config.folder / "notes.txt"
+    checkpoints.mkdir(exist_ok=True)
+    notes.write_text("mine")
+    costly = {
+        "nothing": None,
+        "a half-written checkpoint": None,
+        "one set aside": checkpoints / "step_00000002.ckpt.abandoned",
+        "a model": config.folder / "model",
+    }[left]
+    if left == "a half-written checkpoint":
+        (checkpoints / ".step_00000002.ckpt.partial").write_bytes(b"half")
+    capsys.readouterr()
+    if costly is not None:
+        costly.mkdir()
+        refused(lambda: pretrain(make_run(trainer={"max_steps": 2})), "already holds a", "--overwrite true")
+        assert costly.exists() and (config.folder / "config.yaml").exists()
+        return
+    pretrain(make_run(trainer={"max_steps": 2}, seed=5))
+    said = capsys.readouterr().err
+    assert f"{config.folder} holds a run that ended before its first checkpoint; it begins again\n" in said
+    assert [path.name for path in checkpoints.iterdir()] == ["step_00000002.ckpt"] and notes.read_text() == "mine"
+    # the curves are those of this run alone
+    assert [step for step, _ in all_curves(config)["train/loss"]] == [1, 2]
+    assert len(list((config.folder / "tensorboard").glob("events*"))) == 1
+    assert yaml.safe_load((config.folder / "config.yaml").read_text())["seed"] == 5
 
 
 def test_overwrite_replaces_the_run_and_nothing_else(make_run: MakeRun) -> None:

@@ -8,12 +8,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import lightning as L
 import pytest
 from conftest import MakeRun
 from ranks import start_training, train_on_ranks
+from run_files import all_curves, checkpoints
 from test_resume import assert_same_run
 
 from lit_llm.config import PretrainConfig
+from lit_llm.training.ends import EndOfRun
 
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {"data": {"micro_batch_size": 2}, "trainer": {"strategy": "ddp"}},
@@ -75,3 +78,33 @@ def test_killed_ranks_go_on_bit_identically(case: str, make_run: MakeRun) -> Non
     train_on_ranks(killed, 2, port())
     assert_same_run(straight, killed)
     assert not list(checkpoints.glob(".step_*.partial"))
+
+
+class OtherClocks(L.Callback):
+    """Lets the time of rank 0 be over at once, and that of the others never."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        end = next(each for each in trainer.callbacks if isinstance(each, EndOfRun))
+        end._started += -1e6 if trainer.is_global_zero else 1e6
+
+
+def test_ranks_end_together_by_the_clock_of_the_first(make_run: MakeRun) -> None:
+    trainer = {"max_steps": 3, "devices": 2, "strategy": "ddp", "max_time": 500, "save_every_n_steps": None}
+    config = make_run(trainer={**trainer, "timeout_minutes": 1.0})
+    train_on_ranks(config, 2, port(), OtherClocks())
+    assert list(checkpoints(config)) == [1] and [step for step, _ in all_curves(config)["val/loss"]] == [1]
+    assert "trainer.max_time 500 is over" in (config.folder / "report.md").read_text()
+
+
+@pytest.mark.slow
+def test_ranks_end_together_by_their_common_loss(make_run: MakeRun) -> None:
+    """A rate far too high, so that validation gets worse."""
+    trainer = {"max_steps": 12, "val_every_n_steps": 1, "early_stopping_patience": 1, "timeout_minutes": 1.0}
+    config = make_run(
+        trainer={**trainer, "devices": 2, "strategy": "fsdp"},
+        optimizer={"learning_rate": 10.0},
+        schedule={"name": "constant", "warmup_steps": 0},
+    )
+    train_on_ranks(config, 2, port())
+    losses = [loss for _, loss in all_curves(config)["val/loss"]]
+    assert len(losses) < 12 and losses[-1] >= losses[-2] == min(losses)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from lit_llm.config import RowsConfig, UserError
+from lit_llm.config.progress import track
 from lit_llm.data.conversations.encoded_rows import Items, RowEvaluation, RowStream
 from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.tokenizer.chat import ChatFormat, Message
@@ -157,6 +158,18 @@ class RowsDataModule(ResumableDataModule):
         """How often the first `samples` samples go through the training rows."""
         return samples / self.num_samples
 
+    @property
+    def summary(self) -> str:
+        """See `ResumableDataModule`."""
+        amounts = [f"{len(split.items.places):,} in {name}" for name, split in self._splits.items() if len(split.items)]
+        return f"rows: {', '.join(amounts)}; from {', '.join([*self.config.paths, *self.config.validation_paths])}"
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """See `ResumableDataModule`; padding is not counted."""
+        items = self.items("train")
+        return float(items.token_lengths().sum()) / len(items)
+
     def prompts(self, count: int) -> list[tuple[Message, ...]]:
         """The first `count` different prompts of the validation rows; fewer where there are not so many."""
         _ = self._splits
@@ -217,12 +230,9 @@ class RowsDataModule(ResumableDataModule):
 
     def _encode_rows(self, name: str, paths: Sequence[str]) -> list[EncodedRow]:
         """The rows of some files that can be used, tokenised; the others are counted."""
-        from rich.console import Console
-        from rich.progress import track
-
-        rows, kept, console = self.read(paths, name), [], Console(stderr=True)
+        rows, kept = self.read(paths, name), []
         statistics = rows.statistics
-        for row in track(rows, "tokenising rows", console=console, disable=not console.is_terminal, transient=True):
+        for row in track(rows, "tokenising rows"):
             messages = self.messages_of(row)
             for field_name in {name for message in messages for name in self.chat.unread(message)}:
                 statistics.unread[f"{field_name} of messages"] += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from lit_llm.config import UserError
+from lit_llm.config.progress import track
 from lit_llm.data.conversations.forms import (
     FORMS,
     Messages,
@@ -195,16 +196,10 @@ def _read(
     paths: Sequence[str], option: str, parse: Callable[[Row], T | str], messages_of: Callable[[T], Messages]
 ) -> Rows[T]:
     """The rows that `parse` makes something of; where it returns text, that is why a row is left out."""
-    from rich.console import Console
-    from rich.progress import track
-
-    rows, console = Rows[T](), Console(stderr=True)
+    rows = Rows[T]()
     statistics = rows.statistics
     for path in paths:
-        found = iterate_rows(path, option)
-        if console.is_terminal:
-            found = track(found, f"reading {path}", console=console, transient=True)
-        for file, number, value in found:
+        for file, number, value in track(iterate_rows(path, option), f"reading {path}"):
             statistics.rows += 1
             row = Row(RowPlace(file, number), value)
             parsed = parse(row)

@@ -60,6 +60,16 @@ class ResumableDataModule(LightningDataModule):
     def passes(self, samples: int) -> float:
         """How often the first `samples` samples go through the data."""
 
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """How much data there is, and where it is from, in a line for a reader."""
+
+    @property
+    @abstractmethod
+    def tokens_per_sample(self) -> float:
+        """Tokens of a sample that the model reads, on average over the training data."""
+
     # The hooks of Lightning.
 
     def train_dataloader(self) -> TimedDataLoader:

@@ -130,6 +130,17 @@ class TokenDataModule(ResumableDataModule):
         """How often the first `samples` samples go through the path that is read most often."""
         return max(self.epochs(samples))
 
+    @property
+    def summary(self) -> str:
+        """See `ResumableDataModule`."""
+        amounts = [f"{sum(map(len, self.splits[split])):,} in {split}" for split in SPLITS if self.splits[split]]
+        return f"tokens: {', '.join(amounts)}; from {', '.join(self.config.paths)}"
+
+    @property
+    def tokens_per_sample(self) -> float:
+        """See `ResumableDataModule`."""
+        return float(self.config.sequence_length)
+
     def bytes_per_token(self, split: str) -> float:
         """UTF-8 bytes of source text for each token of a split, which turns nats per token into bits per byte."""
         sources = self.splits[split]
