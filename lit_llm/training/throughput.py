@@ -51,6 +51,11 @@ class Throughput(L.Callback):
         self.every_n_steps = every_n_steps
         self.tokens = 0
         self.tokens_per_second = 0.0
+        self._counted_step: int | None = None
+
+    def tokens_at(self, step: int) -> int | None:
+        """The tokens seen after a step, or None where that is not the newest step, or has not ended."""
+        return self.tokens if step == self._counted_step else None
 
     def _restart(self, trainer: L.Trainer) -> None:
         self._since = time.perf_counter()
@@ -79,7 +84,7 @@ class Throughput(L.Callback):
     ) -> None:
         """Log at every `every_n_steps`-th step."""
         self.tokens += pl_module.tokens_of(batch) * data_parallel_rank(trainer)[1]
-        step = trainer.global_step
+        step = self._counted_step = trainer.global_step
         if step % self.every_n_steps or step == self._step:
             return
         seconds = time.perf_counter() - self._since
