@@ -121,7 +121,15 @@ def test_run_name_and_output_root(make_run: MakeRun, tmp_path: Path) -> None:
     )
     pretrain(config)
     written = {path.name for path in (tmp_path / "team" / "first").iterdir()}
-    assert written == {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "model", "report.md"}
+    assert written == {
+        "config.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "model",
+        "report.html",
+        "report.md",
+    }
     with pytest.raises(UserError, match="run_name"):
         make_run("../first")
 

@@ -178,7 +178,7 @@ def test_what_tensorboard_is_told_of_a_run(make_run: MakeRun) -> None:
     content = events.SummaryMetadata("custom_scalars__config__") and events.Tensors("custom_scalars__config__")[-1]
     layout = layout_pb2.Layout.FromString(content.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for chart in layout.category[0].chart}
-    assert list(charts)[0] == "loss" and charts["loss"] == ["^val/loss$", "^train/loss$"]
+    assert next(iter(charts)) == "loss" and charts["loss"] == ["^val/loss$", "^train/loss$"]
     assert {"perplexity", "bits_per_byte"} < charts.keys()
     start = parse_session_start_info_plugin_data(events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content)
     told = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
