@@ -20,10 +20,22 @@ from lit_llm.training.checkpoint_files import saved_checkpoints
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 
+def event_folder(config: RunConfig) -> Path:
+    """Where TensorBoard's files are: the one folder in tensorboard/, named as TensorBoard is to call the run."""
+    (folder,) = (config.folder / "tensorboard").iterdir()
+    return folder
+
+
+def tensorboard_events(config: RunConfig) -> EventAccumulator:
+    """All that TensorBoard shows of a run."""
+    events = EventAccumulator(str(event_folder(config)), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
 def all_curves(config: RunConfig) -> dict[str, list[tuple[int, float]]]:
     """Every logged value as (step, value), as TensorBoard shows it."""
-    events = EventAccumulator(str(config.folder / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
+    events = tensorboard_events(config)
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from memory import ALLOCATOR
 from reporting import print_report
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PRETRAIN = Path(__file__).resolve().parents[1] / "pretrain.py"
 ENVIRONMENT = {**os.environ, **ALLOCATOR, "OMP_NUM_THREADS": "1"}
@@ -92,11 +91,12 @@ def train(folder: Path, name: str, trainer: dict[str, Any], options: argparse.Na
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
-    events = EventAccumulator(str(folder / "runs" / run / "tensorboard"), size_guidance={"scalars": 0})
-    events.Reload()
+    from lit_llm.training.step_lines import read_step_lines
+
+    lines = read_step_lines(folder / "runs" / run / "metrics.jsonl")
 
     def curve(tag: str) -> np.ndarray:
-        return np.array([event.value for event in events.Scalars(tag)])
+        return np.array([line[tag] for line in lines if tag in line])
 
     tokens_per_step = options.rows * options.length
     return {

@@ -7,15 +7,18 @@ that `--help` and a mistyped key answer at once.
 from __future__ import annotations
 
 import importlib
+import itertools
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.cli.parsing import main
-from lit_llm.cli.results import show_evaluation, show_export, show_run, show_shards, show_tokenizer
+from lit_llm.cli.results import show_comparison, show_evaluation, show_export, show_run, show_shards, show_tokenizer
 from lit_llm.config import (
     ChatConfig,
+    CompareConfig,
     DPOConfig,
     EvaluateConfig,
     ExportConfig,
@@ -41,12 +44,14 @@ class Command:
         function: what runs, as module:name.
         about: what it does, in a line.
         show: prints what it returns, given configuration and result; None: it prints by itself.
+        words: the option that takes the words before the first option as a list; None: there are to be none.
     """
 
     config: type[Any]
     function: str
     about: str
     show: Callable[[Any, Any], None] | None = None
+    words: str | None = None
 
     def run(self, config: Any) -> None:
         """Do the work and show what came out."""
@@ -70,6 +75,13 @@ COMMANDS = {
     "ppo": Command(PPOConfig, "lit_llm.stages.ppo:ppo", "alignment with a reward: PPO or GRPO", show_run),
     "generate": Command(GenerateConfig, "lit_llm.cli.generate:generate", "text from a model"),
     "evaluate": Command(EvaluateConfig, "lit_llm.stages.evaluate:evaluate", "how good a model is", show_evaluation),
+    "compare": Command(
+        CompareConfig,
+        "lit_llm.stages.compare:compare",
+        "the curves of runs together, and what differs",
+        show_comparison,
+        words="runs",
+    ),
     "chat": Command(ChatConfig, "lit_llm.cli.chat:chat", "talk with a model in the terminal"),
     "serve": Command(ServeConfig, "lit_llm.cli.serve:serve", "OpenAI's HTTP interface and a chat page"),
     "export": Command(ExportConfig, "lit_llm.stages.export:export", "a folder for transformers, or GGUF", show_export),
@@ -85,7 +97,15 @@ def run_command(name: str, arguments: Sequence[str] | None = None, program: str 
         program: what --help calls it; None: the name of the script.
     """
     command = COMMANDS[name]
+    if command.words is not None:
+        arguments = _with_list(command.words, sys.argv[1:] if arguments is None else arguments)
     main(command.config, command.run, arguments, program)
+
+
+def _with_list(option: str, arguments: Sequence[str]) -> list[str]:
+    """A command line whose first words, up to the first option, are given to `option` as a list."""
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    return [*([f"--{option}", json.dumps(words)] if words else []), *arguments[len(words) :]]
 
 
 def console() -> None:

@@ -5,11 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.config import EvaluateConfig, ExportConfig, PrepareConfig, RunConfig, TokenizerTrainingConfig
+from lit_llm.config import (
+    CompareConfig,
+    EvaluateConfig,
+    ExportConfig,
+    PrepareConfig,
+    RunConfig,
+    TokenizerTrainingConfig,
+)
 from lit_llm.config.notices import is_first_process
 
 if TYPE_CHECKING:
     from lit_llm.data.corpus.manifest import Manifest
+    from lit_llm.stages.compare import Comparison
     from lit_llm.stages.evaluate import Evaluation
     from lit_llm.stages.export import Exported
     from lit_llm.tokenizer import Tokenizer
@@ -51,8 +59,9 @@ def show_run(config: RunConfig, result: RunResult | None) -> None:
         if name in result.metrics:
             print(f"{name} {result.metrics[name]:.4f}")
     print(f"model folder  {result.model_folder}")
-    print(f"curves        tensorboard --logdir {result.folder}")
-    print(f"report        {result.folder / 'report.md'}")
+    if "tensorboard" in config.trainer.loggers:
+        print(f"curves        tensorboard --logdir {result.folder / 'tensorboard'}")
+    print(f"report        {result.folder / 'report.html'} (and report.md)")
 
 
 def show_export(config: ExportConfig, exported: Exported) -> None:
@@ -60,6 +69,22 @@ def show_export(config: ExportConfig, exported: Exported) -> None:
     if exported.only_ours is not None:
         print(f"for this package alone: {exported.only_ours}")
     print(f"{exported.kind}  {exported.path} ({exported.source})")
+
+
+def show_comparison(config: CompareConfig, comparison: Comparison) -> None:
+    """Print the ends of the runs and their different options as tables, and where the page is."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    for title, rows in (("", comparison.ends), ("option", comparison.options)):
+        table = Table(title, *map(escape, comparison.names))
+        for row in rows:
+            table.add_row(*map(escape, row))
+        if rows:
+            console.print(table)
+    print(f"page  {comparison.page}")
 
 
 def show_evaluation(config: EvaluateConfig, evaluation: Evaluation) -> None:

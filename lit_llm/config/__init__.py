@@ -1,6 +1,7 @@
 """Configuration: dataclasses that import neither torch nor lightning."""
 
 from lit_llm.config.chat import ChatConfig
+from lit_llm.config.compare import CompareConfig
 from lit_llm.config.corpus import CorpusConfig, PrepareConfig, TokenizerTrainingConfig
 from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
@@ -38,6 +39,7 @@ __all__ = [
     "BatchConfig",
     "BeginToken",
     "ChatConfig",
+    "CompareConfig",
     "ConversationDataConfig",
     "CorpusConfig",
     "DPOConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from lit_llm.config.errors import UserError
@@ -68,6 +68,9 @@ class TrainerConfig:
     """Keep the checkpoint of the lowest val/loss among those saved where validation ran."""
     log_every_n_steps: int = 10
     """Write the training curves after every so many steps and at the last one."""
+    loggers: list[Literal["tensorboard", "csv", "wandb"]] = field(default_factory=lambda: ["tensorboard"])
+    """Where curves go besides metrics.jsonl: tensorboard, csv (csv/metrics.csv in the run folder) and wandb (Weights
+    & Biases, extra `wandb`; WANDB_MODE=offline keeps it on this machine). An empty list leaves metrics.jsonl alone."""
     spike_action: Literal["off", "log", "skip"] = "log"
     """What to do about a step whose loss or gradient norm lies far above the recent ones: nothing; write its score
     as a curve and say so; or leave out its update, too."""
@@ -112,6 +115,11 @@ class TrainerConfig:
             if value is not None and value <= 0:
                 raise UserError(f"trainer.{name} is {value}; it must be above 0")
         self._check_ends()
+        for name in self.loggers:
+            if name not in ("tensorboard", "csv", "wandb") or self.loggers.count(name) > 1:
+                raise UserError(
+                    f"trainer.loggers is {self.loggers}; it must be a list of tensorboard, csv and wandb, each once"
+                )
         self._check_strategy()
         if isinstance(self.devices, int) and self.devices < 1:
             raise UserError(f"trainer.devices is {self.devices}; it must be at least 1")

@@ -1,12 +1,43 @@
-"""Curves as pictures that a page can hold: SVG, without a file, a window or the network."""
+"""Curves as pictures that a page can hold: SVG, without a file, a window or the network.
+
+Lines and text take the colour of the text around the picture, so that it can be read on a dark page as well.
+"""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """For each curve's name the places on the x axis and the values there, as many of each."""
+
+COLORS = ("#3b82c4", "#e07b39", "#3f9e5f", "#c2504f", "#8f6bb8", "#a9772f", "#d06fb0", "#2fa3a3")
+"""Of the curves, in their order; each has enough contrast on white and on near-black."""
+MOST_POINTS = 400
+"""Points that a curve is drawn with; a longer one keeps the lowest and highest value of each stretch."""
+_FONT = 12.0
+_DIGIT = 0.6 * _FONT  # width of a character
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis: numbers in, places on the picture out."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    is_log: bool
+
+    def place(self, value: float) -> float:
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        share = (self._scaled(value) - low) / (high - low)
+        return self.begin + share * (self.end - self.begin)
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self.is_log else value
 
 
 def line_plot(
@@ -23,7 +54,8 @@ def line_plot(
     """Draw curves in one picture.
 
     Args:
-        series: the curves; values that are not finite leave a gap.
+        series: the curves; values that are not finite leave a gap, and so does what a logarithmic axis has no place
+            for.
         x_label: what is on the x axis.
         y_label: what is on the y axis.
         title: stands above the picture.
@@ -35,25 +67,168 @@ def line_plot(
     Returns:
         An `<svg>` element; the same for the same input, and with text as text, so that it can be searched.
     """
-    # imported here: half a second that only a report needs
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    width, height = 72 * size[0], 72 * size[1]
+    curves = {
+        name: [_point(x, y, log_x, log_y) for x, y in zip(places, values, strict=True)]
+        for name, (places, values) in series.items()
+    }
+    points = [point for curve in curves.values() for point in curve if point is not None]
+    legend = _legend(list(curves), width) if len(curves) > 1 else []
+    top = (1.7 * _FONT if title else 0.0) + 1.5 * _FONT * len(legend) + 8.0
+    x_range = _range([x for x, _ in points] + list(marks), log_x, 0.0)
+    y_range = _range([y for _, y in points], log_y, 0.04)
+    y_ticks = _ticks(*y_range, log_y, 5)
+    left = 2.2 * _FONT + _DIGIT * max((len(text) for _, text in y_ticks), default=1)
+    x_axis = _Axis(*x_range, left, width - 14.0, log_x)
+    y_axis = _Axis(*y_range, height - 3.4 * _FONT, top, log_y)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}pt" '
+        f'height="{height:g}pt" role="img" font-family="system-ui, sans-serif" font-size="{_FONT:g}" '
+        'fill="currentColor">',
+        f"<title>{escape(title or y_label)}</title>",
+    ]
+    if title:
+        parts.append(_text(left, 1.2 * _FONT, title, "start", 'font-weight="bold"'))
+    parts += _legend_parts(legend, left, (1.7 * _FONT if title else 0.0) + 1.1 * _FONT)
+    parts += _frame(x_axis, y_axis, _ticks(*x_range, log_x, max(2, int(width / 90))), y_ticks)
+    parts.append(_text((x_axis.begin + x_axis.end) / 2, height - 0.5 * _FONT, x_label, "middle"))
+    middle = (y_axis.begin + y_axis.end) / 2
+    parts.append(_text(1.1 * _FONT, middle, y_label, "middle", f'transform="rotate(-90 {1.1 * _FONT:g} {middle:g})"'))
+    for mark in marks:
+        place = x_axis.place(mark)
+        parts.append(
+            f'<path d="M{place:.1f} {y_axis.begin:.1f}V{y_axis.end:.1f}" stroke="currentColor" stroke-opacity="0.6" '
+            'stroke-dasharray="4 3"/>'
+        )
+    for number, (name, curve) in enumerate(curves.items()):
+        parts += _curve(name, curve, COLORS[number % len(COLORS)], x_axis, y_axis)
+    return "\n".join([*parts, "</svg>"]) + "\n"
 
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lit_llm", "font.size": 9}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.add_subplot()
-        for name, (places, values) in series.items():
-            axes.plot(places, values, label=name, linewidth=1.2, marker="." if len(places) < 30 else None)
-        for place in marks:
-            axes.axvline(place, color="0.5", linestyle="--", linewidth=0.8)
-        axes.set(xlabel=x_label, ylabel=y_label, title=title)
-        axes.set_xscale("log" if log_x else "linear")
-        axes.set_yscale("log" if log_y else "linear")
-        axes.grid(alpha=0.3)
-        if len(series) > 1:
-            axes.legend(frameon=False)
-        picture = io.StringIO()
-        FigureCanvasSVG(figure).print_svg(picture, metadata={"Date": None, "Creator": None})
-    text = picture.getvalue()
-    return text[text.index("<svg") :]
+
+def _point(x: float, y: float, log_x: bool, log_y: bool) -> tuple[float, float] | None:
+    """A point that can be drawn, or None."""
+    if not (math.isfinite(x) and math.isfinite(y)) or (log_x and x <= 0) or (log_y and y <= 0):
+        return None
+    return float(x), float(y)
+
+
+def _range(values: Sequence[float], is_log: bool, margin: float) -> tuple[float, float]:
+    """Ends of an axis that shows all values, with a share of its length beyond them."""
+    if not values:
+        return (1.0, 10.0) if is_log else (0.0, 1.0)
+    low, high = min(values), max(values)
+    if is_log:
+        factor = (high / low) ** margin if high > low else 1.5
+        return low / factor, high * factor
+    extra = margin * (high - low) if high > low else (0.1 * abs(high) or 0.5)
+    return low - extra, high + extra
+
+
+def _ticks(low: float, high: float, is_log: bool, most: int) -> list[tuple[float, str]]:
+    """Round numbers on an axis, each with its text."""
+    if is_log and high / low >= 5:
+        first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+        leads = (1, 2, 5) if last - first < 2 else (1,)
+        every = 1 + max(0, last - first) // max(most, 1)
+        found = [lead * 10.0**power for power in range(first - 1, last + 1, every) for lead in leads]
+        return [(value, _short(value)) for value in found if low * (1 - 1e-9) <= value <= high * (1 + 1e-9)]
+    rough = (high - low) / most
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if unit * factor >= rough * (1 - 1e-9))
+    values = [number * step for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+    return [(value, _short(value, step)) for value in values]
+
+
+def _short(value: float, step: float | None = None) -> str:
+    """A number for an axis; `step` is the distance between two of them."""
+    if value == 0:
+        return "0"
+    if abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.2e}".partition("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size and (step is None or step >= size / 1000):
+            return f"{value / size:.6g}{letter}" if step is None else f"{_fixed(value / size, step / size)}{letter}"
+    return f"{value:.6g}" if step is None else _fixed(value, step)
+
+
+def _fixed(value: float, step: float) -> str:
+    digits = max(0, -math.floor(math.log10(step)) + (1 if f"{step:e}".startswith("2.5") else 0))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _frame(
+    x_axis: _Axis, y_axis: _Axis, x_ticks: list[tuple[float, str]], y_ticks: list[tuple[float, str]]
+) -> list[str]:
+    """Grid, axes and numbers."""
+    grid = "".join(f"M{x_axis.begin:.1f} {y_axis.place(y):.1f}H{x_axis.end:.1f}" for y, _ in y_ticks)
+    grid += "".join(f"M{x_axis.place(x):.1f} {y_axis.begin:.1f}V{y_axis.end:.1f}" for x, _ in x_ticks)
+    axes = f"M{x_axis.begin:.1f} {y_axis.end:.1f}V{y_axis.begin:.1f}H{x_axis.end:.1f}"
+    numbers = [_text(x_axis.place(x), y_axis.begin + 1.3 * _FONT, text, "middle") for x, text in x_ticks]
+    numbers += [_text(x_axis.begin - 5, y_axis.place(y) + 0.35 * _FONT, text, "end") for y, text in y_ticks]
+    return [
+        f'<path d="{grid}" fill="none" stroke="currentColor" stroke-opacity="0.15"/>',
+        f'<path d="{axes}" fill="none" stroke="currentColor" stroke-opacity="0.7"/>',
+        *numbers,
+    ]
+
+
+def _curve(
+    name: str, curve: Sequence[tuple[float, float] | None], color: str, x_axis: _Axis, y_axis: _Axis
+) -> Iterator[str]:
+    """One curve as a path; its points are marked where they are few."""
+    places = [None if point is None else (x_axis.place(point[0]), y_axis.place(point[1])) for point in _thinned(curve)]
+    path, pen_is_down = [], False
+    for place in places:
+        if place is not None:
+            path.append(f"{'L' if pen_is_down else 'M'}{place[0]:.1f} {place[1]:.1f}")
+        pen_is_down = place is not None
+    yield f'<path d="{"".join(path)}" fill="none" stroke="{color}" stroke-width="1.6" stroke-linejoin="round">'
+    yield f"<title>{escape(name)}</title></path>"
+    if len(places) < 30:
+        yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{color}"/>' for x, y in filter(None, places))
+
+
+def _thinned(curve: Sequence[tuple[float, float] | None]) -> list[tuple[float, float] | None]:
+    """At most `MOST_POINTS` of a curve: the lowest and highest value of each stretch, so that spikes stay."""
+    if len(curve) <= MOST_POINTS:
+        return list(curve)
+    stretches = MOST_POINTS // 2
+    kept: list[tuple[float, float] | None] = []
+    for number in range(stretches):
+        part = curve[number * len(curve) // stretches : (number + 1) * len(curve) // stretches]
+        real = [(point[1], index) for index, point in enumerate(part) if point is not None]
+        if not real:
+            kept.append(None)
+            continue
+        kept += [part[index] for index in sorted({min(real)[1], max(real)[1]})]
+    return kept
+
+
+def _legend(names: Sequence[str], width: float) -> list[list[tuple[float, int, str]]]:
+    """Lines of a legend; each entry has its distance from the left, its number and its name."""
+    lines: list[list[tuple[float, int, str]]] = [[]]
+    place = 0.0
+    for number, name in enumerate(names):
+        length = 26 + _DIGIT * len(name) + 10
+        if lines[-1] and place + length > width - 60:
+            lines.append([])
+            place = 0.0
+        lines[-1].append((place, number, name))
+        place += length
+    return lines
+
+
+def _legend_parts(lines: Sequence[Sequence[tuple[float, int, str]]], left: float, top: float) -> Iterator[str]:
+    for row, line in enumerate(lines):
+        y = top + 1.5 * _FONT * row
+        for offset, number, name in line:
+            x = left + offset
+            color = COLORS[number % len(COLORS)]
+            yield f'<path d="M{x:.1f} {y - 0.35 * _FONT:.1f}h18" stroke="{color}" stroke-width="3"/>'
+            yield _text(x + 23, y, name, "start")
+
+
+def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" {more}>{escape(text)}</text>'

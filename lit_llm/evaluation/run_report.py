@@ -1,51 +1,201 @@
-"""report.md: what a run was, what came out, what it writes."""
+"""report.md and report.html: what a run was, how it went, what came out, and what the model writes."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import lightning
 import torch
 
 from lit_llm.config import RunConfig
 from lit_llm.config.files import replace_file
+from lit_llm.evaluation import pages
+from lit_llm.evaluation.charts import MAIN_CHARTS, curve_names, main_charts, more_charts
 from lit_llm.evaluation.tables import markdown_table
 from lit_llm.planning import count_parameters
+from lit_llm.training.curves import METRICS_FILE
+from lit_llm.training.loggers import stage_of
 from lit_llm.training.run import RunResult
+from lit_llm.training.step_lines import read_step_lines
+
+_MOST_ROWS = 12
+"""Steps of the table of curves in report.md, and validations whose samples are shown."""
 
 
 def write_report(config: RunConfig, result: RunResult, sections: Sequence[tuple[str, str]] = ()) -> None:
-    """Write report.md into the run folder.
+    """Write report.html and then report.md, which is the last file of a run, into the run folder.
 
     Args:
         config: the run.
         result: what `fit` returned.
         sections: more of them, as (title, Markdown).
     """
-    model, data, trainer = config.model, config.data, config.trainer
+    lines = read_step_lines(config.folder / METRICS_FILE)
+    samples = [line for line in read_step_lines(config.folder / "samples.jsonl") if line.get("samples")]
+    facts = facts_of(config, result)
+    replace_file(config.folder / "report.html", _html(config, result, facts, lines, samples, sections))
+    replace_file(config.folder / "report.md", _markdown(config, result, facts, lines, samples, sections))
+
+
+def facts_of(config: RunConfig, result: RunResult) -> list[tuple[str, str]]:
+    """What stands above everything else, as (what, value)."""
+    model, data, trainer, known = config.model, config.data, config.trainer, result.facts
     shape = (
         f"{count_parameters(model):,} parameters: {model.num_layers} layers, width {model.hidden_size}, "
         f"{model.num_heads} heads, vocabulary {model.vocab_size:,}"
     )
+    steps = known.last_step or trainer.max_steps
     facts = [
+        ("stage", stage_of(config)),
         ("model", shape),
-        ("training", f"{result.steps:,} steps of {data.batch_size} rows, {result.tokens:,} tokens"),
+        *([("started from", config.init_from)] if config.init_from is not None else []),
+        ("training", f"{steps:,} steps of {data.batch_size} rows, {result.tokens:,} tokens"),
         *([("ended early", result.ended_early)] if result.ended_early is not None else []),
         ("optimizer", f"{config.optimizer.name}, schedule {config.schedule.name}, precision {trainer.precision}"),
         ("speed", f"{result.tokens_per_second:,.0f} tokens/s at the end"),
-        ("made with", f"torch {torch.__version__}, lightning {lightning.__version__}, {platform.machine()}"),
+        ("time", f"{duration(known.seconds)}, validation and checkpoints included"),
+        ("last checkpoint", f"step {steps:,}"),
     ]
-    curves = [(name, f"{value:.4f}") for name, value in sorted(result.metrics.items()) if "/" in name]
+    if known.best_step is not None:
+        facts.append(("best checkpoint", f"step {known.best_step:,}, val/loss {known.best_loss:.4f}"))
+    return [
+        *facts,
+        ("device", known.device),
+        (
+            "made with",
+            f"torch {torch.__version__}, lightning {lightning.__version__}, Python {platform.python_version()}, "
+            f"{platform.system()} {platform.machine()}",
+        ),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """A length of time for a reader, in at most two units."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+def _data_rows(result: RunResult) -> list[tuple[str, str, str, str]]:
+    return [(each.split, each.where, each.amount, each.digest) for each in result.facts.data]
+
+
+_DATA_HEADER = ("split", "where", "how much", "digest")
+
+
+def last_values(result: RunResult) -> list[tuple[str, str]]:
+    """The last value of each curve, as (name, value), those of validation and test first."""
+    named = {name: value for name, value in result.metrics.items() if "/" in name}
+    order = sorted(named, key=lambda name: (not name.startswith(("val/", "test/")), name))
+    return [(name, _number(named[name], ".4f")) for name in order]
+
+
+def _html(
+    config: RunConfig,
+    result: RunResult,
+    facts: Sequence[tuple[str, str]],
+    lines: Sequence[Mapping[str, Any]],
+    samples: Sequence[Mapping[str, Any]],
+    sections: Sequence[tuple[str, str]],
+) -> str:
+    parts = [pages.table(("what", "value"), facts)]
+    pictures, more = main_charts(lines), more_charts(lines)
+    if pictures:
+        parts += [pages.heading("Curves"), pages.charts(pictures)]
+    if more:
+        parts.append(pages.folded(f"{len(more)} more", pages.charts(more)))
+    parts += [pages.heading("Last values"), pages.table(("curve", "value"), last_values(result))]
+    if result.facts.data:
+        parts += [pages.heading("Data files"), pages.table(_DATA_HEADER, _data_rows(result))]
+    for title, body in sections:
+        parts += [pages.heading(title), pages.from_markdown(body)]
+    if samples:
+        parts.append(pages.heading("Samples over time"))
+    for line in reversed(_spread(samples)):
+        texts = "\n".join(pages.preformatted(text) for text in line["samples"])
+        parts.append(pages.folded(f"step {line['step']:,}", texts, is_open=line is samples[-1]))
+    parts += [pages.heading("Configuration"), pages.folded("config.yaml", pages.preformatted(_configuration(config)))]
+    return pages.page(config.run_name, parts)
+
+
+def _markdown(
+    config: RunConfig,
+    result: RunResult,
+    facts: Sequence[tuple[str, str]],
+    lines: Sequence[Mapping[str, Any]],
+    samples: Sequence[Mapping[str, Any]],
+    sections: Sequence[tuple[str, str]],
+) -> str:
     parts = [
         f"# {config.run_name}",
+        "report.html shows the same with pictures of all curves.",
         markdown_table(["what", "value"], facts),
         "## Last values",
-        markdown_table(["curve", "value"], curves),
+        markdown_table(["curve", "value"], last_values(result)),
     ]
+    curves = _curves_table(lines)
+    if curves:
+        parts += ["## Curves", curves]
+    if result.facts.data:
+        parts += ["## Data files", markdown_table(_DATA_HEADER, _data_rows(result))]
     for title, body in sections:
         parts += [f"## {title}", body]
     if result.samples:
         parts.append("## Samples")
-        parts += ["\n".join("    " + line for line in text.splitlines()) for text in result.samples]
-    replace_file(config.folder / "report.md", "\n\n".join(parts) + "\n")
+        parts += [_indented(text) for text in result.samples]
+    earlier = _spread(samples)[:-1]
+    if earlier:
+        parts.append("## Earlier samples")
+    for line in reversed(earlier):
+        parts += [f"### Step {line['step']:,}", *map(_indented, line["samples"])]
+    parts += ["## Configuration", _indented(_configuration(config))]
+    return "\n\n".join(parts) + "\n"
+
+
+def _curves_table(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The main curves at some steps: those of validations, where there are any, and the last."""
+    known = curve_names(lines)
+    names = [name for chart in MAIN_CHARTS for name in chart.found(known)]
+    if not names:
+        return ""
+    validations = [line for line in lines if any(name.startswith("val/") for name in line)]
+    rows = _spread(validations or lines)
+    newest: dict[int, dict[str, Any]] = {}
+    values: dict[str, Any] = {}
+    for line in lines:  # a training curve has its last value before the validation
+        values = {**{name: value for name, value in values.items() if not name.startswith("val/")}, **line}
+        newest[line["step"]] = values
+    return markdown_table(
+        ["step", *names],
+        [[f"{line['step']:,}", *(_number(newest[line["step"]].get(name)) for name in names)] for line in rows],
+    )
+
+
+def _number(value: float | None, form: str = ".4g") -> str:
+    if value is None:
+        return ""
+    if abs(value) >= 10_000:
+        return f"{value:,.0f}"
+    return f"{value:{form}}" if value == 0 or abs(value) >= 0.01 else f"{value:.3g}"
+
+
+def _spread(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """At most `_MOST_ROWS` lines, evenly spread, the first and the last among them."""
+    if len(lines) <= _MOST_ROWS:
+        return list(lines)
+    return [lines[round(number * (len(lines) - 1) / (_MOST_ROWS - 1))] for number in range(_MOST_ROWS)]
+
+
+def _indented(text: str) -> str:
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+def _configuration(config: RunConfig) -> str:
+    path = config.folder / "config.yaml"
+    return path.read_text(encoding="utf-8").rstrip() if path.is_file() else ""

@@ -1,4 +1,4 @@
-"""From a module and its data to a run folder: config.yaml, tensorboard/, checkpoints/, model/."""
+"""From a module and its data to a run folder: config.yaml, metrics.jsonl, tensorboard/, checkpoints/, model/."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import logging
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from lit_llm.config import PostTrainingConfig, RunConfig, TrainerConfig, UserError
@@ -21,19 +22,22 @@ from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint import CheckpointPolicy
 from lit_llm.training.checkpoint_files import step_of
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO
-from lit_llm.training.curves import Curves
+from lit_llm.training.curves import MetricsFile
 from lit_llm.training.ends import EndOfRun, check_patience
 from lit_llm.training.failures import readable_failures, set_distributed_defaults
 from lit_llm.training.guards import StepGuard
 from lit_llm.training.header import RunHeader
 from lit_llm.training.interrupt import GracefulStop
+from lit_llm.training.loggers import build_loggers, check_loggers, close_loggers
 from lit_llm.training.optimizer_state import NamedOptimizerState
 from lit_llm.training.profiling import StepProfiler
 from lit_llm.training.progress import TrainingProgress
 from lit_llm.training.resume import ExactResume
+from lit_llm.training.run_facts import RunFacts, run_facts
 from lit_llm.training.run_folder import SameStart, checkpoint_to_resume
 from lit_llm.training.run_record import RunRecord
 from lit_llm.training.samples import SamplePrompts, TextSamples
+from lit_llm.training.step_lines import StepLines
 from lit_llm.training.strategies import (
     build_strategy,
     cluster_environment,
@@ -65,6 +69,8 @@ class RunResult:
     """Optimizer steps that are done."""
     ended_early: str | None = None
     """Why the run has ended before `trainer.max_steps`, or None."""
+    facts: RunFacts = field(default_factory=RunFacts)
+    """What else the run knows of itself."""
 
 
 def fit(
@@ -91,6 +97,7 @@ def fit(
         UserError: bad input, a loss that is not finite, a full disk, or a request to stop.
     """
     check_patience(config, data)
+    check_loggers(config)
     set_distributed_defaults(config.folder)
     set_matmul_precision(config.trainer)
     resume_from = checkpoint_to_resume(config)
@@ -99,7 +106,10 @@ def fit(
     if prompts is None:
         prompts = SamplePrompts.of_texts(config.samples.prompts, tokenizer)
     end = EndOfRun(config, CheckpointPolicy(config.folder / "checkpoints", config.trainer))
-    samples = TextSamples(prompts, config.samples.sampling, tokenizer)
+    first_step = 0 if resume_from is None else step_of(Path(resume_from))
+    lines = StepLines(config.folder / "samples.jsonl", first_step, "the samples")
+    samples = TextSamples(prompts, config.samples.sampling, tokenizer, lines)
+    loggers = build_loggers(config, first_step, speed.tokens_at)
     # read before the training: the folder may be gone after it
     settings = generation_settings(
         tokenizer,
@@ -109,18 +119,21 @@ def fit(
     with _quiet():
         trainer = build_trainer(
             config.trainer,
-            folder=config.folder,
             accumulation=accumulation,
-            first_step=0 if resume_from is None else step_of(Path(resume_from)),
+            loggers=loggers,
             callbacks=_callbacks(config, resume_from, accumulation, (speed, samples), end, callbacks),
             micro_batch_size=data.micro_batch_size(data_parallel_processes(config.trainer)),
         )
-        with readable_failures(config):
-            metrics = _train_and_test(trainer, module, data, resume_from)
+        try:
+            with readable_failures(config):
+                metrics = _train_and_test(trainer, module, data, resume_from)
+        finally:
+            close_loggers(loggers)
     model_folder = config.folder / "model"
     weights = whole_weights(trainer, module)  # every rank takes part
     if trainer.is_global_zero:
         _write_model(config, module, weights, tokenizer, settings)
+    seconds = next(logger.seconds for logger in loggers if isinstance(logger, MetricsFile))
     return RunResult(
         folder=config.folder,
         model_folder=model_folder,
@@ -130,6 +143,7 @@ def fit(
         tokens_per_second=speed.tokens_per_second,
         steps=trainer.global_step,
         ended_early=end.reason,
+        facts=run_facts(trainer, data, seconds),
     )
 
 
@@ -196,16 +210,13 @@ def _train_and_test(
 def build_trainer(
     config: TrainerConfig,
     *,
-    folder: Path,
     accumulation: int,
-    first_step: int | None,
+    loggers: list[Logger],
     callbacks: list[L.Callback],
     micro_batch_size: int = 1,
 ) -> L.Trainer:
     """The Lightning Trainer of a run. Counts in `config` are optimizer steps; Lightning counts micro-batches."""
     every = config.val_every_n_steps or config.max_steps
-    # curves of steps after the checkpoint are taken back: the resumed run writes them again
-    purge_step = None if first_step is None else first_step + 1
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices if config.devices != "auto" or config.accelerator != "cpu" else 1,
@@ -227,7 +238,7 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=Curves(folder, name="", version="tensorboard", purge_step=purge_step),
+        logger=loggers,
         plugins=[AtomicCheckpointIO(background=config.async_checkpoints), *cluster_environment()],
         callbacks=callbacks,
     )

@@ -22,6 +22,12 @@ from lit_llm.config.notices import is_first_process
 from lit_llm.distributed.ranks import gather
 from lit_llm.training.checkpoint_files import damage, newest_whole, saved_checkpoints
 
+_FOLDERS = (
+    *("checkpoints", "tensorboard", "csv", "wandb"),
+    *("model", "adapter", "replay", "profile", "flight_recorder"),
+)
+_FILES = ("metrics.jsonl", "samples.jsonl", "report.html", "report.md")
+
 
 @contextmanager
 def run_folder(config: RunConfig) -> Iterator[None]:
@@ -70,9 +76,9 @@ def _has_results(folder: Path) -> bool:
 
 def _delete(folder: Path) -> None:
     """Delete all that a run leaves in its folder."""
-    for name in ("checkpoints", "tensorboard", "model", "adapter", "replay", "profile", "flight_recorder"):
+    for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for path in (*folder.glob("config*.yaml"), folder / "report.md"):
+    for path in (*folder.glob("config*.yaml"), *(folder / name for name in _FILES)):
         path.unlink(missing_ok=True)
 
 

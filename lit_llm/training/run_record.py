@@ -151,6 +151,9 @@ class RunRecord(L.Callback):
         if any(each.learned for each in self._differences):
             self._set_aside(step)
         write_config(self.config, step, self._saved)
+        options = flatten({**to_plain(self.config), **_OF_ONE_START})
+        for logger in trainer.loggers:
+            logger.log_hyperparams(options)
 
     def _renew_optimizers(self, trainer: L.Trainer, module: Any) -> None:
         """The checkpoint has brought the options of its optimizer and the rate of its schedule; take this run's."""

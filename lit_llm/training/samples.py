@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import lightning as L
+from lightning.pytorch.loggers import WandbLogger
 
 from lit_llm.config import SamplingConfig
 from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation import complete
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat, Message
+from lit_llm.training.step_lines import StepLines
 
 
 @dataclass
@@ -40,7 +42,7 @@ class SamplePrompts:
 
 
 class TextSamples(L.Callback):
-    """Writes samples to TensorBoard after each validation, and keeps the newest ones.
+    """Writes samples to samples.jsonl and the loggers after each validation, and keeps the newest ones.
 
     Draws come from streams of their own, so that sampling leaves dropout and everything else as it was.
 
@@ -48,12 +50,16 @@ class TextSamples(L.Callback):
         prompts: what to go on from.
         sampling: how tokens are chosen.
         tokenizer: decodes what is written.
+        lines: the run's samples.jsonl.
     """
 
-    def __init__(self, prompts: SamplePrompts, sampling: SamplingConfig, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, prompts: SamplePrompts, sampling: SamplingConfig, tokenizer: Tokenizer, lines: StepLines
+    ) -> None:
         self.prompts = prompts
         self.sampling = sampling
         self.tokenizer = tokenizer
+        self.lines = lines
         self.texts: list[str] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -71,8 +77,13 @@ class TextSamples(L.Callback):
             stop_tokens=self.prompts.stop_ids,
         )
         self.texts = [text + sample.text for text, sample in zip(self.prompts.texts, written, strict=True)]
+        if trainer.is_global_zero:
+            self.lines.write(trainer.global_step, {"samples": self.texts})
         for logger in trainer.loggers:
-            if hasattr(logger.experiment, "add_text"):
+            if isinstance(logger, WandbLogger):
+                rows = list(zip(self.prompts.texts, self.texts, strict=True))
+                logger.log_text("samples", columns=["prompt", "text"], data=rows, step=trainer.global_step)
+            elif hasattr(logger.experiment, "add_text"):
                 for number, text in enumerate(self.texts):
                     # an indented block keeps line ends and markup as they are
                     block = "\n".join("    " + line for line in text.splitlines())

@@ -49,6 +49,11 @@ class Throughput(L.Callback):
         self.flops_per_token = flops_per_token
         self.tokens = 0
         self.tokens_per_second = 0.0
+        self._counted_step: int | None = None
+
+    def tokens_at(self, step: int) -> int | None:
+        """The tokens seen after a step, or None where that is not the newest step, or has not ended."""
+        return self.tokens if step == self._counted_step else None
 
     def _restart(self, trainer: L.Trainer) -> None:
         self._since = time.perf_counter()
@@ -83,7 +88,7 @@ class Throughput(L.Callback):
     ) -> None:
         """Log where the module logs its curves."""
         self.tokens += pl_module.tokens_of(batch) * data_parallel_rank(trainer)[1]
-        step = trainer.global_step
+        step = self._counted_step = trainer.global_step
         if step == self._step or not pl_module.logs_step(step):
             return
         seconds = self._measure()

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import MakeRun
-from run_files import assert_identical
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from run_files import assert_identical, tensorboard_events
 from test_options import short_run, values, watched
 from test_resume import curves, final_state
 
@@ -122,7 +121,15 @@ def test_run_name_and_output_root(make_run: MakeRun, tmp_path: Path) -> None:
     )
     pretrain(config)
     written = {path.name for path in (tmp_path / "team" / "first").iterdir()}
-    assert written == {"config.yaml", "tensorboard", "checkpoints", "model", "report.md"}
+    assert written == {
+        "config.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "checkpoints",
+        "model",
+        "report.html",
+        "report.md",
+    }
     with pytest.raises(UserError, match="run_name"):
         make_run("../first")
 
@@ -166,8 +173,7 @@ def test_samples(make_run: MakeRun) -> None:
     samples = SampleConfig(prompts=prompts, sampling=SamplingConfig(max_new_tokens=5))
     config = replace(make_run(trainer={"max_steps": 4, "val_every_n_steps": 2}), samples=samples)
     result = pretrain(config)
-    events = EventAccumulator(str(config.folder / "tensorboard"), size_guidance={"tensors": 0})
-    events.Reload()
+    events = tensorboard_events(config)
     for number, prompt in enumerate(prompts):
         written = events.Tensors(f"samples/{number}/text_summary")
         assert [event.step for event in written] == [2, 4]
@@ -176,6 +182,4 @@ def test_samples(make_run: MakeRun) -> None:
         assert result.samples[number].startswith(prompt)
     silent = short_run(make_run, "silent")
     assert pretrain(silent).samples == []
-    events = EventAccumulator(str(silent.folder / "tensorboard"))
-    events.Reload()
-    assert not [name for name in events.Tags()["tensors"] if name.startswith("samples/")]
+    assert not [name for name in tensorboard_events(silent).Tags()["tensors"] if name.startswith("samples/")]

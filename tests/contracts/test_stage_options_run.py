@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from chat_rows import save_policy
+from run_files import tensorboard_events
 from safetensors.torch import load_file
 from stage_runs import chat_tokenizer, make_stage, run_stage
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_bad_input import refused
 from test_options import Watch, values
 from test_resume import curves, final_state
@@ -111,8 +111,7 @@ def test_validation_rows(stage: str, tmp_path: Path) -> None:
 
 def texts(config: Any) -> dict[str, list[int]]:
     """Steps at which texts were written, by name."""
-    events = EventAccumulator(str(config.folder / "tensorboard"), size_guidance={"tensors": 0})
-    events.Reload()
+    events = tensorboard_events(config)
     return {name: [event.step for event in events.Tensors(name)] for name in events.Tags()["tensors"]}
 
 

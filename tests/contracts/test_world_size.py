@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, MakeRun
+from run_files import event_folder
 from test_resume import curves, final_state
 
 from lit_llm.config import PretrainConfig, to_plain
@@ -92,7 +93,7 @@ def test_two_ranks_are_one_process(
     assert_same(together, alone)
     # rank 0 alone writes
     assert (together.folder / "model" / "model.safetensors").is_file()
-    writers = {path.name.split(".")[-2] for path in (together.folder / "tensorboard").glob("events*")}
+    writers = {path.name.split(".")[-2] for path in event_folder(together).glob("events*")}
     assert len(writers) == 1  # process ids; the test split has a file of its own
 
     resumed = make_run(

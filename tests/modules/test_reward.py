@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 from chat_rows import letter_tokenizer, make_reward, pair, save_policy, some_pairs
-from run_files import all_curves
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from run_files import all_curves, tensorboard_events
 
 from lit_llm.config import RewardConfig, UserError
 from lit_llm.data.conversations.preferences import PreferenceDataModule
@@ -95,8 +94,7 @@ def test_what_tensorboard_shows(tmp_path: Path, policy: Path) -> None:
     assert {f"val/{name}" for name in validation.split()} <= names
     assert {"val/calibration_error", "val/reward_length_correlation"} <= names
     assert not {"val/perplexity", "val/bits_per_byte"} & names
-    events = EventAccumulator(str(config.folder / "tensorboard"))
-    events.Reload()
+    events = tensorboard_events(config)
     assert "val/calibration" in events.Tags()["images"]
     (event,) = events.Tensors("val/calibration/text_summary")
     rows = event.tensor_proto.string_val[0].decode().splitlines()[2:]

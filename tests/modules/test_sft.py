@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from chat_rows import letter_tokenizer, make_sft, save_policy, some_talks, talk
-from run_files import all_curves
+from run_files import all_curves, tensorboard_events
 
 from lit_llm.config import SFTConfig, UserError
 from lit_llm.interop import load_model_folder
@@ -202,11 +202,7 @@ def test_samples_and_the_example(tmp_path: Path, policy: Path, capsys: pytest.Ca
     _, data, _ = build_sft(config)
     for sample, turns in zip(result.samples[1:], data.prompts(2), strict=True):
         assert sample.startswith(f"user: {turns[0].content}\nassistant: ")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(config.folder / "tensorboard"))
-    events.Reload()
-    assert {f"samples/{n}/text_summary" for n in range(3)} <= set(events.Tags()["tensors"])
+    assert {f"samples/{n}/text_summary" for n in range(3)} <= set(tensorboard_events(config).Tags()["tensors"])
     shown = capsys.readouterr().err
     ((_, ids, _),) = data.example()
     for line in letter_tokenizer().decode(ids).splitlines():

@@ -1,0 +1,92 @@
+"""What a finished run knows of itself besides its curves: data with digests, checkpoints, device and time."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from lit_llm.data.conversations.data_module import RowsDataModule
+from lit_llm.data.pretraining.data_module import TokenDataModule
+from lit_llm.training.checkpoint import CheckpointPolicy
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """One split of the data."""
+
+    split: str
+    """As "train"."""
+    where: str
+    """Its folder or files."""
+    amount: str
+    """How much it is, in words."""
+    digest: str
+    """Digest of its content."""
+
+
+@dataclass
+class RunFacts:
+    """What is said of a run at its end."""
+
+    seconds: float = 0.0
+    """How long it took, all starts of a resumed run together."""
+    device: str = ""
+    """What it ran on, in words."""
+    last_step: int = 0
+    """Optimizer steps that are done."""
+    best_step: int | None = None
+    """Step of the checkpoint with the lowest val/loss; None where none was saved after a validation."""
+    best_loss: float | None = None
+    """Its val/loss."""
+    data: list[DataFacts] = field(default_factory=list)
+    """The data."""
+
+
+def run_facts(trainer: L.Trainer, data: Any, seconds: float) -> RunFacts:
+    """The facts of a run whose training has ended.
+
+    Args:
+        trainer: that of the run, with its `CheckpointPolicy`.
+        data: its data module.
+        seconds: how long it took.
+    """
+    policy = trainer.checkpoint_callback
+    best = (policy.best_step, policy.best_loss) if isinstance(policy, CheckpointPolicy) else (None, None)
+    device = device_in_words(trainer.strategy.root_device)
+    if trainer.world_size > 1:
+        device = f"{trainer.world_size} ranks, each on {device}"
+    return RunFacts(seconds, device, trainer.global_step, *best, list(_data_facts(data)))
+
+
+def device_in_words(device: torch.device) -> str:
+    """The name of a GPU, or of the processor with the threads that torch computes with."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _data_facts(data: Any) -> Iterator[DataFacts]:
+    if isinstance(data, TokenDataModule):
+        for split, sources in data.splits.items():
+            for source in sources:
+                manifest = source.manifest
+                amount = f"{manifest.tokens:,} tokens of {manifest.documents:,} documents"
+                yield DataFacts(split, str(source.folder), amount, manifest.digest)
+    elif isinstance(data, RowsDataModule):
+        own = data.config.validation_paths
+        for split in ("train", "validation"):
+            rows = len(data.items(split).places)
+            if rows:
+                paths = own if split == "validation" and own else data.config.paths
+                yield DataFacts(split, ", ".join(paths), f"{rows:,} rows", data.digest(split))
