@@ -89,7 +89,7 @@ def fit(
     resume_from = checkpoint_to_resume(config)
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
     speed = Throughput(
-        training_flops_per_token(config.model, config.data.sequence_length),
+        training_flops_per_token(config.model, config.data.length),
         config.trainer.log_every_n_steps,
     )
     if prompts is None:
