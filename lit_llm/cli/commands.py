@@ -7,6 +7,7 @@ that `--help` and a mistyped key answer at once.
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from lit_llm.config import (
     DPOConfig,
     EvaluateConfig,
     ExportConfig,
+    FindRateConfig,
     GenerateConfig,
     PlanConfig,
     PPOConfig,
@@ -41,12 +43,14 @@ class Command:
         function: what runs, as module:name.
         about: what it does, in a line.
         show: prints what it returns, given configuration and result; None: it prints by itself.
+        rest: option that takes the words after a lone --, as a list; None: there is none.
     """
 
     config: type[Any]
     function: str
     about: str
     show: Callable[[Any, Any], None] | None = None
+    rest: str | None = None
 
     def run(self, config: Any) -> None:
         """Do the work and show what came out."""
@@ -63,6 +67,9 @@ COMMANDS = {
     ),
     "prepare_data": Command(PrepareConfig, "lit_llm.stages.prepare:prepare_data", "text into shards", show_shards),
     "plan": Command(PlanConfig, "lit_llm.cli.plan:plan", "memory, time and cost of a run before it is begun"),
+    "find_rate": Command(
+        FindRateConfig, "lit_llm.cli.find_rate:find_rate", "learning rates compared, a few steps each", rest="options"
+    ),
     "pretrain": Command(PretrainConfig, "lit_llm.stages.pretrain:pretrain", "a decoder from shards", show_run),
     "sft": Command(SFTConfig, "lit_llm.stages.sft:sft", "fine-tuning on conversations", show_run),
     "reward": Command(RewardConfig, "lit_llm.stages.reward:reward", "a reward model from preferences", show_run),
@@ -85,7 +92,11 @@ def run_command(name: str, arguments: Sequence[str] | None = None, program: str 
         program: what --help calls it; None: the name of the script.
     """
     command = COMMANDS[name]
-    main(command.config, command.run, arguments, program)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if command.rest is not None and "--" in words:
+        end = words.index("--")
+        words[end:] = [f"--{command.rest}={json.dumps(words[end + 1 :])}"]
+    main(command.config, command.run, words, program)
 
 
 def console() -> None:

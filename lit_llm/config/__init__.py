@@ -6,6 +6,7 @@ from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
 from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
+from lit_llm.config.find_rate import FindRateConfig
 from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import ModelConfig, RopeScaling
@@ -44,6 +45,7 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FindRateConfig",
     "GenerateConfig",
     "LoadConfig",
     "LoraConfig",

@@ -101,7 +101,7 @@ def fit(
         None if config.init_from is None else Path(config.init_from),
         learned_turns=isinstance(config, PostTrainingConfig),
     )
-    with _quiet():
+    with quiet():
         trainer = build_trainer(
             config.trainer,
             folder=config.folder,
@@ -217,7 +217,7 @@ def build_trainer(
     )
 
 
-class _quiet(warnings.catch_warnings):
+class quiet(warnings.catch_warnings):
     """Silence what Lightning says at every start, and warnings about what this package does on purpose."""
 
     def __enter__(self) -> None:
