@@ -8,8 +8,8 @@ Where the anchors are from:
 
 - pretrain: Pythia (Biderman et al. 2023, table 1: 1e-3 at 70M), GPT-3 (Brown et al. 2020, table 2.1: 6e-4 at 125M),
   OLMo 1B (Groeneveld et al. 2024: 4e-4), Llama (Touvron et al. 2023, table 2: 3e-4 at 7B, 1.5e-4 at 65B).
-- sft: LoRA Without Regret (Schulman et al. 2025: 5e-5 for all weights of Llama 3.2 1B, 3e-5 at 8B), Alpaca (2e-5 at 7B),
-  and SmolLM2's recipe (alignment-handbook: 1e-3 at 360M) divided by the square root of its batch of 128 over 8.
+- sft: LoRA Without Regret (Schulman et al. 2025: 5e-5 for all weights of Llama 3.2 1B, 3e-5 at 8B), Alpaca (2e-5 at
+  7B), and SmolLM2's recipe (alignment-handbook: 1e-3 at 360M) divided by the square root of its batch of 128 over 8.
 - reward: Llama 2 (Touvron et al. 2023, section 3.2.2: 1e-5 at 7B) and Tulu 3's 3e-6 at 8B.
 - dpo: SmolLM2 (1e-6 at 1.7B), Zephyr (Tunstall et al. 2023) and Tulu 3 (both 5e-7 at 7B and 8B).
 - ppo: TRL's default of 3e-6 for models of some billions.
@@ -30,7 +30,7 @@ Stage = Literal["pretrain", "sft", "reward", "dpo", "ppo"]
 
 LEARNING_RATES: dict[Stage, tuple[tuple[float, float], ...]] = {
     "pretrain": ((1e6, 3e-3), (10e6, 2e-3), (70e6, 1e-3), (125e6, 6e-4), (1.2e9, 4e-4), (7e9, 3e-4), (65e9, 1.5e-4)),
-    "sft": ((10e6, 1e-3), (360e6, 2e-4), (1.2e9, 6e-5), (8e9, 2e-5)),
+    "sft": ((3e6, 2e-3), (20e6, 1e-3), (360e6, 2e-4), (1.2e9, 6e-5), (8e9, 2e-5)),
     "reward": ((10e6, 5e-4), (8e9, 5e-6)),
     "dpo": ((10e6, 1e-4), (1.7e9, 1e-6), (8e9, 5e-7)),
     "ppo": ((10e6, 1e-4), (1e9, 3e-6), (8e9, 1e-6)),
