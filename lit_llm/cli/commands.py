@@ -22,6 +22,7 @@ from lit_llm.config import (
     DPOConfig,
     EvaluateConfig,
     ExportConfig,
+    FindRateConfig,
     GenerateConfig,
     PlanConfig,
     PPOConfig,
@@ -45,6 +46,7 @@ class Command:
         about: what it does, in a line.
         show: prints what it returns, given configuration and result; None: it prints by itself.
         words: the option that takes the words before the first option as a list; None: there are to be none.
+        rest: option that takes the words after a lone --, as a list; None: there is none.
     """
 
     config: type[Any]
@@ -52,6 +54,7 @@ class Command:
     about: str
     show: Callable[[Any, Any], None] | None = None
     words: str | None = None
+    rest: str | None = None
 
     def run(self, config: Any) -> None:
         """Do the work and show what came out."""
@@ -68,6 +71,9 @@ COMMANDS = {
     ),
     "prepare_data": Command(PrepareConfig, "lit_llm.stages.prepare:prepare_data", "text into shards", show_shards),
     "plan": Command(PlanConfig, "lit_llm.cli.plan:plan", "memory, time and cost of a run before it is begun"),
+    "find_rate": Command(
+        FindRateConfig, "lit_llm.cli.find_rate:find_rate", "learning rates compared, a few steps each", rest="options"
+    ),
     "pretrain": Command(PretrainConfig, "lit_llm.stages.pretrain:pretrain", "a decoder from shards", show_run),
     "sft": Command(SFTConfig, "lit_llm.stages.sft:sft", "fine-tuning on conversations", show_run),
     "reward": Command(RewardConfig, "lit_llm.stages.reward:reward", "a reward model from preferences", show_run),
@@ -97,9 +103,13 @@ def run_command(name: str, arguments: Sequence[str] | None = None, program: str 
         program: what --help calls it; None: the name of the script.
     """
     command = COMMANDS[name]
+    words = list(sys.argv[1:] if arguments is None else arguments)
     if command.words is not None:
-        arguments = _with_list(command.words, sys.argv[1:] if arguments is None else arguments)
-    main(command.config, command.run, arguments, program)
+        words = _with_list(command.words, words)
+    if command.rest is not None and "--" in words:
+        end = words.index("--")
+        words[end:] = [f"--{command.rest}={json.dumps(words[end + 1 :])}"]
+    main(command.config, command.run, words, program)
 
 
 def _with_list(option: str, arguments: Sequence[str]) -> list[str]:

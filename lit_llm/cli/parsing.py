@@ -14,7 +14,15 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from lit_llm.config import PRESETS, ModelConfig, UserError, check_finite, preset_fields
+from lit_llm.config import (
+    PRESETS,
+    ModelConfig,
+    PretrainConfig,
+    UserError,
+    check_finite,
+    preset_fields,
+    preset_training,
+)
 
 T = TypeVar("T")
 
@@ -70,7 +78,7 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None, program: str | 
         # read once for the preset alone, so that --help and --print_config show what it sets
         name = parser.parse_args([word for word in words if not _only_shows(word)]).get("model.preset")
         if name is not None:
-            parser.set_defaults({f"model.{field}": value for field, value in preset_fields(name).items()})
+            parser.set_defaults(_preset_defaults(kind, name))
         values = parser.parse_args(words)
         values.pop("model.preset", None)
         values.pop("config", None)
@@ -82,6 +90,12 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None, program: str | 
         raise
     except (argparse.ArgumentError, ValueError, TypeError) as error:
         raise UserError(_explain(str(error), keys, words)) from error
+
+
+def _preset_defaults(kind: type[Any], name: str) -> dict[str, Any]:
+    """What a model preset sets, by dotted option: the model, and in pretraining the optimizer that suits it."""
+    groups = {"model": preset_fields(name), **(preset_training(name) if issubclass(kind, PretrainConfig) else {})}
+    return {f"{group}.{field}": value for group, fields in groups.items() for field, value in fields.items()}
 
 
 def _check_groups(kind: type[Any], values: Namespace, prefix: str = "") -> None:
@@ -100,7 +114,8 @@ def _parser(kind: type[Any], program: str | None) -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file of options; those on the command line win.")
     parser.add_class_arguments(kind, fail_untyped=True)
     if any(field.type in (ModelConfig, "ModelConfig") for field in dataclasses.fields(kind)):
-        help_text = f"Start from a known architecture; other model options override it: {', '.join(PRESETS)}."
+        help_text = "Start from a known architecture, in pretraining with the optimizer and schedule that suit it; "
+        help_text += f"other options override it: {', '.join(PRESETS)}."
         parser.add_argument("--model.preset", type=str, default=None, help=help_text)
     return parser
 

@@ -51,7 +51,7 @@ def _resolve_model(config: PlanConfig) -> None:
         from lit_llm.interop import read_model_config
 
         config.model = read_model_config(Path(config.init_from))
-        config.check_length()
+    config.fit_length()
     if config.model.vocab_size is not None:
         return
     folder = Path(config.data.paths[0]) / "tokenizer" if config.data.paths else None
@@ -105,10 +105,10 @@ def _print_model(console: Console, config: PlanConfig) -> None:
     table.add_section()
     table.add_row("all", f"{total:,}", "")
     console.print(table)
-    flops = training_flops_per_token(config.model, config.data.sequence_length)
+    flops = training_flops_per_token(config.model, config.data.length)
     console.print(
         f"{flops:.4g} floating-point operations per token, forward and backward, in windows of "
-        f"{config.data.sequence_length} tokens ({flops / total:.2f} per parameter)",
+        f"{config.data.length} tokens ({flops / total:.2f} per parameter)",
         soft_wrap=True,
         highlight=False,
     )

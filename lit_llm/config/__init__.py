@@ -7,6 +7,7 @@ from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
 from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
+from lit_llm.config.find_rate import FindRateConfig
 from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import PROJECTIONS, ModelConfig, RopeScaling
@@ -23,8 +24,9 @@ from lit_llm.config.post_training import (
     RowsConfig,
     SFTConfig,
 )
-from lit_llm.config.presets import PRESETS, preset, preset_fields
+from lit_llm.config.presets import PRESETS, preset, preset_fields, preset_run, preset_training
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
+from lit_llm.config.rates import default_learning_rate, default_muon_learning_rate, default_warmup_steps
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serialization import check_finite, flatten, from_plain, to_plain
@@ -46,6 +48,7 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FindRateConfig",
     "GenerateConfig",
     "LoadConfig",
     "LoraConfig",
@@ -73,11 +76,16 @@ __all__ = [
     "TrainerConfig",
     "UserError",
     "check_finite",
+    "default_learning_rate",
+    "default_muon_learning_rate",
+    "default_warmup_steps",
     "derived_seed",
     "flatten",
     "from_plain",
     "preset",
     "preset_fields",
+    "preset_run",
+    "preset_training",
     "sample_seed",
     "to_plain",
 ]

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 
 from lit_llm.config.errors import UserError
 
+LONGEST_DEFAULT = 1024
+"""The sequence length that is taken where none is given and the model could read more."""
+
 
 @dataclass
 class BatchConfig:
     """Batches and loaders, of every stage."""
 
-    sequence_length: int = 1024
-    """Most tokens that the model reads in one row."""
+    sequence_length: int | None = None
+    """Most tokens that the model reads in one row; null: 1024, or the model's context where that is shorter."""
     batch_size: int = 8
     """Rows in one optimizer step, over all devices and accumulated micro-batches."""
     micro_batch_size: int | None = None
@@ -27,10 +30,10 @@ class BatchConfig:
     """Page-locked batches for faster copies; null: on for CUDA."""
 
     def __post_init__(self) -> None:
-        for name in ("sequence_length", "batch_size", "prefetch_factor"):
+        for name in ("batch_size", "prefetch_factor"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("micro_batch_size", "validation_batch_size"):
+        for name in ("sequence_length", "micro_batch_size", "validation_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"data.{name} is {value}; it must be at least 1, or null")
@@ -40,6 +43,38 @@ class BatchConfig:
             raise UserError(
                 f"data.batch_size {self.batch_size} does not divide by data.micro_batch_size {self.micro_batch_size}"
             )
+
+    @property
+    def length(self) -> int:
+        """`sequence_length` once it is known.
+
+        Raises:
+            UserError: it is still null, and the model that it follows from was not asked.
+        """
+        if self.sequence_length is None:
+            raise UserError("data.sequence_length is null until the model is known; give it a number")
+        return self.sequence_length
+
+    def fit_length(self, context: int, of: str) -> str | None:
+        """Give a `sequence_length` that is null its default, and refuse one that the model cannot read.
+
+        Args:
+            context: most tokens that the model reads.
+            of: what says so, for the message.
+
+        Returns:
+            A line about the choice; None where there was none to make.
+
+        Raises:
+            UserError: the length is more than the context.
+        """
+        if self.sequence_length is None:
+            self.sequence_length = min(LONGEST_DEFAULT, context)
+            why = f"of the {context} that the model reads" if context > LONGEST_DEFAULT else "all that the model reads"
+            return f"sequence length {self.sequence_length}: {why}; --data.sequence_length sets another"
+        if self.sequence_length > context:
+            raise UserError(f"data.sequence_length {self.sequence_length} is more than {of}")
+        return None
 
 
 @dataclass

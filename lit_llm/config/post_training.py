@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from lit_llm.config.data import BatchConfig
 from lit_llm.config.errors import UserError
 from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
+from lit_llm.config.rates import Stage
 from lit_llm.config.run import RunConfig, SampleConfig
 from lit_llm.config.trainer import TrainerConfig
 
@@ -103,6 +104,8 @@ class PostTrainingConfig(RunConfig):
     """Prompts of the validation rows that are answered at each validation, besides samples.prompts."""
     samples: SampleConfig = field(default_factory=_samples)
     """Texts written along the way; prompts are turns of a user."""
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
+    """The optimizer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,6 +138,11 @@ class PostTrainingConfig(RunConfig):
         if self.epochs is None:
             super().check_warmup()
 
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether low-rank additions are trained instead of all weights."""
+        return self.lora.active
+
     def _check_strategy(self) -> None:
         super()._check_strategy()
         self.lora.check_trainer(self.trainer)
@@ -144,6 +152,7 @@ class PostTrainingConfig(RunConfig):
 class SFTConfig(PostTrainingConfig):
     """Fine-tune a model on conversations."""
 
+    stage: ClassVar[Stage] = "sft"
     run_name: str = "sft"
     """Folder of the run inside output_root."""
     data: ConversationDataConfig = field(default_factory=ConversationDataConfig)
@@ -151,10 +160,6 @@ class SFTConfig(PostTrainingConfig):
     neftune_alpha: float = 0.0
     """Uniform noise on the embeddings in training, alpha / sqrt(tokens of the conversation x width) at most (NEFTune);
     0: none."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-5, weight_decay=0.0))
-    """The optimizer."""
-    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup_steps=10))
-    """The learning rate over time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -166,6 +171,7 @@ class SFTConfig(PostTrainingConfig):
 class RewardConfig(PostTrainingConfig):
     """Train a reward model on preferences: a scalar head in place of the vocabulary's."""
 
+    stage: ClassVar[Stage] = "reward"
     run_name: str = "reward"
     """Folder of the run inside output_root."""
     data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
@@ -178,10 +184,6 @@ class RewardConfig(PostTrainingConfig):
     """Where a row has no margin, ask for so many times score_chosen - score_rejected; null: scores are not read."""
     sample_prompts: int = 0
     """A reward model writes no text."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5, weight_decay=0.0))
-    """The optimizer."""
-    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup_steps=10))
-    """The learning rate over time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,6 +203,7 @@ class RewardConfig(PostTrainingConfig):
 class DPOConfig(PostTrainingConfig):
     """Align a model with preferences directly (DPO and its family)."""
 
+    stage: ClassVar[Stage] = "dpo"
     run_name: str = "dpo"
     """Folder of the run inside output_root."""
     data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
@@ -236,10 +239,6 @@ class DPOConfig(PostTrainingConfig):
     from the policy without its adapter (needs lora)."""
     reference_model: str | None = None
     """Model folder of the reference; null: init_from."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-6, weight_decay=0.0))
-    """The optimizer."""
-    schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(warmup_steps=10))
-    """The learning rate over time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -280,6 +279,7 @@ class DPOConfig(PostTrainingConfig):
 class PPOConfig(PostTrainingConfig):
     """Align a model with a reward by reinforcement learning: PPO, or GRPO."""
 
+    stage: ClassVar[Stage] = "ppo"
     run_name: str = "ppo"
     """Folder of the run inside output_root."""
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
@@ -340,8 +340,6 @@ class PPOConfig(PostTrainingConfig):
     """Taken off the score of an answer that was cut off; null: none."""
     rollout_batch_size: int = 64
     """Answers written at once."""
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=3e-6, weight_decay=0.0))
-    """The optimizer."""
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="linear", warmup_steps=0))
     """The learning rate over time, by step; a step is one round of answers with all its updates."""
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(log_every_n_steps=1))
@@ -370,11 +368,8 @@ class PPOConfig(PostTrainingConfig):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
         if self.kl_target is not None and self.kl_target <= 0:
             raise UserError(f"kl_target is {self.kl_target}; it must be above 0, or null for a fixed kl_coefficient")
-        if self.max_new_tokens >= self.data.sequence_length:
-            raise UserError(
-                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in data.sequence_length "
-                f"{self.data.sequence_length}; lower it, or raise data.sequence_length"
-            )
+        if self.data.sequence_length is not None:
+            self.check_room()
         if self.reward_weights is not None and len(self.reward_weights) != len(self.rewards):
             raise UserError(f"reward_weights has {len(self.reward_weights)} numbers for {len(self.rewards)} rewards")
         if self.update_micro_batch_size is not None and self.update_micro_batch_size < 1:
@@ -392,6 +387,18 @@ class PPOConfig(PostTrainingConfig):
                 "reference_model a folder in which the adapter is merged"
             )
         self._check_algorithm()
+
+    def check_room(self) -> None:
+        """Refuse answers that leave no room for a prompt; called again where the model has brought the length.
+
+        Raises:
+            UserError: they do not.
+        """
+        if self.max_new_tokens >= self.data.length:
+            raise UserError(
+                f"max_new_tokens {self.max_new_tokens} leaves no room for a prompt in data.sequence_length "
+                f"{self.data.length}; lower it, or raise data.sequence_length"
+            )
 
     def _check_algorithm(self) -> None:
         """Refuse options that the algorithm would ignore."""

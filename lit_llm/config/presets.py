@@ -6,6 +6,8 @@ from typing import Any
 
 from lit_llm.config.errors import UserError
 from lit_llm.config.model import ModelConfig
+from lit_llm.config.run import PretrainConfig
+from lit_llm.config.serialization import from_plain
 
 _LLAMA: dict[str, Any] = {
     "norm": "rmsnorm",
@@ -229,8 +231,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+_TRAINING: dict[str, dict[str, dict[str, Any]]] = {
+    # zero-initialised projections and norms without weights were made for Muon: with AdamW a modern-1m came to a loss
+    # of 6.2 where this brings it to 4.9
+    "modern": {
+        "optimizer": {"name": "muon", "weight_decay": 0.0},
+        "schedule": {"name": "wsd", "decay_fraction": 0.9, "min_ratio": 0.0},
+    }
+}
+"""Options of optimizer and schedule that a family of presets is pretrained with, where they are not the defaults."""
+
+
 def preset_fields(name: str) -> dict[str, Any]:
-    """The fields that the preset `name` sets.
+    """The fields of the model that the preset `name` sets.
 
     Raises:
         UserError: there is no such preset; the message names the nearest ones.
@@ -243,6 +256,30 @@ def preset_fields(name: str) -> dict[str, Any]:
     return dict(PRESETS[name])
 
 
+def preset_training(name: str) -> dict[str, dict[str, Any]]:
+    """The options of `optimizer` and `schedule` that the preset `name` brings to pretraining, by group."""
+    return {group: dict(values) for group, values in _TRAINING.get(name.partition("-")[0], {}).items()}
+
+
+def preset_run(name: str, **options: Any) -> PretrainConfig:
+    """A pretraining run of the architecture `name` with the optimizer and schedule that suit it.
+
+    As on the command line: `preset_run("modern-1m", data={"paths": ["shards"]}, trainer={"max_steps": 500})`.
+
+    Args:
+        name: a key of `PRESETS`.
+        **options: fields of `PretrainConfig`; a dict changes single fields of its group.
+
+    Raises:
+        UserError: there is no such preset, or an option does not exist or cannot be.
+    """
+    brought = {"model": preset_fields(name), **preset_training(name)}
+    for group, values in options.items():
+        both = isinstance(values, dict) and group in brought
+        brought[group] = {**brought[group], **values} if both else values
+    return from_plain(PretrainConfig, brought)
+
+
 def preset(name: str, **overrides: Any) -> ModelConfig:
     """The architecture `name`, with any field replaced.
 
@@ -250,6 +287,4 @@ def preset(name: str, **overrides: Any) -> ModelConfig:
         name: a key of `PRESETS`.
         **overrides: fields of `ModelConfig`.
     """
-    from lit_llm.config.serialization import from_plain
-
     return from_plain(ModelConfig, {**preset_fields(name), **overrides})

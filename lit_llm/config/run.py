@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import UserError
 from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.model import ModelConfig
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
+from lit_llm.config.rates import Stage, default_warmup_steps
 from lit_llm.config.serialization import check_finite
 from lit_llm.config.trainer import TrainerConfig
 
@@ -31,6 +33,8 @@ class SampleConfig:
 class RunConfig:
     """What every training stage has in common."""
 
+    stage: ClassVar[Stage] = "pretrain"
+    """What the defaults of rates and warm-up go by."""
     run_name: str = "run"
     """Folder of the run inside output_root."""
     output_root: str = "checkpoints"
@@ -83,7 +87,7 @@ class RunConfig:
         Raises:
             UserError: it is longer than the run.
         """
-        if self.schedule.warmup_steps > self.trainer.max_steps:
+        if (self.schedule.warmup_steps or 0) > self.trainer.max_steps:
             raise UserError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than "
                 f"trainer.max_steps {self.trainer.max_steps}"
@@ -102,6 +106,35 @@ class RunConfig:
             tokens_per_step = tokens_per_row * self.data.batch_size
             self.trainer.max_steps = max(1, int(self.trainer.max_tokens / tokens_per_step))
             self.check_warmup()
+
+    @property
+    def trains_adapter(self) -> bool:
+        """Whether low-rank additions are trained instead of all weights."""
+        return False
+
+    def fill_rates(self, parameters: int) -> list[str]:
+        """Give rates and warm-up that are null their defaults, once the model and trainer.max_steps are known.
+
+        Args:
+            parameters: all that the model has.
+
+        Returns:
+            A line about each choice: what it is, by what, and the option that sets another.
+        """
+        lines = []
+        given, steps = self.optimizer, self.trainer.max_steps
+        self.optimizer = given.with_rates(self.stage, parameters, lora=self.trains_adapter)
+        trained = f"{_in_words(parameters)} parameters with {'lora' if self.trains_adapter else given.name}"
+        for name in ("learning_rate", "muon_learning_rate"):
+            value = getattr(self.optimizer, name)
+            if getattr(given, name) is None and value is not None:
+                label = name.replace("_", " ").replace("muon", "Muon's")
+                lines.append(f"{label} {value:g}: {self.stage} of {trained}; --optimizer.{name} sets another")
+        if self.schedule.warmup_steps is None:
+            chosen = default_warmup_steps(self.stage, steps)
+            self.schedule = replace(self.schedule, warmup_steps=chosen)
+            lines.append(f"warm-up {chosen} of {steps:,} steps; --schedule.warmup_steps sets another, 0 for none")
+        return lines
 
     def _check_strategy(self) -> None:
         """Refuse what a strategy cannot do."""
@@ -143,17 +176,18 @@ class PretrainConfig(RunConfig):
             raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
         if self.model.output != "tokens" or self.model.value_head:
             raise UserError("pretraining needs model.output tokens and model.value_head false; leave both out")
-        if self.init_from is None:
-            self.check_length()
+        if self.init_from is None and self.data.sequence_length is not None:
+            self.fit_length()
 
-    def check_length(self) -> None:
-        """Refuse windows that the model cannot hold; called again where `init_from` brings the model.
+    def fit_length(self) -> str | None:
+        """Fit the windows to the model, once that is known; see `BatchConfig.fit_length`."""
+        context = self.model.max_position_embeddings
+        return self.data.fit_length(context, f"model.max_position_embeddings {context}")
 
-        Raises:
-            UserError: the windows are longer than the model's context.
-        """
-        if self.data.sequence_length > self.model.max_position_embeddings:
-            raise UserError(
-                f"data.sequence_length {self.data.sequence_length} is more than model.max_position_embeddings "
-                f"{self.model.max_position_embeddings}"
-            )
+
+def _in_words(count: int) -> str:
+    """A number of parameters as one says it: 4.9M."""
+    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)

@@ -142,7 +142,7 @@ class LanguageModule(L.LightningModule):
         """Tokens in a full micro-batch of one rank: the constant that keeps the summed loss in range."""
         data = self.config.data
         rows = data.batch_size // self.accumulation // self.data_parallel_size
-        return rows * (data.sequence_length if self.counts_tokens else 1)
+        return rows * (data.length if self.counts_tokens else 1)
 
     @property
     def data_parallel_size(self) -> int:

@@ -79,7 +79,7 @@ class DPOModule(LanguageModule):
                 f"{reference.vocab_size}): it cannot judge this policy's answers; give reference_model a folder with "
                 "the same tokenizer"
             )
-        length = self.config.data.sequence_length
+        length = self.config.data.length
         if reference.max_position_embeddings < length:
             raise UserError(
                 f"the reference {self._reference_folder} has {reference.max_position_embeddings} positions, fewer than "

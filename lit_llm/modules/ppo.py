@@ -131,9 +131,9 @@ class PPOModule(LanguageModule):
                 check_same_tokens(Path(other), self.tokenizer, option)
         for each in (*filter(None, others.values()), *self.rewards.folders):
             most = read_model_config(Path(each)).max_position_embeddings
-            if most < config.data.sequence_length:
+            if most < config.data.length:
                 raise UserError(
-                    f"data.sequence_length {config.data.sequence_length} is more than the {most} positions of {each}"
+                    f"data.sequence_length {config.data.length} is more than the {most} positions of {each}"
                 )
 
     def configure_model(self) -> None:
@@ -200,7 +200,7 @@ class PPOModule(LanguageModule):
         )
 
     def _rows(self, answers: Sequence[Answer]) -> Experience:
-        return Experience.of_answers(answers, self.config.data.sequence_length, self.device)
+        return Experience.of_answers(answers, self.config.data.length, self.device)
 
     @torch.no_grad()
     def _collect(self, batch: dict[str, Any], step: int) -> Experience:
@@ -356,10 +356,10 @@ class PPOModule(LanguageModule):
 
 def check_room(longest_prompt: int, config: PPOConfig) -> None:
     """Raises UserError where a prompt and its answer may not fit a row."""
-    if longest_prompt + config.max_new_tokens > config.data.sequence_length:
+    if longest_prompt + config.max_new_tokens > config.data.length:
         raise UserError(
             f"a prompt of {longest_prompt} tokens and an answer of max_new_tokens {config.max_new_tokens} exceed "
-            f"data.sequence_length {config.data.sequence_length}; raise it, lower max_new_tokens, or leave the prompt "
+            f"data.sequence_length {config.data.length}; raise it, lower max_new_tokens, or leave the prompt "
             "out"
         )
 

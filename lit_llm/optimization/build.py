@@ -26,7 +26,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     fused = _fused(groups, config.fused)
     betas = (config.beta1, config.beta2)
     if config.name == "adamw":
-        return LocalAdamW(groups, lr=config.learning_rate, betas=betas, eps=config.eps, fused=fused)
+        return LocalAdamW(groups, lr=groups[0]["lr"], betas=betas, eps=config.eps, fused=fused)
     return MuonAdamW(
         groups,
         betas=betas,

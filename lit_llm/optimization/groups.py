@@ -21,7 +21,8 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
       output head included.
     - "adamw_no_decay": embeddings (and so a head tied to one), norms, biases and scalars.
 
-    Frozen parameters and empty groups are left out.
+    Frozen parameters and empty groups are left out. A rate that is null is that of pretraining a model of this size;
+    the stages fill their own in.
 
     Returns:
         dicts with "params", "name", "kind" ("adamw" or "muon"), "lr" and "weight_decay".
@@ -29,6 +30,7 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict[str
     Raises:
         UserError: nothing is trainable; or config.name is "muon" and there is no hidden matrix.
     """
+    config = config.with_rates("pretrain", sum(parameter.numel() for parameter in model.parameters()))
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     # by module and not by dimensions: FSDP1 leaves flat pieces of the matrices
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}

@@ -7,7 +7,7 @@ import math
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from lit_llm.config import ScheduleConfig, UserError
+from lit_llm.config import ScheduleConfig, UserError, default_warmup_steps
 
 
 def learning_rate_factor(step: int, config: ScheduleConfig, max_steps: int) -> float:
@@ -24,15 +24,18 @@ def learning_rate_factor(step: int, config: ScheduleConfig, max_steps: int) -> f
 
     The end of the run is step max_steps, one past the last, as in transformers' schedules: with a min_ratio of 0 the
     last step is not lost at rate 0 either. All but "constant" stay at min_ratio from there on. A run no longer than
-    its warm-up only warms up.
+    its warm-up only warms up. Where warmup_steps is null it is that of pretraining; the stages fill their own in.
     """
     if config.name != "constant" and step >= max_steps:
         return config.min_ratio
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+    warmup_steps = config.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = default_warmup_steps("pretrain", max_steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
     if config.name == "constant":
         return 1.0
-    start = config.warmup_steps  # the last step at the peak
+    start = warmup_steps  # the last step at the peak
     if config.name == "wsd":
         start = max(start, max_steps - round(config.decay_fraction * max_steps))
     progress = max(0.0, (step - start) / (max_steps - start)) if max_steps > start else 0.0

@@ -39,8 +39,8 @@ def training_cost(config: PlanConfig, peak_flops: float, steps: int, recomputati
         recomputation: operations with activation checkpointing / without it. The time grows with it: `config.mfu`
             counts only those of the model.
     """
-    tokens = steps * config.data.batch_size * config.data.sequence_length
-    flops = tokens * training_flops_per_token(config.model, config.data.sequence_length) * recomputation
+    tokens = steps * config.data.batch_size * config.data.length
+    flops = tokens * training_flops_per_token(config.model, config.data.length) * recomputation
     hours = flops / (config.gpus * peak_flops * config.mfu) / 3600
     price = None if config.price is None else hours * config.gpus * config.price
     return Cost(steps, tokens, flops, hours, hours * config.gpus, price)
@@ -49,4 +49,4 @@ def training_cost(config: PlanConfig, peak_flops: float, steps: int, recomputati
 def chinchilla_steps(config: PlanConfig) -> int:
     """Optimizer steps in which the recipe reads `TOKENS_PER_PARAMETER` tokens for each parameter."""
     tokens = TOKENS_PER_PARAMETER * count_parameters(config.model)
-    return -(-tokens // (config.data.batch_size * config.data.sequence_length))
+    return -(-tokens // (config.data.batch_size * config.data.length))

@@ -132,7 +132,7 @@ def rehearsed(
     """A micro-batch of `placement`, and the optimizer step after it; remembered."""
     step = Step(
         rows=placement.rows,
-        length=config.data.sequence_length,
+        length=config.data.length,
         arithmetic=_arithmetic(config, placement),
         checkpointing=checkpointing,
         every_n_blocks=config.trainer.checkpoint_every_n_blocks,

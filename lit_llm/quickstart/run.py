@@ -225,7 +225,7 @@ def _time_pretraining(run: PretrainConfig) -> float:
 
     vocab_size = Tokenizer.load(Path(run.data.paths[0]) / "tokenizer").vocab_size
     module = PretrainingModule(replace(run, model=replace(run.model, vocab_size=vocab_size)))
-    tokens = torch.randint(vocab_size, (run.data.batch_size, run.data.sequence_length))
+    tokens = torch.randint(vocab_size, (run.data.batch_size, run.data.length))
     return step_seconds(module, run, [{"tokens": tokens, "targets": tokens}] * TIMED_STEPS)
 
 

@@ -24,9 +24,9 @@ def dpo(config: DPOConfig, callbacks: Sequence[Callback] = ()) -> RunResult | No
 
 def build_dpo(config: DPOConfig) -> Built:
     """See `lit_llm.stages.sft.build_sft`."""
-    tokenizer = open_model(config)
     if config.reference_model is not None:
         config.reference_model = str(find_model(config.reference_model))
+    tokenizer = open_model(config, others=[config.reference_model])
     data = PreferenceDataModule(config.data, tokenizer, config.seed, margins=False)
     open_data(config, data)
     return DPOModule(config, data), data, tokenizer

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from lit_llm.config import ModelConfig, PostTrainingConfig, UserError, to_plain
 from lit_llm.data.conversations.data_module import RowsDataModule
 from lit_llm.interop import load_tokenizer, read_model_config, starting_adapter
 from lit_llm.modules import LanguageModule
+from lit_llm.stages.defaults import choose_rates, tell
 from lit_llm.stages.loading import find_model
 from lit_llm.stages.running import Sections, run_stage
 from lit_llm.tokenizer import Tokenizer, with_chat_tokens
@@ -49,13 +51,16 @@ def _introduce(
 
 
 def open_model(
-    config: PostTrainingConfig, shape: Callable[[ModelConfig], ModelConfig] = lambda model: model
+    config: PostTrainingConfig,
+    shape: Callable[[ModelConfig], ModelConfig] = lambda model: model,
+    others: Iterable[str | None] = (),
 ) -> Tokenizer:
     """The tokenizer of the model folder; puts the folder's model, with room for new tokens, into `config`.
 
     Args:
         config: the run.
         shape: what the stage makes of the model.
+        others: folders of models that read the same rows; a length that is null is one that they can read, too.
     """
     if config.init_from is None:
         raise UserError("init_from is missing; give the model folder, or the run, that this stage starts from")
@@ -82,11 +87,11 @@ def open_model(
     model = shape(model)
     _check_model_options(config, model)
     config.model = model
-    if config.data.sequence_length > model.max_position_embeddings:
-        raise UserError(
-            f"data.sequence_length {config.data.sequence_length} is more than the {model.max_position_embeddings} "
-            f"positions of {folder}"
-        )
+    context = model.max_position_embeddings
+    if config.data.sequence_length is None:
+        shortest = (read_model_config(Path(other)).max_position_embeddings for other in others if other is not None)
+        context = min(context, *shortest, context)
+    tell([config.data.fit_length(context, f"the {context} positions of {folder}")])
     config.lora = starting_adapter(config.lora, model)[0]
     return tokenizer
 
@@ -101,10 +106,11 @@ def _check_model_options(config: PostTrainingConfig, model: ModelConfig) -> None
 
 
 def open_data(config: PostTrainingConfig, data: RowsDataModule) -> None:
-    """Read the rows, and count the steps of the epochs or of trainer.max_tokens."""
+    """Read the rows, count the steps of the epochs or of trainer.max_tokens, and choose what follows from them."""
     data.setup("fit")
     config.set_steps(data.num_samples)
     config.set_steps_of_tokens(data.tokens_per_sample)
+    choose_rates(config)
 
 
 def show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:

@@ -29,12 +29,15 @@ def ppo(config: PPOConfig, callbacks: Sequence[Callback] = ()) -> RunResult | No
 def build_ppo(config: PPOConfig) -> Built:
     """See `lit_llm.stages.sft.build_sft`."""
     has_head = config.algorithm == "ppo" and config.learns_values_by == "head"
-    tokenizer = open_model(config, lambda model: replace(model, value_head=has_head))
     config.rewards = [source if is_function(source) else str(find_model(source)) for source in config.rewards]
     if config.critic_from is not None:
         config.critic_from = str(find_model(config.critic_from))
     if config.reference_model is not None:
         config.reference_model = str(find_model(config.reference_model))
+    folders = [source for source in config.rewards if not is_function(source)]
+    others = [*folders, config.critic_from, config.reference_model]
+    tokenizer = open_model(config, lambda model: replace(model, value_head=has_head), others)
+    config.check_room()
     data = PromptDataModule(config.data, tokenizer, config.seed, config.max_new_tokens)
     open_data(config, data)
     return PPOModule(config, tokenizer), data, tokenizer

@@ -13,6 +13,7 @@ from lit_llm.data.pretraining.data_module import TokenDataModule
 from lit_llm.data.pretraining.shard_folder import require_shards
 from lit_llm.interop import read_model_config
 from lit_llm.modules import PretrainingModule
+from lit_llm.stages.defaults import choose_rates, tell
 from lit_llm.stages.running import run_stage
 from lit_llm.tokenizer import Tokenizer
 
@@ -45,11 +46,12 @@ def build_pretraining(config: PretrainConfig) -> tuple[PretrainingModule, TokenD
     tokenizer = Tokenizer.load(Path(config.data.paths[0]) / "tokenizer")
     if config.init_from is not None:
         config.model = read_model_config(Path(config.init_from))
-        config.check_length()
+    tell([config.fit_length()])
     fit_vocabulary(config, tokenizer)
     data = TokenDataModule(config.data, tokenizer, config.seed)
     data.setup("fit")  # what is wrong with the shards is said before there is a run folder
     config.set_steps_of_tokens(data.tokens_per_sample)
+    choose_rates(config)
     return PretrainingModule(config, torch.tensor(tokenizer.byte_lengths())), data, tokenizer
 
 

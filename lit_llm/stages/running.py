@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.evaluation.run_report import write_report
+from lit_llm.stages.defaults import keep_earlier_choices
 from lit_llm.training.ends import AlreadyEnded
 from lit_llm.training.replay import recorded_run, replay_step
 from lit_llm.training.run import RunResult, fit
@@ -46,6 +47,7 @@ def run_stage(
         record, config = recorded_run(config)
         replay_step(record, config, *build(config))
         return None
+    keep_earlier_choices(config)
     module, data, tokenizer = build(config)
     if is_finished(config):
         return None

@@ -70,8 +70,8 @@ def advice_on_memory(config: RunConfig) -> str:
         knobs.append("trainer.precision to bf16-mixed")
     if trainer.strategy in ("fsdp", "deepspeed") and torch.cuda.is_available() and not trainer.offload:
         knobs.append("trainer.offload to true")
-    if data.sequence_length > 1:
-        knobs.append(f"data.sequence_length below {data.sequence_length}")
+    if data.length > 1:
+        knobs.append(f"data.sequence_length below {data.length}")
     first, *rest = knobs or ["the model smaller"]
     return f"set {first}" + (f"; if that is not enough, {', '.join(rest)}" if rest else "")
 

@@ -235,7 +235,7 @@ def _compute(report: ReplayReport, module: Any, data: ResumableDataModule, train
                 continue  # tensor-parallel ranks read the same samples, which count once
             seen.add(tuple(part.sample_ids))
             # divided as in training, so that the gradient is rounded in the same way
-            nominal = len(part.sample_ids) * (data.config.sequence_length if module.counts_tokens else 1)
+            nominal = len(part.sample_ids) * (data.config.length if module.counts_tokens else 1)
             (loss_sum / nominal / record.accumulation).backward()
             tokens_in_all += int(tokens)
             loss_sum_in_all += loss_sum.detach().double().cpu()

@@ -102,7 +102,7 @@ def fit(
     set_matmul_precision(config.trainer)
     resume_from = checkpoint_to_resume(config)
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
-    speed = Throughput(training_flops_per_token(config.model, config.data.sequence_length))
+    speed = Throughput(training_flops_per_token(config.model, config.data.length))
     if prompts is None:
         prompts = SamplePrompts.of_texts(config.samples.prompts, tokenizer)
     end = EndOfRun(config, CheckpointPolicy(config.folder / "checkpoints", config.trainer))
@@ -116,7 +116,7 @@ def fit(
         None if config.init_from is None else Path(config.init_from),
         learned_turns=isinstance(config, PostTrainingConfig),
     )
-    with _quiet():
+    with quiet():
         trainer = build_trainer(
             config.trainer,
             accumulation=accumulation,
@@ -244,7 +244,7 @@ def build_trainer(
     )
 
 
-class _quiet(warnings.catch_warnings):
+class quiet(warnings.catch_warnings):
     """Silence what Lightning says at every start, and warnings about what this package does on purpose."""
 
     def __enter__(self) -> None:

@@ -21,10 +21,13 @@ from lit_llm.cli import main, parse
 from lit_llm.cli.commands import COMMANDS
 from lit_llm.config import (
     EvaluateConfig,
+    OptimizerConfig,
     PrepareConfig,
     PretrainConfig,
+    SFTConfig,
     UserError,
     preset,
+    preset_run,
     to_plain,
 )
 from lit_llm.stages.pretrain import pretrain
@@ -131,6 +134,26 @@ def test_a_preset_inside_a_file(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {preset: llama3.2-1b, num_layers: 2}\n")
     assert parse(PretrainConfig, ["--config", str(recipe)]).model == preset("llama3.2-1b", num_layers=2)
+
+
+def test_a_preset_brings_its_optimizer_unless_it_is_given(tmp_path: Path) -> None:
+    brought = parse(PretrainConfig, ["--model.preset", "modern-1m"])
+    assert (brought.optimizer.name, brought.optimizer.weight_decay) == ("muon", 0.0)
+    assert (brought.schedule.name, brought.schedule.min_ratio) == ("wsd", 0.0)
+    # the same from Python
+    assert preset_run("modern-1m") == brought
+    options = {"model": {"num_layers": 2}, "optimizer": {"weight_decay": 0.1}, "seed": 3}
+    words = ["--model.num_layers", "2", "--optimizer.weight_decay", "0.1", "--seed", "3"]
+    assert preset_run("modern-1m", **options) == parse(PretrainConfig, ["--model.preset", "modern-1m", *words])
+    own = OptimizerConfig(learning_rate=1.0)
+    assert preset_run("modern-1m", optimizer=own).optimizer == own
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {preset: modern-1m}\noptimizer: {name: adamw}\n")
+    given = parse(PretrainConfig, ["--config", str(recipe), "--schedule.name", "cosine"])
+    assert (given.optimizer.name, given.schedule.name, given.schedule.decay_fraction) == ("adamw", "cosine", 0.9)
+    # a llama is pretrained as the defaults have it; and another stage has no model to choose
+    assert parse(PretrainConfig, ["--model.preset", "llama-10m"]).optimizer == OptimizerConfig()
+    assert parse(SFTConfig, ["--model.preset", "modern-1m"]).optimizer == SFTConfig().optimizer
 
 
 def test_print_config_parses_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,7 +134,7 @@ class RowsDataModule(ResumableDataModule):
     @property
     def fingerprint(self) -> dict[str, Any]:
         """What decides which sample is which."""
-        return {"rows": self.digest("train"), "sequence_length": self.config.sequence_length, "seed": self.seed}
+        return {"rows": self.digest("train"), "sequence_length": self.config.length, "seed": self.seed}
 
     def items(self, split: str) -> Items:
         """The items of "train" or "validation"; of the latter there may be none."""
@@ -287,4 +287,4 @@ def cut(learned: np.ndarray, limit: int) -> int:
 
 def too_long(config: RowsConfig) -> str:
     """Why a row is left out."""
-    return f"longer than data.sequence_length {config.sequence_length}"
+    return f"longer than data.sequence_length {config.length}"

@@ -158,7 +158,7 @@ class PreferenceDataModule(RowsDataModule):
     def encode(self, row: Preference) -> EncodedRow:
         """Both texts, cut or left out together."""
         sides = [self._encode_side(row.prompt, answer) for answer in (row.chosen, row.rejected)]
-        limit = self.config.sequence_length
+        limit = self.config.length
         whole = [cut(learned, len(ids)) for ids, learned in sides]
         length = max(whole)
         if not min(whole):
@@ -176,7 +176,7 @@ class PreferenceDataModule(RowsDataModule):
 
     def make_items(self, places: Sequence[RowPlace], contents: Sequence[Any]) -> PairItems:
         """See `RowsDataModule`."""
-        return PairItems(places, contents, self.config.sequence_length, self.pad_id)
+        return PairItems(places, contents, self.config.length, self.pad_id)
 
     def statistics_lines(self) -> list[str]:
         """As of every module, and how many margins are known."""

@@ -100,7 +100,7 @@ class PromptDataModule(RowsDataModule):
     def encode(self, row: Prompt) -> EncodedRow:
         """The prompt's ids and the row's other fields."""
         ids = np.array(self.chat.render_prompt(row.messages), dtype=np.int32)
-        excess = len(ids) + self.answer_tokens - self.config.sequence_length
+        excess = len(ids) + self.answer_tokens - self.config.length
         if excess <= 0:
             return EncodedRow(row.place, len(ids), (ids, row.fields))
         if self.config.too_long == "drop" or excess >= len(ids):

@@ -149,7 +149,7 @@ class ConversationDataModule(RowsDataModule):
         if self.config.supervise == "all":
             learned = ~learned
         learned[:1] = False
-        limit, truncate = self.config.sequence_length + 1, self.config.too_long == "truncate"
+        limit, truncate = self.config.length + 1, self.config.too_long == "truncate"
         length = cut(learned, len(ids))
         if not length:
             return EncodedRow(row.place, len(ids), reason=NOTHING_TO_LEARN)
@@ -176,7 +176,7 @@ class ConversationDataModule(RowsDataModule):
         config = self.config
         ids, supervised = [content[0] for content in contents], [content[1] for content in contents]
         seed = self.seed if config.packing else None
-        return ConversationItems(places, ids, supervised, config.sequence_length, self.pad_id, seed)
+        return ConversationItems(places, ids, supervised, config.length, self.pad_id, seed)
 
     def statistics_lines(self) -> list[str]:
         """As of every module, and how full the rows are."""

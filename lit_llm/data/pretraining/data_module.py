@@ -100,7 +100,7 @@ class TokenDataModule(ResumableDataModule):
         return WindowDataset(
             self.splits["train"],
             self.weights,
-            self.config.sequence_length,
+            self.config.length,
             self.seed,
             self.splits["train"][0].manifest.eot_id,
             self.config.mask_documents,
@@ -115,7 +115,7 @@ class TokenDataModule(ResumableDataModule):
             "train_tokens": [len(source) for source in sources],
             "train_digests": [source.manifest.digest for source in sources],
             "weights": [weight / total for weight in self.weights],
-            "sequence_length": self.config.sequence_length,
+            "sequence_length": self.config.length,
             "windows": "ring",  # checkpoints of other cuts do not go on as if nothing had changed
             "seed": self.seed,
         }
@@ -155,7 +155,7 @@ class TokenDataModule(ResumableDataModule):
         manifest = self.splits["train"][0].manifest
         return EvaluationWindows(
             self.splits[split],
-            config.sequence_length,
+            config.length,
             manifest.eot_id,
             manifest.eot_id if manifest.pad_id is None else manifest.pad_id,
             config.mask_documents,

@@ -1,0 +1,102 @@
+"""What a stage chooses where nothing is given: length, rates and warm-up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from chat_rows import save_policy
+from conftest import MakeRun
+from run_files import all_curves
+from stage_runs import chat_tokenizer, make_stage
+
+from lit_llm.config import UserError, default_learning_rate
+from lit_llm.planning import count_parameters
+from lit_llm.stages.dpo import build_dpo
+from lit_llm.stages.ppo import build_ppo
+from lit_llm.stages.pretrain import build_pretraining, pretrain
+from lit_llm.stages.reward import build_reward
+from lit_llm.stages.sft import build_sft
+
+BUILD: dict[str, Any] = {"sft": build_sft, "reward": build_reward, "dpo": build_dpo, "ppo": build_ppo}
+NOTHING_GIVEN: dict[str, Any] = {
+    "optimizer": {"learning_rate": None},
+    "schedule": {"warmup_steps": None},
+    "data": {"sequence_length": None},
+}
+
+
+@pytest.mark.parametrize("stage", BUILD)
+def test_a_later_stage_fits_length_rate_and_warm_up(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = make_stage(stage, tmp_path, **NOTHING_GIVEN, epochs=5.0)
+    module, data, _ = BUILD[stage](config)
+    assert config.data.sequence_length == 64 == config.model.max_position_embeddings
+    expected = default_learning_rate(stage, count_parameters(config.model))  # type: ignore[arg-type]
+    assert config.optimizer.learning_rate == expected
+    steps = -(-5 * data.num_samples // 8)
+    assert (config.trainer.max_steps, config.schedule.warmup_steps) == (steps, max(1, round(0.1 * steps)))
+    printed = capsys.readouterr().err
+    assert "sequence length 64: all that the model reads; --data.sequence_length sets another" in printed
+    assert f"learning rate {expected:g}: {stage} of " in printed
+    assert "k parameters with adamw; --optimizer.learning_rate sets another" in printed
+    assert f"warm-up {config.schedule.warmup_steps} of {steps} steps" in printed
+    assert module.config is config
+
+
+def test_an_adapter_has_ten_times_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_stage("sft", tmp_path, optimizer={"learning_rate": None}, lora={"rank": 2})
+    build_sft(config)
+    assert config.optimizer.learning_rate == pytest.approx(
+        10 * default_learning_rate("sft", count_parameters(config.model))
+    )
+    assert "k parameters with lora; --optimizer.learning_rate sets another" in capsys.readouterr().err
+
+
+def test_the_length_suits_every_model_that_reads_the_rows(tmp_path: Path) -> None:
+    shorter = save_policy(tmp_path / "shorter", chat_tokenizer(), max_position_embeddings=40)
+    for stage in ("dpo", "ppo"):
+        config = make_stage(
+            stage, tmp_path, data={"sequence_length": None, "max_dropped_share": 1.0}, reference_model=str(shorter)
+        )
+        BUILD[stage](config)
+        assert config.data.sequence_length == 40
+    config = make_stage("ppo", tmp_path, data={"sequence_length": None}, max_new_tokens=64)
+    with pytest.raises(UserError, match=r"max_new_tokens 64 leaves no room for a prompt in data.sequence_length 64"):
+        build_ppo(config)
+
+
+def test_pretraining_writes_down_what_it_chose_and_keeps_it_when_it_goes_on(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A longer run would choose a longer warm-up, and so could not go on with the steps that are done."""
+    constant = {"name": "constant", "warmup_steps": None}
+    null = {**NOTHING_GIVEN, "schedule": constant, "optimizer": {"learning_rate": None, "name": "muon"}}
+    config = make_run(**null, trainer={"max_steps": 2, "val_every_n_steps": None})
+    pretrain(config)
+    saved = yaml.safe_load((config.folder / "config.yaml").read_text())
+    assert (saved["data"]["sequence_length"], saved["schedule"]["warmup_steps"]) == (32, 1)
+    assert (saved["optimizer"]["learning_rate"], saved["optimizer"]["muon_learning_rate"]) == (4e-3, 0.02)
+    assert "Muon's learning rate 0.02: pretrain" in capsys.readouterr().err
+
+    longer = make_run(**null, trainer={"max_steps": 80, "val_every_n_steps": None}, ckpt_path="last")
+    build_pretraining(longer)
+    assert longer.schedule.warmup_steps == 2
+    # as this one is asked to go on
+    longer = make_run(**null, trainer={"max_steps": 80, "val_every_n_steps": None}, ckpt_path="last")
+    pretrain(longer)
+    assert longer.schedule.warmup_steps == 1
+    assert "resumed at step 2" in capsys.readouterr().err
+    assert [value for _, value in all_curves(longer)["learning_rate/muon"]] == pytest.approx([0.02] * 80)
+
+
+def test_a_long_context_is_not_filled(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    config = make_run(model={"max_position_embeddings": 4096}, data={"sequence_length": None})
+    build_pretraining(config)
+    assert config.data.sequence_length == 1024
+    assert "sequence length 1024: of the 4096 that the model reads" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"data.sequence_length 33 is more than model.max_position_embeddings 32"):
+        make_run(data={"sequence_length": 33})
