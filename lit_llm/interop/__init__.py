@@ -7,7 +7,7 @@ from lit_llm.interop.folder import (
     read_model_config,
     read_quantization,
     save_model_folder,
-    why_not_huggingface,
+    why_remote_code,
     without_value_head,
 )
 from lit_llm.interop.generation_settings import (
@@ -16,10 +16,12 @@ from lit_llm.interop.generation_settings import (
     read_generation_config,
     stop_token_ids,
 )
+from lit_llm.interop.limits import export_limits
 from lit_llm.interop.peft import load_adapter, load_tokenizer, save_adapter, starting_adapter
 
 __all__ = [
     "GenerationSettings",
+    "export_limits",
     "generation_settings",
     "iterate_weights",
     "load_adapter",
@@ -33,6 +35,6 @@ __all__ = [
     "save_model_folder",
     "starting_adapter",
     "stop_token_ids",
-    "why_not_huggingface",
+    "why_remote_code",
     "without_value_head",
 ]
