@@ -103,7 +103,7 @@ def save_model_folder(
         values |= remote_code_values(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder, outputs_of(config, weights, family), dtype, max_shard_bytes)
+        write_weights(folder, outputs_of(config, weights, family, quantization is not None), dtype, max_shard_bytes)
         write_json(folder / "config.json", values)
         write_json(folder / GENERATION_CONFIG, settings.generation)
         write_remote_code(folder) if needs_code else delete_remote_code(folder)

@@ -16,6 +16,7 @@ import torch
 from conftest import MakeRun, tiny_model
 from foreign_tokenizers import save_foreign_tokenizer
 from random_decoder import alone, largest_difference, random_decoder, random_tokens
+from safetensors.torch import load_file, save_file
 
 from lit_llm.config import ModelConfig, SamplingConfig, UserError
 from lit_llm.generation import generate
@@ -137,15 +138,17 @@ def test_logits_gradients_and_text_are_ours(name: str, tmp_path: Path, tokenizer
         assert largest_difference(theirs(tokens).logits, ours) <= 1e-5 * ours.abs().max()
     theirs(tokens, labels=tokens).loss.backward()
     torch.nn.functional.cross_entropy(ours[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()).backward()
-    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    gradients = {name.removeprefix("model."): parameter.grad for name, parameter in theirs.named_parameters()}
     for key, parameter in model.named_parameters():
-        assert largest_difference(gradients[key], parameter.grad) <= 1e-4 * parameter.grad.abs().max() + 1e-7, key
+        expected = parameter.grad[: len(gradients[key])]  # rows that pad the vocabulary are not stored
+        assert largest_difference(gradients[key], expected) <= 1e-4 * expected.abs().max() + 1e-7, key
+        assert not parameter.grad[len(expected) :].any()
 
     prompts = random_tokens(model.config, 2, 8)
-    expected = generate(model, prompts.tolist(), SamplingConfig(max_new_tokens=20, temperature=0.0), eos_id=None)
+    texts = generate(model, prompts.tolist(), SamplingConfig(max_new_tokens=20, temperature=0.0), eos_id=None)
     for use_cache in (True, False):
         written = theirs.generate(prompts, max_new_tokens=20, do_sample=False, use_cache=use_cache, eos_token_id=None)
-        assert written[:, 8:].tolist() == expected
+        assert written[:, 8:].tolist() == texts
 
 
 @pytest.mark.parametrize("name", ["modern", "modern-window", "learned"])
@@ -202,8 +205,10 @@ def test_transformers_saves_what_we_read(saved: Path, modern: Decoder, tokenizer
     assert len(list((tmp_path / "again").glob("*.safetensors"))) > 1
     again, read = load_model_folder(tmp_path / "again")
     assert (again.config, read.vocab_size) == (modern.config, tokenizer.vocab_size)
+    stored = {name.removeprefix("model."): tensor for name, tensor in theirs.state_dict().items()}
     for name, tensor in modern.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor.bfloat16()), name
+        rows = len(stored[name])
+        assert torch.equal(again.state_dict()[name][:rows], tensor[:rows].bfloat16()), name
     tokens = random_tokens(modern.config, 2, 16)
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "again")(tokens).logits, theirs(tokens).logits)
@@ -212,7 +217,31 @@ def test_transformers_saves_what_we_read(saved: Path, modern: Decoder, tokenizer
         assert difference <= 0.1 * float(modern(tokens).abs().max())
 
 
-def test_the_tokenizer_loads_and_pairs_with_the_model(saved: Path, tokenizer: Tokenizer) -> None:
+def test_its_parts_are_where_trl_looks_for_them(saved: Path, modern: Decoder) -> None:
+    """TRL computes the loss from the last hidden states, the head's weight and the cap on logits."""
+    theirs, tokens = load(saved), random_tokens(modern.config, 2, 9)
+    cap = theirs.config.final_logit_softcapping
+    with torch.no_grad():
+        expected = theirs(tokens, output_hidden_states=True)
+        for trunk in (theirs.base_model, load(saved, "AutoModel")):
+            states = trunk(tokens, use_cache=False).last_hidden_state
+            logits = cap * torch.tanh(states @ theirs.get_output_embeddings().weight.T / cap)
+            torch.testing.assert_close(logits, expected.logits, rtol=1e-5, atol=1e-5)
+    assert cap == modern.config.logits_softcap
+    assert len(expected.hidden_states) == modern.config.num_layers + 1
+    assert torch.equal(expected.hidden_states[-1], states)
+
+
+def test_rows_that_pad_the_vocabulary_may_be_in_a_file(saved: Path, modern: Decoder) -> None:
+    """They are no longer written, and older folders have them."""
+    assert load_file(saved / "model.safetensors")["head.weight"].size(0) == 390
+    save_file(modern.state_dict(), saved / "model.safetensors")
+    weights = load_weights(saved, modern.config)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in modern.state_dict().items())
+
+
+def test_the_tokenizer_loads_and_pairs_with_the_model(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    saved = save(tmp_path / "model", random_decoder(config_of("modern")), tokenizer)
     theirs, model = transformers.AutoTokenizer.from_pretrained(saved, trust_remote_code=True), load(saved)
     texts = ["def f(x):", "import"]
     batch = theirs(texts, return_tensors="pt", padding=True, padding_side="left")
@@ -251,7 +280,9 @@ def test_it_is_trained(saved: Path, modern: Decoder, tmp_path: Path) -> None:
     assert largest_difference(theirs(tokens).logits[..., :390], before) <= 1e-5 * float(before.abs().max())
     theirs.save_pretrained(tmp_path / "grown")
     assert read_model_config(tmp_path / "grown").vocab_size == 401
-    assert load_weights(tmp_path / "grown", read_model_config(tmp_path / "grown"))["embedding.weight"].size(0) == 401
+    grown = Decoder(read_model_config(tmp_path / "grown")).eval()
+    grown.load_state_dict(load_weights(tmp_path / "grown", grown.config))
+    assert largest_difference(grown(tokens), theirs(tokens).logits) <= 1e-5 * float(before.abs().max())
 
     adapted = peft.get_peft_model(theirs, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
     optimizer = torch.optim.SGD(adapted.parameters(), lr=0.5)
@@ -293,11 +324,11 @@ def test_a_language_model_becomes_a_reward_model(tmp_path: Path, tokenizer: Toke
     )
     tokens = random_tokens(model.config, 2, 5)
     reward(tokens, labels=torch.tensor([1.0, 0.0])).loss.backward()
-    assert reward.head.weight.grad.any()
+    assert reward.score.weight.grad.any()
     reward.save_pretrained(tmp_path / "reward")
     config = read_model_config(tmp_path / "reward")
     assert config == model.config.as_score()
-    assert torch.equal(load_weights(tmp_path / "reward", config)["head.weight"], reward.head.weight)
+    assert torch.equal(load_weights(tmp_path / "reward", config)["head.weight"], reward.score.weight)
 
 
 REFUSED: dict[str, tuple[Callable[[Any, torch.Tensor], Any], str]] = {

@@ -21,6 +21,7 @@ def remote_code_values(config: ModelConfig) -> dict[str, Any]:
     classifier = "LitLLMForSequenceClassification"
     auto_map = {
         "AutoConfig": "configuration_lit_llm.LitLLMConfig",
+        "AutoModel": "modeling_lit_llm.LitLLMModel",
         "AutoModelForSequenceClassification": f"modeling_lit_llm.{classifier}",
     }
     if config.output == "score":

@@ -58,6 +58,7 @@ class LitLLMConfig(PretrainedConfig):
         "num_hidden_layers": "num_layers",
         "num_attention_heads": "num_heads",
         "initializer_range": "init_std",
+        "final_logit_softcapping": "logits_softcap",  # by this name TRL looks for it
         # transformers turns its own `rope_scaling` into another form, so the field has another name while in memory
         "rope_scaling": "rope_stretch",
     }
@@ -99,8 +100,3 @@ class LitLLMConfig(PretrainedConfig):
     def kv_heads(self):
         """The number of key and value heads."""
         return self.num_key_value_heads or self.num_heads
-
-    @property
-    def embedding_rows(self):
-        """Rows of the embedding: the vocabulary, and what pads it."""
-        return -(-self.vocab_size // self.pad_vocab_to_multiple_of) * self.pad_vocab_to_multiple_of

@@ -147,7 +147,7 @@ class Attention(nn.Module):
         self.value_embedding = self.value_gate = None
         # every second layer, counted so that the last one has it
         if config.value_embeddings and layer % 2 == (config.num_layers - 1) % 2:
-            self.value_embedding = nn.Embedding(config.embedding_rows, n_kv * d)
+            self.value_embedding = nn.Embedding(config.vocab_size, n_kv * d)
             self.value_gate = nn.Linear(min(GATE_WIDTH, width), n_kv, bias=False)
 
     def forward(self, x: Tensor, tokens: Tensor, mask: Tensor | None, rotary, cache) -> Tensor:
