@@ -66,8 +66,8 @@ def show_run(config: RunConfig, result: RunResult | None) -> None:
 
 def show_export(config: ExportConfig, exported: Exported) -> None:
     """Print where an exported model is and who can read it."""
-    if exported.only_ours is not None:
-        print(f"for this package alone: {exported.only_ours}")
+    if exported.note is not None:
+        print(exported.note)
     print(f"{exported.kind}  {exported.path} ({exported.source})")
 
 

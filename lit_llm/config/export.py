@@ -23,8 +23,9 @@ class ExportConfig:
     overwrite: bool = False
     """Replace a model that is already there."""
     format: Literal["auto", "huggingface", "lit_llm", "gguf"] = "auto"
-    """What transformers loads (huggingface), our own form (lit_llm), the first of the two that there is (auto), or one
-    file for llama.cpp (gguf: Llama form only)."""
+    """What transformers loads (huggingface: architectures that it lacks with trust_remote_code=True, by code in the
+    folder), our own form (lit_llm), the first of the two that there is (auto), or one file for llama.cpp (gguf: Llama
+    form only)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
     """Type of the weights; auto keeps them as they are; q8_0 is 8 bits in blocks of 32, for gguf alone."""
     quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"

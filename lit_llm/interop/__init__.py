@@ -7,7 +7,7 @@ from lit_llm.interop.folder import (
     read_model_config,
     read_quantization,
     save_model_folder,
-    why_not_huggingface,
+    why_remote_code,
     without_value_head,
 )
 from lit_llm.interop.generation_settings import (
@@ -17,11 +17,13 @@ from lit_llm.interop.generation_settings import (
     stop_token_ids,
 )
 from lit_llm.interop.in_memory import decoder_from_transformers
+from lit_llm.interop.limits import export_limits
 from lit_llm.interop.peft import load_adapter, load_tokenizer, save_adapter, starting_adapter
 
 __all__ = [
     "GenerationSettings",
     "decoder_from_transformers",
+    "export_limits",
     "generation_settings",
     "iterate_weights",
     "load_adapter",
@@ -35,6 +37,6 @@ __all__ = [
     "save_model_folder",
     "starting_adapter",
     "stop_token_ids",
-    "why_not_huggingface",
+    "why_remote_code",
     "without_value_head",
 ]

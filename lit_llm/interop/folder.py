@@ -1,8 +1,11 @@
 """The model folder: config.json, weights as safetensors, tokenizer, generation_config.json. No pickle is read.
 
 Where Hugging Face transformers has the architecture, a folder that we write is one of theirs, and theirs are read as
-they are. Otherwise `model_type` is `lit_llm`, and config.json holds our fields; so it is where weights are quantized,
-and `quantization` says how.
+they are: vLLM, SGLang, lm-evaluation-harness and TRL load it. Otherwise `model_type` is `lit_llm`, config.json holds
+our fields, and the folder carries the code of the model, so that transformers and what is built on its
+`AutoModelForCausalLM` (TRL, PEFT, the harness' HFLM) load it with `trust_remote_code=True`. vLLM and SGLang, which
+compute attention in kernels of their own, do not. Quantized weights (`quantization` says how) are for this package
+alone. No code of a folder is ever run here.
 
 Wherever a model folder is read, an adapter folder of PEFT can be given: it is the model that it makes of its base.
 """
@@ -27,13 +30,17 @@ from lit_llm.interop.configuration import family_of, read_config, write_config
 from lit_llm.interop.families import FAMILIES, Family
 from lit_llm.interop.generation_settings import GENERATION_CONFIG, GenerationSettings, ends_of, generation_settings
 from lit_llm.interop.json_files import read_object
+from lit_llm.interop.options import USUAL
 from lit_llm.interop.peft import adapted_config, base_of, load_tokenizer, merged_weights
+from lit_llm.interop.remote_code import delete_remote_code, remote_code_values, write_remote_code
 from lit_llm.interop.writing import MAX_SHARD_BYTES, outputs_of, write_weights
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import KINDS, quantize
 from lit_llm.tokenizer import Tokenizer
 
 MODEL_TYPE = "lit_llm"
+NOT_FIELDS = USUAL | {"model_type", "quantization", "auto_map"}
+"""Keys of a config.json of our own form that are no fields of a ModelConfig; transformers adds some when it saves."""
 
 
 def save_model_folder(
@@ -57,7 +64,8 @@ def save_model_folder(
         config: the decoder's configuration.
         weights: the decoder's state_dict.
         tokenizer: goes along.
-        form: "huggingface" for what transformers loads, "lit_llm" for our own, "auto" for the first where it can be.
+        form: "huggingface" for what transformers loads, by its own code where it has the architecture; "lit_llm" for
+            our own, which it loads by the code in the folder; "auto" for the first wherever weights are not quantized.
         dtype: what weights are converted to; None keeps them.
         max_shard_bytes: a larger model is written as several files.
         settings: which tokens begin, end and pad a text, and how it is drawn; None takes them from the tokenizer. A
@@ -68,39 +76,46 @@ def save_model_folder(
         The `model_type` that was written.
 
     Raises:
-        UserError: a file cannot be written, transformers cannot load such a model and `form` asks for it, or
-            quantized weights are to be converted.
+        UserError: a file cannot be written, `form` asks for what transformers loads and the weights are quantized or
+            have a value head, or quantized weights are to be converted.
     """
     if quantization is not None and dtype is not None:
         raise UserError(f"weights quantized as {quantization} cannot be converted; convert the full model first")
     native = form == MODEL_TYPE or (form == "auto" and quantization is not None)
-    family, reason = (None, "") if native else _family_of(config, tokenizer)
+    family, _ = (None, "") if native else _family_of(config, tokenizer)
     if quantization is not None and not native:
         raise UserError(f"transformers cannot load our {quantization} weights; give the format auto or lit_llm")
-    if form == "huggingface" and family is None:
-        raise UserError(reason)
+    if form == "huggingface" and config.value_head:
+        raise UserError("transformers has no place for a value head; leave it out (without_value_head)")
     stored = dtype or next(iter(weights.values())).dtype
     settings = settings or generation_settings(tokenizer)
     if config.output == "score":  # whose score is that of the last token before the padding
-        settings = settings.with_padding(tokenizer.pad_id)
+        pad = tokenizer.pad_id
+        settings = settings.with_padding(None if pad in ends_of(tokenizer) else pad)
     values = {**_config_values(config, family), "dtype": str(stored).removeprefix("torch.")}
     if quantization is not None:
         values["quantization"] = quantization
+    else:
+        values |= settings.ids
     if family is not None:
-        values |= {**settings.ids, "torch_dtype": values["dtype"]}
+        values["torch_dtype"] = values["dtype"]
+    needs_code = family is None and quantization is None
+    if needs_code:
+        values |= remote_code_values(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_weights(folder, outputs_of(config, weights, family), dtype, max_shard_bytes)
+        write_weights(folder, outputs_of(config, weights, family, quantization is not None), dtype, max_shard_bytes)
         write_json(folder / "config.json", values)
         write_json(folder / GENERATION_CONFIG, settings.generation)
+        write_remote_code(folder) if needs_code else delete_remote_code(folder)
         tokenizer.save(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
     return values["model_type"]
 
 
-def why_not_huggingface(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
-    """Why transformers cannot load a model of this configuration and tokenizer, or None where it can."""
+def why_remote_code(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+    """Why transformers needs `trust_remote_code=True` for the folder of such a model, or None where it does not."""
     family, reason = _family_of(config, tokenizer)
     return reason if family is None else None
 
@@ -249,7 +264,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
             config, passed_over = read_config(values)
             family = family.scoring() if config.output == "score" else family
         else:
-            native = {key: value for key, value in values.items() if key not in ("model_type", "dtype", "quantization")}
+            native = {key: value for key, value in values.items() if key not in NOT_FIELDS}
             config, passed_over = from_plain(ModelConfig, native), []
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

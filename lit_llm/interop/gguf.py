@@ -73,7 +73,9 @@ def save_gguf(
         import gguf
     except ImportError:
         raise UserError("writing GGUF needs the package gguf: pip install gguf") from None
-    _check(config, tokenizer)
+    reason = why_not_gguf(config, tokenizer)
+    if reason is not None:
+        raise UserError(reason)
     tensors = _tensors(config, weights)
     types = {name: _type_of(tensor, kind) for name, tensor in tensors.items()}
     try:
@@ -96,8 +98,8 @@ def save_gguf(
         raise UserError(f"cannot write {path}: {error}") from error
 
 
-def why_not_gguf(config: ModelConfig) -> str | None:
-    """What of an architecture a GGUF file of Llama cannot say, or None where it can say all."""
+def why_not_gguf(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
+    """What of an architecture or of a tokenizer a GGUF file of Llama cannot say, or None where it can say all."""
     if config.output == "score":
         return "a reward model is not written as GGUF; export a language model, or give the format auto"
     family, reason = family_of(config)
@@ -111,17 +113,13 @@ def why_not_gguf(config: ModelConfig) -> str | None:
         return "llama.cpp computes the Llama form with swiglu and without biases"
     if config.rope_scaling is not None and config.rope_scaling.type == "yarn":
         return "yarn positions are not written as GGUF"
+    if tokenizer.kind != "bpe":
+        return f"only a byte-level BPE tokenizer is written as GGUF, not one of kind {tokenizer.kind}"
+    if tokenizer.vocab_size > (config.vocab_size or 0):
+        return f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}"
+    if _pre_tokenizer(tokenizer.state) is None:
+        return "llama.cpp has no name for how this tokenizer splits text: GPT-2's, Llama 3's and Qwen's it has"
     return None
-
-
-def _check(config: ModelConfig, tokenizer: Tokenizer) -> None:
-    reason = why_not_gguf(config)
-    if reason is None and tokenizer.kind != "bpe":
-        reason = f"only a byte-level BPE tokenizer is written as GGUF, not one of kind {tokenizer.kind}"
-    if reason is None and tokenizer.vocab_size > (config.vocab_size or 0):
-        reason = f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}"
-    if reason is not None:
-        raise UserError(reason)
 
 
 def _tensors(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -209,24 +207,15 @@ def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Toke
         writer.add_chat_template(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", tokenizer.chat_template))
 
 
-def _pre_tokenizer(state: dict[str, Any]) -> str:
-    """llama.cpp's name for how a tokenizer splits text.
-
-    Raises:
-        UserError: it has no name for it.
-    """
+def _pre_tokenizer(state: dict[str, Any]) -> str | None:
+    """llama.cpp's name for how a tokenizer splits text, or None where it has none."""
     split, normalizer = state["pre_tokenizer"] or {}, (state["normalizer"] or {}).get("type")
     steps = split.get("pretokenizers", [split])
     patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
     plain = [step for step in steps if step["type"] == "ByteLevel" and step["use_regex"]]
     if not patterns and plain and len(steps) == 1 and normalizer is None:
         return "gpt-2"
-    name = PRE_TOKENIZERS.get((patterns[0], normalizer)) if len(patterns) == 1 else None
-    if name is None:
-        raise UserError(
-            "llama.cpp has no name for how this tokenizer splits text: GPT-2's, Llama 3's and Qwen's it has"
-        )
-    return name
+    return PRE_TOKENIZERS.get((patterns[0], normalizer)) if len(patterns) == 1 else None
 
 
 def _type_of(tensor: Tensor, kind: Kind) -> Kind:

@@ -24,6 +24,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")
 QUANTIZED_DTYPES = ("I8", "U8")
+OWN_PREFIX = "model."
+"""Prefix that transformers gives the weights of our own form, all but the heads, when it saves them."""
+OWN_SCORES = {"score.weight": "head.weight"}
+"""The name of a head of scores in the files of our own form, and ours. Files that lack it have ours."""
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -172,9 +176,11 @@ def source_of(name: str, family: Family | None) -> Source:
     return Source(f"{theirs}.{kind}", stored.transposed and kind == "weight", stored.part)
 
 
-def rows_of_tokens(config: ModelConfig) -> tuple[str, ...]:
-    """Our tensors that have a row for each token of the vocabulary."""
-    return ("embedding.weight",) if config.output == "score" else ("embedding.weight", "head.weight")
+def has_rows_of_tokens(name: str, config: ModelConfig) -> bool:
+    """Whether a tensor of ours has a row for each token of the vocabulary."""
+    if name == "head.weight":
+        return config.output == "tokens"
+    return name == "embedding.weight" or name.endswith(".value_embedding.weight")
 
 
 def check_outline(folder: Path, config: ModelConfig, family: Family | None, quantization: str | None = None) -> None:
@@ -226,9 +232,14 @@ def _decoder_state(config: ModelConfig, quantization: str | None) -> dict[str, T
 
 
 def full_names_of(files: WeightFiles | WeightsInMemory, family: Family | None) -> dict[str, str]:
-    """The names in the files by those that they have in a whole model: files of a bare one, without the head, lack the
-    prefix."""
-    base, head = (family.base, f"{family.weights['head'].name}.") if family is not None else ("", "")
+    """The names in the files by those that they have in a whole model.
+
+    Files of a bare model of a family, without the head, lack the prefix. In our own form transformers, and no one else,
+    puts one before the names when it saves, and a head of scores has its name there.
+    """
+    if family is None:
+        return {OWN_SCORES.get(name, name.removeprefix(OWN_PREFIX)): name for name in files}
+    base, head = family.base, f"{family.weights['head'].name}."
     return {name if name.startswith((base, head)) else base + name: name for name in files}
 
 
@@ -243,7 +254,7 @@ def iterate_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of `Decoder(config)` under our name, one at a time; names and shapes are checked before the first.
 
-    A tied head is not among them. Rows of the embedding that pad the vocabulary are zeros where the file lacks them.
+    A tied head is not among them. Rows that pad the vocabulary are zeros where the file lacks them.
 
     Args:
         folder: a model folder.
@@ -368,8 +379,9 @@ def _fits(
         stored = (*stored[:-1], stored[-1] // 3 if stored[-1] % 3 == 0 else -1)
     if source.transposed:
         stored = stored[::-1]
-    if family is not None and name in rows_of_tokens(config):
-        wanted = (config.vocab_size or 0, *wanted[1:])  # the rows that pad the vocabulary are not stored
+    if has_rows_of_tokens(name, config):  # the rows that pad the vocabulary are stored where weights are quantized
+        without_padding = (config.vocab_size or 0, *wanted[1:])
+        return stored == without_padding or (family is None and stored == wanted)
     return stored == wanted
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 from lit_llm.config import ModelConfig, UserError
 from lit_llm.config.files import whole_file, write_json
 from lit_llm.interop.families import Family
-from lit_llm.interop.reading import INDEX, WEIGHTS, Source, rows_of_tokens, source_of
+from lit_llm.interop.reading import INDEX, OWN_SCORES, WEIGHTS, Source, has_rows_of_tokens, source_of
 
+SCORE_NAMES = {ours: stored for stored, ours in OWN_SCORES.items()}
 MAX_SHARD_BYTES = 5 * 1000**3
 """Size of a weight file at most, unless one tensor is larger (transformers' choice)."""
 
@@ -50,24 +51,28 @@ class Output:
         return converted
 
 
-def outputs_of(config: ModelConfig, weights: Mapping[str, Tensor], family: Family | None) -> list[Output]:
+def outputs_of(
+    config: ModelConfig, weights: Mapping[str, Tensor], family: Family | None, quantized: bool = False
+) -> list[Output]:
     """The tensors of the files, from the decoder's state_dict.
 
-    A tied head is left out. Rows that only pad the vocabulary are left out of a Hugging Face folder, where they would
-    be tokens like any other.
+    A tied head is left out, and so are rows that only pad the vocabulary: transformers would take them for tokens.
 
     Args:
         config: the decoder's configuration.
         weights: its state_dict.
         family: what the files are to be; None for our own form.
+        quantized: the weights are; their rows all stay, as they are packed together.
     """
     outputs: dict[str, Output] = {}
     for name, tensor in weights.items():
         if name == "head.weight" and config.tie_word_embeddings:
             continue
-        if family is not None and name in rows_of_tokens(config):
+        if has_rows_of_tokens(name, config) and not quantized:
             tensor = tensor[: config.vocab_size]
         source = source_of(name, family)
+        if family is None and config.output == "score":
+            source = replace(source, name=SCORE_NAMES.get(name, name))
         output = outputs.setdefault(source.name, Output(source.name, [], []))
         place = sum(1 for other in output.sources if (other.part or 0) < (source.part or 0))
         output.sources.insert(place, source)

@@ -19,7 +19,7 @@ from lit_llm.interop import (
     read_model_config,
     save_adapter,
     save_model_folder,
-    why_not_huggingface,
+    why_remote_code,
     without_value_head,
 )
 from lit_llm.model import Decoder
@@ -37,13 +37,13 @@ class Exported:
         kind: "model folder", "GGUF file" or "adapter folder".
         path: where it is.
         source: what it was made from, in words.
-        only_ours: why no other program reads it; None where others do.
+        note: what else there is to know of who can load it; None where there is nothing.
     """
 
     kind: str
     path: Path
     source: str
-    only_ours: str | None = None
+    note: str | None = None
 
 
 @dataclass
@@ -61,8 +61,8 @@ def export(config: ExportConfig) -> Exported:
     """Write a model folder, a GGUF file or an adapter folder.
 
     Raises:
-        UserError: there is no whole checkpoint, or no tokenizer, the output holds a model already, or transformers has
-            no such architecture and `config.format` asks for it.
+        UserError: there is no whole checkpoint, or no tokenizer, the output holds a model already, or a GGUF file or an
+            adapter is asked for and cannot hold such a model.
     """
     output, path = Path(config.output), Path(config.checkpoint)
     if config.format == "gguf" and output.suffix != ".gguf":
@@ -94,11 +94,16 @@ def export(config: ExportConfig) -> Exported:
         settings=source.settings,
         quantization=quantization,
     )
+    return Exported("model folder", output, source.name, _note(config, source, quantization))
+
+
+def _note(config: ExportConfig, source: _Source, quantization: str | None) -> str | None:
     if quantization is not None:
-        reason: str | None = f"the weights are quantized ({quantization})"
-    else:
-        reason = why_not_huggingface(source.model, tokenizer) if config.format == "auto" else None
-    return Exported("model folder", output, source.name, reason)
+        return f"for this package alone: the weights are quantized ({quantization})"
+    reason = why_remote_code(source.model, source.tokenizer)
+    if reason is None and config.format == "lit_llm":
+        reason = "it is of our own form"
+    return reason and f"transformers loads it with trust_remote_code=True, by the code in the folder: {reason}"
 
 
 def _quantized(

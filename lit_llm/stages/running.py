@@ -6,7 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_llm.config.notices import tell_once
 from lit_llm.evaluation.run_report import write_report
+from lit_llm.interop import export_limits
 from lit_llm.stages.defaults import keep_earlier_choices
 from lit_llm.training.ends import AlreadyEnded
 from lit_llm.training.replay import recorded_run, replay_step
@@ -51,6 +53,9 @@ def run_stage(
     module, data, tokenizer = build(config)
     if is_finished(config):
         return None
+    limits = export_limits(config.model, tokenizer)
+    if limits:
+        tell_once(f"the finished model: {'; '.join(limits)}")
     with run_folder(config):
         prompts, sections = (None, ()) if introduce is None else introduce(config, data, tokenizer)
         try:

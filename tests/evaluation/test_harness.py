@@ -115,6 +115,11 @@ def test_metrics_are_the_harness_own(
     names = ["own_group", "own_words", "own_writing"] if num_fewshot is None else ["own_choices", "own_writing"]
     found = run(model, beginning, *names, num_fewshot=num_fewshot)
     expected = their_results(theirs, names, num_fewshot)
+    assert_same_metrics(found, expected)
+
+
+def assert_same_metrics(found: dict[str, dict[str, float]], expected: dict[str, dict[str, Any]]) -> None:
+    """Our metrics are those of the harness, which have other names there."""
     assert found.keys() == expected.keys()
     for task, values in expected.items():
         plain = {}
@@ -124,6 +129,26 @@ def test_metrics_are_the_harness_own(
                 name = metric.removesuffix("_stderr") + ("" if kind == "none" else f",{kind}")
                 plain[name + ("_stderr" if metric.endswith("_stderr") else "")] = value
         assert plain and found[task] == pytest.approx(plain, abs=1e-4, rel=1e-4), task
+
+
+def test_a_folder_with_code_is_evaluated_alike(
+    beginning: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness loads an architecture that transformers lacks, with trust_remote_code."""
+    from lm_eval.models.huggingface import HFLM
+
+    monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    model = random_decoder(tiny_model("modern-1m", max_position_embeddings=CONTEXT))
+    assert save_model_folder(tmp_path / "model", model.config, model.state_dict(), beginning) == "lit_llm"
+    theirs = HFLM(str(tmp_path / "model"), trust_remote_code=True, dtype="float32", device="cpu", batch_size=3)
+    names = ["own_choices", "own_writing"]
+    assert_same_metrics(run(model, beginning, *names), their_results(theirs, names, None))
+    asked = requests("loglikelihood", *(("def f(x):", answer) for answer in (" return x", " pass", " A")))
+    expected = theirs.loglikelihood(asked, disable_tqdm=True)
+    assert ours(model, beginning).loglikelihood(asked) == [
+        (pytest.approx(value, rel=1e-5), best) for value, best in expected
+    ]
 
 
 def test_log_probabilities_are_the_harness_own(model: Decoder, beginning: Tokenizer, theirs: Any) -> None:

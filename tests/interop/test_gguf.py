@@ -198,7 +198,7 @@ def test_what_a_file_cannot_say_is_refused(name: str, tmp_path: Path, tokenizer:
     with pytest.raises(UserError, match=message):
         save_gguf(tmp_path / FILE, config, model.state_dict(), tokenizer, "F32")
     assert not list(tmp_path.iterdir())
-    assert why_not_gguf(small()) is None
+    assert why_not_gguf(small(), tokenizer) is None
 
 
 def test_tokenizers_that_llama_cpp_does_not_know(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from lit_llm.interop import (
     read_model_config,
     save_model_folder,
     stop_token_ids,
+    why_remote_code,
 )
 from lit_llm.model import Decoder
 from lit_llm.stages.pretrain import pretrain
@@ -200,13 +202,14 @@ def test_rows_that_pad_the_vocabulary_are_no_tokens(tmp_path: Path, tokenizer: T
     assert torch.equal(loaded(tokens), model(tokens))
 
 
-def test_what_transformers_has_not_is_written_as_ours_or_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_what_transformers_has_not_is_written_as_ours(tmp_path: Path, tokenizer: Tokenizer) -> None:
     model = random_decoder(tiny_model("modern-1m"))
     arguments = (model.config, model.state_dict(), tokenizer)
     assert save_model_folder(tmp_path / "a", *arguments) == "lit_llm"
-    with pytest.raises(UserError, match=r"no such architecture: .* without .*x0_shortcut True"):
-        save_model_folder(tmp_path / "b", *arguments, form="huggingface")
-    assert not (tmp_path / "b").exists()
+    assert save_model_folder(tmp_path / "b", *arguments, form="huggingface") == "lit_llm"
+    assert_same(model_of(tmp_path / "b"), model_of(tmp_path / "a"))
+    reason = why_remote_code(model.config, tokenizer)
+    assert re.search(r"no such architecture: .* without .*x0_shortcut True", reason or "")
     llama = random_decoder(tiny_model("llama-10m"))
     assert save_model_folder(tmp_path / "c", llama.config, llama.state_dict(), tokenizer, form="lit_llm") == "lit_llm"
     assert_same(model_of(tmp_path / "c"), llama.state_dict())
@@ -217,9 +220,8 @@ def test_qwen2_needs_qwen_s_tokenizer(tmp_path: Path, tokenizer: Tokenizer) -> N
     pytest.importorskip("transformers")
     model = random_decoder(tiny_model("qwen2.5-0.5b"))
     arguments = (model.config, model.state_dict())
-    assert save_model_folder(tmp_path / "a", *arguments, tokenizer) == "lit_llm"
-    with pytest.raises(UserError, match="AutoTokenizer splits text by qwen2's own pattern"):
-        save_model_folder(tmp_path / "b", *arguments, tokenizer, form="huggingface")
+    assert save_model_folder(tmp_path / "a", *arguments, tokenizer, form="huggingface") == "lit_llm"
+    assert "AutoTokenizer splits text by qwen2's own pattern" in (why_remote_code(model.config, tokenizer) or "")
     qwen = Tokenizer.load(save_foreign_tokenizer("qwen", tmp_path / "tokenizer"))
     assert save_model_folder(tmp_path / "c", *arguments, qwen) == "qwen2"
     assert_same(model_of(tmp_path / "c"), model_of(tmp_path / "a"))
@@ -304,17 +306,18 @@ def test_from_folder_to_folder(theirs: Path, tmp_path: Path, capsys: pytest.Capt
     assert Tokenizer.load(tmp_path / "same").digest == Tokenizer.load(theirs).digest
 
 
-def test_export_says_why_only_this_package_can_load_it(
-    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_says_who_can_load_it(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save(tmp_path / "modern", random_decoder(tiny_model("modern-1m")), tokenizer)
     export(ExportConfig(str(folder), str(tmp_path / "out")))
     first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("for this package alone: transformers has no such architecture")
+    loads = "transformers loads it with trust_remote_code=True, by the code in the folder: "
+    assert first.startswith(f"{loads}transformers has no such architecture")
     assert second.startswith("model folder")
-    with pytest.raises(UserError, match="transformers has no such architecture"):
-        export(ExportConfig(str(folder), str(tmp_path / "none"), format="huggingface"))
-    assert not (tmp_path / "none").exists()
+    export(ExportConfig(str(folder), str(tmp_path / "same"), format="huggingface"))
+    assert capsys.readouterr().out.splitlines()[0] == first
+    llama = save(tmp_path / "llama", random_decoder(tiny_model("llama-10m")), tokenizer)
+    export(ExportConfig(str(llama), str(tmp_path / "ours"), format="lit_llm"))
+    assert capsys.readouterr().out.splitlines()[0] == f"{loads}it is of our own form"
 
 
 @pytest.mark.parametrize(("text", "size"), [("5GB", 5 * 10**9), ("1.5MB", 1_500_000), ("2GiB", 2**31), ("7", 7)])
