@@ -21,7 +21,14 @@ from lit_llm.objectives.preference import (
     PreferenceLoss,
     tail_weights,
 )
-from lit_llm.objectives.reward import Calibration, accuracy_interval, bradley_terry, calibration, correlation
+from lit_llm.objectives.reward import (
+    Calibration,
+    accuracy_interval,
+    bradley_terry,
+    calibration,
+    correlation,
+    ranking_accuracy,
+)
 from lit_llm.objectives.statistics import masked_mean, masked_variance, masked_whiten
 from lit_llm.objectives.token_loss import IGNORE_INDEX, cross_entropy_sum, linear_correct, linear_cross_entropy
 
@@ -53,6 +60,7 @@ __all__ = [
     "masked_mean",
     "masked_variance",
     "masked_whiten",
+    "ranking_accuracy",
     "sequence_log_probs",
     "shaped_rewards",
     "tail_weights",
