@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
+from lit_llm.config.generation import DEFAULT_TEXTS_AT_ONCE
 from lit_llm.config.json_text import parse_json
 from lit_llm.data.sources.encoding import read_text
 from lit_llm.stages.loading import load, tell_begin_token
@@ -147,7 +148,7 @@ def _write_in_batches(writer: _Writer, texts: list[_Text]) -> int:
 
     from lit_llm.generation import Completion
 
-    engine = writer.engine(texts, writer.config.batch_size)
+    engine = writer.engine(texts, writer.config.batch_size or DEFAULT_TEXTS_AT_ONCE)
     done = [Completion() for _ in texts]
     shown = 0
     console = Console(stderr=True)
