@@ -15,6 +15,7 @@ from lit_llm.config.generation import DEFAULT_TEXTS_AT_ONCE
 from lit_llm.config.json_text import parse_json
 from lit_llm.data.sources.encoding import read_text
 from lit_llm.stages.loading import load, tell_begin_token
+from lit_llm.stages.quantization import QualityText
 
 if TYPE_CHECKING:
     from lit_llm.generation import Completion, Engine, TextConstraint
@@ -36,7 +37,8 @@ class _Writer:
 
     def __init__(self, config: GenerateConfig) -> None:
         self.config = config
-        self.loaded = load(config, read_prompts(config), compile=config.compile)
+        own = QualityText("the prompts", tuple(read_prompts(config)))
+        self.loaded = load(config, own, compile=config.compile)
         self.model, self.tokenizer = self.loaded.model, self.loaded.tokenizer
         self.stop_tokens = self.loaded.stop_tokens
 
@@ -57,7 +59,7 @@ class _Writer:
 
     def draft(self) -> Decoder:
         """The draft model."""
-        return load(replace(self.config, model=str(self.config.draft_model), quantize="none")).model
+        return load(replace(self.config, model=str(self.config.draft_model), quantize="none", quality_text=None)).model
 
     def engine(self, texts: list[_Text], max_batch: int) -> Engine:
         """An engine with room for these texts, which are submitted to it."""

@@ -107,6 +107,9 @@ class LoadConfig:
     """Round the weights to 8 or 4 bits after reading them (int8_dynamic: what they are multiplied with as well), and
     tell what that costs in quality. On the CPU it is fast with dtype bfloat16, or compiled; in plain float32 the full
     model is mostly faster."""
+    quality_text: str | None = None
+    """Text file to measure the cost of quantize on (its first 512 tokens); null: what the model is asked to read, and
+    where that is short the validation text of its run, or else a built-in text."""
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "cuda"):
@@ -117,6 +120,8 @@ class LoadConfig:
             raise UserError(f"begin_token is {self.begin_token!r}; it must be auto, always or never")
         if self.quantize not in ("none", "int8", "int8_dynamic", "int4"):
             raise UserError(f"quantize is {self.quantize!r}; it must be none, int8, int8_dynamic or int4")
+        if self.quality_text is not None and self.quantize == "none":
+            raise UserError("quality_text is given, but quantize is none: there is no loss of quality to measure")
 
 
 DEFAULT_TEXTS_AT_ONCE = 8

@@ -29,6 +29,7 @@ from lit_llm.evaluation.token_windows import ShardSource, TextSource, WindowOpti
 from lit_llm.interop import read_model_config
 from lit_llm.planning import count_parameters
 from lit_llm.stages.loading import LoadedModel, dtype_of, find_model, load, tell_begin_token
+from lit_llm.stages.quantization import MOST_TOKENS, QualityText
 from lit_llm.tokenizer.chat import ChatFormat
 
 FILES = ("evaluation.json", "evaluation.md")
@@ -87,7 +88,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if read_model_config(model).output == "score":
         config.check_reward_model(str(model))
     beta = None if config.reference is None else _beta(config)
-    loaded = load(config, reward_models=True)
+    loaded = load(config, _beginnings(config, sources), reward_models=True)
     if config.texts or config.tasks:
         tell_begin_token(config, loaded.tokenizer)
     options = _window_options(config, loaded)
@@ -99,8 +100,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     measured = [_measure(config, loaded, sources, options)]
     if config.quantize != "none" and (sources or config.answers or config.preferences):
         del loaded  # there may not be room for both models
-        full = load(replace(config, quantize="none"))
-        measured.insert(0, _measure(replace(config, quantize="none"), full, sources, options))
+        of_full = replace(config, quantize="none", quality_text=None)
+        measured.insert(0, _measure(of_full, load(of_full), sources, options))
     for source in sources:
         if source.kind == "texts":
             source.say_what_was_met()
@@ -172,6 +173,14 @@ def _open_sources(config: EvaluateConfig) -> list[TextSource | ShardSource]:
             for source in shards:
                 source.tokens.verify(on_bytes=advance)
     return [*texts, *shards]
+
+
+def _beginnings(config: EvaluateConfig, sources: Sequence[TextSource | ShardSource]) -> QualityText | None:
+    """The first text of the first texts, where quantization is measured."""
+    texts = [source for source in sources if isinstance(source, TextSource)]
+    if config.quantize == "none" or config.quality_text is not None or not texts:
+        return None
+    return QualityText(f"the beginning of {texts[0].name}", (texts[0].beginning(16 * MOST_TOKENS),))
 
 
 def _check_rows(config: EvaluateConfig) -> None:

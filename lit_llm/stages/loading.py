@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.config import LoadConfig, UserError
-from lit_llm.stages.quantization import quantize_and_tell
+from lit_llm.stages.quantization import QualityText, quality_texts, quantize_and_tell
 
 if TYPE_CHECKING:
     import torch
@@ -31,13 +30,13 @@ class LoadedModel:
 
 
 def load(
-    config: LoadConfig, texts: Iterable[str] = (), *, compile: bool = False, reward_models: bool = False
+    config: LoadConfig, own: QualityText | None = None, *, compile: bool = False, reward_models: bool = False
 ) -> LoadedModel:
     """Read the model that `config` names; what quantization changes is said on stderr.
 
     Args:
         config: the model's folder, device, type and quantization.
-        texts: what quantization is measured on, besides a built-in text.
+        own: what the model is going to read, on which the loss of quantization is measured.
         compile: the model will be compiled, for which weights keep their layout and a tied head is quantized, too.
         reward_models: a model that gives scores instead of text is read as well.
 
@@ -54,7 +53,8 @@ def load(
         read_model_config(folder).check_gives_text(str(folder))
     model, tokenizer = load_model_folder(folder, device=device, dtype=dtype_of(config))
     if config.quantize != "none":
-        quantize_and_tell(model, tokenizer, config.quantize, texts, tied_head=compile)
+        measured = quality_texts(tokenizer, folder, config.quality_text, own)
+        quantize_and_tell(model, tokenizer, config.quantize, measured, tied_head=compile)
     if not compile:
         lay_out_for_few_rows(model)
     return LoadedModel(model.eval(), tokenizer, list(stop_token_ids(folder, tokenizer)), folder, device)
