@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.config import ChatConfig, UserError
 from lit_llm.stages.loading import load
+from lit_llm.stages.quantization import QualityText
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +32,8 @@ def chat(config: ChatConfig) -> None:
     Raises:
         UserError: the model is not there, cannot be used as asked, or has no form for conversations.
     """
-    loaded = load(config, [config.system] if config.system else [], compile=config.compile)
+    own = QualityText("the system message", (config.system,)) if config.system else None
+    loaded = load(config, own, compile=config.compile)
     from lit_llm.cli.conversation import Conversation
     from lit_llm.tokenizer import read_as_letters
 

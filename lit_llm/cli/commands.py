@@ -16,6 +16,7 @@ from typing import Any
 
 from lit_llm.cli.parsing import main
 from lit_llm.cli.results import show_comparison, show_evaluation, show_export, show_run, show_shards, show_tokenizer
+from lit_llm.cli.short_help import ShortHelp
 from lit_llm.config import (
     ChatConfig,
     CompareConfig,
@@ -47,6 +48,8 @@ class Command:
         show: prints what it returns, given configuration and result; None: it prints by itself.
         words: the option that takes the words before the first option as a list; None: there are to be none.
         rest: option that takes the words after a lone --, as a list; None: there is none.
+        everyday: the options that --help shows, dotted; none: all. --help-all shows all in any case.
+        example: arguments of the command that --help ends with.
     """
 
     config: type[Any]
@@ -55,6 +58,8 @@ class Command:
     show: Callable[[Any, Any], None] | None = None
     words: str | None = None
     rest: str | None = None
+    everyday: tuple[str, ...] = ()
+    example: str = ""
 
     def run(self, config: Any) -> None:
         """Do the work and show what came out."""
@@ -64,33 +69,165 @@ class Command:
             self.show(config, result)
 
 
+_RUN = ("run_name", "ckpt_path", "overwrite")
+_TRAINING = (
+    *("data.sequence_length", "data.batch_size", "data.micro_batch_size"),
+    *("optimizer.learning_rate", "schedule.warmup_steps"),
+    *("trainer.devices", "trainer.precision"),
+)
+_LATER_STAGE = (*_RUN, "init_from", "epochs", "data.paths", "data.validation_paths", *_TRAINING, "lora.rank")
+_SAMPLING = ("sampling.max_new_tokens", "sampling.temperature", "sampling.top_k", "sampling.top_p", "sampling.seed")
+_CORPUS = ("corpus.path", "corpus.text_field", "corpus.split", "corpus.validation_fraction", "output", "overwrite")
+
 COMMANDS = {
-    "quickstart": Command(QuickstartConfig, "lit_llm.quickstart.run:quickstart", "every stage in a few minutes"),
+    "quickstart": Command(
+        QuickstartConfig,
+        "lit_llm.quickstart.run:quickstart",
+        "every stage in a few minutes",
+        example="--minutes 4",
+    ),
     "train_tokenizer": Command(
-        TokenizerTrainingConfig, "lit_llm.stages.tokenizer:train_tokenizer", "a tokenizer from text", show_tokenizer
+        TokenizerTrainingConfig,
+        "lit_llm.stages.tokenizer:train_tokenizer",
+        "a tokenizer from text",
+        show_tokenizer,
+        everyday=("kind", "vocab_size", *_CORPUS),
+        example="--corpus.path 'texts/*.txt' --vocab_size 8192 --output checkpoints/my/tokenizer",
     ),
-    "prepare_data": Command(PrepareConfig, "lit_llm.stages.prepare:prepare_data", "text into shards", show_shards),
-    "plan": Command(PlanConfig, "lit_llm.cli.plan:plan", "memory, time and cost of a run before it is begun"),
+    "prepare_data": Command(
+        PrepareConfig,
+        "lit_llm.stages.prepare:prepare_data",
+        "text into shards",
+        show_shards,
+        everyday=("tokenizer", "num_workers", *_CORPUS),
+        example="--corpus.path 'texts/*.txt' --tokenizer checkpoints/my/tokenizer \\\n"
+        "    --output checkpoints/my/shards",
+    ),
+    "plan": Command(
+        PlanConfig,
+        "lit_llm.cli.plan:plan",
+        "memory, time and cost of a run before it is begun",
+        everyday=(
+            *("gpu", "num_gpus", "price", "fit", "model.preset", "model.vocab_size", "model.num_layers"),
+            *("model.hidden_size", "model.num_heads", "data.paths", "data.sequence_length", "data.batch_size"),
+            *("data.micro_batch_size", "optimizer.name", "trainer.max_steps", "trainer.precision", "trainer.strategy"),
+        ),
+        example="--model.preset llama3.2-1b --gpu H100 --num_gpus 8 --data.batch_size 256 \\\n"
+        "    --data.sequence_length 4096 --trainer.max_steps 20000",
+    ),
+    "pretrain": Command(
+        PretrainConfig,
+        "lit_llm.stages.pretrain:pretrain",
+        "a decoder from shards",
+        show_run,
+        everyday=(
+            *_RUN,
+            *("model.preset", "model.num_layers", "model.hidden_size", "model.num_heads", "data.paths"),
+            *_TRAINING,
+            *("optimizer.name", "trainer.max_steps"),
+        ),
+        example="--data.paths '[checkpoints/my/shards]' --model.preset modern-10m \\\n"
+        "    --model.vocab_size null --data.sequence_length 512 --trainer.max_steps 2000",
+    ),
+    "sft": Command(
+        SFTConfig,
+        "lit_llm.stages.sft:sft",
+        "fine-tuning on conversations",
+        show_run,
+        everyday=(*_LATER_STAGE, "data.packing", "data.add_chat_tokens"),
+        example="--init_from checkpoints/pretrain --data.paths '[instructions.json]' --epochs 3",
+    ),
+    "reward": Command(
+        RewardConfig,
+        "lit_llm.stages.reward:reward",
+        "a reward model from preferences",
+        show_run,
+        everyday=(*_LATER_STAGE, "centring"),
+        example="--init_from checkpoints/sft --data.paths '[preferences.json]' --epochs 1",
+    ),
+    "dpo": Command(
+        DPOConfig,
+        "lit_llm.stages.dpo:dpo",
+        "alignment with preferences",
+        show_run,
+        everyday=(*_LATER_STAGE, "loss", "beta", "reference_model"),
+        example="--init_from checkpoints/sft --data.paths '[preferences.json]' --epochs 1",
+    ),
+    "ppo": Command(
+        PPOConfig,
+        "lit_llm.stages.ppo:ppo",
+        "alignment with a reward: PPO or GRPO",
+        show_run,
+        everyday=(
+            *_RUN,
+            *("init_from", "algorithm", "rewards", "group_size", "max_new_tokens", "temperature", "kl_coefficient"),
+            *("data.paths", "data.sequence_length", "data.batch_size", "update_micro_batch_size"),
+            *("optimizer.learning_rate", "trainer.max_steps", "trainer.devices", "trainer.precision", "lora.rank"),
+        ),
+        example="--init_from checkpoints/sft --data.paths '[prompts.jsonl]' \\\n"
+        "    --rewards '[checkpoints/reward]' --trainer.max_steps 200",
+    ),
+    "generate": Command(
+        GenerateConfig,
+        "lit_llm.cli.generate:generate",
+        "text from a model",
+        everyday=(
+            *("model", "dtype", "quantize", "prompts", "prompts_file", "num_samples", "stream", "batch_size"),
+            *("num_beams", "json_schema", *_SAMPLING),
+        ),
+        example="--model checkpoints/pretrain --prompts '[\"def main(\"]' --sampling.temperature 0.7",
+    ),
+    "evaluate": Command(
+        EvaluateConfig,
+        "lit_llm.stages.evaluate:evaluate",
+        "how good a model is",
+        show_evaluation,
+        everyday=(
+            *("model", "texts", "shards", "answers", "preferences", "reference", "tasks", "context", "stride"),
+            *("max_documents", "batch_size", "dtype", "quantize", "output", "overwrite"),
+        ),
+        example="--model checkpoints/pretrain --texts '[held_out/*.txt]' --overwrite true",
+    ),
+    "chat": Command(
+        ChatConfig,
+        "lit_llm.cli.chat:chat",
+        "talk with a model in the terminal",
+        everyday=("model", "system", "dtype", "quantize", "compile", *_SAMPLING),
+        example="--model checkpoints/sft --system 'Be brief.'",
+    ),
+    "serve": Command(
+        ServeConfig,
+        "lit_llm.cli.serve:serve",
+        "OpenAI's HTTP interface and a chat page",
+        everyday=(
+            *("model", "host", "port", "name", "max_batch", "max_length", "default_max_tokens", "dtype", "quantize"),
+            *("api_key_file", "allowed_hosts"),
+        ),
+        example="--model checkpoints/sft --port 8000 --quantize int8",
+    ),
+    "export": Command(
+        ExportConfig,
+        "lit_llm.stages.export:export",
+        "a folder for transformers, or GGUF",
+        show_export,
+        example="--checkpoint checkpoints/pretrain --output my_model --dtype bfloat16",
+    ),
     "find_rate": Command(
-        FindRateConfig, "lit_llm.cli.find_rate:find_rate", "learning rates compared, a few steps each", rest="options"
+        FindRateConfig,
+        "lit_llm.cli.find_rate:find_rate",
+        "learning rates compared, a few steps each",
+        rest="options",
+        example="--stage sft --rates '[1e-4,3e-4,1e-3]' -- --init_from checkpoints/pretrain \\\n"
+        "    --data.paths '[instructions.json]'",
     ),
-    "pretrain": Command(PretrainConfig, "lit_llm.stages.pretrain:pretrain", "a decoder from shards", show_run),
-    "sft": Command(SFTConfig, "lit_llm.stages.sft:sft", "fine-tuning on conversations", show_run),
-    "reward": Command(RewardConfig, "lit_llm.stages.reward:reward", "a reward model from preferences", show_run),
-    "dpo": Command(DPOConfig, "lit_llm.stages.dpo:dpo", "alignment with preferences", show_run),
-    "ppo": Command(PPOConfig, "lit_llm.stages.ppo:ppo", "alignment with a reward: PPO or GRPO", show_run),
-    "generate": Command(GenerateConfig, "lit_llm.cli.generate:generate", "text from a model"),
-    "evaluate": Command(EvaluateConfig, "lit_llm.stages.evaluate:evaluate", "how good a model is", show_evaluation),
     "compare": Command(
         CompareConfig,
         "lit_llm.stages.compare:compare",
         "the curves of runs together, and what differs",
         show_comparison,
         words="runs",
+        example="checkpoints/one checkpoints/other",
     ),
-    "chat": Command(ChatConfig, "lit_llm.cli.chat:chat", "talk with a model in the terminal"),
-    "serve": Command(ServeConfig, "lit_llm.cli.serve:serve", "OpenAI's HTTP interface and a chat page"),
-    "export": Command(ExportConfig, "lit_llm.stages.export:export", "a folder for transformers, or GGUF", show_export),
 }
 
 
@@ -109,7 +246,7 @@ def run_command(name: str, arguments: Sequence[str] | None = None, program: str 
     if command.rest is not None and "--" in words:
         end = words.index("--")
         words[end:] = [f"--{command.rest}={json.dumps(words[end + 1 :])}"]
-    main(command.config, command.run, words, program)
+    main(command.config, command.run, words, program, ShortHelp(command.everyday, command.example))
 
 
 def _with_list(option: str, arguments: Sequence[str]) -> list[str]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
+from lit_llm.config.generation import DEFAULT_TEXTS_AT_ONCE
 from lit_llm.config.json_text import parse_json
 from lit_llm.config.progress import progress
 from lit_llm.data.sources.encoding import read_text
 from lit_llm.stages.loading import load, tell_begin_token
+from lit_llm.stages.quantization import QualityText
 
 if TYPE_CHECKING:
     from lit_llm.generation import Completion, Engine, TextConstraint
@@ -36,7 +38,8 @@ class _Writer:
 
     def __init__(self, config: GenerateConfig) -> None:
         self.config = config
-        self.loaded = load(config, read_prompts(config), compile=config.compile)
+        own = QualityText("the prompts", tuple(read_prompts(config)))
+        self.loaded = load(config, own, compile=config.compile)
         self.model, self.tokenizer = self.loaded.model, self.loaded.tokenizer
         self.stop_tokens = self.loaded.stop_tokens
 
@@ -57,7 +60,7 @@ class _Writer:
 
     def draft(self) -> Decoder:
         """The draft model."""
-        return load(replace(self.config, model=str(self.config.draft_model), quantize="none")).model
+        return load(replace(self.config, model=str(self.config.draft_model), quantize="none", quality_text=None)).model
 
     def engine(self, texts: list[_Text], max_batch: int) -> Engine:
         """An engine with room for these texts, which are submitted to it."""
@@ -145,7 +148,7 @@ def _write_in_batches(writer: _Writer, texts: list[_Text]) -> int:
     """All texts at once, each shown when those before it are whole."""
     from lit_llm.generation import Completion
 
-    engine = writer.engine(texts, writer.config.batch_size)
+    engine = writer.engine(texts, writer.config.batch_size or DEFAULT_TEXTS_AT_ONCE)
     done = [Completion() for _ in texts]
     shown = 0
     with progress("writing", len(texts), "texts") as advance:

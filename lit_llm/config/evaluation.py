@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,6 +13,8 @@ from lit_llm.config.generation import LoadConfig
 @dataclass
 class EvaluateConfig(LoadConfig):
     """Measure a trained model: its loss on texts, shards and answers, its preferences, and benchmark tasks.
+
+    Of a reward model, preferences alone are measured: how often, and how surely, it ranks held-out pairs rightly.
 
     Under `begin_token` auto each of the texts begins with the token that its first one is predicted from. With
     `quantize`, texts, shards, answers and preferences are measured with the full model as well, and the difference
@@ -47,7 +50,13 @@ class EvaluateConfig(LoadConfig):
     answers: list[str] = field(default_factory=list)
     """Files of conversations, as sft.py reads them: the loss of the assistant's tokens. Too long ones are cut off."""
     preferences: list[str] = field(default_factory=list)
-    """Files of preferences, as dpo.py reads them: how often the chosen answer is likelier than the rejected one."""
+    """Files of preferences, as dpo.py reads them: how often the chosen answer is likelier than the rejected one, or has
+    the higher reward. Texts that are longer than the model's context are cut off."""
+    reference: str | None = None
+    """Model folder or run that DPO started from: preferences are measured by the implicit reward as well, which is
+    beta log(model / reference) of an answer. It is never quantized."""
+    beta: float | None = None
+    """Scale of the implicit reward; null: that of the model's DPO run where the model lies in its folder, else 0.1."""
     tasks: list[str] = field(default_factory=list)
     """Tasks of the lm-evaluation-harness, as arc_easy (needs the extra `eval`)."""
     tasks_folder: str | None = None
@@ -86,6 +95,10 @@ class EvaluateConfig(LoadConfig):
             raise UserError(f"stride {self.stride} is more than context {self.context}, which would leave tokens out")
         self._refuse_without("texts or shards", "context", "stride", "max_documents", "max_tokens")
         self._refuse_without("shards", "mask_documents")
+        self._refuse_without("preferences", "reference")
+        self._refuse_without("reference", "beta")
+        if self.beta is not None and not 0 < self.beta < math.inf:
+            raise UserError(f"beta is {self.beta}; it must be above 0, or null")
         if self.begin_token != "auto" and not (self.texts or self.tasks):
             raise UserError(
                 "begin_token is given, but no texts or tasks, which alone it is for; give them, or leave it"
@@ -99,3 +112,21 @@ class EvaluateConfig(LoadConfig):
         for name in names:
             if getattr(self, name) not in (None, False):
                 raise UserError(f"{name} is given, but no {needed}, which alone it is for; give {needed}, or leave it")
+
+    def check_reward_model(self, name: str) -> None:
+        """Refuse what a model that gives scores cannot be asked.
+
+        Args:
+            name: what the model is called in the message.
+
+        Raises:
+            UserError: something but preferences is given, or the model is to be quantized.
+        """
+        for option in ("texts", "shards", "answers", "tasks", "reference"):
+            if getattr(self, option):
+                raise UserError(
+                    f"{option} cannot be had of {name}, which is a reward model: it gives scores, not text; leave "
+                    f"{option} out, and give preferences"
+                )
+        if self.quantize != "none":
+            raise UserError(f"quantize cannot be had of {name}, which is a reward model; leave it out")

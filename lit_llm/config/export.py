@@ -31,7 +31,8 @@ class ExportConfig:
     quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"
     """Round the weights to 8 or 4 bits and say what that costs in quality; for generate.py alone, in our own form."""
     quality_text: str | None = None
-    """Text file to measure the loss of quality on (its first 512 tokens); null: a short built-in text."""
+    """Text file to measure the loss of quality on (its first 512 tokens); null: the validation text of the run, or else
+    a short built-in text."""
     lora: Literal["merged", "adapter"] = "merged"
     """A run with lora: a model whose weights have the additions in them, or the additions alone as PEFT reads them."""
     max_shard_size: str = "5GB"

@@ -107,6 +107,9 @@ class LoadConfig:
     """Round the weights to 8 or 4 bits after reading them (int8_dynamic: what they are multiplied with as well), and
     tell what that costs in quality. On the CPU it is fast with dtype bfloat16, or compiled; in plain float32 the full
     model is mostly faster."""
+    quality_text: str | None = None
+    """Text file to measure the cost of quantize on (its first 512 tokens); null: what the model is asked to read, and
+    where that is short the validation text of its run, or else a built-in text."""
 
     def __post_init__(self) -> None:
         if self.accelerator not in ("auto", "cpu", "cuda"):
@@ -117,6 +120,11 @@ class LoadConfig:
             raise UserError(f"begin_token is {self.begin_token!r}; it must be auto, always or never")
         if self.quantize not in ("none", "int8", "int8_dynamic", "int4"):
             raise UserError(f"quantize is {self.quantize!r}; it must be none, int8, int8_dynamic or int4")
+        if self.quality_text is not None and self.quantize == "none":
+            raise UserError("quality_text is given, but quantize is none: there is no loss of quality to measure")
+
+
+DEFAULT_TEXTS_AT_ONCE = 8
 
 
 @dataclass
@@ -135,8 +143,8 @@ class GenerateConfig(LoadConfig):
     """How tokens are chosen."""
     stream: bool = True
     """Show one text after the other as it is written; false: write all at once in batches, which is faster."""
-    batch_size: int = 8
-    """Texts written at once when not streaming; as one ends, the next takes its place."""
+    batch_size: int | None = None
+    """Texts written at once with stream false, or with log_probs; as one ends, the next takes its place. Null: 8."""
     prefill_chunk: int = 512
     """Tokens of each prompt read in one pass; smaller takes less memory."""
     log_probs: int | None = None
@@ -162,9 +170,11 @@ class GenerateConfig(LoadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_samples", "batch_size", "prefill_chunk", "num_beams", "draft_tokens"):
+        for name in ("num_samples", "prefill_chunk", "num_beams", "draft_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise UserError(f"batch_size is {self.batch_size}; it must be at least 1, or null")
         if self.log_probs is not None and self.log_probs < 0:
             raise UserError(f"log_probs is {self.log_probs}; it must be at least 0, or null")
         if self.regex is not None and self.json_schema is not None:
@@ -189,6 +199,13 @@ class GenerateConfig(LoadConfig):
                 raise UserError(f"{mode} cannot be had together with penalties, logit_bias or stop_strings")
             if on and self.compile:
                 raise UserError(f"{mode} cannot be had together with compile")
+            if on and (self.batch_size is not None or not self.stream):
+                raise UserError(f"with {mode} one text is written after the other; leave batch_size and stream out")
+        if self.batch_size is not None and self.stream and self.log_probs is None:
+            raise UserError(
+                "batch_size is for texts that are written at once, and with stream one is shown after the other; add "
+                "--stream false, or leave batch_size out"
+            )
         if self.num_beams > 1 and self.draft_model is not None:
             raise UserError("num_beams and draft_model cannot be had together; give one of the two")
         if self.num_beams > 1 and self.num_samples > 1:

@@ -21,7 +21,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines = "\n".join(f"- {_difference(kind, row)}" for row in report["differences"])
         parts += [f"## What {kind} costs", lines]
     if report["preferences"]:
-        parts += ["## Preferences", _preferences(report["preferences"])]
+        parts += ["## Preferences", _preferences(report), *_calibrations(report["preferences"])]
     if report["tasks"]:
         parts += ["## Tasks", _tasks(report)]
     return "\n\n".join(parts) + "\n"
@@ -29,8 +29,9 @@ def markdown(report: dict[str, Any]) -> str:
 
 def _facts(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    kind = "reward model, " if report["output"] == "score" else ""
     rows = [
-        ("model", f"{report['model']}, {report['parameters']:,} parameters"),
+        ("model", f"{report['model']}, {kind}{report['parameters']:,} parameters"),
         ("computed", f"in {report['dtype']} on {report['device']}, quantize {report['quantize']}"),
         ("time", f"{report['seconds']:,.1f} s"),
         ("made with", versions),
@@ -75,22 +76,42 @@ def _difference(kind: str, row: dict[str, Any]) -> str:
     return f"{line} (95%: {_interval(row['interval'], '+.5f')}, paired, over {row['interval_over']})"
 
 
-def _preferences(rows: Sequence[dict[str, Any]]) -> str:
-    header = ["source", "model", "accuracy", "95% interval", "mean margin", "pairs"]
-    return _table(
-        header,
+def _preferences(report: dict[str, Any]) -> str:
+    header = ["source", "model", "ranked by", "accuracy", "95% interval", "mean margin", "95% interval"]
+    rows = [
         [
-            [
-                row["source"],
-                row["model"],
-                f"{row['accuracy']:.2%}",
-                _interval(row["interval"], ".2%"),
-                f"{row['mean_margin']:+.3f}",
-                f"{row['pairs']:,}",
-            ]
-            for row in rows
-        ],
-    )
+            row["source"],
+            row["model"],
+            row["ranks_by"],
+            f"{row['accuracy']:.2%}",
+            _interval(row["interval"], ".2%"),
+            f"{row['mean_margin']:+.3f}",
+            "" if row["margin_interval"] is None else _interval(row["margin_interval"], "+.3f"),
+            f"{row['pairs']:,}",
+        ]
+        for row in report["preferences"]
+    ]
+    table = _table([*header, "pairs"], rows)
+    if "beta" not in report:
+        return table
+    return f"{table}\n\nImplicit reward: {report['beta']:g} log(model / {report['reference']}) of an answer."
+
+
+def _calibrations(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """How sure each ranking claims to be against how often it is right, where it makes such a claim."""
+    parts = []
+    for row in rows:
+        if "calibration" not in row:
+            continue
+        name = f"{row['source']}, {row['model']}, {row['ranks_by']}"
+        bins = []
+        for each in row["calibration"]:
+            claims = f"{each['from']:.0%} to {each['to']:.0%}"
+            bins.append([claims, f"{each['predicted']:.1%}", f"{each['observed']:.1%}", f"{each['pairs']:,}"])
+        error = f"expected calibration error {row['calibration_error']:.4f}"
+        parts += [f"### Calibration: {name}", f"{error}: the mean distance of the two shares over all pairs."]
+        parts.append(_table(["sigmoid of margin", "claimed", "right", "pairs"], bins))
+    return parts
 
 
 def _tasks(report: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from lit_llm.config import ConversationDataConfig, PreferenceDataConfig, SamplingConfig
 from lit_llm.config.progress import track
+from lit_llm.data.conversations.data_module import RowsDataModule
 from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.data.conversations.supervised import ConversationDataModule
 from lit_llm.generation import Completion, complete
 from lit_llm.model import Decoder, token_log_probs
+from lit_llm.modules.rewards import model_scores
 from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat, Message
@@ -68,25 +71,37 @@ def answer_log_probs(model: Decoder, tokenizer: Tokenizer, path: str, batch_size
         packing=False,
         too_long="truncate",
     )
-    batches = ConversationDataModule(config, tokenizer, seed=0).make_evaluation_loader("train", 0, 1)
+    batches = _every_row(ConversationDataModule(config, tokenizer, seed=0), path)
     log_probs, tokens = zip(*_answer_log_probs(model, batches), strict=True)
     return torch.cat(log_probs), torch.cat(tokens)
 
 
-def preference_log_probs(model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int = _ROWS) -> Tensor:
-    """Log-probabilities of the answers in a file of preferences, chosen and rejected: [pairs, 2]."""
-    batches = _pairs(model, tokenizer, path, batch_size)
+def preference_log_probs(
+    model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int = _ROWS, longest: int | None = None
+) -> Tensor:
+    """Log-probabilities of the answers in a file of preferences, chosen and rejected: [pairs, 2].
+
+    Args:
+        model: a language model.
+        tokenizer: its own; has chat tokens.
+        path: a file, folder, glob or hf:NAME.
+        batch_size: pairs at once.
+        longest: tokens of a text, which is cut after them; None: as many as the model has positions.
+    """
+    batches = _pairs(model, tokenizer, path, batch_size, longest)
     return torch.cat([log_probs.view(2, -1).T for log_probs, _ in _answer_log_probs(model, batches)])
 
 
-@torch.no_grad()
-def preference_scores(model: Decoder, tokenizer: Tokenizer, path: Path) -> Tensor:
-    """What a reward model gives the answers in a file of preferences, chosen and rejected: [pairs, 2]."""
-    found = []
-    for batch in _on_device(_pairs(model, tokenizer, path), model):
-        scores = model.eval()(batch["tokens"]).gather(1, batch["lengths"][:, None] - 1)
-        found.append(scores.view(2, -1).T.cpu())
-    return torch.cat(found)
+def preference_scores(model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int = _ROWS) -> Tensor:
+    """What a reward model gives the answers in a file of preferences, chosen and rejected: [pairs, 2].
+
+    Arguments as those of `preference_log_probs`, with a reward model.
+    """
+    batches = _on_device(
+        track(_pairs(model, tokenizer, path, batch_size), "reading answers", unit="batches"), model.eval()
+    )
+    scores = [model_scores(model, batch["tokens"], batch["lengths"]) for batch in batches]
+    return torch.cat([each.view(2, -1).T.cpu() for each in scores])
 
 
 @torch.no_grad()
@@ -102,15 +117,26 @@ def answer_scores(model: Decoder, tokenizer: Tokenizer, requests: Sequence[str],
     return torch.stack(scores)
 
 
-def _pairs(model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int = _ROWS) -> Iterable[dict[str, Any]]:
+def _pairs(
+    model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int, longest: int | None = None
+) -> Iterable[dict[str, Any]]:
     config = PreferenceDataConfig(
         paths=[str(path)],
         validation_fraction=0.0,
-        sequence_length=model.config.max_position_embeddings,
+        sequence_length=longest or model.config.max_position_embeddings,
         batch_size=batch_size,
         too_long="truncate",
     )
-    return PreferenceDataModule(config, tokenizer, seed=0).make_evaluation_loader("train", 0, 1)
+    return _every_row(PreferenceDataModule(config, tokenizer, seed=0), str(path))
+
+
+def _every_row(data: RowsDataModule, path: str) -> Iterable[dict[str, Any]]:
+    """Batches of all rows of a file; which rows are left out or cut off is said on stderr."""
+    for line in data.statistics_lines():
+        name, _, about = line.partition("data.paths: ")
+        if about and not name:
+            print(f"{path}: {about}", file=sys.stderr)
+    return data.make_evaluation_loader("train", 0, 1)
 
 
 def _on_device(batches: Iterable[dict[str, Any]], model: Decoder) -> Iterator[dict[str, Any]]:

@@ -98,6 +98,20 @@ class TextSource:
         """Size of the files, where it says how much text there is."""
         return self._corpus.size_bytes()
 
+    def beginning(self, length: int) -> str:
+        """The first characters of its documents, in a pass of its own.
+
+        Raises:
+            UserError: something cannot be read, or no document has text.
+        """
+        text = ""
+        with _options_renamed():
+            for piece in self._corpus.documents():
+                text += piece.text[: length - len(text)]
+                if len(text) == length:
+                    break
+        return text
+
     def say_what_was_met(self) -> None:
         """Lines on stderr about the documents of the last pass; see `CorpusCounts.say`."""
         self._corpus.counts.say()

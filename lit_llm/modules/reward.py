@@ -12,7 +12,7 @@ from lit_llm.config import RewardConfig
 from lit_llm.model.scores import last_scores
 from lit_llm.modules.base import LanguageModule
 from lit_llm.modules.metrics import PairScores
-from lit_llm.objectives import Calibration, accuracy_interval, bradley_terry, calibration, correlation
+from lit_llm.objectives import Calibration, bradley_terry, calibration, correlation, ranking_accuracy
 
 
 class RewardModule(LanguageModule):
@@ -78,9 +78,7 @@ class RewardModule(LanguageModule):
         chosen, rejected, chosen_lengths, rejected_lengths = map(torch.atleast_1d, self.validation_pairs.compute())
         self.validation_pairs.reset()
         margins, rewards = chosen - rejected, torch.cat([chosen, rejected])
-        # a tie is half right
-        right = int(((margins > 0).sum() + 0.5 * (margins == 0).sum()).round())
-        low, high = accuracy_interval(right, margins.numel())
+        _, (low, high) = ranking_accuracy(margins)
         found = calibration(margins)
         self._show_calibration(found)
         return {

@@ -22,7 +22,14 @@ from lit_llm.objectives.preference import (
     PreferenceLoss,
     tail_weights,
 )
-from lit_llm.objectives.reward import Calibration, accuracy_interval, bradley_terry, calibration, correlation
+from lit_llm.objectives.reward import (
+    Calibration,
+    accuracy_interval,
+    bradley_terry,
+    calibration,
+    correlation,
+    ranking_accuracy,
+)
 from lit_llm.objectives.token_loss import IGNORE_INDEX, cross_entropy_sum, linear_correct, linear_cross_entropy
 
 __all__ = [
@@ -51,6 +58,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_log_probs",
     "masked_whiten",
+    "ranking_accuracy",
     "sequence_log_probs",
     "shaped_rewards",
     "tail_weights",

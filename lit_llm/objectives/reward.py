@@ -61,6 +61,16 @@ def accuracy_interval(correct: int, total: int) -> tuple[float, float]:
     return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
+def ranking_accuracy(margins: Tensor) -> tuple[float, tuple[float, float]]:
+    """The share of pairs whose chosen answer has the higher reward, where a tie is half right, and its 95% interval.
+
+    Args:
+        margins: [n] reward of the chosen answer less that of the rejected one, at least one.
+    """
+    right = float((margins > 0).sum() + 0.5 * (margins == 0).sum())
+    return right / margins.numel(), accuracy_interval(round(right), margins.numel())
+
+
 class Calibration(NamedTuple):
     """How sure a reward model is against how often it is right; see `calibration`."""
 

@@ -11,21 +11,25 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from torch import Tensor
 
 from lit_llm.config import EvaluateConfig, UserError, to_plain
 from lit_llm.config.files import replace_file, write_json
+from lit_llm.config.post_training import REFERENCE_FREE_LOSSES, default_beta
 from lit_llm.data.progress import byte_progress
 from lit_llm.data.sources.files import find_files
 from lit_llm.evaluation.baselines import compressor_bits_per_byte
 from lit_llm.evaluation.evaluation_report import markdown
 from lit_llm.evaluation.harness import run_tasks
-from lit_llm.evaluation.held_out import answer_log_probs, preference_log_probs
+from lit_llm.evaluation.held_out import answer_log_probs, preference_log_probs, preference_scores
 from lit_llm.evaluation.perplexity import Scores, difference, score, summary
+from lit_llm.evaluation.rankings import implicit_margins, load_reference, ranking
 from lit_llm.evaluation.token_windows import ShardSource, TextSource, WindowOptions
-from lit_llm.objectives import accuracy_interval
+from lit_llm.interop import read_model_config
 from lit_llm.planning import count_parameters
-from lit_llm.stages.loading import LoadedModel, find_model, load, tell_begin_token
+from lit_llm.stages.loading import LoadedModel, dtype_of, find_model, load, tell_begin_token
+from lit_llm.stages.quantization import MOST_TOKENS, QualityText
 from lit_llm.tokenizer.chat import ChatFormat
 
 FILES = ("evaluation.json", "evaluation.md")
@@ -54,12 +58,15 @@ class _Measured:
 
     Attributes:
         name: "full", or how it is quantized.
+        ranks_by: what it ranks answers by: their log-probability, or a reward model's score.
         sources: scores of texts and shards, in their order.
         answers: scores of files of conversations, each of which counts as a document.
-        preferences: log-probabilities of chosen and rejected answers [pairs, 2] of each file.
+        preferences: log-probabilities, or a reward model's scores, of chosen and rejected answers [pairs, 2] of each
+            file.
     """
 
     name: str
+    ranks_by: str
     sources: list[Scores] = field(default_factory=list)
     answers: list[Scores] = field(default_factory=list)
     preferences: list[Tensor] = field(default_factory=list)
@@ -77,28 +84,36 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     output = output_folder(config)
     sources = _open_sources(config)
     _check_rows(config)
-    loaded = load(config)
+    model = find_model(config.model)
+    if read_model_config(model).output == "score":
+        config.check_reward_model(str(model))
+    beta = None if config.reference is None else _beta(config)
+    loaded = load(config, _beginnings(config, sources), reward_models=True)
     if config.texts or config.tasks:
         tell_begin_token(config, loaded.tokenizer)
     options = _window_options(config, loaded)
     output.mkdir(parents=True, exist_ok=True)
     # first, as what is wrong with tasks should not be found after hours of something else
     tasks = _run_tasks(config, loaded)
-    facts = _facts(config, loaded, options)
+    facts = _facts(config, loaded, options) | ({} if beta is None else {"reference": config.reference, "beta": beta})
+    references = [] if beta is None else _reference_log_probs(config, loaded)
     measured = [_measure(config, loaded, sources, options)]
     if config.quantize != "none" and (sources or config.answers or config.preferences):
         del loaded  # there may not be room for both models
-        full = load(replace(config, quantize="none"))
-        measured.insert(0, _measure(replace(config, quantize="none"), full, sources, options))
+        of_full = replace(config, quantize="none", quality_text=None)
+        measured.insert(0, _measure(of_full, load(of_full), sources, options))
     for source in sources:
         if source.kind == "texts":
             source.say_what_was_met()
-    results = _results(config, sources, measured) | {"tasks": tasks}
+    results = _results(config, sources, measured)
+    results |= {"preferences": _rankings(config, measured, references, beta), "tasks": tasks}
     seconds = time.perf_counter() - began
     report = {**facts, "seconds": round(seconds, 1), **results}
     text = _write(output, report)
     tokens = sum(scores.tokens for each in measured for scores in (*each.sources, *each.answers))
-    print(f"{tokens:,} tokens scored in {seconds:.1f} s", file=sys.stderr)
+    pairs = sum(len(found) for each in measured for found in each.preferences)
+    counts = [f"{count:,} {name}" for name, count in (("tokens", tokens), ("pairs", pairs)) if count]
+    print(f"{' and '.join(counts) or 'tasks'} scored in {seconds:.1f} s", file=sys.stderr)
     return Evaluation(output, report, text)
 
 
@@ -111,16 +126,41 @@ def output_folder(config: EvaluateConfig) -> Path:
     if config.output is not None:
         folder = Path(config.output)
     else:
-        model = find_model(config.model)
-        run = model.resolve().parent
-        inside_run = model.resolve().name == "model" and (run / "config.yaml").is_file()
-        folder = (run if inside_run else model) / "evaluation"
+        folder = (_run_of(config) or find_model(config.model)) / "evaluation"
     for name in FILES:
         if (folder / name).exists() and not config.overwrite:
             raise UserError(
                 f"{folder / name} is there already; give another --output, or replace it with --overwrite true"
             )
     return folder
+
+
+def _run_of(config: EvaluateConfig) -> Path | None:
+    """The folder of the run that has written the model, where the model still lies in it."""
+    model = find_model(config.model).resolve()
+    return model.parent if model.name == "model" and (model.parent / "config.yaml").is_file() else None
+
+
+def _beta(config: EvaluateConfig) -> float:
+    """The scale of implicit rewards: as given, or else that of the model's run.
+
+    Raises:
+        UserError: the run has none, as its loss takes no reference.
+    """
+    if config.beta is not None:
+        return config.beta
+    folder = _run_of(config)
+    run = {} if folder is None else yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(run, dict) or "beta" not in run or "loss" not in run:
+        beta = default_beta("sigmoid")
+        print(f"beta {beta:g}, as dpo.py has it; {config.model} is in no folder of a DPO run", file=sys.stderr)
+        return beta
+    if run["loss"] in REFERENCE_FREE_LOSSES:
+        raise UserError(
+            f"the run {folder} was trained with loss {run['loss']}, whose rewards have no reference; leave reference "
+            "out, or give --beta as well"
+        )
+    return float(run["beta"])
 
 
 def _open_sources(config: EvaluateConfig) -> list[TextSource | ShardSource]:
@@ -133,6 +173,14 @@ def _open_sources(config: EvaluateConfig) -> list[TextSource | ShardSource]:
             for source in shards:
                 source.tokens.verify(on_bytes=advance)
     return [*texts, *shards]
+
+
+def _beginnings(config: EvaluateConfig, sources: Sequence[TextSource | ShardSource]) -> QualityText | None:
+    """The first text of the first texts, where quantization is measured."""
+    texts = [source for source in sources if isinstance(source, TextSource)]
+    if config.quantize == "none" or config.quality_text is not None or not texts:
+        return None
+    return QualityText(f"the beginning of {texts[0].name}", (texts[0].beginning(16 * MOST_TOKENS),))
 
 
 def _check_rows(config: EvaluateConfig) -> None:
@@ -181,7 +229,8 @@ def _measure(
     config: EvaluateConfig, loaded: LoadedModel, sources: Sequence[TextSource | ShardSource], options: WindowOptions
 ) -> _Measured:
     """Everything but the tasks."""
-    measured = _Measured("full" if config.quantize == "none" else config.quantize)
+    name = "full" if config.quantize == "none" else config.quantize
+    measured = _Measured(name, "score" if loaded.model.config.output == "score" else "log-probability")
     for source in sources:
         total = source.total_bytes if options.reads_all else None
         with byte_progress(f"{source.name} ({measured.name})", total) as advance:
@@ -192,8 +241,20 @@ def _measure(
     return measured
 
 
+def _reference_log_probs(config: EvaluateConfig, loaded: LoadedModel) -> list[Tensor]:
+    """What the reference makes of each file of preferences [pairs, 2]."""
+    folder = find_model(str(config.reference))
+    reference = load_reference(folder, loaded.model, loaded.tokenizer, device=loaded.device, dtype=dtype_of(config))
+    longest = loaded.model.config.max_position_embeddings
+    return [
+        preference_log_probs(reference, loaded.tokenizer, path, config.batch_size, longest)
+        for path in config.preferences
+    ]
+
+
 def _measure_rows(config: EvaluateConfig, loaded: LoadedModel, measured: _Measured) -> None:
     model, tokenizer = loaded.model, loaded.tokenizer
+    of_pairs = preference_scores if model.config.output == "score" else preference_log_probs
     try:
         ChatFormat(tokenizer)
     except UserError as error:
@@ -206,7 +267,7 @@ def _measure_rows(config: EvaluateConfig, loaded: LoadedModel, measured: _Measur
                     log_probs, tokens = answer_log_probs(model, tokenizer, path, config.batch_size)
                     measured.answers.append(Scores.of_rows(log_probs, tokens))
                 else:
-                    measured.preferences.append(preference_log_probs(model, tokenizer, path, config.batch_size))
+                    measured.preferences.append(of_pairs(model, tokenizer, path, config.batch_size))
             except UserError as error:
                 raise UserError(str(error).replace("data.paths", name)) from error
 
@@ -221,6 +282,7 @@ def _facts(config: EvaluateConfig, loaded: LoadedModel, options: WindowOptions) 
             continue
     return {
         "model": str(loaded.folder),
+        "output": loaded.model.config.output,
         "parameters": count_parameters(loaded.model.config),
         "quantize": config.quantize,
         "dtype": str(loaded.model.embedding.weight.dtype).removeprefix("torch."),
@@ -235,7 +297,7 @@ def _facts(config: EvaluateConfig, loaded: LoadedModel, options: WindowOptions) 
 def _results(
     config: EvaluateConfig, sources: Sequence[TextSource | ShardSource], measured: Sequence[_Measured]
 ) -> dict[str, Any]:
-    """Everything but the tasks, for JSON."""
+    """What was found on texts, shards and answers, for JSON."""
     seed = config.seed
     groups = [(source.kind, source.name, [[each.sources[i]] for each in measured]) for i, source in enumerate(sources)]
     if len(sources) > 1:
@@ -254,11 +316,6 @@ def _results(
         "losses": rows,
         "differences": differences,
         "compressors": [_compressed(source) for source in sources if source.kind == "texts"],
-        "preferences": [
-            _preference_row(path, each.name, each.preferences[index])
-            for index, path in enumerate(config.preferences)
-            for each in measured
-        ],
     }
 
 
@@ -266,17 +323,21 @@ def _compressed(source: Any) -> dict[str, Any]:
     return {"source": source.name, "bytes": len(source.sample), **compressor_bits_per_byte(bytes(source.sample))}
 
 
-def _preference_row(path: str, model: str, log_probs: Tensor) -> dict[str, Any]:
-    margins = log_probs[:, 0] - log_probs[:, 1]
-    right = int((margins > 0).sum())
-    return {
-        "source": path,
-        "model": model,
-        "accuracy": right / len(margins),
-        "interval": accuracy_interval(right, len(margins)),
-        "mean_margin": float(margins.mean()),
-        "pairs": len(margins),
-    }
+def _rankings(
+    config: EvaluateConfig, measured: Sequence[_Measured], references: Sequence[Tensor], beta: float | None
+) -> list[dict[str, Any]]:
+    """How each model ranks the pairs of each file: a row for each measure that it ranks by."""
+    rows = []
+    for index, path in enumerate(config.preferences):
+        for each in measured:
+            found = each.preferences[index]
+            margins = {each.ranks_by: found[:, 0] - found[:, 1]}
+            if beta is not None:
+                margins["implicit reward"] = implicit_margins(found, references[index], beta)
+            for measure, values in margins.items():
+                about = {"source": path, "model": each.name, "ranks_by": measure}
+                rows.append(about | ranking(values, config.seed, calibrated=measure != "log-probability"))
+    return rows
 
 
 def _write(output: Path, report: dict[str, Any]) -> str:

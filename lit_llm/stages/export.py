@@ -24,7 +24,7 @@ from lit_llm.interop import (
 )
 from lit_llm.model import Decoder
 from lit_llm.stages.checkpoints import TrainedModel, read_trained_model
-from lit_llm.stages.quantization import SAMPLE, quantize_and_tell, read_quality_text
+from lit_llm.stages.quantization import quality_texts, quantize_and_tell
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import with_chat_tokens
 
@@ -109,7 +109,7 @@ def _note(config: ExportConfig, source: _Source, quantization: str | None) -> st
 def _quantized(
     config: ExportConfig, source: _Source, tokenizer: Tokenizer, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
-    texts = [] if config.quality_text is None else [read_quality_text(config.quality_text)]
+    measured = quality_texts(tokenizer, Path(config.checkpoint), config.quality_text)
     with torch.device("meta"):
         model = Decoder(source.model)
     model.load_state_dict(
@@ -117,8 +117,7 @@ def _quantized(
     )
     model.tie()
     source.weights = {}  # each is released as it is quantized
-    name = "a built-in text" if config.quality_text is None else config.quality_text
-    quantize_and_tell(model.eval(), tokenizer, config.quantize, texts or [SAMPLE], name)
+    quantize_and_tell(model.eval(), tokenizer, config.quantize, measured)
     return model.state_dict()
 
 

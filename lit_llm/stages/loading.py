@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lit_llm.config import LoadConfig, UserError
-from lit_llm.stages.quantization import quantize_and_tell
+from lit_llm.stages.quantization import QualityText, quality_texts, quantize_and_tell
 
 if TYPE_CHECKING:
+    import torch
+
     from lit_llm.model import Decoder
     from lit_llm.tokenizer import Tokenizer
 
 
 @dataclass
 class LoadedModel:
-    """A decoder that gives text, in evaluation mode, and what goes with it."""
+    """A decoder in evaluation mode, and what goes with it."""
 
     model: Decoder
     tokenizer: Tokenizer
@@ -28,29 +29,32 @@ class LoadedModel:
     device: str
 
 
-def load(config: LoadConfig, texts: Iterable[str] = (), *, compile: bool = False) -> LoadedModel:
+def load(
+    config: LoadConfig, own: QualityText | None = None, *, compile: bool = False, reward_models: bool = False
+) -> LoadedModel:
     """Read the model that `config` names; what quantization changes is said on stderr.
 
     Args:
         config: the model's folder, device, type and quantization.
-        texts: what quantization is measured on, besides a built-in text.
+        own: what the model is going to read, on which the loss of quantization is measured.
         compile: the model will be compiled, for which weights keep their layout and a tied head is quantized, too.
+        reward_models: a model that gives scores instead of text is read as well.
 
     Raises:
-        UserError: there is no model, it is a reward model, or it cannot be used on this machine as asked.
+        UserError: there is no model, it is a reward model where none can be used, or it cannot be used on this machine
+            as asked.
     """
-    import torch
-
     from lit_llm.generation import lay_out_for_few_rows
     from lit_llm.interop import load_model_folder, read_model_config, stop_token_ids
 
     device = device_of(config)
     folder = find_model(config.model)
-    read_model_config(folder).check_gives_text(str(folder))
-    dtype = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
-    model, tokenizer = load_model_folder(folder, device=device, dtype=dtype)
+    if not reward_models:
+        read_model_config(folder).check_gives_text(str(folder))
+    model, tokenizer = load_model_folder(folder, device=device, dtype=dtype_of(config))
     if config.quantize != "none":
-        quantize_and_tell(model, tokenizer, config.quantize, texts, tied_head=compile)
+        measured = quality_texts(tokenizer, folder, config.quality_text, own)
+        quantize_and_tell(model, tokenizer, config.quantize, measured, tied_head=compile)
     if not compile:
         lay_out_for_few_rows(model)
     return LoadedModel(model.eval(), tokenizer, list(stop_token_ids(folder, tokenizer)), folder, device)
@@ -66,6 +70,13 @@ def tell_begin_token(config: LoadConfig, tokenizer: Tokenizer) -> None:
         print(
             f"texts begin with {name}, as documents did in training; --begin_token never leaves it out", file=sys.stderr
         )
+
+
+def dtype_of(config: LoadConfig) -> torch.dtype | None:
+    """What the stored weights are converted to; None where they stay as they are."""
+    import torch
+
+    return {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
 
 
 def device_of(config: LoadConfig) -> str:

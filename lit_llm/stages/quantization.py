@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from lit_llm.model import Decoder
     from lit_llm.tokenizer import Tokenizer
 
-# Prose and code, so that there is something to compare on where the prompts are short.
+# Prose and code, so that there is something to compare on where there is no other text.
 SAMPLE = '''The river was high that spring, and nobody crossed it before noon. "Wait for the ferry," she said, "it comes
 at 11:45." He counted his coins (there were seven), wrote the number down, and asked how far it was to the next town.
 
@@ -26,16 +27,66 @@ def mean(values: list[float]) -> float:
 '''
 # The full model's predictions are held while it is quantized: 4 bytes for each token and entry of the vocabulary.
 MOST_TOKENS = 512
+# With fewer tokens of the user's own, another text is measured on as well: a mean over some words says little.
+ENOUGH_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class QualityText:
+    """Texts that the loss of quality is measured on, and what they are called."""
+
+    name: str
+    texts: tuple[str, ...]
+
+
+def quality_texts(
+    tokenizer: Tokenizer, folder: Path, given: str | None, own: QualityText | None = None
+) -> list[QualityText]:
+    """What the loss of quality is measured on: the user's own text where there is one.
+
+    That is the file of the option `quality_text`; or else what the model is asked to read, and, where that is short,
+    the validation text of the pretraining run that the model is from, if it is still there, or a built-in text.
+
+    Args:
+        tokenizer: the model's.
+        folder: the model folder, or a run or a checkpoint of one.
+        given: the option `quality_text`.
+        own: what the model is asked to read.
+
+    Raises:
+        UserError: the file is missing, no text, or empty.
+    """
+    if given is not None:
+        return [QualityText(given, (read_quality_text(given),))]
+    found = [own] if own is not None and any(own.texts) else []
+    tokens = sum(len(tokenizer.encode(text)) for each in found for text in each.texts)
+    if tokens < ENOUGH_TOKENS:
+        found.append(_validation_text(folder, tokenizer) or QualityText("a built-in text", (SAMPLE,)))
+    return found
+
+
+def _validation_text(folder: Path, tokenizer: Tokenizer) -> QualityText | None:
+    """The beginning of what a pretraining run was validated on; None where that is not to be found."""
+    import yaml
+
+    from lit_llm.data.corpus.shards import ShardedTokens
+
+    above = (folder, folder.parent, *folder.resolve().parents[:2])
+    run = next((each for each in above if (each / "config.yaml").is_file()), None)
+    if run is None:
+        return None
+    try:
+        shards = Path(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["paths"][0])
+        tokens = ShardedTokens(shards / "validation")
+        tokens.check_tokenizer(tokenizer)
+        ids = tokens.read(0, min(len(tokens), MOST_TOKENS)).tolist()
+    except (UserError, OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError):
+        return None
+    return QualityText(f"the validation text of {run}", (tokenizer.decode(ids, skip_special=True),))
 
 
 def quantize_and_tell(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    kind: str,
-    texts: Iterable[str] = (),
-    source: str | None = None,
-    *,
-    tied_head: bool = False,
+    model: Decoder, tokenizer: Tokenizer, kind: str, measured: Sequence[QualityText], *, tied_head: bool = False
 ) -> None:
     """Quantize a model in place and say on stderr what that changed.
 
@@ -43,8 +94,7 @@ def quantize_and_tell(
         model: in evaluation mode.
         tokenizer: its tokenizer.
         kind: "int8", "int8_dynamic" or "int4".
-        texts: measured on, up to `MOST_TOKENS` tokens in all.
-        source: what the texts are called; None: they are prompts, if any, and `SAMPLE` is measured on as well.
+        measured: measured on, up to `MOST_TOKENS` tokens in all; a line is said for each.
         tied_head: round a head that is the embedding as well; see `quantize`.
 
     Raises:
@@ -58,18 +108,19 @@ def quantize_and_tell(
     from lit_llm.tokenizer import prompt_ids
 
     context = model.config.max_position_embeddings
-    windows: list[torch.Tensor] = []
+    windows: list[list[torch.Tensor]] = []
     room = MOST_TOKENS
-    texts = [text for text in texts if text]
-    for text in dict.fromkeys([*texts, SAMPLE] if source is None else texts):
-        ids = prompt_ids(tokenizer, text, special_tokens=False)[:room]
-        room -= len(ids)
-        windows += [torch.tensor(ids[start : start + context]) for start in range(0, len(ids), context)]
-    before = list(predictions(model, windows))
+    for each in measured:
+        windows.append([])
+        for text in dict.fromkeys(filter(None, each.texts)):
+            ids = prompt_ids(tokenizer, text, special_tokens=False)[:room]
+            room -= len(ids)
+            windows[-1] += [torch.tensor(ids[start : start + context]) for start in range(0, len(ids), context)]
+    before = [list(predictions(model, of_text)) for of_text in windows]
     quantize(model, kind, tied_head=tied_head)
-    found = compare(windows, before, predictions(model, windows))
-    where = source or ("the prompts and a built-in text" if texts else "a built-in text")
-    print(f"{kind} against the full model, on {where}: {found}", file=sys.stderr)
+    for each, of_text, full in zip(measured, windows, before, strict=True):
+        found = compare(of_text, full, predictions(model, of_text))
+        print(f"{kind} against the full model, on {each.name}: {found}", file=sys.stderr)
 
 
 def read_quality_text(path: str) -> str:

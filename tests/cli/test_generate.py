@@ -124,7 +124,7 @@ def test_prompts_come_from_options_and_files(folder: Path, tmp_path: Path, capsy
 
 
 def test_log_probabilities_are_json_lines(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = said(capsys, folder, prompts=["def ", "x"], log_probs=2)
+    out = said(capsys, folder, prompts=["def ", "x"], log_probs=2, batch_size=1)
     rows = [json.loads(line) for line in out.splitlines()]
     assert "".join(f"{row['prompt']}{row['text']}\n\n" for row in rows) == expected(folder, ["def ", "x"], 1)
     for row in rows:
@@ -160,6 +160,9 @@ def test_text_is_held_to_a_form(folder: Path, tmp_path: Path, capsys: pytest.Cap
         ({"begin_token": "maybe"}, "begin_token is 'maybe'; it must be auto, always or never"),
         ({"num_samples": 0}, "num_samples is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 8}, "batch_size is for texts that are written at once, .*; add --stream false"),
+        ({"batch_size": 8, "num_beams": 2}, "with num_beams one text is written after the other; leave batch_size"),
+        ({"stream": False, "draft_model": "x"}, "with draft_model one text .*; leave batch_size and stream out"),
         ({"log_probs": -1}, "log_probs is -1"),
         ({"regex": "a", "json_schema": "{}"}, "regex and json_schema cannot be had together"),
         ({"num_beams": 2, "draft_model": "x"}, "num_beams and draft_model cannot be had together"),

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import shlex
 import subprocess
 import sys
 import types
@@ -18,7 +19,9 @@ from conftest import ROOT, MakeRun
 
 import lit_llm.config
 from lit_llm.cli import main, parse
-from lit_llm.cli.commands import COMMANDS
+from lit_llm.cli.commands import COMMANDS, run_command
+from lit_llm.cli.mistakes import NAMES_ELSEWHERE, NOTES
+from lit_llm.cli.parsing import option_keys
 from lit_llm.config import (
     EvaluateConfig,
     OptimizerConfig,
@@ -65,6 +68,25 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str, kind: type = Pr
         (["--model.num_heads", "7"], "hidden_size 768 does not divide by model.num_heads 7"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["--trainer.max_steps"], "--trainer.max_steps: expected one argument"),
+        (["--optimizer.lr", "1"], "no option optimizer.lr; here it is optimizer.learning_rate"),
+        (["--max_iters=5"], "no option max_iters; here it is trainer.max_steps"),
+        (["--training.epochs", "5"], "no option training.epochs; here it is trainer.max_steps"),
+        (["--block-size", "5"], "no option block-size; here it is data.sequence_length"),
+        (["--model.n_embd", "5"], "no option model.n_embd; here it is model.hidden_size"),
+        (["--bf16"], "no option bf16; here it is trainer.precision (bf16-mixed, or "),
+        (["--per_device_train_batch_size", "2"], "here it is data.micro_batch_size"),
+        (["--gradient_accumulation_steps", "2"], "here it is data.micro_batch_size (rows that a device reads at once;"),
+        (["--batch_size", "2"], "no option batch_size; the nearest is data.batch_size"),
+        (["--output_dir", "x"], "no option output_dir; here it is output_root"),
+        (["--model_name_or_path", "x"], "no option model_name_or_path; here it is init_from"),
+        (["--data.paths", "a.txt"], "data.paths is a.txt; it must be a list, as '[a.txt]'"),
+        (["--data.paths=a.txt"], "data.paths is a.txt; it must be a list, as '[a.txt]'"),
+        (["--data.paths", "a b", "it's", "--seed", "3"], "must be a list, as '[a b, \"it's\"]'"),
+        (["--data.weights", "0.5"], "data.weights is 0.5; it must be a list or null, as '[0.5]'"),
+        (["--samples.prompts", "Once upon, a: time"], """it must be a list, as '["Once upon, a: time"]'"""),
+        (["--data.paths", "[a.txt"], "data.paths is [a.txt; it must be a list\n"),
+        (["recipe.yaml"], "recipe.yaml stands alone; a file of options is read by --config recipe.yaml"),
+        (["max_iters=5"], "max_iters=5 stands alone; options are written as --NAME VALUE"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(
@@ -87,6 +109,36 @@ def test_an_option_for_the_split_of_a_hub_data_set_is_answered_with_its_place_in
 
 
 @pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("sft", ["--num_train_epochs", "3"], "no option num_train_epochs; here it is epochs"),
+        ("sft", ["--lora_r", "8"], "no option lora_r; here it is lora.rank"),
+        ("dpo", ["--ref_model", "x"], "no option ref_model; here it is reference_model"),
+        ("ppo", ["--num_generations", "8"], "no option num_generations; here it is group_size"),
+        ("generate", ["--max_tokens", "8"], "no option max_tokens; here it is sampling.max_new_tokens"),
+        ("generate", ["--bf16", "true"], "no option bf16; here it is dtype (bf16-mixed, or bfloat16 where"),
+        ("evaluate", ["--dataset", "x"], "no option dataset; here it is texts"),
+        ("prepare_data", ["--output_dir", "x"], "no option output_dir; here it is output"),
+        ("generate", ["--prompts", "yes", "a # b"], """as '["yes", "a # b"]'"""),
+        ("generate", ["--sampling.stop_token_ids", "5"], "it must be a list, as '[5]'"),
+    ],
+)
+def test_names_and_lists_of_every_command(
+    command: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = failure(capsys, *words, kind=SCRIPTS[command])
+    assert status == 2 and text.count("\n") == 1
+    assert message in text
+
+
+def test_what_others_call_it_leads_to_options_that_there_are() -> None:
+    every = {key for kind in SCRIPTS.values() for key in option_keys(kind)}
+    for name, ours in NAMES_ELSEWHERE.items():
+        assert set(ours.split()) <= every, name
+    assert NOTES.keys() <= NAMES_ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ("modle: {num_layers: 2}\n", "no option modle.num_layers; the nearest is model.num_layers"),
@@ -97,7 +149,7 @@ def test_an_option_for_the_split_of_a_hub_data_set_is_answered_with_its_place_in
         ("model: {preset: gtp2}\n", "no model preset 'gtp2'"),
         ("model: {hidden_size: 1.5}\n", "model.hidden_size is 1.5; it must be a whole number"),
         ("trainer: {max_steps: 0}\n", "trainer.max_steps is 0; it must be at least 1"),
-        ("data: {paths: one}\n", "data.paths is one; it must be a list"),
+        ("data: {paths: one}\n", "data.paths is one; it must be a list, as '[one]'"),
         ("model: [1, 2]\n", "model is [1, 2]; it must be a group of options"),
         ("samples: {sampling: 3}\n", "samples.sampling is 3; it must be a group of options"),
         ("model: {rope_scaling: 3}\n", "model.rope_scaling is 3; it must be a group of options or null"),
@@ -214,7 +266,7 @@ def test_help_says_what_every_option_is(
     kind: type, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "10000")
-    shown = help_of(kind, "--help", capsys)
+    shown = help_of(kind, "--help-all", capsys)
     for group, prefix in groups(kind):
         optional = prefix == "model.rope_scaling."  # may be null, so its options have a help of their own
         text = help_of(kind, "--model.rope_scaling.help", capsys) if optional else shown
@@ -224,6 +276,38 @@ def test_help_says_what_every_option_is(
             assert len(sentence) > 5 and sentence in text, f"{prefix}{field.name}"
             if not dataclasses.is_dataclass(get_type_hints(group)[field.name]):
                 assert f"--{prefix}{field.name} " in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_what_people_change_and_an_example(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command = COMMANDS[name]
+    keys = option_keys(command.config)
+    assert set(command.everyday) <= set(keys)
+    with pytest.raises(SystemExit) as stopped:
+        run_command(name, ["--help"], f"lit-llm {name}")
+    assert stopped.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    shown = [line.split()[0] for line in lines if line.startswith("  -")]
+    wanted = {f"--{key}" for key in command.everyday or keys}
+    assert {"-h,", "--help-all", "--config"} <= set(shown) and wanted <= set(shown)
+    assert set(shown) <= wanted | {"-h,", "--help-all", "--config"}
+    assert len(lines) < 80 and max(map(len, lines)) <= 120
+    # the example is a command line that is read
+    place = lines.index("example:")
+    words = shlex.split("\n".join(lines[place + 1 :]).replace("\\\n", " "))
+    assert words[:2] == ["lit-llm", name] and len(words) > 2
+    parse(command.config, words[2:])
+
+
+def test_help_shows_what_a_preset_sets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_command("pretrain", ["--model.preset", "gpt2-medium", "-h"], "pretrain.py")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--model.num_layers NUM_LAYERS Blocks. (default: 24)" in shown
+    assert "python experiments/pretrain.py --data.paths" in shown
 
 
 def test_every_dataclass_is_an_option_of_some_script() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from chat_rows import save_policy, some_pairs, some_talks, write_rows
+from chat_rows import pair, save_policy, some_pairs, some_talks, write_rows
 from conftest import ROOT, MakeRun, tiny_model
 from random_decoder import random_decoder
 from stage_runs import chat_tokenizer
@@ -22,11 +22,12 @@ from lit_llm.cli import main, parse
 from lit_llm.cli.commands import COMMANDS
 from lit_llm.config import CorpusConfig, EvaluateConfig, PrepareConfig, UserError
 from lit_llm.evaluation.baselines import compressor_bits_per_byte
-from lit_llm.evaluation.held_out import answer_loss
+from lit_llm.evaluation.held_out import answer_loss, preference_log_probs
 from lit_llm.interop import load_model_folder, save_model_folder
+from lit_llm.objectives import accuracy_interval
 from lit_llm.stages.prepare import prepare_data
 from lit_llm.stages.pretrain import pretrain
-from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
+from lit_llm.tokenizer import ChatFormat, Message, Tokenizer, with_chat_tokens
 from lit_llm.tokenizer.alphabet import BYTE_TO_CHARACTER
 
 evaluate = COMMANDS["evaluate"].run
@@ -184,6 +185,120 @@ def test_answers_and_preferences(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"{accuracy:.2%}" in capsys.readouterr().out
 
 
+def save_chat_model(folder: Path, seed: int, output: str = "tokens") -> Path:
+    tokenizer = chat_tokenizer()
+    shape = tiny_model(vocab_size=tokenizer.vocab_size, max_position_embeddings=64)
+    return save_policy(folder, tokenizer, random_decoder(shape.as_score() if output == "score" else shape, seed=seed))
+
+
+def test_a_reward_model_ranks_held_out_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, pairs = save_chat_model(tmp_path / "reward", 3, "score"), some_pairs(23)
+    model, tokenizer = load_model_folder(folder)
+    sides: list[list[float]] = []
+    for row in pairs:
+        sides.append([])
+        for side in ("chosen", "rejected"):
+            rendered = ChatFormat(tokenizer).render([Message("user", row["prompt"]), Message("assistant", row[side])])
+            end = len(rendered.ids) - rendered.supervised[::-1].index(True)
+            with torch.no_grad():
+                sides[-1].append(float(model(torch.tensor([rendered.ids[:end]]))[0, -1]))
+    margins = [chosen - rejected for chosen, rejected in sides]
+    rows = write_rows(tmp_path / "pairs.jsonl", pairs)
+    (row,) = found(tmp_path / "out", folder, preferences=[rows], batch_size=4)["preferences"]
+    right = sum(margin > 0 for margin in margins)
+    assert 0 < right < 23 and row["accuracy"] == right / 23 and row["ranks_by"] == "score"
+    assert row["interval"] == pytest.approx(accuracy_interval(right, 23))
+    assert row["mean_margin"] == pytest.approx(sum(margins) / 23, rel=1e-4)
+    assert row["margin_interval"][0] < row["mean_margin"] < row["margin_interval"][1]
+    error = 0.0
+    claims = [1 / (1 + math.exp(-abs(margin))) for margin in margins]
+    for each in row["calibration"]:
+        inside = [n for n, claim in enumerate(claims) if each["from"] <= claim < each["to"]]
+        assert each["pairs"] == len(inside) > 0
+        assert each["predicted"] == pytest.approx(sum(claims[n] for n in inside) / len(inside), rel=1e-5)
+        assert each["observed"] == pytest.approx(sum(margins[n] > 0 for n in inside) / len(inside))
+        error += abs(each["predicted"] - each["observed"]) * len(inside) / 23
+    assert len(row["calibration"]) > 1 and sum(each["pairs"] for each in row["calibration"]) == 23
+    assert row["calibration_error"] == pytest.approx(error)
+    printed = capsys.readouterr()
+    assert "reward model, " in printed.out and f"expected calibration error {error:.4f}" in printed.out
+    assert "23 pairs scored in" in printed.err and "left out" not in printed.err
+    longest = {"prompt": "b", "chosen": "c" * 80, "rejected": "d" * 80}
+    rows = write_rows(tmp_path / "more.jsonl", [*pairs, longest, pair("ghj", "bb", "bb")])
+    (row,) = found(tmp_path / "more", folder, preferences=[rows])["preferences"]
+    assert row["pairs"] == 24
+    said = capsys.readouterr().err
+    assert "more.jsonl: 1 of 25 rows left out" in said and "more.jsonl: 1 of 25 rows truncated" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"texts": ["{tmp}/x.txt"]}, "texts cannot be had of .*reward, which is a reward model: it gives scores"),
+        ({"answers": ["{tmp}/x.jsonl"]}, "answers cannot be had of .*reward"),
+        ({"tasks": ["arc_easy"]}, "tasks cannot be had of .*reward"),
+        ({"preferences": ["{tmp}/x.jsonl"], "reference": "{tmp}"}, "reference cannot be had of .*reward"),
+        ({"preferences": ["{tmp}/x.jsonl"], "quantize": "int8"}, "quantize cannot be had of .*reward"),
+    ],
+)
+def test_a_reward_model_is_asked_for_nothing_else(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = save_chat_model(tmp_path / "reward", 3, "score")
+    (tmp_path / "x.txt").write_text("text")
+    write_rows(tmp_path / "x.jsonl", some_pairs(3))
+    filled = json.loads(json.dumps(options).replace("{tmp}", str(tmp_path)))
+    with pytest.raises(UserError, match=message):
+        found(tmp_path / "out", folder, **filled)
+
+
+def test_implicit_rewards_against_a_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    save_chat_model(run / "model", 1)
+    reference = save_chat_model(tmp_path / "reference", 2)
+    rows = write_rows(tmp_path / "pairs.jsonl", some_pairs(9))
+    options: dict[str, Any] = {"preferences": [rows], "reference": str(reference)}
+    sums = {}
+    for folder in (run / "model", reference):
+        log_probs = preference_log_probs(*load_model_folder(folder), rows)
+        sums[folder.name] = log_probs[:, 0] - log_probs[:, 1]
+    (run / "config.yaml").write_text("loss: sigmoid\nbeta: 0.25\n")
+    plain, implicit = found(tmp_path / "one", run, **options)["preferences"]
+    margins = 0.25 * (sums["model"] - sums["reference"])
+    assert (plain["ranks_by"], implicit["ranks_by"]) == ("log-probability", "implicit reward")
+    assert plain["mean_margin"] == pytest.approx(float(sums["model"].mean())) and "calibration" not in plain
+    assert implicit["mean_margin"] == pytest.approx(float(margins.mean())) and implicit["calibration"]
+    assert implicit["accuracy"] == float((margins > 0).double().mean()) != plain["accuracy"]
+    assert implicit["margin_interval"][0] < implicit["mean_margin"] < implicit["margin_interval"][1]
+    assert "Implicit reward: 0.25 log(model / " in capsys.readouterr().out
+    # what is given wins; outside of a DPO run it is DPO's own default
+    (run / "config.yaml").write_text("loss: simpo\nbeta: 2.0\n")
+    assert found(tmp_path / "two", run, beta=0.5, **options)["preferences"][1]["mean_margin"] == pytest.approx(
+        2 * implicit["mean_margin"]
+    )
+    with pytest.raises(UserError, match=r"trained with loss simpo, whose rewards have no reference; .* give --beta"):
+        found(tmp_path / "three", run, **options)
+    (run / "config.yaml").unlink()
+    assert found(tmp_path / "four", run, **options)["beta"] == 0.1
+    assert "beta 0.1, as dpo.py has it" in capsys.readouterr().err
+
+
+def test_a_reference_grows_as_its_policy_has(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """What a policy that was given chat tokens started from gives the same log-probabilities to all other tokens."""
+    bare = Tokenizer.from_gpt2_files(*gpt2_files(tmp_path))
+    base = save_policy(tmp_path / "base", bare)
+    grown = with_chat_tokens(bare)
+    assert grown.vocab_size > bare.vocab_size
+    policy = save_policy(tmp_path / "policy", grown)
+    rows = write_rows(tmp_path / "pairs.jsonl", some_pairs(4))
+    report = found(tmp_path / "out", policy, preferences=[rows], reference=str(base))
+    assert math.isfinite(report["preferences"][1]["mean_margin"])
+    other = save_policy(tmp_path / "other", tokenizer)
+    with pytest.raises(UserError, match=r"reference .*other has another tokenizer"):
+        found(tmp_path / "two", policy, preferences=[rows], reference=str(other))
+    short = save_policy(tmp_path / "short", grown, max_position_embeddings=32)
+    with pytest.raises(UserError, match=r"reference .*short has 32 positions, fewer than the model's 64"):
+        found(tmp_path / "three", policy, preferences=[rows], reference=str(short))
+
+
 def test_tasks_come_with_their_errors(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("lm_eval")
     (tmp_path / "tasks").mkdir()
@@ -242,6 +357,9 @@ def test_where_the_files_go(folder: Path, texts: Path, tmp_path: Path, tokenizer
         ({"chat_template": True, "texts": ["x"]}, "chat_template is given, but no tasks"),
         ({"begin_token": "never", "answers": ["x"]}, "begin_token is given, but no texts or tasks"),
         ({"quantize": "int3"}, "quantize is 'int3'"),
+        ({"reference": "x", "answers": ["x"]}, "reference is given, but no preferences"),
+        ({"beta": 0.1, "preferences": ["x"]}, "beta is given, but no reference"),
+        ({"beta": -1.0, "reference": "y", "preferences": ["x"]}, "beta is -1.0; it must be above 0"),
     ],
 )
 def test_impossible_options_are_named(options: dict[str, Any], message: str) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from lit_llm.cli.commands import COMMANDS
 from lit_llm.cli.generate import generate
-from lit_llm.config import ExportConfig, GenerateConfig, SamplingConfig, UserError
+from lit_llm.config import EvaluateConfig, ExportConfig, GenerateConfig, SamplingConfig, UserError
+from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.interop import load_model_folder, load_weights, read_quantization, save_model_folder
 from lit_llm.model.quality import quality
 from lit_llm.model.quantization import KINDS, quantize
@@ -70,8 +73,9 @@ def test_generating_quantized_is_generating_with_the_exported_model(
 ) -> None:
     generate(GenerateConfig(str(folder), ["def "], sampling=SHORT, quantize=kind))  # type: ignore[arg-type]
     printed = capsys.readouterr()
-    told, begins, speed = printed.err.splitlines()
-    assert told.startswith(f"{kind} against the full model, on the prompts and a built-in text: KL ")
+    told, and_told, begins, speed = printed.err.splitlines()
+    assert told.startswith(f"{kind} against the full model, on the prompts: KL ")
+    assert and_told.startswith(f"{kind} against the full model, on a built-in text: KL ")
     assert begins.startswith("texts begin with <|endoftext|>, as documents did in training;") and "tokens/s" in speed
     output = quantized(folder, kind)
     said = capsys.readouterr()
@@ -94,6 +98,50 @@ def test_the_loss_of_quality_is_that_of_the_text(
     assert f"text.py: {expected}\n" in capsys.readouterr().err
     assert expected.tokens == len(ids) > 64
     assert expected.kl > 1e-6
+
+
+def test_the_loss_of_quality_is_told_of_the_users_own_text(
+    folder: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prompts of some length, the documents to evaluate on, a file that is given, or what the run was validated on."""
+    text = "def f(x):\n    return x ** 2\n" * 20
+    (tmp_path / "text.txt").write_text(text)
+    full, tokenizer = load_model_folder(folder)
+    ids = torch.tensor([tokenizer.begin_id, *tokenizer.encode(text)])[:512]
+    expected = quality(full, quantize(load_model_folder(folder)[0], "int4"), ids.split(64))
+    options: dict[str, Any] = {"quantize": "int4", "sampling": SHORT}
+
+    def told() -> list[str]:
+        return [line for line in capsys.readouterr().err.splitlines() if "against the full model" in line]
+
+    truncated = replace(SHORT, truncate_prompt=True)
+    generate(GenerateConfig(str(folder), [text], **{**options, "sampling": truncated}))
+    assert told() == [f"int4 against the full model, on the prompts: {expected}"]
+    generate(GenerateConfig(str(folder), ["x"], quality_text=str(tmp_path / "text.txt"), **options))
+    assert told() == [f"int4 against the full model, on {tmp_path / 'text.txt'}: {expected}"]
+    texts = [str(tmp_path / "text.txt")]
+    COMMANDS["evaluate"].run(EvaluateConfig(str(folder), texts=texts, quantize="int4", max_tokens=9))
+    assert told() == [f"int4 against the full model, on the beginning of {texts[0]}: {expected}"]
+
+    # a run folder
+    run = tmp_path / "run"
+    run.mkdir()
+    folder.rename(run / "model")
+    (run / "config.yaml").write_text(json.dumps({"data": {"paths": [str(shards)]}}))
+    generate(GenerateConfig(str(run), ["x"], **options))
+    first, second = told()
+    assert first.startswith("int4 against the full model, on the prompts: ") and first.endswith("(2 tokens)")
+    ids = ShardedTokens(shards / "validation").read(0, 512).tolist()
+    text = tokenizer.decode(ids, skip_special=True)
+    ids = torch.tensor([tokenizer.begin_id, *tokenizer.encode(text)])[: 512 - 2]
+    full, _ = load_model_folder(run / "model")
+    expected = quality(full, quantize(load_model_folder(run / "model")[0], "int4"), ids.split(64))
+    assert second == f"int4 against the full model, on the validation text of {run}: {expected}"
+    quantized(run / "model", "int4")
+    assert told()[0].startswith(f"int4 against the full model, on the validation text of {run}: ")
+    (run / "config.yaml").write_text(json.dumps({"data": {"paths": [str(tmp_path / "gone")]}}))
+    generate(GenerateConfig(str(run), **{**options, "prompts": ["x"]}))
+    assert told()[1].startswith("int4 against the full model, on a built-in text: ")
 
 
 def test_weights_converted_on_the_way_are_quantized_as_converted(folder: Path) -> None:
