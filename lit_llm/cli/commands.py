@@ -126,8 +126,7 @@ COMMANDS = {
             *_TRAINING,
             *("optimizer.name", "trainer.max_steps"),
         ),
-        example="--data.paths '[checkpoints/my/shards]' --model.preset modern-10m \\\n"
-        "    --model.vocab_size null --data.sequence_length 512 --trainer.max_steps 2000",
+        example="--data.paths '[checkpoints/my/shards]' --model.preset modern-10m \\\n    --trainer.max_steps 2000",
     ),
     "sft": Command(
         SFTConfig,

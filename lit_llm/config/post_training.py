@@ -10,6 +10,7 @@ from lit_llm.config.data import BatchConfig
 from lit_llm.config.errors import UserError
 from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.lora import LoraConfig
+from lit_llm.config.notices import tell_once
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.rates import Stage
 from lit_llm.config.run import RunConfig, SampleConfig
@@ -130,7 +131,12 @@ class PostTrainingConfig(RunConfig):
             UserError: the warm-up is longer than that.
         """
         if self.epochs is not None:
-            self.trainer.max_steps = max(1, math.ceil(self.epochs * samples / self.data.batch_size))
+            steps = max(1, math.ceil(self.epochs * samples / self.data.batch_size))
+            if self.trainer.max_steps not in (TrainerConfig().max_steps, steps):
+                tell_once(
+                    f"epochs {self.epochs:g} makes {steps} steps; trainer.max_steps {self.trainer.max_steps} is not used"
+                )
+            self.trainer.max_steps = steps
             super().check_warmup()
 
     def check_warmup(self) -> None:
