@@ -133,9 +133,8 @@ class PostTrainingConfig(RunConfig):
         if self.epochs is not None:
             steps = max(1, math.ceil(self.epochs * samples / self.data.batch_size))
             if self.trainer.max_steps not in (TrainerConfig().max_steps, steps):
-                tell_once(
-                    f"epochs {self.epochs:g} makes {steps} steps; trainer.max_steps {self.trainer.max_steps} is not used"
-                )
+                unused = f"trainer.max_steps {self.trainer.max_steps} is not used"
+                tell_once(f"epochs {self.epochs:g} makes {steps} steps; {unused}")
             self.trainer.max_steps = steps
             super().check_warmup()
 
