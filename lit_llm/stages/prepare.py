@@ -23,7 +23,7 @@ def prepare_data(config: PrepareConfig) -> dict[str, Manifest]:
     Run again after an interruption, it goes on from the last commit point.
 
     Args:
-        config: what to encode, with what, to where.
+        config: names the corpus, the tokenizer and the folder for the shards.
 
     Returns:
         The manifest of each split that has a share of the corpus.

@@ -27,12 +27,12 @@ _BATCH_CHARACTERS = 8_000_000
 
 @dataclass
 class PreparationProgress:
-    """What is committed."""
+    """What a preparation has finished, as progress.json keeps it."""
 
     made_from: dict[str, Any]
-    """All that the bytes of a shard depend on."""
+    """All options and inputs that the bytes of the shards depend on."""
     documents: int = 0
-    """Documents of the corpus consumed, to be skipped next time."""
+    """How many documents of the corpus are in finished shards, to be skipped next time."""
     shards: dict[str, list[ShardInfo]] = field(default_factory=dict)
     """Finished shards of each split."""
 

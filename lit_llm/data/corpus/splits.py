@@ -53,10 +53,10 @@ class Splitter(Protocol):
 
 
 class HashSplit:
-    """Whole documents by a stable hash of their keys, whatever else is in the corpus.
+    """Each document whole in the split that a hash of its key names, whatever else is in the corpus.
 
     Args:
-        config: Has the shares.
+        config: Says how large a share of the documents each split gets.
     """
 
     name: Literal["hash", "tail"] = "hash"
@@ -65,7 +65,7 @@ class HashSplit:
         self._test, self._held_out = config.test_fraction, config.test_fraction + config.validation_fraction
 
     def of(self, hash_key: str) -> Split:
-        """The split of a document, by what decides it."""
+        """The split of the document with this key."""
         digest = hashlib.blake2b(hash_key.encode(), digest_size=8).digest()
         share = int.from_bytes(digest, "big") / 2**64
         if share < self._test:
@@ -79,13 +79,13 @@ class HashSplit:
 
 
 class TailSplit:
-    """Every file cut in order: its last characters are validation, then test.
+    """Every file cut in three: its first characters are for training, the next for validation, the last for test.
 
     What cutting between characters leaves over is carried from file to file, so that the shares of the whole corpus are
     exact to a character, too, however short its files are.
 
     Args:
-        config: Has the shares.
+        config: Says how large a share of the characters each split gets.
         lengths: Characters of each file, in the order of the files.
     """
 
