@@ -82,7 +82,8 @@ class TailSplit:
     """Every file cut in three: its first characters are for training, the next for validation, the last for test.
 
     What cutting between characters leaves over is carried from file to file, so that the shares of the whole corpus are
-    exact to a character, too, however short its files are.
+    exact to a character, too, however short its files are. Text that a file has gained since it was measured belongs to
+    the last split: nothing that was held out before is trained on.
 
     Args:
         config: Says how large a share of the characters each split gets.
@@ -95,6 +96,7 @@ class TailSplit:
         # Exact decimals: 1 - 0.05 - 0.05 in binary is a hair below 0.9, and would move a cut by one.
         validation, test = (Fraction(str(share)) for share in (config.validation_fraction, config.test_fraction))
         shares = (1 - validation - test, 1 - test)
+        self._last = SPLITS.index(wanted_splits(config)[-1])
         self._ends: dict[str, tuple[int, int]] = {}
         read, given = 0, [0, 0]
         for file, length in lengths.items():
@@ -115,15 +117,15 @@ class TailSplit:
         for piece in pieces:
             if piece.file != file:
                 file, position, current = piece.file, 0, 0
-            ends = self._ends[piece.file]
+            ends = self._ends.get(piece.file, (0, 0))
             whole = Document(piece.text, SPLITS[current], piece.key, piece.final)
             start, end = 0, len(piece.text)
             while start < end:
-                while current < 2 and position >= ends[current]:
+                while current < self._last and position >= ends[current]:
                     current += 1
-                stop = end if current == 2 else min(end, start + ends[current] - position)
+                stop = end if current == self._last else min(end, start + ends[current] - position)
                 position += stop - start
                 # A share of a file ends as a document does.
-                ended = piece.final or stop < end or (current < 2 and position == ends[current])
+                ended = piece.final or stop < end or (current < self._last and position == ends[current])
                 yield replace(whole, text=piece.text[start:stop], split=SPLITS[current], final=ended)
                 start = stop
