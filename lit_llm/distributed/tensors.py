@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -31,7 +33,7 @@ def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
     mesh, part = parameter.device_mesh, full
     # tensor parallelism, the last dimension, cut the tensor first; data parallelism cut what was left of it
     for dim in reversed(range(mesh.ndim)):
-        placement = parameter.placements[dim]
+        placement: Any = parameter.placements[dim]
         if not placement.is_replicate():
             chunks = part.chunk(mesh.size(dim), dim=placement.dim)
             rank = mesh.get_local_rank(dim)

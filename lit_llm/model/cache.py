@@ -267,13 +267,14 @@ class _Slots:
             memory[:, :, slot : slot + step.width] = new
             return
         if self._write_at is None:
-            self._find_slots(memory.device)
+            self._write_at = self._find_slots(memory.device)
         new = new.transpose(1, 2).flatten(0, 1)  # [b * t, n_kv, d]
         kept = new if self._source is None else new[self._source]
-        memory[self._write_at[0], :, self._write_at[1]] = kept.to(memory.dtype)
+        rows, slots = self._write_at
+        memory[rows, :, slots] = kept.to(memory.dtype)
 
-    def _find_slots(self, device: torch.device) -> None:
-        """Row and slot of every token that is kept; which of the new tokens those are, unless it is all of them."""
+    def _find_slots(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Row and slot of every token that is kept; keeps in mind which new tokens those are, unless it is all."""
         step = self.step
         ends = torch.tensor(step.ends).unsqueeze(1)
         positions = torch.tensor(step.lengths).unsqueeze(1) + torch.arange(step.width)
@@ -284,4 +285,4 @@ class _Slots:
         if not bool(kept.all()):
             self._source = kept.nonzero().squeeze(1).to(device)
             rows, slots = rows[kept], slots[kept]
-        self._write_at = rows.to(device), slots.to(device)
+        return rows.to(device), slots.to(device)

@@ -117,7 +117,7 @@ class HeadChunks:
         logits, product = self._logits[: inputs.size(0)], self._product[: inputs.size(0)]
         scale = 1.0 / (self.temperature if self.softcap is None else self.softcap)
         torch.addmm(product, inputs, self.head.t(), beta=0, alpha=scale, out=product)
-        if self.softcap is not None:
+        if self.softcap is not None and self._tanh is not None:
             tanh = self._tanh[: inputs.size(0)].copy_(product).tanh_()
             torch.mul(tanh, self.softcap / self.temperature, out=logits)
         elif product.dtype != logits.dtype:  # else they are the same memory
@@ -133,7 +133,7 @@ class HeadChunks:
         """
         rows = probs.size(0)
         probs.scatter_add_(1, self.targets[chunk].unsqueeze(1), probs.new_full((), -1.0).expand(rows, 1))
-        if self.softcap is not None:
+        if self._tanh is not None:
             probs.addcmul_(probs, self._tanh[:rows].square_(), value=-1)
         product = self._product[:rows]
         return probs if product.dtype == probs.dtype else product.copy_(probs)

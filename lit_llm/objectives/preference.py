@@ -148,12 +148,12 @@ class PreferenceLoss:
         shapes = {tuple(tensor.shape) for tensor in (chosen, rejected, *others) if tensor is not None}
         if chosen.dim() != 1 or len(shapes) != 1:
             raise ValueError(f"log-probabilities and token counts must be [b] of one b; their shapes are {shapes}")
-        given = [reference is not None for reference in others[:2]]
+        reference_chosen, reference_rejected = others[:2]
         if self.needs_reference:
-            if not all(given):
+            if reference_chosen is None or reference_rejected is None:
                 raise ValueError(f"{self.kind} needs the log-probabilities of both answers under the reference")
-            return chosen - others[0], rejected - others[1]
-        if any(given):
+            return chosen - reference_chosen, rejected - reference_rejected
+        if reference_chosen is not None or reference_rejected is not None:
             raise ValueError(f"{self.kind} has no reference; leave its log-probabilities out")
         return chosen, rejected
 

@@ -40,7 +40,7 @@ class ChatFormat:
                 "data.add_chat_tokens true to add them"
             )
         is_ours = has_tokens and template in (None, "", CHATML_TEMPLATE)
-        self._writer = _ChatML(tokenizer) if is_ours else Templated(tokenizer, template)
+        self._writer = _ChatML(tokenizer) if is_ours else Templated(tokenizer, template or "")
         ends = (self._writer.end_id, tokenizer.eot_id)
         self.stop_ids: list[int] = list(dict.fromkeys(index for index in ends if index is not None))
         """What ends an assistant's turn: the token for it first, then the end of the document."""
@@ -132,6 +132,8 @@ class _ChatML:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        assert tokenizer.im_start_id is not None
+        assert tokenizer.im_end_id is not None
         self._start, self.end_id = tokenizer.im_start_id, tokenizer.im_end_id
         self._encode = tokenizer.encode_further if puts_space_once(tokenizer.state) else tokenizer.encode
 
@@ -139,8 +141,8 @@ class _ChatML:
         """Whether it writes a field of a message, or the tools."""
         return False
 
-    def parts(self, messages: Sequence[Message], prompt: bool) -> Iterator[Part]:
-        """See `Templated`."""
+    def parts(self, messages: Sequence[Message], prompt: bool, opened: bool = True) -> Iterator[Part]:
+        """See `Templated`; no thought is opened."""
         for message in messages:
             if message.role == "assistant":
                 yield Part(self._header)

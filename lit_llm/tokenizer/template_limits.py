@@ -58,7 +58,7 @@ class _Work:
     """What a rendering may still do."""
 
     def __init__(self, size: int, turns: int) -> None:
-        self.room = ROOM + 100 * size
+        self.room: float = ROOM + 100 * size
         self.steps = STEPS + 2 * size + 1_000 * turns + 10 * turns**2
         self.deadline = time.thread_time() + SECONDS + turns / 100
 
@@ -199,13 +199,13 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if kind is not None:
             if name not in _METHODS[kind]:
                 raise TemplateRuntimeError(f"it calls {kind.__name__}.{name}, which no chat template needs")
-            if kind is str:
+            if isinstance(owner, str):
                 if name == "join" and args:
                     args = (list(args[0]), *args[1:])
                 self.work.afford(method_room(owner, name, args, kwargs, self.work.room))
         return self.made(super().call(context, obj, *args, **kwargs))
 
-    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, function: Any) -> Callable[..., Any]:
         @wraps(function)  # also what Jinja has noted of its arguments
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.step()

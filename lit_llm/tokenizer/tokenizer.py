@@ -159,7 +159,7 @@ class Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         missing = [token for token in tokens if token not in self.special_ids]
         tokenizer.add_special_tokens(missing)
-        ids = [tokenizer.token_to_id(token) for token in missing]
+        ids = [index for token in missing if (index := tokenizer.token_to_id(token)) is not None]
         if any(self.token_bytes(index) not in (b"", token.encode()) for index, token in zip(ids, missing, strict=True)):
             raise UserError(f"the tokenizer's ids have gaps, so that {', '.join(missing)} cannot be added after them")
         config = None if self._config is None else {**self._config, **named}
@@ -373,7 +373,7 @@ class Tokenizer:
         return next((self.special_ids[name] for name in names if name in self.special_ids), None)
 
     def _default_config(self) -> dict[str, Any]:
-        names = {index: name for name, index in self.special_ids.items()}
+        names: dict[int | None, str] = {index: name for name, index in self.special_ids.items()}
         main = {"eos_token": names.get(self.eot_id), "pad_token": names.get(self.pad_id)}
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
