@@ -82,7 +82,7 @@ def check_types(config: Any, prefix: str) -> None:
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A value of a stranger's file for a message: in one line, and cut after `most` characters."""
+    """A value from somebody else's file as one line for a message, cut after `most` characters."""
     text = ascii(value) if isinstance(value, str) else " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[:most]}..."
 

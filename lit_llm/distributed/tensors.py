@@ -14,12 +14,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor: elementwise work on it needs no communication. Plain tensors are returned."""
+    """This rank's part of a tensor, for elementwise work without communication; a plain tensor is its own part."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
-    """`full` laid out as `parameter` is, without communication.
+    """Lay out `full` as `parameter` is, without communication.
 
     Args:
         full: the whole tensor, the same on every rank.
@@ -49,7 +49,7 @@ def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
 
 
 def whole_like(part: Tensor, parameter: Tensor) -> Tensor:
-    """The whole tensor of which `part` is this rank's, laid out as `parameter` is. Every rank must call it."""
+    """Gather the whole tensor from the ranks' parts, which are laid out as `parameter` is. Every rank must call it."""
     if not isinstance(parameter, DTensor):
         return part
     sharded = DTensor.from_local(

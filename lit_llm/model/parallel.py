@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> None:
-    """Lay `model` out as `config` says; its parameters may still be on the meta device.
+    """Split, compile and shard `model` as `config` says; its parameters may still be on the meta device.
 
     Args:
         model: changed in place; no parameter is renamed.

@@ -48,11 +48,11 @@ class SupervisedRows:
         self._index = None if index.numel() == self._total else index
 
     def select(self, rows: Tensor) -> Tensor:
-        """[n, ...] -> [s, ...]."""
+        """Pick the rows of supervised tokens: [n, ...] to [s, ...]."""
         return rows if self._index is None else rows.index_select(0, self._index)
 
     def spread(self, rows: Tensor) -> Tensor:
-        """[s, ...] -> [n, ...] with zeros where not supervised."""
+        """Put rows back at their tokens: [s, ...] to [n, ...], with zeros where a token is not supervised."""
         if self._index is None:
             return rows
         return rows.new_zeros(self._total, *rows.shape[1:]).index_copy_(0, self._index, rows)
@@ -103,7 +103,7 @@ class HeadChunks:
         self._tanh = None if softcap is None else self.buffer()
 
     def __iter__(self) -> Iterator[slice]:
-        """The rows of each chunk."""
+        """Iterate over the chunks, each as a slice of the supervised tokens."""
         for start in range(0, self.inputs.size(0), max(self._rows, 1)):
             yield slice(start, start + self._rows)
 

@@ -187,7 +187,7 @@ class _LinearLogProbs(torch.autograd.Function):
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options, prepare: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Log-probabilities, entropies and likeliest [n], and with `prepare` -temperature * d log p / d hidden [s, d]."""
+    """Log-probabilities, entropies and likeliest [n]; with `prepare` also -temperature * d log p / d hidden [s, d]."""
     rows = SupervisedRows(targets)
     chunks = _head_chunks(rows, hidden, weight, targets, options)
     count = chunks.inputs.size(0)

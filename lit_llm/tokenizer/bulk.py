@@ -33,7 +33,7 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 
 def require_unicode(text: str) -> None:
-    """Raise UserError where `text` has half of a surrogate pair, which no encoding of Unicode can spell."""
+    """Raise UserError where `text` has half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
