@@ -1,4 +1,4 @@
-"""What the stages after pretraining are configured by: SFT, reward model, DPO, PPO."""
+"""Configuration of the stages after pretraining: SFT, reward model, DPO, PPO."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REFERENCE_FREE_LOSSES = ("simpo",)
 
 
 def default_beta(loss: str) -> float:
-    """The beta of a DPO loss that is given none."""
+    """The beta that a kind of DPO loss has by default."""
     return 2.0 if loss == "simpo" else 0.1
 
 
@@ -271,7 +271,7 @@ class DPOConfig(PostTrainingConfig):
             )
 
     def _check_effect(self) -> None:
-        """An option that the chosen loss does not read is an error."""
+        """Refuse options that the chosen loss does not read."""
         if self.label_smoothing and self.loss not in SMOOTHED_LOSSES:
             raise UserError(f"label_smoothing has no effect on loss {self.loss}; it is read by {SMOOTHED_LOSSES}")
         if self.simpo_gamma != 0.5 and self.loss != "simpo":

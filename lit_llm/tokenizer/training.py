@@ -1,4 +1,4 @@
-"""Tokenizers made from text."""
+"""Training tokenizers on text."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _distinct(special_tokens: Sequence[str]) -> list[str]:
 
 
 def _with_special_tokens(raw: tokenizers.Tokenizer, special_tokens: list[str]) -> Tokenizer:
-    """The tokenizer with special tokens after the ids of text."""
+    """Add special tokens after the ids of text."""
     vocabulary = raw.get_vocab()
     taken = [token for token in special_tokens if token in vocabulary]
     if taken:
@@ -118,7 +118,7 @@ def _with_special_tokens(raw: tokenizers.Tokenizer, special_tokens: list[str]) -
 
 
 class _CountedTexts:
-    """Texts that move a progress bar as they are read."""
+    """Texts that advance a progress bar as they are read."""
 
     def __init__(self, texts: Iterable[str], progress: Progress, total_bytes: int | None, then: str) -> None:
         self._texts, self._progress, self._then = texts, progress, then
