@@ -69,6 +69,8 @@ def show_export(config: ExportConfig, exported: Exported) -> None:
     if exported.only_ours is not None:
         print(f"for this package alone: {exported.only_ours}")
     print(f"{exported.kind}  {exported.path} ({exported.source})")
+    if exported.page is not None:
+        print(f"uploaded      {exported.page}")
 
 
 def show_comparison(config: CompareConfig, comparison: Comparison) -> None:

@@ -20,6 +20,8 @@ from lit_llm.training.loggers import stage_of
 from lit_llm.training.run import RunResult
 from lit_llm.training.step_lines import read_step_lines
 
+DATA_HEADER = ("split", "where", "how much", "digest")
+"""Of the table of the data."""
 _MOST_ROWS = 12
 """Steps of the table of curves in report.md, and validations whose samples are shown."""
 
@@ -85,9 +87,6 @@ def _data_rows(result: RunResult) -> list[tuple[str, str, str, str]]:
     return [(each.split, each.where, each.amount, each.digest) for each in result.facts.data]
 
 
-_DATA_HEADER = ("split", "where", "how much", "digest")
-
-
 def last_values(result: RunResult) -> list[tuple[str, str]]:
     """The last value of each curve, as (name, value), those of validation and test first."""
     named = {name: value for name, value in result.metrics.items() if "/" in name}
@@ -111,7 +110,7 @@ def _html(
         parts.append(pages.folded(f"{len(more)} more", pages.charts(more)))
     parts += [pages.heading("Last values"), pages.table(("curve", "value"), last_values(result))]
     if result.facts.data:
-        parts += [pages.heading("Data files"), pages.table(_DATA_HEADER, _data_rows(result))]
+        parts += [pages.heading("Data files"), pages.table(DATA_HEADER, _data_rows(result))]
     for title, body in sections:
         parts += [pages.heading(title), pages.from_markdown(body)]
     if samples:
@@ -142,7 +141,7 @@ def _markdown(
     if curves:
         parts += ["## Curves", curves]
     if result.facts.data:
-        parts += ["## Data files", markdown_table(_DATA_HEADER, _data_rows(result))]
+        parts += ["## Data files", markdown_table(DATA_HEADER, _data_rows(result))]
     for title, body in sections:
         parts += [f"## {title}", body]
     if result.samples:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lit_llm.evaluation.model_card import write_run_card
 from lit_llm.evaluation.run_report import write_report
 from lit_llm.training.replay import recorded_run, replay_step
 from lit_llm.training.run import RunResult, fit
@@ -51,5 +52,6 @@ def run_stage(
         prompts, sections = (None, ()) if introduce is None else introduce(config, data, tokenizer)
         result = fit(config, module, data, tokenizer, callbacks, prompts)
         if is_first_process():
+            write_run_card(config, result)
             write_report(config, result, sections)
     return result

@@ -28,6 +28,8 @@ class DataFacts:
     """How much it is, in words."""
     digest: str
     """Digest of its content."""
+    source: str = ""
+    """Where its text came from, as hf:NAME, with commas between several."""
 
 
 @dataclass
@@ -82,11 +84,13 @@ def _data_facts(data: Any) -> Iterator[DataFacts]:
             for source in sources:
                 manifest = source.manifest
                 amount = f"{manifest.tokens:,} tokens of {manifest.documents:,} documents"
-                yield DataFacts(split, str(source.folder), amount, manifest.digest)
+                origin = str(manifest.corpus.get("path", ""))
+                yield DataFacts(split, str(source.folder), amount, manifest.digest, origin)
     elif isinstance(data, RowsDataModule):
         own = data.config.validation_paths
         for split in ("train", "validation"):
             rows = len(data.items(split).places)
             if rows:
                 paths = own if split == "validation" and own else data.config.paths
-                yield DataFacts(split, ", ".join(paths), f"{rows:,} rows", data.digest(split))
+                where = ", ".join(paths)
+                yield DataFacts(split, where, f"{rows:,} rows", data.digest(split), where)
