@@ -154,7 +154,7 @@ def render(card: ModelCard, folder: Path) -> str:
     if card.facts or recipe:
         parts += ["## How it was trained", markdown_table(["what", "value"], [*card.facts, *recipe])]
     if card.data:
-        rows = [(each.split, each.where, each.amount, each.digest) for each in card.data]
+        rows = [(each.split, _public(each.where), each.amount, each.digest) for each in card.data]
         parts += ["Data:", markdown_table(DATA_HEADER, rows)]
     results = _results(card)
     if results:
@@ -204,7 +204,7 @@ def _result(
     """All numbers of one split, in the form of the Hub's model-index."""
     known = about.get("validation" if split == "val" else split)
     hub = [] if known is None else _HUB_DATA.findall(known.source)
-    where = "held-out data" if known is None else known.where
+    where = "held-out data" if known is None else _public(known.where)
     metrics = [
         {"type": _metric(name), "name": name, "value": round(value, 6)}
         for name, value in results
@@ -235,6 +235,14 @@ def hub_name(place: str) -> str | None:
     return base if isinstance(base, str) else None
 
 
+def _public(places: str) -> str:
+    """Names of folders and files without what is above them, which is nobody's business on the Hub."""
+    return ", ".join(
+        place if place.startswith("hf:") else "/".join(Path(place).parts[-2:]).removeprefix("//")
+        for place in places.split(", ")
+    )
+
+
 def _reader(values: Mapping[str, Any], is_adapter: bool) -> str:
     """The library that reads the folder."""
     if is_adapter:
@@ -255,7 +263,9 @@ def _introduction(card: ModelCard, is_adapter: bool) -> str:
     if card.stage is not None:
         text += f", {_STAGES[card.stage]}"
     if card.start is not None:
-        text += f", {'made from' if card.stage is None else 'starting from'} {hub_name(card.start) or card.start}"
+        text += (
+            f", {'made from' if card.stage is None else 'starting from'} {hub_name(card.start) or _public(card.start)}"
+        )
     if card.quantization is not None:
         text += f". Its weights are rounded to {card.quantization}"
     return text + ". It was made with lit_llm, a PyTorch Lightning codebase for language models."

@@ -173,8 +173,10 @@ class Curves(TensorBoardLogger):
         )
 
 
-def _as_hparam(value: Any) -> bool | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+def _as_hparam(value: Any) -> float | str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return value if isinstance(value, int | float | str) else str(value)
 
 
 def _layout(names: set[str]) -> dict[str, dict[str, list[Any]]]:

@@ -1,4 +1,4 @@
-"""The loggers that a run asks for, each under a name that says which run it is."""
+"""The loggers that a run asks for, which show it under its name and stage."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ def build_loggers(config: RunConfig, first_step: int | None, tokens_at: Callable
             None keeps them.
         tokens_at: see `MetricsFile`.
     """
-    name, folder = display_name(config), config.folder
+    folder = config.folder
     loggers: list[Logger] = []
     for kind in config.trainer.loggers:
         if kind == "tensorboard":
             purge_step = None if first_step is None else first_step + 1
-            loggers.append(Curves(folder, name="tensorboard", version=name, purge_step=purge_step))
+            # TensorBoard calls a run by its folders: RUN/tensorboard/STAGE
+            loggers.append(Curves(folder, name="tensorboard", version=stage_of(config), purge_step=purge_step))
         elif kind == "csv":
             loggers.append(CurvesTable(folder, first_step))
         else:
-            loggers.append(_Wandb(name, folder))
+            loggers.append(_Wandb(display_name(config), folder))
     return [*loggers, MetricsFile(folder, first_step, tokens_at)]
 
 
@@ -62,7 +63,7 @@ def stage_of(config: RunConfig) -> str:
 
 
 def display_name(config: RunConfig) -> str:
-    """What programs that show curves call a run: its name and stage, the stage once."""
+    """What a run and its model are called where they stand alone: by its name and stage, the stage once."""
     stage = stage_of(config)
     name = re.sub(r"[^\w.\-]+", "-", config.run_name).strip("-") or "run"
     return name if stage in re.split(r"[^a-z]+", name.lower()) else f"{name}-{stage}"

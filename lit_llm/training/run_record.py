@@ -155,7 +155,7 @@ class RunRecord(L.Callback):
         if any(each.learned for each in self._differences):
             self._set_aside(step)
         write_config(self.config, step, self._saved)
-        options = flatten({**to_plain(self.config), **_OF_ONE_START})
+        options = {name: value for name, value in flatten(to_plain(self.config)).items() if name not in _OF_ONE_START}
         for logger in trainer.loggers:
             logger.log_hyperparams(options)
 

@@ -124,7 +124,11 @@ def test_a_model_folder(run: PretrainConfig, hub: Hub, tmp_path: Path, capsys: p
     exported = export(ExportConfig(str(output), str(tmp_path / "half"), dtype="bfloat16", push_to_hub="user/model"))
     assert exported.page == f"{hub.address}/user/model" and hub.repositories == {"user/model": True}
     card = huggingface_hub.ModelCard(hub.files["README.md"].decode())
-    assert card.data.license == "apache-2.0" and card.data.eval_results is None and f"made from {output}" in card.text
+    assert (
+        card.data.license == "apache-2.0"
+        and card.data.eval_results is None
+        and f"made from {tmp_path.name}/exported" in card.text
+    )
 
 
 def test_a_gguf_file(run: PretrainConfig, hub: Hub, tmp_path: Path) -> None:
