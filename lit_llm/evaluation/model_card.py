@@ -44,14 +44,14 @@ _RECIPE = (
     *("optimizer.weight_decay", "schedule.name", "schedule.warmup_steps", "trainer.precision", "lora.rank", "loss"),
     *("beta", "algorithm", "seed"),
 )
-"""Options that say how a model was trained, of the stages that have them."""
+"""Options that a card names; a stage has only some of them."""
 _HUB_DATA = re.compile(r"(?:^|, )hf:([\w.\-]+(?:/[\w.\-]+)?)")
 _HUB_CACHE = re.compile(r"models--([\w.\-]+?)--([\w.\-]+)")
 
 
 @dataclass
 class ModelCard:
-    """What is said of a model.
+    """Everything that a card says of a model.
 
     Attributes:
         name: of the model.
@@ -104,14 +104,14 @@ def write_run_card(config: RunConfig, result: RunResult) -> None:
 
 
 def stage_of_options(options: Mapping[str, Any]) -> str:
-    """The stage whose options are most like those of a run."""
+    """Tell the stage of a run by its options: the stage whose options are most like them."""
     kinds = (PretrainConfig, SFTConfig, RewardConfig, DPOConfig, PPOConfig)
     names = {kind: {each.name for each in fields(kind)} for kind in kinds}
     return stage_of(min(kinds, key=lambda kind: len(names[kind] ^ options.keys()))())
 
 
 def license_of(folder: Path) -> str | None:
-    """The license that the card of a model folder names."""
+    """Read the license that the card of a model folder names; None if it names none."""
     name = front_matter(folder).get("license")
     return name if isinstance(name, str) else None
 
@@ -122,7 +122,7 @@ def write_card(card: ModelCard, folder: Path) -> None:
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
-    """What the card of a model folder says in its YAML; nothing where it has none, or a broken one."""
+    """Read the YAML in the card of a model folder; an empty dict if there is no card, or its YAML is broken."""
     path = folder / CARD
     try:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -134,7 +134,7 @@ def front_matter(folder: Path) -> dict[str, Any]:
 
 
 def render(card: ModelCard, folder: Path) -> str:
-    """The card as Markdown with YAML above it.
+    """Write the card as Markdown with YAML above it.
 
     Args:
         card: what is said.
@@ -169,7 +169,7 @@ def _results(card: ModelCard) -> list[tuple[str, float]]:
 
 
 def _metadata(card: ModelCard, values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any]:
-    """The YAML, with the keys that the Hub knows."""
+    """Collect the values of the YAML under the keys that the Hub knows."""
     reads = _reader(values, is_adapter)
     task = "text-classification" if card.model.output == "score" else "text-generation"
     found: dict[str, Any] = {
@@ -201,7 +201,7 @@ def _splits(results: Sequence[tuple[str, float]]) -> list[str]:
 def _result(
     split: str, task: str, results: Sequence[tuple[str, float]], about: Mapping[str, DataFacts]
 ) -> dict[str, Any]:
-    """All numbers of one split, in the form of the Hub's model-index."""
+    """Put all numbers of one split into the form of the Hub's model-index."""
     known = about.get("validation" if split == "val" else split)
     hub = [] if known is None else _HUB_DATA.findall(known.source)
     where = "held-out data" if known is None else _public(known.where)
@@ -218,15 +218,15 @@ def _result(
 
 
 def _metric(name: str) -> str:
-    """What the Hub calls a number, by the last part of its name."""
+    """Return the Hub's word for a number, from the last part of the number's name."""
     last = name.rpartition("/")[2]
     return "accuracy" if last in ("token_accuracy", "accuracies") else last
 
 
 def hub_name(place: str) -> str | None:
-    """The name on the Hub of the model that a folder holds, or is made from; None where it tells of none.
+    """Find the name on the Hub of the model that a folder holds or is made from; None if it has none.
 
-    It is told by the Hub's cache, whose folders are named after their models, and by the card in the folder.
+    The name is told by the Hub's cache, whose folders are named after their models, and by the card in the folder.
     """
     cached = _HUB_CACHE.search(place)
     if cached:
@@ -236,7 +236,7 @@ def hub_name(place: str) -> str | None:
 
 
 def _public(places: str) -> str:
-    """Names of folders and files without what is above them, which is nobody's business on the Hub."""
+    """Shorten paths to their last two parts: the folders of this machine are nobody's business on the Hub."""
     return ", ".join(
         place if place.startswith("hf:") else "/".join(Path(place).parts[-2:]).removeprefix("//")
         for place in places.split(", ")
@@ -244,7 +244,7 @@ def _public(places: str) -> str:
 
 
 def _reader(values: Mapping[str, Any], is_adapter: bool) -> str:
-    """The library that reads the folder."""
+    """Return the name of the library that reads the folder."""
     if is_adapter:
         return "peft"
     if not values:
@@ -272,7 +272,7 @@ def _introduction(card: ModelCard, is_adapter: bool) -> str:
 
 
 def _usage(card: ModelCard, values: Mapping[str, Any], is_adapter: bool, folder: Path) -> str:
-    """Code that reads the model and uses it."""
+    """Write the code that reads the model and uses it."""
     reads = _reader(values, is_adapter)
     if reads == "peft":
         kind = "SequenceClassification" if card.model.output == "score" else "CausalLM"

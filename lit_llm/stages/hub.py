@@ -10,11 +10,11 @@ _OF_A_MODEL = (
     *("README.md", "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja", "adapter_config.json", "*.py"),
 )
-"""Files of a model folder; whatever else lies there is not for others."""
+"""The files that are uploaded from a model folder. Whatever else lies there is not meant for others."""
 
 
 def check_token() -> None:
-    """See that there is a token.
+    """Refuse to go on without a token.
 
     Raises:
         UserError: there is none, or huggingface_hub is not installed.
