@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config.notices import tell_once
+from lit_llm.evaluation.model_card import write_run_card
 from lit_llm.evaluation.run_report import write_report
 from lit_llm.interop import export_limits
 from lit_llm.stages.defaults import keep_earlier_choices
@@ -65,5 +66,6 @@ def run_stage(
                 print(ended, file=sys.stderr)
             return None
         if is_first_process():
+            write_run_card(config, result)
             write_report(config, result, sections)
     return result
