@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.config.notices import tell_once
 from lit_llm.evaluation.run_report import write_report
 from lit_llm.interop import export_limits
 from lit_llm.training.replay import recorded_run, replay_step
@@ -50,8 +50,8 @@ def run_stage(
     if is_finished(config):
         return None
     limits = export_limits(config.model, tokenizer)
-    if limits:
-        tell_once(f"the finished model: {'; '.join(limits)}")
+    if limits and is_first_process():
+        print(f"the finished model: {'; '.join(limits)}", file=sys.stderr)
     with run_folder(config):
         prompts, sections = (None, ()) if introduce is None else introduce(config, data, tokenizer)
         result = fit(config, module, data, tokenizer, callbacks, prompts)
