@@ -171,7 +171,7 @@ def _common(config: QuickstartConfig, stage: str, steps: int) -> dict[str, Any]:
 
 
 def quick_trainer(steps: int) -> TrainerConfig:
-    """Configure one device, bfloat16 where it is fast at that, ten checkpoints, and validation halfway and at the end."""
+    """Configure one device, bfloat16 where that is fast, ten checkpoints, and validation halfway and at the end."""
     import torch
 
     from lit_llm.model.arithmetic import multiplies_bfloat16
