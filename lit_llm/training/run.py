@@ -236,6 +236,8 @@ def build_trainer(
         log_every_n_steps=config.log_every_n_steps,
         deterministic=config.deterministic,
         use_distributed_sampler=False,
+        # without one of ours, Lightning would add its own, which writes into the working directory
+        enable_checkpointing=any(isinstance(each, CheckpointPolicy) for each in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=loggers,
