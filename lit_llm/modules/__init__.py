@@ -1,4 +1,4 @@
-"""LightningModules. They wire and log; the mathematics is in objectives."""
+"""The LightningModules of the stages. They only connect model, data and curves; the mathematics is in objectives."""
 
 from lit_llm.modules.base import LanguageModule
 from lit_llm.modules.dpo import DPOModule

@@ -45,7 +45,7 @@ from lit_llm.optimization import (
 
 
 class LanguageModule(L.LightningModule):
-    """A decoder and how it is optimised. A stage says what its loss is: a sum over tokens, and their number.
+    """A decoder and how it is optimised; each stage adds its loss, as a sum over tokens and the number of them.
 
     The gradient of an optimizer step is that of the summed loss divided by the number of supervised tokens in the
     *whole* step, over all ranks and accumulated micro-batches, whichever way they are spread: `training_step` divides
@@ -91,11 +91,11 @@ class LanguageModule(L.LightningModule):
 
     @property
     def sharded(self) -> bool:
-        """Whether weights get their memory in `configure_model` only, one shard on each rank."""
+        """Whether the weights get their memory in `configure_model` only, one shard on each rank."""
         return self.config.trainer.strategy == "fsdp"
 
     def new_decoder(self, model: ModelConfig, lora: LoraConfig | None = None) -> Decoder:
-        """A decoder with initial weights, in the run's precision; without memory where it will be sharded."""
+        """Make a decoder with initial weights in the run's precision; one that will be sharded has no memory yet."""
         with torch.device("meta") if self.sharded else nullcontext():
             decoder = Decoder(model, seed=self.config.seed)
         if self.config.trainer.precision == "bf16-true":
@@ -106,7 +106,7 @@ class LanguageModule(L.LightningModule):
 
     @abstractmethod
     def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
-        """The stage's objective on one micro-batch.
+        """Compute the stage's objective on one micro-batch.
 
         Args:
             batch: what the data module yields.
@@ -134,29 +134,29 @@ class LanguageModule(L.LightningModule):
         return step % trainer.log_every_n_steps == 0 or step >= trainer.max_steps or self.is_last_step
 
     def tokens_of(self, batch: dict[str, Tensor]) -> int:
-        """Tokens that the model reads in a micro-batch, for the throughput."""
+        """Count the tokens that the model reads in a micro-batch, padding included, for the throughput."""
         return batch["tokens"].numel()
 
     @property
     def nominal_tokens(self) -> int:
-        """Tokens in a full micro-batch of one rank: the constant that keeps the summed loss in range."""
+        """The tokens of a full micro-batch of one rank; dividing by them keeps the summed loss in range."""
         data = self.config.data
         rows = data.batch_size // self.accumulation // self.data_parallel_size
         return rows * (data.length if self.counts_tokens else 1)
 
     @property
     def data_parallel_size(self) -> int:
-        """Shares that a micro-batch is cut into."""
+        """The number of ranks that share each micro-batch."""
         return data_parallel_rank(self.trainer)[1]
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches in an optimizer step."""
+        """The number of micro-batches in an optimizer step."""
         return int(self.trainer.accumulate_grad_batches)
 
     @property
     def trained(self) -> nn.Module:
-        """What the optimizer is made for."""
+        """The modules whose parameters the optimizer updates."""
         return self.model
 
     def configure_model(self) -> None:
@@ -189,7 +189,9 @@ class LanguageModule(L.LightningModule):
             copy_into(starting_adapter(self.lora, self.config.model)[1].items(), self.model)
 
     def frozen(self, folder: Path, vocab_size: int = 0) -> Decoder:
-        """A model that is only read, laid out like the trained one; it is no submodule, and so in no checkpoint.
+        """Load a model that is only read, such as a reference, laid out over the devices like the trained one.
+
+        It must not become a submodule, so that no checkpoint holds it.
 
         Call it once the strategy is set up.
 
@@ -210,7 +212,7 @@ class LanguageModule(L.LightningModule):
         return decoder.requires_grad_(False).eval()
 
     def finished(self, weights: Mapping[str, Tensor]) -> tuple[ModelConfig, Mapping[str, Tensor]]:
-        """What goes into the model folder of the run: a plain decoder, adapters merged.
+        """Give what goes into the model folder of the run: a plain decoder, with its adapters merged.
 
         Args:
             weights: the state_dict of `model`, whole.
@@ -220,13 +222,13 @@ class LanguageModule(L.LightningModule):
         return without_value_head(self.config.model, weights)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """The optimizer, and its schedule by optimizer step."""
+        """Build the optimizer, and its schedule by optimizer step."""
         optimizer = build_optimizer(self.trained, self.config.optimizer)
         schedule = build_schedule(optimizer, self.config.schedule, self.config.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One micro-batch."""
+        """Compute the loss of one micro-batch, of which Lightning takes the gradient."""
         loss_sum, tokens = self.token_loss(batch, training=True)
         self._parts.append((loss_sum.detach(), tokens))
         return loss_sum / self.nominal_tokens
@@ -252,7 +254,7 @@ class LanguageModule(L.LightningModule):
             divisor: what each micro-batch's loss has been divided by, besides `nominal_tokens`.
 
         Returns:
-            What is known of the step: `loss` and `gradient_norm`.
+            The `loss` and the `gradient_norm` of the step.
         """
         parts, self._parts = self._parts, []
         loss_sum, tokens = self._count(parts)
@@ -283,7 +285,7 @@ class LanguageModule(L.LightningModule):
         self.training_means.reset()
 
     def _leaves_out(self, step: int, loss: float, norm: float, parts: list[tuple[Tensor, Tensor]]) -> bool:
-        """Whether the update of the step is to be left out; refuses numbers that are not finite."""
+        """Return whether the update of the step is to be left out; refuse numbers that are not finite."""
         if math.isfinite(norm) and math.isfinite(loss):
             return self.step_guard is not None and self.step_guard.leaves_out(step, loss, norm, parts)
         advice = "" if self.step_guard is None else f"; {self.step_guard.refuse(step, loss, norm, parts)}"
@@ -293,13 +295,13 @@ class LanguageModule(L.LightningModule):
         )
 
     def _count(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
-        """Summed loss and supervised tokens of an optimizer step, over all its micro-batches and ranks."""
+        """Add up the loss and the supervised tokens of an optimizer step, over its micro-batches and all ranks."""
         sums = torch.stack([sum(number.double() for number in numbers) for numbers in zip(*parts, strict=True)])
         loss_sum, tokens = self.total(sums).tolist()
         return loss_sum, tokens
 
     def total(self, sums: Tensor) -> Tensor:
-        """The sum of a tensor over the ranks that share the batch; every rank must call it."""
+        """Sum a tensor over the ranks that share the batch; every rank must call this."""
         if self.trainer.world_size > 1:
             # tensor-parallel ranks have all counted the same tokens
             copies = self.trainer.world_size // self.data_parallel_size
@@ -340,22 +342,22 @@ class LanguageModule(L.LightningModule):
         self.record({f"{split}/{name}": value for name, value in values.items()}, self.trainer.global_step)
 
     def validation_values(self) -> dict[str, float]:
-        """What a stage says of a whole split besides means; every rank calls it once, at the end of the split."""
+        """Give the numbers of a whole split that are no means; every rank calls this once, at the end of the split."""
         return {}
 
     def record(self, values: dict[str, float], step: int) -> None:
         """Write curves now, at the number of finished optimizer steps.
 
         `self.log` alone would write a step's values after the checkpoint of that step was saved, so a run killed
-        between the two would come back without them. It still gets them, for callbacks that read
-        `trainer.callback_metrics`.
+        between the two would come back without them. It is given them as well, but only so that callbacks find them
+        in `trainer.callback_metrics`.
         """
         for logger in self.trainer.loggers:
             logger.log_metrics(values, step=step)
         self.log_dict(values, logger=False, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the configuration with the weights, as a plain dict; of a model with an adapter, what is trained."""
+        """Keep the configuration with the weights, as a plain dict; with adapters, only the trained weights."""
         checkpoint[CONFIG_KEY] = to_plain(self.config)
         if self.lora.active:
             weights = checkpoint["state_dict"]  # empty on the ranks that do not write

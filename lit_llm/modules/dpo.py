@@ -90,7 +90,7 @@ class DPOModule(LanguageModule):
         return self.frozen(self._reference_folder, self.config.model.vocab_size or 0)
 
     def on_fit_start(self) -> None:
-        """Get the reference ready."""
+        """Load the reference, or compute its log-probabilities of all pairs."""
         if not self.loss.needs_reference or self.config.reference == "base":
             return
         if self.config.reference == "live":
@@ -100,7 +100,7 @@ class DPOModule(LanguageModule):
         self._frozen = []
 
     def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
-        """The loss summed over pairs, and their number; `tokens` [2b, t] hold chosen texts, then rejected ones."""
+        """Sum the loss over pairs and count them; `tokens` [2b, t] hold the chosen texts, then the rejected ones."""
         real = batch["sample_ids"] >= 0
         mask = batch["targets"] != IGNORE_INDEX
         # the entropy is for the curves alone, and a tenth of the head's work
@@ -118,7 +118,7 @@ class DPOModule(LanguageModule):
         return torch.where(real, losses, 0.0).sum(), real.sum()
 
     def tokens_of(self, batch: dict[str, Tensor]) -> int:
-        """Tokens that are not padding."""
+        """Count the tokens that are not padding."""
         return int(batch["lengths"].sum())
 
     def _note(
@@ -153,14 +153,14 @@ class DPOModule(LanguageModule):
         )
 
     def _sums(self, log_probs: Tensor, mask: Tensor) -> Tensor:
-        """Log-probability of each answer [2b], that of a longer one's tail discounted by `ld_alpha`."""
+        """Sum the log-probability of each answer [2b]; a longer answer's tail is discounted by `ld_alpha`."""
         if self.config.ld_alpha < 1.0:
             log_probs = log_probs * torch.cat(tail_weights(*mask.chunk(2), self.config.ld_alpha))
         return sequence_log_probs(log_probs, mask)[0]
 
     @torch.no_grad()
     def _reference(self, batch: dict[str, Tensor], split: str) -> tuple[Tensor | None, Tensor | None]:
-        """Log-probabilities of the chosen and the rejected answers [b] under the reference."""
+        """Give the log-probabilities of the chosen and the rejected answers [b] under the reference."""
         if not self.loss.needs_reference:
             return None, None
         if self.config.reference == "precomputed":
@@ -178,7 +178,10 @@ class DPOModule(LanguageModule):
 
     @torch.no_grad()
     def _log_probs_of(self, split: str) -> Tensor:
-        """The reference's log-probabilities of all pairs of a split [pairs, 2], kept on the disk under a digest."""
+        """Compute the reference's log-probabilities of all pairs of a split [pairs, 2], or read them from the disk.
+
+        They are kept there under the digest of everything that they depend on.
+        """
         pairs = len(self.data.items(split))
         if not pairs:
             return torch.zeros(0, 2)
@@ -211,7 +214,7 @@ class DPOModule(LanguageModule):
         return table
 
     def _digest(self, split: str) -> str:
-        """Of all that the reference's log-probabilities depend on."""
+        """Hash everything that the reference's log-probabilities depend on, as hexadecimal text."""
         digest = blake2b(digest_size=16)
         for path in sorted(self._reference_folder.glob("*.safetensors")):
             with path.open("rb") as file:
@@ -224,7 +227,7 @@ class DPOModule(LanguageModule):
 
 
 def _read(path: Path, pairs: int) -> Tensor | None:
-    """A table of [pairs, 2] that was kept; None where there is none, or it is damaged."""
+    """Read a kept table of log-probabilities [pairs, 2]; None where there is none, or it is damaged."""
     try:
         table = safetensors.torch.load_file(path)["log_probs"]
     except (OSError, SafetensorError, KeyError):
@@ -233,7 +236,7 @@ def _read(path: Path, pairs: int) -> Tensor | None:
 
 
 def _write(path: Path, table: Tensor) -> None:
-    """Whole or not at all; several runs may write the same one."""
+    """Keep a table of log-probabilities, whole or not at all; several runs may write the same one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, shared=True) as partial:

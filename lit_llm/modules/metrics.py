@@ -41,7 +41,7 @@ class TokenStatistics(Metric):
         self.bytes += num_bytes
 
     def compute(self) -> dict[str, Tensor]:
-        """`loss` in nats per token, `perplexity`, and, where bytes are known, `bits_per_byte`."""
+        """Give `loss` in nats per token, `perplexity`, and, where the bytes are known, `bits_per_byte`."""
         loss = self.loss_sum / self.tokens
         values = {"loss": loss, "perplexity": loss.exp()}
         if self.bytes > 0:
@@ -75,7 +75,7 @@ class NamedMeans(Metric):
             self.counts[place] += count
 
     def compute(self) -> dict[str, float]:
-        """The means of what has been added, in order; empty where nothing has."""
+        """Give the means in the order of the names; a name that nothing was added to is left out."""
         pairs = zip(self.names, self.sums.tolist(), self.counts.tolist(), strict=True)
         return {name: total / count for name, total, count in pairs if count}
 
@@ -98,5 +98,5 @@ class PairScores(Metric):
         self.rejected_lengths.append(rejected_lengths)
 
     def compute(self) -> tuple[Tensor, ...]:
-        """All of them, each [n]."""
+        """Give the rewards and lengths of all pairs of the split, in the order of `update`, each [n]."""
         return tuple(map(dim_zero_cat, (self.chosen, self.rejected, self.chosen_lengths, self.rejected_lengths)))

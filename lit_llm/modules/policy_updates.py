@@ -1,4 +1,4 @@
-"""What PPO and GRPO make of a round's answers: advantages, the loss of an update, and what is said about both."""
+"""How PPO and GRPO learn from a round's answers: advantages, the loss of an update, and the curves of both."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def update_loss(
     values: Tensor | None,
     config: PPOConfig,
 ) -> tuple[Tensor, Sums]:
-    """The loss of an update on some answers, summed over their tokens, and the sums of `UPDATE_MEANS`.
+    """Compute the loss of an update on some answers, summed over their tokens, and the sums of `UPDATE_MEANS`.
 
     Args:
         part: the answers.
@@ -109,7 +109,7 @@ def update_loss(
 
 
 def round_sums(experience: Experience, kl: Tensor, coefficient: float, rewards: dict[str, Tensor]) -> Sums:
-    """The sums of `ROUND_MEANS`, and those of each reward, over the answers of this rank.
+    """Add up the quantities of `ROUND_MEANS`, and each reward, over the answers of this rank.
 
     Args:
         experience: the answers.

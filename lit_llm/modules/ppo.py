@@ -37,7 +37,7 @@ KL_KEY = "adaptive_kl"
 
 
 class PPOModule(LanguageModule):
-    """One batch of prompts is one round: answers are drawn and scored, and several updates learn from them.
+    """Learns from rounds: a batch of prompts is answered, the answers are scored, and several updates follow.
 
     A round is one step of the Trainer, whatever the number of its updates, so that checkpoints lie between rounds and
     hold no answers: a resumed run draws the same ones, because each answer's seed is made of the run's, the prompt's
@@ -92,7 +92,7 @@ class PPOModule(LanguageModule):
 
     @property
     def trained(self) -> nn.Module:
-        """Policy and critic."""
+        """The policy and, where there is one, the critic."""
         return nn.ModuleList(self._models)
 
     @property
@@ -137,14 +137,14 @@ class PPOModule(LanguageModule):
                 )
 
     def configure_model(self) -> None:
-        """Lay both models out; see `LanguageModule.configure_model`."""
+        """Lay policy and critic out over the devices; see `LanguageModule.configure_model`."""
         arranged = self._arranged
         super().configure_model()
         if self.critic is not None and not arranged and self.lay_out(self.critic):
             self._load_critic(self.critic)
 
     def on_fit_start(self) -> None:
-        """Get the models ready that are only read.
+        """Load the models that are only read: reward models and reference.
 
         Raises:
             UserError: a rank's answers cannot be divided into the updates.
@@ -165,7 +165,7 @@ class PPOModule(LanguageModule):
     # A round.
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """One round: answers to a batch of prompts, and all updates from them."""
+        """Run one round: answer a batch of prompts, and make all updates from the answers."""
         step = self.trainer.global_step + 1
         experience = self._collect(batch, step)
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -186,7 +186,7 @@ class PPOModule(LanguageModule):
         self.lr_schedulers().step()
 
     def _write(self, batch: dict[str, Any], answers_each: int, step: int | str) -> list[Answer]:
-        """Answers to the prompts of this rank; those to the same prompt are next to each other."""
+        """Write answers to the prompts of this rank; those to the same prompt are next to each other."""
         config, numbers = self.config, range(answers_each)
         check_room(max(map(len, batch["prompts"])), config)
         return write_answers(
@@ -204,7 +204,7 @@ class PPOModule(LanguageModule):
 
     @torch.no_grad()
     def _collect(self, batch: dict[str, Any], step: int) -> Experience:
-        """Draw answers and find out what the updates have to know of them."""
+        """Write the answers of a round and compute what its updates need: scores, log-probabilities, advantages."""
         config = self.config
         answers = self._write(batch, config.group_size, step)
         experience = self._rows(answers)
@@ -228,12 +228,12 @@ class PPOModule(LanguageModule):
         return experience
 
     def _score(self, rewards: dict[str, Tensor], experience: Experience) -> Tensor:
-        """The reward of each whole answer [b]."""
+        """Compute the reward of each whole answer [b], less the penalty of one that was cut off."""
         scores = self.rewards.weighted(rewards)
         return scores - torch.where(experience.ended, 0.0, self.config.missing_eos_penalty or 0.0)
 
     def _minibatches(self, experience: Experience, step: int) -> list[Experience]:
-        """The answers of each update; later passes have them in another order."""
+        """Deal the answers out to the updates; each pass after the first shuffles them."""
         size = len(experience) // self.config.minibatches
         minibatches = experience.split(size)
         rank = data_parallel_rank(self.trainer)[0]
@@ -245,7 +245,7 @@ class PPOModule(LanguageModule):
         return minibatches
 
     def _score_tokens(self, part: Experience) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities under policy and reference, and values [b, t]; 0 where no token is chosen."""
+        """Compute log-probabilities under policy and reference, and values [b, t]; 0 where no token is chosen."""
         log_probs, _, values = self._read(self.model, part)
         if self._reference:
             reference, _, _ = self._read(self._reference[0], part)
@@ -255,7 +255,7 @@ class PPOModule(LanguageModule):
         return log_probs, reference, torch.zeros_like(log_probs) if values is None else values
 
     def _read(self, model: Decoder, part: Experience) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Log-probabilities of the targets, entropies and, of the policy, values [b, t]."""
+        """Compute log-probabilities of the targets, entropies and, where the model is the policy, values [b, t]."""
         targets, own = part.targets, model is self.model
 
         def read(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -280,7 +280,7 @@ class PPOModule(LanguageModule):
     # What the base class asks for.
 
     def token_loss(self, batch: dict[str, Any], training: bool) -> tuple[Tensor, Tensor]:
-        """The rewards of answers to validation prompts, summed and negated, and their number.
+        """Sum the negated rewards of answers to validation prompts, and count the answers.
 
         Each prompt gets one answer, at the temperature of training and from the same seed at every validation.
         """
@@ -297,17 +297,17 @@ class PPOModule(LanguageModule):
         return -torch.where(real, scores, 0.0).sum(), count
 
     def tokens_of(self, batch: dict[str, Any]) -> int:
-        """Tokens of the prompts and answers of the round, without padding."""
+        """Count the tokens of the round's prompts and answers, without padding."""
         return self._tokens_read
 
     @property
     def nominal_tokens(self) -> int:
-        """A constant that keeps the summed loss in range."""
+        """The most answer tokens that are learned from at once; dividing by them keeps the summed loss in range."""
         rows = self.config.data.batch_size * self.config.group_size // self.data_parallel_size
         return min(rows, self.config.update_micro_batch_size or rows) * self.config.max_new_tokens
 
     def log_step(self, optimizer: Optimizer, step: int, loss: float, norm: float) -> None:
-        """Keep what is known of an update for the end of the round."""
+        """Keep the loss and the norm of an update for the end of the round, where their means are logged."""
         self._updates.append((loss, norm))
 
     def _leaves_out(self, step: int, loss: float, norm: float, parts: list[tuple[Tensor, Tensor]]) -> bool:
@@ -323,12 +323,12 @@ class PPOModule(LanguageModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Besides what every stage keeps: the price of leaving the reference."""
+        """Keep, besides what every stage keeps, the price of leaving the reference."""
         super().on_save_checkpoint(checkpoint)
         checkpoint[KL_KEY] = self.kl_price.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """See `LanguageModule.on_load_checkpoint`. A price that does not adapt is what this run's options say."""
+        """See `LanguageModule.on_load_checkpoint`. A price that does not adapt comes from this run's options."""
         super().on_load_checkpoint(checkpoint)
         if self.config.kl_target is not None and KL_KEY in checkpoint:
             self.kl_price.load_state_dict(checkpoint[KL_KEY])

@@ -20,7 +20,7 @@ class PretrainingModule(LanguageModule):
     config: PretrainConfig | SFTConfig
 
     def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of `targets` [b, t] given `tokens` [b, t]; see `LanguageModule.token_loss`."""
+        """Sum the cross-entropy of `targets` [b, t] given `tokens` [b, t]; see `LanguageModule.token_loss`."""
         config = self.config
         targets = batch["targets"]
 

@@ -41,7 +41,7 @@ class RewardModule(LanguageModule):
         self.validation_pairs = PairScores()
 
     def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
-        """The loss summed over pairs, and their number; `tokens` [2b, t] hold chosen texts, then rejected ones."""
+        """Sum the loss over pairs and count them; `tokens` [2b, t] hold the chosen texts, then the rejected ones."""
         lengths = batch["lengths"]
 
         def read(hidden: Tensor, head: nn.Linear) -> Tensor:
@@ -69,11 +69,11 @@ class RewardModule(LanguageModule):
         return _sum_of(losses, real), count
 
     def tokens_of(self, batch: dict[str, Tensor]) -> int:
-        """Tokens that are not padding."""
+        """Count the tokens that are not padding."""
         return int(batch["lengths"].sum())
 
     def validation_values(self) -> dict[str, float]:
-        """What is said of all validation pairs together."""
+        """Give the numbers that take all validation pairs together: interval, spread, calibration, correlation."""
         # of a single pair, torchmetrics gives scalars
         chosen, rejected, chosen_lengths, rejected_lengths = map(torch.atleast_1d, self.validation_pairs.compute())
         self.validation_pairs.reset()
@@ -109,7 +109,7 @@ def _sum_of(values: Tensor, real: Tensor) -> Tensor:
 
 
 def calibration_picture(found: Calibration, size: int = 200) -> Any:
-    """How often pairs were ranked rightly over how sure the model was, both from 1/2 to 1, with the diagonal.
+    """Draw how often pairs were ranked rightly over how sure the model was, both from 1/2 to 1, with the diagonal.
 
     Args:
         found: of `calibration`.

@@ -1,4 +1,4 @@
-"""Where rewards are from: folders of reward models, and Python functions."""
+"""The sources of rewards: folders of reward models, and Python functions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from lit_llm.tokenizer import Tokenizer
 
 
 def is_function(source: str) -> bool:
-    """Whether a source of rewards is a function, written package.module:function, and no folder."""
+    """Tell whether a source of rewards is a function, written package.module:function, and not a folder."""
     return ":" in source and not Path(source).exists()
 
 
 def reward_names(sources: Sequence[str]) -> list[str]:
-    """What the rewards are called in the curves: the function, or the folder, of the run where it is one's model."""
+    """Name the rewards for the curves: after the function, the folder, or the run whose model folder it is."""
     names: list[str] = []
     for source in sources:
         path = Path(source)
@@ -78,14 +78,14 @@ class Rewards:
         rows: int | None,
         real: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Each reward of each answer [b], by name.
+        """Compute each reward of each answer [b], by name.
 
         Args:
             answers: b of them.
             fields: those of the row that each answer is for.
             experience: the answers, padded.
             rows: answers that a model reads at once.
-            real: [b] where an answer counts; functions do not see the others, which get 0. None: everywhere.
+            real: [b] where an answer counts; the others are not shown to functions, and get 0. None: all count.
 
         Raises:
             UserError: a function fails, on any rank.
@@ -106,7 +106,7 @@ class Rewards:
         return rewards
 
     def weighted(self, rewards: dict[str, Tensor]) -> Tensor:
-        """Their weighted sum [b]."""
+        """Add the rewards up by their weights [b]."""
         return sum(weight * rewards[name] for weight, name in zip(self.weights, self.names, strict=True))  # type: ignore[return-value]
 
     def _of_functions(self, answers: list[Answer], fields: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -156,7 +156,7 @@ class RewardFunction:
         self.function: Callable[..., Any] = function
 
     def __call__(self, prompts: list[str], completions: list[str], rows: Sequence[dict[str, Any]]) -> list[float]:
-        """The rewards.
+        """Call the function on some answers.
 
         Args:
             prompts: texts.
@@ -205,7 +205,11 @@ def check_reward_model(folder: Path, tokenizer: Tokenizer, option: str = "reward
 
 
 def check_same_tokens(folder: Path, tokenizer: Tokenizer, option: str) -> None:
-    """Raises UserError where a model folder's tokenizer gives other ids than the policy's."""
+    """Refuse a model folder whose tokenizer gives other ids than the policy's.
+
+    Raises:
+        UserError: it does.
+    """
     if Tokenizer.load(folder).digest != tokenizer.digest:
         raise UserError(
             f"{option}: {folder} has another tokenizer than the policy, so that it would read another text; train it "
@@ -214,7 +218,7 @@ def check_same_tokens(folder: Path, tokenizer: Tokenizer, option: str) -> None:
 
 
 def model_scores(model: Decoder, tokens: Tensor, lengths: Tensor) -> Tensor:
-    """A reward model's score of each conversation [b], read at its last token, which is found by the length.
+    """Compute a reward model's score of each conversation [b], read at its last token.
 
     Args:
         model: gives scores.

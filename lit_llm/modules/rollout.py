@@ -1,4 +1,4 @@
-"""Answers that a policy writes, and what PPO has to know of their tokens."""
+"""Answers that a policy writes, and the tensors of their tokens that PPO learns from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lit_llm.objectives import IGNORE_INDEX
 
 @dataclass
 class Answer:
-    """What a policy said to a prompt.
+    """The answer of a policy to a prompt.
 
     Attributes:
         prompt: token ids.
@@ -35,7 +35,7 @@ class Answer:
 
 @dataclass
 class Experience:
-    """Answers as padded rows: b of t tokens. Position i is about the choice of token i + 1.
+    """Answers as padded rows, b of t tokens; the numbers at position i are about the choice of token i + 1.
 
     Attributes:
         tokens: [b, t] prompt and answer, then padding.
@@ -62,7 +62,7 @@ class Experience:
 
     @classmethod
     def of_answers(cls, answers: Sequence[Answer], most: int, device: torch.device) -> Experience:
-        """The rows of some answers, as wide as `padded_width` says; all that is not known yet is 0."""
+        """Make the rows of some answers, as wide as `padded_width` says; what is computed later is 0 at first."""
         lengths = [len(answer.prompt) + len(answer.ids) for answer in answers]
         width = padded_width(max(lengths), most)
         tokens = torch.zeros(len(answers), width, dtype=torch.long)
@@ -91,11 +91,11 @@ class Experience:
         return self.targets != IGNORE_INDEX
 
     def rows(self, index: slice | Tensor) -> Experience:
-        """Some of the answers."""
+        """Select some of the answers."""
         return Experience(*(getattr(self, field.name)[index] for field in fields(self)))
 
     def split(self, rows: int | None) -> list[Experience]:
-        """All of the answers, at most `rows` at a time."""
+        """Cut the answers into parts of at most `rows`; None leaves them together."""
         rows = len(self) if rows is None else rows
         return [self.rows(slice(start, start + rows)) for start in range(0, len(self), rows)]
 
@@ -112,7 +112,7 @@ def write_answers(
 ) -> list[Answer]:
     """Draw an answer to each prompt; it depends on the weights, the prompt and the seed alone.
 
-    The ranks of a sharded model all write the answers to the prompts of all of them, in the same steps.
+    Where the model is sharded, every rank writes the answers to all ranks' prompts, in the same steps.
 
     Args:
         model: the policy.
@@ -148,7 +148,7 @@ def write_answers(
 
 @contextmanager
 def evaluating(*models: Decoder) -> Iterator[None]:
-    """A block in which models are in evaluation mode: without dropout."""
+    """Keep models in evaluation mode, without dropout, while the block runs."""
     modes = [model.training for model in models]
     for model in models:
         model.eval()

@@ -34,7 +34,7 @@ class SFTModule(PretrainingModule):
             self.model.embedding.register_forward_hook(self._add_noise)
 
     def token_loss(self, batch: dict[str, Tensor], training: bool) -> tuple[Tensor, Tensor]:
-        """As in pretraining; see the class for what validation adds."""
+        """Sum the cross-entropy as in pretraining; in validation count the tokens that were the likeliest, too."""
         if training:
             if self.config.neftune_alpha:
                 self._lengths = conversation_lengths(batch["targets"], batch.get("document_ids"))
@@ -53,13 +53,13 @@ class SFTModule(PretrainingModule):
         return loss_sum, tokens
 
     def validation_values(self) -> dict[str, float]:
-        """What is said of the whole split besides the loss."""
+        """Give the share of the split's supervised tokens that were the likeliest to the model."""
         values = self.validation_accuracy.compute()
         self.validation_accuracy.reset()
         return values
 
     def _add_noise(self, module: nn.Module, inputs: Any, embedded: Tensor) -> Tensor:
-        """Uniform noise of at most alpha / sqrt(l d) on embeddings [b, t, d] of conversations of l tokens.
+        """Add uniform noise of at most alpha / sqrt(l d) to embeddings [b, t, d] of conversations of l tokens.
 
         Source: Jain et al. 2023 (NEFTune, https://arxiv.org/abs/2310.05914).
         """
@@ -70,7 +70,7 @@ class SFTModule(PretrainingModule):
 
 
 def conversation_lengths(targets: Tensor, document_ids: Tensor | None) -> Tensor:
-    """How many tokens the conversation has that a token belongs to, without the padding of its row.
+    """Count, for each token, the tokens of the conversation that it belongs to, without the padding of its row.
 
     Args:
         targets: [b, t]. Where a row is one conversation, it ends with the last that is not IGNORE_INDEX.

@@ -1,4 +1,4 @@
-"""From model folders into decoders, whole or sharded."""
+"""Copying the weights of model folders into decoders, whole or sharded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lit_llm.model import Decoder
 
 
 def copy_weights(folder: Path, decoder: Decoder) -> None:
-    """Take the weights of a model folder; a larger vocabulary's new rows get the mean of the old ones.
+    """Copy the weights of a model folder into a decoder; a larger vocabulary's new rows get the mean of the old ones.
 
     Raises:
         UserError: the folder holds another model.
@@ -30,7 +30,7 @@ def copy_weights(folder: Path, decoder: Decoder) -> None:
 
 
 def _grow(weight: Tensor, decoder: Decoder, name: str, source: ModelConfig) -> Tensor:
-    """The rows of a larger vocabulary, where `name` has one for each token."""
+    """Lengthen a tensor that has a row for each token to a larger vocabulary; return others as they are."""
     if not (name in ("embedding.weight", "head.weight") or name.endswith("value_embedding.weight")):
         return weight
     if name == "head.weight" and source.output == "score":

@@ -158,6 +158,9 @@ def _small(run: RunConfig, folder: str, steps: int) -> Any:
     small.trainer = replace(
         small.trainer,
         max_steps=steps,
+        max_tokens=None,
+        max_time=None,
+        early_stopping_patience=None,
         val_every_n_steps=None,
         log_every_n_steps=1,
         devices=1,
@@ -200,9 +203,8 @@ def _try(config: Any, build: Callable[[Any], Any]) -> RateTrial:
     with quiet(), readable_failures(config):
         trainer = build_trainer(
             config.trainer,
-            folder=config.folder,
             accumulation=accumulation,
-            first_step=0,
+            loggers=[],
             callbacks=[ExactResume(config.seed, config.data.batch_size // accumulation), losses],
         )
         try:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 
 import tokenizers
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from lit_llm.config import UserError
+from lit_llm.config.progress import progress
 from lit_llm.tokenizer.alphabet import fallback_token
 from lit_llm.tokenizer.bulk import require_unicode
 from lit_llm.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer, byte_level
@@ -33,7 +31,7 @@ def train_bpe(
     Args:
         texts: Read once; special-token strings in them are text like any other.
         vocab_size: Tokens in all: 256 and the special tokens at least.
-        show_progress: A progress bar on stderr where that is a terminal.
+        show_progress: Show on stderr how much text has been read.
         total_bytes: How much text there is about to be, for the progress bar.
         special_tokens: All of them, in the order of their ids. What this package trains with needs those of
             `SPECIAL_TOKENS`; for another use there may be any, or none.
@@ -56,9 +54,9 @@ def train_bpe(
         show_progress=False,
     )
     raw = byte_level(models.BPE(), ())
-    with _reading(texts, show_progress, total_bytes, "finding merges") as counted:
-        raw.train_from_iterator(counted, trainer)
-        counted.require_text()
+    counted = _CountedTexts(texts, show_progress, total_bytes, "finding merges")
+    raw.train_from_iterator(counted, trainer)
+    counted.require_text()
     size = raw.get_vocab_size() + len(specials)
     if size < vocab_size:
         raise UserError(f"the corpus supports only {size} tokens; set vocab_size to {size} or less")
@@ -78,7 +76,7 @@ def train_character(
     Args:
         texts: Read once.
         byte_fallback: Spell characters that `texts` lack as UTF-8 bytes; without it they are an error when encoding.
-        show_progress: A progress bar on stderr where that is a terminal.
+        show_progress: Show on stderr how much text has been read.
         total_bytes: How much text there is about to be, for the progress bar.
         special_tokens: As of `train_bpe`.
 
@@ -87,10 +85,10 @@ def train_character(
     """
     specials = _distinct(special_tokens)
     characters: set[str] = set()
-    with _reading(texts, show_progress, total_bytes, "collecting characters") as counted:
-        for text in counted:
-            characters.update(text)
-        counted.require_text()
+    counted = _CountedTexts(texts, show_progress, total_bytes)
+    for text in counted:
+        characters.update(text)
+    counted.require_text()
     tokens = sorted(characters)
     if byte_fallback:
         tokens += [fallback_token(byte) for byte in range(256)]
@@ -118,37 +116,31 @@ def _with_special_tokens(raw: tokenizers.Tokenizer, special_tokens: list[str]) -
 
 
 class _CountedTexts:
-    """Texts that advance a progress bar as they are read."""
+    """Texts that are counted, and shown as progress, while they are read.
 
-    def __init__(self, texts: Iterable[str], progress: Progress, total_bytes: int | None, then: str) -> None:
-        self._texts, self._progress, self._then = texts, progress, then
-        self._task = progress.add_task("reading text", total=total_bytes)
+    Args:
+        texts: read once.
+        show: whether progress is shown.
+        total_bytes: how much text there is about to be; None where that is not known.
+        then: what begins when all is read and takes its time, too; "" for nothing.
+    """
+
+    def __init__(self, texts: Iterable[str], show: bool, total_bytes: int | None, then: str = "") -> None:
+        self._texts, self._show, self._total, self._then = texts, show, total_bytes, then
         self.bytes = 0
 
     def __iter__(self) -> Iterator[str]:
-        for text in self._texts:
-            require_unicode(text)
-            size = len(text.encode())
-            self.bytes += size
-            self._progress.advance(self._task, size)
-            yield text
-        self._progress.update(self._task, description=self._then, total=None)
+        with progress("reading text", self._total, "bytes", shown=self._show) as advance:
+            for text in self._texts:
+                require_unicode(text)
+                size = len(text.encode())
+                self.bytes += size
+                advance(size)
+                yield text
+        if self._show and self._then:
+            print(self._then, file=sys.stderr)
 
     def require_text(self) -> None:
+        """Raises UserError where there was no text."""
         if not self.bytes:
             raise UserError("the corpus has no text to train a tokenizer on; check its path and its split")
-
-
-@contextmanager
-def _reading(texts: Iterable[str], show: bool, total_bytes: int | None, then: str) -> Iterator[_CountedTexts]:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeElapsedColumn(),
-    )
-    visible = show and sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not visible) as progress:
-        counted = _CountedTexts(texts, progress, total_bytes, then)
-        yield counted

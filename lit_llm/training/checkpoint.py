@@ -68,7 +68,7 @@ class CheckpointPolicy(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save, or leave it to the end of the validation that follows."""
+        """Save if a save is due, or leave that to the end of the validation that follows."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         step = trainer.global_step
@@ -107,12 +107,12 @@ class CheckpointPolicy(Checkpoint):
             print(f"error: {error}", file=sys.stderr)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Go back to the boundary, where a step that has begun will not be finished."""
+        """Put the state of the last boundary into the checkpoint where the step that has begun is given up."""
         if self._going_back_to is not None:
             self._going_back_to.put_into(checkpoint)
 
     def _look_at_clock(self, trainer: L.Trainer, step: int) -> None:
-        """Whether the minutes are over, by the clock of rank 0."""
+        """Note whether the minutes since the last checkpoint are over, by the clock of rank 0."""
         minutes = self.config.save_every_n_minutes
         if minutes is not None and trainer.strategy.broadcast(time.monotonic() - self._last_time >= 60 * minutes):
             self._timed_step = step
@@ -153,7 +153,7 @@ class CheckpointPolicy(Checkpoint):
         self._settle(trainer, wait=ending or not self.config.async_checkpoints)
 
     def _settle(self, trainer: L.Trainer, wait: bool) -> None:
-        """See whether the checkpoint that is being written is on the disk; then older ones may go."""
+        """Delete older checkpoints once the one that is being written is on the disk."""
         if not self._in_flight:
             return
         try:
@@ -173,7 +173,7 @@ class CheckpointPolicy(Checkpoint):
             remove(saved[step])
 
     def state_dict(self) -> dict[str, Any]:
-        """The best loss so far and its step."""
+        """Give the best loss so far and its step."""
         return {"best_loss": self.best_loss, "best_step": self.best_step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

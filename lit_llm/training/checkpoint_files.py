@@ -33,24 +33,24 @@ _READ_AT_ONCE = 16 * 2**20
 
 
 def step_of(path: Path) -> int | None:
-    """Optimizer step that a checkpoint's name tells, or None for a name that is not this package's."""
+    """Read the optimizer step from a checkpoint's name; None for a name that is not this package's."""
     match = _NAME.fullmatch(path.name)
     return int(match.group(1)) if match else None
 
 
 def checkpoint_name(step: int) -> str:
-    """The name that `step_of` reads."""
+    """Name the checkpoint of a step, so that `step_of` reads the step back."""
     return f"step_{step:08d}.ckpt"
 
 
 def saved_checkpoints(folder: Path) -> dict[int, Path]:
-    """Checkpoints in `folder` that were written to the end, by optimizer step, oldest first."""
+    """List the checkpoints in `folder` that were written to the end, by optimizer step, oldest first."""
     found = {step_of(path): path for path in folder.glob("step_*.ckpt")}
     return {step: found[step] for step in sorted(step for step in found if step is not None)}
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint in `folder` that is not damaged, or None where there is no checkpoint at all.
+    """Find the newest checkpoint in `folder` that is not damaged; None where there is no checkpoint at all.
 
     Each damaged one that is newer is named on stderr.
 
@@ -69,7 +69,7 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, read from its first byte to its last; None for a whole one."""
+    """Say what is wrong with a checkpoint, after reading it from first byte to last; None for a whole one."""
     try:
         return _folder_damage(path) if path.is_dir() else _file_damage(path)
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -78,7 +78,7 @@ def damage(path: Path) -> str | None:
 
 @contextlib.contextmanager
 def readable_checkpoint(path: Path) -> Iterator[None]:
-    """Says in one line that a checkpoint cannot be read; torch and pickle have no base of their errors.
+    """Say in one line that a checkpoint cannot be read, whatever torch or pickle raise in the block.
 
     Raises:
         UserError: instead of any other error.
@@ -117,7 +117,7 @@ def _folder_damage(folder: Path) -> str | None:
 
 
 def checksum(path: Path) -> dict[str, int]:
-    """Bytes and CRC-32 of a file."""
+    """Compute the size in bytes and the CRC-32 of a file."""
     size = crc = 0
     with path.open("rb") as file:
         while block := file.read(_READ_AT_ONCE):
@@ -147,7 +147,7 @@ def write_manifest(folder: Path, files: dict[str, dict[str, int]]) -> None:
 
 
 def put_in_place(partial: Path, target: Path) -> None:
-    """Give a whole file or folder its name, in place of what has that name."""
+    """Rename a whole file or folder to its final name, replacing what has that name."""
     if target.is_dir():  # which a rename cannot replace
         old = target.with_name(f".{target.name}.replaced")
         remove(old)
@@ -180,7 +180,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_failure(target: Path, error: Exception) -> UserError:
-    """What to tell the user about a write that failed."""
+    """Make the error that tells the user about a write that failed."""
     cause: BaseException | None = error
     while cause is not None and not getattr(cause, "strerror", None):
         cause = cause.__cause__ or cause.__context__  # torch hides the reason behind an error of its own
@@ -189,7 +189,7 @@ def write_failure(target: Path, error: Exception) -> UserError:
 
 
 def copy_to_cpu(value: Any, _seen: dict[Any, torch.Tensor] | None = None) -> Any:
-    """A copy of nested containers and plain tensors that later steps do not change; tied tensors stay tied."""
+    """Copy nested containers and plain tensors so that later steps do not change them; tied tensors stay tied."""
     seen = {} if _seen is None else _seen
     if isinstance(value, torch.Tensor):
         key = (value.device, value.data_ptr(), value.shape, value.stride(), value.dtype)

@@ -46,7 +46,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self.write(copy_to_cpu(checkpoint) if self.background else checkpoint, Path(path))
 
     def write(self, checkpoint: dict[str, Any], path: Path) -> None:
-        """Start to write tensors that nobody changes any more."""
+        """Start to write a checkpoint as one file, from tensors that nobody changes any more."""
         self.start(path, partial(write_file, path, partial(torch.save, checkpoint)))
 
     def start(self, target: Path, write: Callable[[], Any], finish: Callable[[list[Any]], None] | None = None) -> None:
@@ -72,13 +72,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             self._error = error
 
     def join(self) -> None:
-        """Wait for this rank's part."""
+        """Wait until this rank's part is written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def settle(self, wait: bool = True) -> bool:
-        """Whether the checkpoint that was started is on the disk under its name. Every rank must call.
+        """Return whether the checkpoint that was started is on the disk under its name. Every rank must call.
 
         Args:
             wait: for every rank to have written its part.
@@ -103,7 +103,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return True
 
     def _report(self) -> str | None:
-        """What to tell the user of this rank's error."""
+        """Put this rank's error into words for the user."""
         if self._error is None:
             return None
         if isinstance(self._error, _WRITE_ERRORS):
@@ -121,7 +121,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path, keys: tuple[str, ...] = ("state_dict", "optimizer_states"), mmap: bool = False) -> Any:
-    """A checkpoint as one dict of whole tensors, on the CPU.
+    """Read a checkpoint as one dict of whole tensors, on the CPU.
 
     Args:
         path: a file, or the folder of a sharded checkpoint.

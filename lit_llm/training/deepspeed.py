@@ -41,14 +41,14 @@ class AtomicDeepSpeedStrategy(DeepSpeedStrategy):
 
 
 def mark_whole(partial: Path, target: Path) -> None:
-    """Give a folder that has been written to the end its manifest, and its name."""
+    """Give a folder that has been written to the end its manifest, and then its final name."""
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     write_manifest(partial, {str(path.relative_to(partial)): checksum(path) for path in files})
     put_in_place(partial, target)
 
 
 def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The whole weights on rank 0, which ZeRO stage 3 keeps in pieces. Every rank must call."""
+    """Gather the whole weights, which ZeRO stage 3 keeps in pieces, on rank 0. Every rank must call."""
     import deepspeed
 
     with deepspeed.zero.GatheredParameters(list(module.parameters())):

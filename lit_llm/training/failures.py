@@ -1,4 +1,4 @@
-"""What the machine does to a run, said in one line: memory that is not enough, and ranks that are lost."""
+"""Failures of the machine, said in one line: memory that is not enough, and ranks that are lost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _explain(error: Exception, config: RunConfig) -> str | None:
 
 
 def advice_on_memory(config: RunConfig) -> str:
-    """What to change so that the run needs less memory: what costs least first, and only what is not done yet."""
+    """Say what to change so that the run needs less memory: what costs least first, without what is done already."""
     trainer, data = config.trainer, config.data
     micro_batch = data.micro_batch_size or data.batch_size // data_parallel_processes(trainer)
     knobs = []
@@ -88,7 +88,7 @@ def _advice_on_lost_ranks(text: str, config: RunConfig) -> str:
 
 
 def distributed_defaults(folder: Path, environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment that makes NCCL's flight recorder write each rank's last collectives when one times out.
+    """Give the environment that makes NCCL's flight recorder write each rank's last collectives on a timeout.
 
     `python -m torch.distributed.flight_recorder.fr_trace FOLDER/flight_recorder` reads the dumps.
 

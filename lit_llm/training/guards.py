@@ -1,4 +1,4 @@
-"""What looks at every optimizer step before its update: refused steps and spikes, each written down for replay."""
+"""Checks of every optimizer step before its update; refused steps and spikes are written down for replay."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_SKIPS_IN_A_ROW = 8
 
 @dataclass
 class Verdict:
-    """What a `SpikeWindow` says of a step."""
+    """The judgement of a `SpikeWindow` on a step."""
 
     score: float | None
     """Standard deviations above the steps before, of the loss or the norm, whichever is more; None: too few of them."""
@@ -85,7 +85,7 @@ class SpikeWindow:
         return verdict
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a decision depends on."""
+        """Give everything that a decision depends on."""
         return {
             "losses": list(self.losses),
             "norms": list(self.norms),
@@ -129,7 +129,7 @@ class StepGuard(L.Callback):
         self._trainer: L.Trainer | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the module ask."""
+        """Give the module this guard, which it asks before each update."""
         self._trainer = trainer
         pl_module.step_guard = self
 
@@ -158,7 +158,7 @@ class StepGuard(L.Callback):
         return self._advice(path, "shows which sample and which layer")
 
     def leaves_out(self, step: int, loss: float, norm: float, parts: list[tuple[Tensor, Tensor]]) -> bool:
-        """Whether the update of a step with finite numbers is to be left out; every rank must call it.
+        """Return whether the update of a step with finite numbers is to be left out; every rank must call this.
 
         Args:
             step: number of the step, from 1.
@@ -184,7 +184,7 @@ class StepGuard(L.Callback):
         return verdict.leave_out
 
     def state_dict(self) -> dict[str, Any]:
-        """The window."""
+        """Give the window of recent steps."""
         return self.window.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -257,7 +257,7 @@ class StepGuard(L.Callback):
 
 
 def encoded_random_state() -> dict[str, str]:
-    """State of the generators that a forward pass draws from (CPU, and the current CUDA device), as text."""
+    """Give the state of the generators that a forward pass draws from (CPU, current CUDA device), as text."""
     states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()

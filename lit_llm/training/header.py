@@ -92,9 +92,8 @@ def header_lines(
         trainer: at the start of training.
         module: what it trains.
     """
-    stage = type(config).__name__.removesuffix("Config").lower()
     lines = [
-        (stage, _model_line(config, module)),
+        (config.stage, _model_line(config, module)),
         ("device", _device_line(trainer, config)),
         ("data", trainer.datamodule.summary),  # type: ignore[attr-defined]
         ("length", _length_line(config, trainer)),
@@ -163,7 +162,7 @@ def _length_line(config: RunConfig, trainer: L.Trainer) -> str:
         return f"{steps:,} steps of {batch} prompts x {config.group_size} answers: {answers:,} answers, {passes}"
     tokens = round(steps * batch * module.tokens_per_sample)
     if isinstance(config, PretrainConfig):
-        return f"{steps:,} steps of {batch} x {data.sequence_length:,} tokens: {tokens:,} tokens, {passes}"
+        return f"{steps:,} steps of {batch} x {data.length:,} tokens: {tokens:,} tokens, {passes}"
     return f"{steps:,} steps of {batch} rows: about {tokens:,} tokens, {passes}"
 
 

@@ -16,7 +16,7 @@ SIGNALS = tuple(number for number in (signal.SIGINT, signal.SIGTERM, PREEMPTION)
 
 
 class GracefulStop(L.Callback):
-    """The first signal asks for a checkpoint at the end of the step that is running; a second one stops at once.
+    """Ends a run at the first signal, with a checkpoint, after the step that is running; at a second one at once.
 
     After SIGUSR1, which SLURM sends ahead of a preemption or the time limit if the job asks for it
     (`sbatch --signal=USR1@120`), the process ends with exit status 75: the job script queues itself again. After
@@ -35,7 +35,7 @@ class GracefulStop(L.Callback):
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the signals, in the main thread alone: Python allows it nowhere else."""
+        """Handle the signals from now on, if this is the main thread: Python allows it nowhere else."""
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
 

@@ -16,18 +16,18 @@ from lit_llm.config import UserError
 
 
 def group_names(module: nn.Module, optimizer: Optimizer) -> list[list[str]]:
-    """Names of the parameters of each group; a tied parameter has the first of its names."""
+    """List the names of the parameters of each group; a tied parameter has the first of its names."""
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
 
 
 def optimizer_state_by_name(module: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """`optimizer.state_dict()` with parameter names in place of numbers; the tensors are those of the optimizer."""
+    """Give `optimizer.state_dict()` with parameter names for numbers; its tensors are the optimizer's own."""
     return name_parameters(optimizer.state_dict(), group_names(module, optimizer))
 
 
 def name_parameters(state: dict[str, Any], groups: list[list[str]]) -> dict[str, Any]:
-    """A state_dict of torch with names for numbers; `groups` has the names of each group in order."""
+    """Replace the numbers of a torch state_dict by names; `groups` has the names of each group in order."""
     names = [name for group in groups for name in group]
     return {
         "state": {names[number]: values for number, values in state["state"].items()},
@@ -38,7 +38,7 @@ def name_parameters(state: dict[str, Any], groups: list[list[str]]) -> dict[str,
 
 
 def number_parameters(state: dict[str, Any], groups: list[list[str]]) -> dict[str, Any]:
-    """The inverse of `name_parameters`.
+    """Replace names by numbers: the inverse of `name_parameters`.
 
     Raises:
         UserError: the state is of an optimizer with other groups.
@@ -65,7 +65,7 @@ def load_optimizer_state_by_name(
     state: dict[str, Any],
     place: Callable[[Tensor, nn.Parameter], Tensor] | None = None,
 ) -> None:
-    """Give `optimizer` a state that is kept by name.
+    """Load a state that is kept by name into `optimizer`.
 
     Args:
         module: has the optimizer's parameters.

@@ -1,4 +1,4 @@
-"""Where the time and the memory of a few steps go, by the torch profiler."""
+"""Traces of a few steps by the torch profiler: where their time and memory go."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StepProfiler(L.Callback):
         self._traced = self._left = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start to count."""
+        """Note the first step of this start, and prepare the profiler."""
         todo = trainer.max_steps - trainer.global_step
         traced = min(self.steps, todo)
         if traced < 1:
@@ -61,7 +61,7 @@ class StepProfiler(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count a step."""
+        """Count a step, and begin or end the trace where it is due."""
         if self._profile is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self._left -= 1
@@ -99,7 +99,7 @@ class StepProfiler(L.Callback):
 
 
 def summary(finished: profile) -> str:
-    """The ten operations with most time of their own, on the device if it was traced, else on the CPU."""
+    """List the ten operations with most time of their own, on the device if it was traced, else on the CPU."""
     averages = finished.key_averages()
     on_device = any(event.self_device_time_total for event in averages)
     order = "self_device_time_total" if on_device else "self_cpu_time_total"

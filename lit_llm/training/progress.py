@@ -45,7 +45,7 @@ class TrainingProgress(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on."""
+        """Move the bar on, or print a line if one is due."""
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, curves=self._curves(trainer))
         elif trainer.is_global_zero and self._clock.due():

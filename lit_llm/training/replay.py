@@ -52,7 +52,7 @@ class SampleLoss:
 
 @dataclass
 class ReplayReport:
-    """What computing a step again has shown."""
+    """The findings of computing a step again."""
 
     record: StepRecord
     """What the run recorded."""
@@ -89,7 +89,7 @@ class ReplayReport:
 
 
 def recorded_run(config: C) -> tuple[StepRecord, C]:
-    """The step that `config.replay` names, and the configuration that computes it on one device.
+    """Read the step that `config.replay` names, and make the configuration that computes it on one device.
 
     Raises:
         UserError: the file cannot be read, or an option was given that is not the recorded run's.
@@ -122,7 +122,7 @@ def recorded_run(config: C) -> tuple[StepRecord, C]:
 
 
 def _accelerator(given: str, recorded: str) -> Any:
-    """What to compute on: what is asked for, else what the run had if there is such a device here."""
+    """Choose the device to compute on: the one asked for, else the run's kind if there is such a device here."""
     if given == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator is gpu, but torch finds no CUDA device here; use cpu")
     if given != "auto" or (recorded == "gpu" and not torch.cuda.is_available()):
@@ -131,7 +131,7 @@ def _accelerator(given: str, recorded: str) -> Any:
 
 
 def _weights_of(record: StepRecord, config: RunConfig) -> Path:
-    """The checkpoint to compute the step with."""
+    """Find the checkpoint to compute the step with."""
     if config.ckpt_path is not None:
         if not Path(config.ckpt_path).exists():
             raise UserError(f"there is no checkpoint {config.ckpt_path}")
@@ -150,7 +150,7 @@ def _weights_of(record: StepRecord, config: RunConfig) -> Path:
 
 
 def _equal_weights(record: StepRecord) -> list[int]:
-    """Steps after which the weights are those that the recorded step started from."""
+    """List the steps after which the weights are those that the recorded step started from."""
     return [record.step - 1] if record.updated or not math.isfinite(record.loss) else [record.step - 1, record.step]
 
 
@@ -198,7 +198,7 @@ def replay_step(
 
 
 def _device_of(config: RunConfig) -> L.Trainer:
-    """A Trainer, for its device and the context of its precision."""
+    """Make a Trainer that only gives the device and the context of the precision."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     set_matmul_precision(config.trainer)
     return L.Trainer(
@@ -214,7 +214,7 @@ def _device_of(config: RunConfig) -> L.Trainer:
 
 
 def _compute(report: ReplayReport, module: Any, data: ResumableDataModule, trainer: L.Trainer) -> None:
-    """Loss, gradient and the first bad module of the step as it was."""
+    """Compute the step as it was: its loss, its gradient and the first module that gave bad numbers."""
     record = report.record
     device = trainer.strategy.root_device
     seen: set[tuple[int, ...]] = set()
@@ -251,7 +251,7 @@ def _compute(report: ReplayReport, module: Any, data: ResumableDataModule, train
 
 
 def part_of(parameter: str) -> str:
-    """Which part of the decoder a parameter belongs to: "block 3", "embedding", "head", ..."""
+    """Name the part of the decoder that a parameter belongs to: "block 3", "embedding", "head", ..."""
     first, _, rest = parameter.partition(".")
     return f"block {rest.partition('.')[0]}" if first == "blocks" else first.replace("_", " ")
 
@@ -282,7 +282,7 @@ def _batch(data: ResumableDataModule, sample_ids: list[int], device: torch.devic
 
 @torch.no_grad()
 def _compute_samples(report: ReplayReport, module: Any, data: ResumableDataModule, trainer: L.Trainer) -> None:
-    """The loss of each sample alone; dropout is off, as it would not be the recorded one."""
+    """Compute the loss of each sample alone; without dropout, which could not be the recorded one."""
     module.eval()
     done: set[int] = set()
     for rank, number, sample in _samples_of(report.record):
@@ -298,7 +298,7 @@ def _compute_samples(report: ReplayReport, module: Any, data: ResumableDataModul
 
 
 def _samples_of(record: StepRecord) -> Iterator[tuple[int, int, int]]:
-    """Rank, number of the micro-batch, and sample."""
+    """List rank, number of the micro-batch, and sample for every sample of the step."""
     counts: dict[int, int] = {}
     for part in record.micro_batches:
         number = counts.get(part.rank, 0)
@@ -313,7 +313,7 @@ def _describe_worst(report: ReplayReport, data: ResumableDataModule, tokenizer: 
 
 
 def print_report(report: ReplayReport) -> None:
-    """The report as tables on stdout."""
+    """Print the report as tables on stdout."""
     record, console = report.record, Console(highlight=False, markup=False, soft_wrap=True)
     console.print(f"step {record.step}, {record.num_samples} samples from {record.first_sample} on", style="bold")
     console.print(f"weights          {report.checkpoint or 'initial'}{_weights_note(report)}")

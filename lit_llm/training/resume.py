@@ -1,4 +1,4 @@
-"""What Lightning does not restore by itself: random states and the position in the data."""
+"""The parts of a run that Lightning does not restore by itself: random states and the position in the data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_llm.distributed.ranks import data_parallel_rank, gather
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator that training may draw from, as plain values and tensors."""
+    """Collect the state of every generator that training may draw from, as plain values and tensors."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -26,7 +26,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put every generator back."""
+    """Put every generator back into a state that `random_state` gave."""
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([saved.cpu() for saved in state["cuda"]])
@@ -77,7 +77,7 @@ class ExactResume(L.Callback):
         trainer.datamodule.advance(self.samples_per_micro_batch)  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
-        """Random states of all ranks, in order."""
+        """Gather the random states of all ranks, in order."""
         return {"ranks": gather(random_state())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ from lit_llm.training.throughput import Throughput
 
 @dataclass
 class RunResult:
-    """What a finished run leaves."""
+    """The results of a finished run."""
 
     folder: Path
     """The run folder."""
@@ -155,7 +155,7 @@ def _callbacks(
     end: EndOfRun,
     more: Sequence[L.Callback],
 ) -> list[L.Callback]:
-    """Those of every run and `more`, in the order in which they are called: checkpoints are written at the end."""
+    """List the callbacks of every run and `more`, in the order of their calls: checkpoints are written last."""
     return [
         SameStart(resume_from),
         end,
@@ -180,7 +180,7 @@ def _write_model(
     tokenizer: Tokenizer,
     settings: GenerationSettings,
 ) -> None:
-    """The model folder, and for a run with adapters their own, as PEFT writes it."""
+    """Write the model folder, and for a run with adapters a folder of these, in PEFT's form."""
     save_model_folder(config.folder / "model", *module.finished(weights), tokenizer, settings=settings)
     if not module.lora.active:
         return
@@ -215,7 +215,7 @@ def build_trainer(
     callbacks: list[L.Callback],
     micro_batch_size: int = 1,
 ) -> L.Trainer:
-    """The Lightning Trainer of a run. Counts in `config` are optimizer steps; Lightning counts micro-batches."""
+    """Build the Lightning Trainer of a run. Counts in `config` are optimizer steps; Lightning counts micro-batches."""
     every = config.val_every_n_steps or config.max_steps
     return L.Trainer(
         accelerator=config.accelerator,
@@ -236,6 +236,8 @@ def build_trainer(
         log_every_n_steps=config.log_every_n_steps,
         deterministic=config.deterministic,
         use_distributed_sampler=False,
+        # without one of ours, Lightning would add its own, which writes into the working directory
+        enable_checkpointing=any(isinstance(each, CheckpointPolicy) for each in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=loggers,
@@ -245,7 +247,7 @@ def build_trainer(
 
 
 class quiet(warnings.catch_warnings):
-    """Silence what Lightning says at every start, and warnings about what this package does on purpose."""
+    """A block without what Lightning says at every start, and without warnings about what is done on purpose."""
 
     def __enter__(self) -> None:
         super().__enter__()

@@ -49,7 +49,7 @@ def run_folder(config: RunConfig) -> Iterator[None]:
 
 
 def _clear(config: RunConfig) -> None:
-    """Delete an earlier run or refuse to; or leave it for one that goes on with it."""
+    """Delete an earlier run, or refuse to; leave it alone where this run goes on with it."""
     folder = config.folder
     if config.overwrite:
         _delete(folder)
@@ -68,7 +68,7 @@ def _clear(config: RunConfig) -> None:
 
 
 def _has_results(folder: Path) -> bool:
-    """Whether a run folder holds anything that took time to make: a checkpoint, also one set aside, or a model."""
+    """Tell whether a run folder holds anything that took time to make: a checkpoint, even set aside, or a model."""
     # names that begin with a dot are those of checkpoints that were not written to the end
     checkpoints = (path for path in (folder / "checkpoints").glob("*") if not path.name.startswith("."))
     return any(checkpoints) or any((folder / name).exists() for name in ("model", "adapter", "report.md"))
@@ -90,7 +90,7 @@ def _nothing_to_resume(config: RunConfig) -> UserError:
 
 
 def checkpoint_to_resume(config: RunConfig) -> str | None:
-    """Path that `ckpt_path` means, or None for a start from step 0.
+    """Find the checkpoint that `ckpt_path` means; None for a start from step 0.
 
     "last_or_begin" in a folder without a checkpoint starts from the beginning: a run killed before its first save had
     nothing to lose. A damaged checkpoint is named on stderr and the one before is taken.
@@ -120,7 +120,9 @@ def checkpoint_to_resume(config: RunConfig) -> str | None:
 
 
 def is_finished(config: RunConfig) -> bool:
-    """Whether "last" of this run is its last step, with its model and report written; says so in a line.
+    """Tell whether a run that is to go on is finished: its last step is saved, its model and report written.
+
+    If so, a line on stderr says it.
 
     Every rank reads the checkpoint through, as they cannot talk yet and have to agree.
     """
@@ -136,7 +138,7 @@ def is_finished(config: RunConfig) -> bool:
 
 
 def is_written(config: RunConfig, step: int) -> bool:
-    """Whether model folder and report are there, and no older than the checkpoint of `step`, which has to be, too."""
+    """Tell whether model folder, report and the checkpoint of `step` are there, the report not older than that."""
     report = config.folder / "report.md"  # the last thing that a run writes
     checkpoint = saved_checkpoints(config.folder / "checkpoints").get(step)
     if checkpoint is None or not report.is_file() or not (config.folder / "model").is_dir():
@@ -145,7 +147,7 @@ def is_written(config: RunConfig, step: int) -> bool:
 
 
 def _length_option(config: RunConfig) -> str:
-    """The option that says how long a run is."""
+    """Name the option that sets the length of the run."""
     if config.trainer.max_tokens is not None:
         return "--trainer.max_tokens"
     return "--epochs" if getattr(config, "epochs", None) is not None else "--trainer.max_steps"
@@ -162,7 +164,7 @@ class SameStart(L.Callback):
         self.resume_from = resume_from
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """The first moment at which the ranks are connected.
+        """Compare what the ranks see, at the first moment at which they are connected.
 
         Raises:
             UserError: they disagree.

@@ -1,4 +1,4 @@
-"""Texts that the model writes along the way."""
+"""Texts that the model writes at each validation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lit_llm.training.step_lines import StepLines
 
 @dataclass
 class SamplePrompts:
-    """What the samples go on from."""
+    """The beginnings that the samples continue."""
 
     texts: list[str]
     """Shown before each sample."""
@@ -29,13 +29,13 @@ class SamplePrompts:
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], tokenizer: Tokenizer) -> SamplePrompts:
-        """Beginnings of documents."""
+        """Take texts as the beginnings of documents."""
         end = tokenizer.eot_id
         return cls(list(texts), [[end, *tokenizer.encode(text)] for text in texts], (end,))
 
     @classmethod
     def of_turns(cls, conversations: Sequence[Sequence[Message]], tokenizer: Tokenizer) -> SamplePrompts:
-        """Conversations whose next turn is the assistant's."""
+        """Take conversations whose next turn is the assistant's."""
         chat = ChatFormat(tokenizer)
         shown = ["".join(f"{turn.role}: {turn.content}\n" for turn in turns) + "assistant: " for turns in conversations]
         return cls(shown, [chat.render_prompt(turns) for turns in conversations], chat.stop_ids)
@@ -44,7 +44,7 @@ class SamplePrompts:
 class TextSamples(L.Callback):
     """Writes samples to samples.jsonl and the loggers after each validation, and keeps the newest ones.
 
-    Draws come from streams of their own, so that sampling leaves dropout and everything else as it was.
+    The tokens are drawn from random streams of their own, so that sampling does not change the training.
 
     Args:
         prompts: what to go on from.

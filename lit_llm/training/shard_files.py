@@ -45,17 +45,17 @@ _METADATA = ".metadata"
 
 
 def weight_entry(name: str) -> str:
-    """Key of a weight."""
+    """Make the key of a weight."""
     return f"weights/{name}"
 
 
 def optimizer_entry(index: int, key: str, name: str) -> str:
-    """Key of a tensor in the state of optimizer `index` for the parameter `name`."""
+    """Make the key of a tensor in the state of optimizer `index` for the parameter `name`."""
     return f"optimizer/{index}/{key}/{name}"
 
 
 class ShardSave:
-    """One sharded checkpoint on its way to the disk.
+    """A sharded checkpoint that is being written.
 
     Making it is collective and says who writes what; `write` is this rank's part and talks to nobody, so it may run in
     a thread; `finish` is for rank 0 once every rank has written.
@@ -93,7 +93,7 @@ class ShardSave:
         return None
 
     def _agree(self, mine: Any) -> tuple[Any, Metadata | None]:
-        """Rank 0 deals out what several ranks could write."""
+        """Let rank 0 decide who writes what several ranks could write."""
         if not several():
             plans, metadata = self.planner.create_global_plan([mine])
             return self.writer.prepare_global_plan(plans)[0], metadata
@@ -175,7 +175,7 @@ class _Reader(FileSystemReader):
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What a sharded checkpoint holds besides tensors.
+    """Read what a sharded checkpoint holds besides tensors.
 
     Raises:
         UserError: it cannot be read, or holds more than plain values and tensors; so do the functions below.
@@ -185,7 +185,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def read_sizes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Shape and type of every entry."""
+    """Read the shape and type of every entry."""
     with readable_checkpoint(folder):
         entries = _Reader(folder).read_metadata().state_dict_metadata
     return {name: (entry.size, entry.properties.dtype) for name, entry in entries.items()}
@@ -200,7 +200,7 @@ def read_into(folder: Path, targets: dict[str, Tensor]) -> None:
 
 
 def read_weights(folder: Path, state: dict[str, Any]) -> dict[str, Tensor]:
-    """The whole weights by name, on the CPU; `state` is what `read_state` gives."""
+    """Read the whole weights by name, on the CPU; `state` is what `read_state` gives."""
     sizes = read_sizes(folder)
     prefix = weight_entry("")
     wanted = {name: torch.empty(size, dtype=dtype) for name, (size, dtype) in sizes.items() if name.startswith(prefix)}
@@ -212,7 +212,7 @@ def read_weights(folder: Path, state: dict[str, Any]) -> dict[str, Tensor]:
 def read_optimizer(
     folder: Path, index: int, rest: dict[str, Any], like: Callable[[str, torch.Size, torch.dtype], Tensor]
 ) -> dict[str, Any]:
-    """The state of one optimizer, by parameter name.
+    """Read the state of one optimizer, by parameter name.
 
     Args:
         folder: the checkpoint.
@@ -235,7 +235,7 @@ def read_optimizer(
 
 
 def read_whole(folder: Path, keys: Iterable[str] = ("state_dict", "optimizer_states")) -> dict[str, Any]:
-    """A sharded checkpoint as the dict that a checkpoint of one file holds.
+    """Read a sharded checkpoint as the dict that a checkpoint of one file holds.
 
     Args:
         folder: the checkpoint.

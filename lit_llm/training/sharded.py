@@ -36,7 +36,7 @@ logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERR
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
-    """Further names of parameters that have several, with the first name of each."""
+    """Map the further names of parameters that have several to the first name of each."""
     first = {id(parameter): name for name, parameter in module.named_parameters()}
     everyone = module.named_parameters(remove_duplicate=False)
     return {name: first[id(parameter)] for name, parameter in everyone if name != first[id(parameter)]}
@@ -44,7 +44,7 @@ def tied_names(module: nn.Module) -> dict[str, str]:
 
 @torch.no_grad()
 def full_weights(module: nn.Module) -> dict[str, Tensor]:
-    """The whole `module.state_dict()` on the CPU, on rank 0; empty elsewhere. Every rank must call.
+    """Gather the whole `module.state_dict()` on the CPU of rank 0; empty elsewhere. Every rank must call.
 
     One weight after another is gathered, so a device holds no more than its shards and the largest weight.
     """
@@ -108,14 +108,14 @@ class ShardedStrategy(ModelParallelStrategy):
                 setattr(module, name, buffer.to(self.root_device))
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The weights: this rank's DTensors for a sharded checkpoint, else whole ones on rank 0."""
+        """Give the weights: this rank's DTensors for a sharded checkpoint, else whole ones on rank 0."""
         assert self.lightning_module is not None
         if self._save_distributed_checkpoint:
             return dict(self.lightning_module.state_dict())
         return full_weights(self.lightning_module)
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The state by parameter name: this rank's DTensors for a sharded checkpoint, else whole tensors on rank 0."""
+        """Give the state by name: this rank's DTensors for a sharded checkpoint, else whole tensors on rank 0."""
         assert self.lightning_module is not None
         plain = optimizer._optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
         gather = optimizer_state_by_name if self._save_distributed_checkpoint else full_optimizer_state

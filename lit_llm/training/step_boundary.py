@@ -1,4 +1,4 @@
-"""The last step boundary, as a checkpoint saved there would have it."""
+"""The state of a run at its last step boundary, for a checkpoint that is saved later than that."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_llm.training.resume import ExactResume, random_state
 
 @dataclass
 class StepBoundary:
-    """What moves on between a step boundary and the next update: counters, position in the data, random states.
+    """The part of a run that changes before the next update: counters, position in the data, random states.
 
     Weights, optimizer and schedule are not in it: they change with the update alone.
     """
@@ -32,11 +32,11 @@ class StepBoundary:
 
     @classmethod
     def take(cls, trainer: L.Trainer, leave_out: L.Callback) -> StepBoundary:
-        """The present boundary; talks to no other rank.
+        """Note the present boundary; this talks to no other rank.
 
         Args:
             trainer: in a hook in which a checkpoint could be saved.
-            leave_out: a callback whose state is saved as it is then.
+            leave_out: a callback whose state goes into a checkpoint as it is when that is saved.
         """
         entries = {"epoch": trainer.current_epoch, "global_step": trainer.global_step}
         data = trainer.datamodule  # type: ignore[attr-defined]

@@ -14,7 +14,7 @@ from lit_llm.config.json_text import parse_json
 
 @dataclass
 class Sample:
-    """Where one sample's text is."""
+    """A sample and the place of its text."""
 
     index: int
     """Sample index; with the seed it is all that the order of the data depends on."""
@@ -26,7 +26,7 @@ class Sample:
 
 @dataclass
 class MicroBatch:
-    """What one rank read at once."""
+    """The samples that one rank read at once, and their loss."""
 
     rank: int
     """The rank."""
@@ -40,7 +40,7 @@ class MicroBatch:
 
 @dataclass
 class StepRecord:
-    """One optimizer step."""
+    """One optimizer step, with all that is needed to compute it again."""
 
     step: int
     """Its number, from 1."""
@@ -80,7 +80,7 @@ class StepRecord:
     """Configuration of the run."""
 
     def save(self, path: Path) -> None:
-        """Write it, whole or not at all. JSON has no infinity and no NaN: they are written as text.
+        """Write the record, whole or not at all. JSON has no infinity and no NaN: they are written as text.
 
         Raises:
             UserError: the file cannot be written.
@@ -93,7 +93,7 @@ class StepRecord:
 
     @classmethod
     def load(cls, path: Path) -> StepRecord:
-        """Read what `save` wrote.
+        """Read a record that `save` wrote.
 
         Raises:
             UserError: there is no such file, or it is not a replay file.

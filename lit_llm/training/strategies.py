@@ -25,7 +25,7 @@ class NamedFSDPStrategy(FSDPStrategy):
     """FSDP1 that keys the optimizer's state by parameter name, as every checkpoint here does."""
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """The whole state on rank 0, empty elsewhere; every rank must call."""
+        """Gather the whole state on rank 0, empty elsewhere; every rank must call."""
         state = super().optimizer_state(optimizer)
         if not state:
             return state
@@ -45,7 +45,7 @@ class NamedFSDPStrategy(FSDPStrategy):
 
 
 def number_of_processes(config: TrainerConfig) -> int:
-    """Ranks that a run has."""
+    """Count the ranks that a run has."""
     devices = config.devices
     if devices == "auto":
         devices = torch.cuda.device_count() if is_on_gpu(config) else 1
@@ -53,7 +53,7 @@ def number_of_processes(config: TrainerConfig) -> int:
 
 
 def data_parallel_processes(config: TrainerConfig) -> int:
-    """Shares that each batch is cut into.
+    """Count the shares that each batch is cut into.
 
     Raises:
         UserError: the ranks cannot be divided into groups of `tensor_parallel_size`.
@@ -68,12 +68,12 @@ def data_parallel_processes(config: TrainerConfig) -> int:
 
 
 def is_on_gpu(config: TrainerConfig) -> bool:
-    """Whether a run of this configuration uses CUDA here."""
+    """Tell whether a run of this configuration uses CUDA on this machine."""
     return config.accelerator != "cpu" and torch.cuda.is_available()
 
 
 def set_matmul_precision(config: TrainerConfig) -> None:
-    """Set what float32 matrix products of this process round their factors to.
+    """Set the precision that float32 matrix products of this process round their factors to.
 
     Raises:
         UserError: a rounding is asked for on the CPU, whose products are left as they are.
@@ -88,7 +88,7 @@ def set_matmul_precision(config: TrainerConfig) -> None:
 
 
 def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy | str:
-    """The Lightning strategy that `config` asks for.
+    """Build the Lightning strategy that `config` asks for.
 
     Args:
         config: the options.
@@ -144,21 +144,21 @@ def _deepspeed(config: TrainerConfig, timeout: timedelta, micro_batch_size: int)
 
 
 def cluster_environment() -> list[ClusterEnvironment]:
-    """Under SLURM, one without Lightning's own requeueing: GracefulStop saves, and the job script requeues."""
+    """Give SLURM's environment without Lightning's requeueing: GracefulStop saves, the job script requeues."""
     if SLURMEnvironment.detect() and not TorchElasticEnvironment.detect():
         return [SLURMEnvironment(auto_requeue=False)]
     return []
 
 
 def trainer_precision(config: TrainerConfig) -> str:
-    """Lightning's name of the precision; under fsdp the sharding itself casts, so Lightning must not."""
+    """Give Lightning's name of the precision; under fsdp the sharding itself casts, so Lightning must not."""
     if config.strategy == "fsdp" and config.precision == "bf16-mixed":
         return "32-true"
     return config.precision
 
 
 def whole_weights(trainer: L.Trainer, module: L.LightningModule) -> dict[str, Tensor]:
-    """The state_dict of `module.model` on rank 0, whatever shards it; every rank must call."""
+    """Gather the state_dict of `module.model` on rank 0, whatever shards it; every rank must call."""
     if isinstance(trainer.strategy, FSDPStrategy):
         state = trainer.strategy.lightning_module_state_dict()
         return {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}

@@ -1,4 +1,4 @@
-"""How fast a run is, and where its time goes."""
+"""The speed of a run, and how much of its time is spent waiting for data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lit_llm.planning import PEAK_FLOPS, matching_gpu
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 peak of a CUDA device, or None for a device that is not in the table."""
+    """Look up the dense bf16 peak of a CUDA device, in FLOP/s; None for a device that is not in the table."""
     if device.type != "cuda":
         return None
     name = matching_gpu(torch.cuda.get_device_name(device))
@@ -23,7 +23,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Most memory held so far, in GiB: the device's on CUDA, the process's on CPU."""
+    """Measure the most memory held so far, in GiB: the device's on CUDA, the process's on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
@@ -70,23 +70,23 @@ class Throughput(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Start the clock at the first batch, not before: building loaders is not training."""
+        """Start the clock at the first batch: building the loaders before it is not training."""
         if not hasattr(self, "_since"):
             self._restart(trainer)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Stop the clock."""
+        """Note when the validation begins."""
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on with the clock."""
+        """Take the time of the validation off the clock."""
         if hasattr(self, "_since"):
             self._since += time.perf_counter() - self._paused
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log where the module logs its curves."""
+        """Count the tokens, and log a point at the steps at which the module logs its curves."""
         self.tokens += pl_module.tokens_of(batch) * data_parallel_rank(trainer)[1]
         step = self._counted_step = trainer.global_step
         if step == self._step or not pl_module.logs_step(step):
@@ -110,7 +110,7 @@ class Throughput(L.Callback):
             self._measure()
 
     def state_dict(self) -> dict[str, Any]:
-        """The tokens seen."""
+        """Give the number of tokens seen."""
         return {"tokens": self.tokens}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -51,7 +51,7 @@ _DEEPSPEED_NAMES = {
 
 
 def why_unreadable(error: BaseException) -> str:
-    """What is wrong with a file that could not be unpickled, in a few words; torch's own are paragraphs of advice."""
+    """Say in a few words why a file could not be unpickled; torch's own messages are paragraphs of advice."""
     text = str(error)
     if asked := re.search(r"\bGLOBAL (\S+)", text):
         return f"it asks for {shown(asked[1])}"
@@ -62,7 +62,7 @@ def why_unreadable(error: BaseException) -> str:
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Makes what stands in the list, which has no dotted names, and looks nothing up."""
+    """Unpickles only the classes of a fixed list; no name in the pickle, dotted or not, is looked up."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _INDEX_NAMES:
@@ -71,7 +71,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 def read_index(path: Path) -> Metadata:
-    """The index of a sharded checkpoint.
+    """Read the index of a sharded checkpoint.
 
     Raises:
         pickle.UnpicklingError, ValueError: it names anything but its own records, or does not fit the folder.

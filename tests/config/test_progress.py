@@ -16,6 +16,7 @@ from lit_llm.config import progress as module
 from lit_llm.config.progress import in_words, progress, track
 from lit_llm.stages.evaluate import evaluate
 from lit_llm.stages.prepare import prepare_data
+from lit_llm.tokenizer.training import train_bpe
 
 
 class Clock:
@@ -110,6 +111,11 @@ def test_every_long_work_tells_a_pipe_how_far_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "SECONDS_BETWEEN_LINES", 0.0)
+    train_bpe(["bcd dfg\n" * 20], 261, total_bytes=160)
+    said = capsys.readouterr().err
+    assert said == "reading text: 100% of 160 bytes\nreading text: 160 bytes in 1 second\nfinding merges\n"
+    train_bpe(["bcd dfg\n" * 20], 261, show_progress=False)
+    assert capsys.readouterr().err == ""
     corpus = CorpusConfig(path=str(corpus_folder), validation_fraction=0.15)
     prepare_data(PrepareConfig(corpus, tokenizer=str(shards / "tokenizer"), output=str(tmp_path / "shards")))
     assert "encoding: 100% of " in capsys.readouterr().err

@@ -17,7 +17,8 @@ from lit_llm.stages.pretrain import pretrain
 
 
 def test_trials_start_alike_and_leave_nothing(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run(trainer={"max_steps": 500}, schedule={"warmup_steps": 100})
+    ends = {"max_tokens": 500 * 4 * 32, "max_time": 1e-9, "early_stopping_patience": 1}  # those of the whole run
+    run = make_run(trainer={"max_steps": 500, **ends}, schedule={"warmup_steps": 100})
     told: list[RateTrial] = []
     sweep = find_rate(run, [1e30, 1e-2, 1e-5], steps=5, tell=told.append)
     assert told == sweep.trials and [trial.rate for trial in told] == [1e-5, 1e-2, 1e30]
