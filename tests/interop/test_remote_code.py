@@ -239,6 +239,10 @@ def test_rows_that_pad_the_vocabulary_may_be_in_a_file(saved: Path, modern: Deco
     save_file(modern.state_dict(), saved / "model.safetensors")
     weights = load_weights(saved, modern.config)
     assert all(torch.equal(weights[name], tensor) for name, tensor in modern.state_dict().items())
+    twice = {**modern.state_dict(), "model.embedding.weight": modern.embedding.weight.detach() + 1}
+    save_file(twice, saved / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds one weight twice, as (model\.)?embedding\.weight and as"):
+        load_weights(saved, modern.config)
 
 
 def test_the_tokenizer_loads_and_pairs_with_the_model(tmp_path: Path, tokenizer: Tokenizer) -> None:
