@@ -1,4 +1,4 @@
-"""Every command by its name: the options that it takes, what runs, and what is printed of the result.
+"""Every command by its name: the options that it takes, the function that runs, and how its result is printed.
 
 `experiments/NAME.py` and `lit-llm NAME` are the same command. What runs is imported only once the options are right, so
 that `--help` and a mistyped key answer at once.
@@ -35,7 +35,7 @@ from lit_llm.config import (
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """A command of the command line.
 
     Attributes:
         config: the dataclass of its options.

@@ -1,4 +1,4 @@
-"""What a recipe needs and costs, as tables."""
+"""The plan of a pretraining run, printed as tables: parameters, memory, time and cost."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _without_compiler() -> Iterator[None]:
 
 
 def _hardware(config: PlanConfig) -> Hardware:
-    """What the plan is for; puts the number of this machine's GPUs into `config`.
+    """Return the hardware that the plan is for; the number of this machine's GPUs is put into `config`.
 
     Raises:
         UserError: GPUs are asked for where there are none and none is named.
@@ -146,7 +146,7 @@ def _resolve_model(config: PlanConfig) -> None:
 
 
 def _placements(config: PlanConfig) -> list[Placement]:
-    """The strategies to compare, from the one that exchanges least to the one that exchanges most.
+    """Return the strategies to compare, from the one that exchanges least data to the one that exchanges most.
 
     Raises:
         UserError: the batch or the model does not divide among the GPUs.
@@ -258,12 +258,12 @@ def _largest(config: PlanConfig, hardware: Hardware, option: Option, limit: floa
 
 
 def _amount(size: float) -> str:
-    """Bytes for a reader."""
+    """Write a number of bytes in GiB, or in MiB where it is small."""
     return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / MIB:.1f} MiB"
 
 
 def _verdict(config: PlanConfig, hardware: Hardware, options: list[Option], chosen: Option | None, limit: float) -> str:
-    """The cheapest that fits and why, in a sentence."""
+    """Say in a sentence which option is the cheapest that fits, and why."""
     room = f"{_amount(limit)} ({config.headroom:.0%} of the memory kept free)"
     more = (
         "take more or larger GPUs, or trainer.offload with fsdp"
@@ -328,19 +328,19 @@ def _print_cost(console: Console, config: PlanConfig, hardware: Hardware, recomp
 
 
 def _tokens(count: int) -> str:
-    """A number of tokens for a reader."""
+    """Write a number of tokens in billions or millions where it is large."""
     return f"{count / 1e9:,.2f} B" if count >= 1e9 else f"{count / 1e6:,.2f} M" if count >= 1e6 else f"{count:,}"
 
 
 def _duration(hours: float) -> str:
-    """A time for a reader."""
+    """Write a time in hours, minutes or seconds."""
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
 
 
 def _notes(config: PlanConfig, hardware: Hardware) -> list[str]:
-    """What the figures leave out for this recipe."""
+    """Return remarks on what the figures leave out for this recipe."""
     notes = []
     if config.trainer.compile:
         notes.append("trainer.compile is on: memory is that of eager blocks, and compiled ones keep less")

@@ -12,7 +12,7 @@ _LOGITS = 1 << 25
 
 
 def chosen_log_probs(model: Decoder, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """How likely a model finds each token; to be called in its forward pass, as part of `head`.
+    """Return how likely a model finds each token; it is called in the forward pass, as part of `head`.
 
     Args:
         model: a language model, whose head may be quantized.
