@@ -21,7 +21,7 @@ event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
 
 def event_folder(config: RunConfig) -> Path:
-    """Where TensorBoard's files are: the one folder in tensorboard/, named as TensorBoard is to call the run."""
+    """Where TensorBoard's files are: the one folder in tensorboard/, which is named after the stage."""
     (folder,) = (config.folder / "tensorboard").iterdir()
     return folder
 

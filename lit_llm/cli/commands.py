@@ -61,6 +61,17 @@ class Command:
     everyday: tuple[str, ...] = ()
     example: str = ""
 
+    def as_options(self, arguments: Sequence[str]) -> list[str]:
+        """A command line in which the words of `words` and `rest` are given by the names of those options."""
+        given = list(arguments)
+        if self.words is not None:
+            first = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
+            given = [*([f"--{self.words}", json.dumps(first)] if first else []), *given[len(first) :]]
+        if self.rest is not None and "--" in given:
+            end = given.index("--")
+            given[end:] = [f"--{self.rest}={json.dumps(given[end + 1 :])}"]
+        return given
+
     def run(self, config: Any) -> None:
         """Do the work and show what came out."""
         module, _, name = self.function.partition(":")
@@ -72,7 +83,7 @@ class Command:
 _RUN = ("run_name", "ckpt_path", "overwrite")
 _TRAINING = (
     *("data.sequence_length", "data.batch_size", "data.micro_batch_size"),
-    *("optimizer.learning_rate", "schedule.warmup_steps"),
+    *("optimizer.learning_rate"),
     *("trainer.devices", "trainer.precision"),
 )
 _LATER_STAGE = (*_RUN, "init_from", "epochs", "data.paths", "data.validation_paths", *_TRAINING, "lora.rank")
@@ -126,8 +137,7 @@ COMMANDS = {
             *_TRAINING,
             *("optimizer.name", "trainer.max_steps"),
         ),
-        example="--data.paths '[checkpoints/my/shards]' --model.preset modern-10m \\\n"
-        "    --model.vocab_size null --data.sequence_length 512 --trainer.max_steps 2000",
+        example="--data.paths '[checkpoints/my/shards]' --model.preset modern-10m \\\n    --trainer.max_steps 2000",
     ),
     "sft": Command(
         SFTConfig,
@@ -240,19 +250,8 @@ def run_command(name: str, arguments: Sequence[str] | None = None, program: str 
         program: what --help calls it; None: the name of the script.
     """
     command = COMMANDS[name]
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if command.words is not None:
-        words = _with_list(command.words, words)
-    if command.rest is not None and "--" in words:
-        end = words.index("--")
-        words[end:] = [f"--{command.rest}={json.dumps(words[end + 1 :])}"]
+    words = command.as_options(sys.argv[1:] if arguments is None else arguments)
     main(command.config, command.run, words, program, ShortHelp(command.everyday, command.example))
-
-
-def _with_list(option: str, arguments: Sequence[str]) -> list[str]:
-    """A command line whose first words, up to the first option, are given to `option` as a list."""
-    words = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
-    return [*([f"--{option}", json.dumps(words)] if words else []), *arguments[len(words) :]]
 
 
 def console() -> None:

@@ -60,7 +60,7 @@ def show_run(config: RunConfig, result: RunResult | None) -> None:
             print(f"{name} {result.metrics[name]:.4f}")
     print(f"model folder  {result.model_folder}")
     if "tensorboard" in config.trainer.loggers:
-        print(f"curves        tensorboard --logdir {result.folder / 'tensorboard'}")
+        print(f"curves        tensorboard --logdir {config.output_root}")
     print(f"report        {result.folder / 'report.html'} (and report.md)")
 
 
@@ -69,6 +69,8 @@ def show_export(config: ExportConfig, exported: Exported) -> None:
     if exported.note is not None:
         print(exported.note)
     print(f"{exported.kind}  {exported.path} ({exported.source})")
+    if exported.page is not None:
+        print(f"uploaded      {exported.page}")
 
 
 def show_comparison(config: CompareConfig, comparison: Comparison) -> None:

@@ -28,7 +28,7 @@ class CorpusConfig:
     validation_fraction: float = 0.05
     """Share of the documents (hash) or of the characters of every file (tail) kept for validation."""
     test_fraction: float = 0.0
-    """Share kept for test."""
+    """Share of the documents or characters kept for test."""
 
     def __post_init__(self) -> None:
         for name in ("validation_fraction", "test_fraction"):
@@ -58,7 +58,7 @@ class TokenizerTrainingConfig:
     """More special tokens, such as '["<|think|>"]', after <|endoftext|>, <|pad|>, <|im_start|> and <|im_end|>. Like
     these, they are no part of any merge, and a text that spells one has its letters, and not the token."""
     byte_fallback: bool = True
-    """character: spell characters that the corpus lacks as UTF-8 bytes; without it they are an error."""
+    """With kind character: spell characters that the corpus lacks as UTF-8 bytes; without it they are an error."""
     max_bytes: int | None = None
     """Read at most this many bytes of text; null reads all."""
     output: str = "checkpoints/tokenizer"
@@ -90,9 +90,9 @@ class PrepareConfig:
     output: str = "checkpoints/shards"
     """Folder that gets train/, validation/ and test/ shards. A run that was interrupted goes on where it stopped."""
     shard_tokens: int = 50_000_000
-    """Tokens after which a shard is closed; what an interruption can lose."""
+    """Tokens after which a shard is closed; an interruption loses no more work than that."""
     num_workers: int | None = None
-    """Encoding processes or threads; null uses every core."""
+    """How many threads encode at once; null uses every core."""
     overwrite: bool = False
     """Replace shards that are already there."""
 

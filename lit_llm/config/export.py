@@ -37,6 +37,12 @@ class ExportConfig:
     """A run with lora: a model whose weights have the additions in them, or the additions alone as PEFT reads them."""
     max_shard_size: str = "5GB"
     """A larger model is written as several files of this size at most, such as 500MB or 2GiB."""
+    license: str | None = None
+    """License that the model card names, as apache-2.0; null: that of the model folder it is made from, if any."""
+    push_to_hub: str | None = None
+    """Upload what was written to the Hugging Face Hub, as USER/NAME (needs a token: hf auth login, or HF_TOKEN)."""
+    private: bool = False
+    """Let nobody else see what push_to_hub uploads, where it makes a new repository."""
 
     def __post_init__(self) -> None:
         if self.max_shard_bytes < 1:
@@ -50,6 +56,10 @@ class ExportConfig:
             raise UserError(f"quantize {self.quantize} is in our own form alone; leave format at auto, or give lit_llm")
         if self.quality_text is not None and self.quantize == "none":
             raise UserError("quality_text is given, but quantize is none: there is no loss of quality to measure")
+        if self.private and self.push_to_hub is None:
+            raise UserError("private has no effect without push_to_hub; give push_to_hub USER/NAME, too")
+        if self.push_to_hub is not None and not re.fullmatch(r"[\w.\-]+/[\w.\-]+", self.push_to_hub):
+            raise UserError(f"push_to_hub is {self.push_to_hub!r}; it must be a name as USER/NAME")
         if self.lora not in ("merged", "adapter"):
             raise UserError(f"lora is {self.lora!r}; it must be merged or adapter")
         if self.lora == "adapter":

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their name, put on the disk, renamed."""
+"""Writing files so that a reader finds each of them whole or not at all: write beside the name, flush, rename."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def partial_of(target: Path) -> Path:
 def whole_file(
     target: Path, *, shared: bool = False, rename: Callable[[Path, Path], Any] | None = None
 ) -> Iterator[Path]:
-    """Gives the path to write to. When the block has ended, what is there is on the disk and has the name `target`.
+    """Give the path to write to; when the block has ended, the file is on the disk under the name `target`.
 
     The file has the permissions that the umask gives any new file, whatever the block has made it with.
 

@@ -64,7 +64,7 @@ class SamplingConfig:
             raise UserError(f"seed is {self.seed}; it must be from -2^63 to 2^63 - 1")
 
     def _check_numbers(self) -> None:
-        """Refuse what is no number, too, which is in no range."""
+        """Refuse numbers outside their range; NaN is outside every range."""
         if not 0.0 <= self.temperature <= MOST_TEMPERATURE:
             raise UserError(f"temperature is {self.temperature}; it must be from 0 to {MOST_TEMPERATURE:,.0f}")
         if self.top_p is not None and not 0.0 < self.top_p <= 1.0:
@@ -84,13 +84,13 @@ class SamplingConfig:
 
     @property
     def penalizes(self) -> bool:
-        """Whether what is chosen depends on which tokens were there before."""
+        """Whether a penalty makes the next token depend on which tokens the text already has."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
 @dataclass
 class LoadConfig:
-    """Which model is used, and how: not to be trained."""
+    """Which trained model is loaded, and onto which device, in which type and quantization."""
 
     model: str = "checkpoints/pretrain/model"
     """Model folder (ours or Hugging Face's), or a run folder that holds one."""

@@ -10,7 +10,7 @@ MAX_DEPTH = 200
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says.
+    """Parse a JSON text.
 
     Args:
         text: of any length; bytes are UTF-8, with or without a mark of byte order.

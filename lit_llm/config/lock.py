@@ -1,4 +1,4 @@
-"""A folder belongs to one process at a time."""
+"""A lock that keeps a second process out of a folder."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if hasattr(os, "register_at_fork"):
 
 @contextlib.contextmanager
 def locked(folder: Path, instead: str) -> Iterator[None]:
-    """Hold `folder`, which exists, while the block runs.
+    """Keep other processes out of `folder`, which exists, while the block runs.
 
     The lock is one of the operating system, which takes it back when the process ends in whatever way; the file .lock
     says who holds it. Where the file system has no locks, or those of one machine only, what the file says decides: a
@@ -75,7 +75,7 @@ def locked(folder: Path, instead: str) -> Iterator[None]:
 
 
 def _take(path: Path) -> tuple[int, bool | None]:
-    """The open file, and whether its lock is ours now; None where there are no locks."""
+    """Open the lock file and try to lock it: the file, and whether it is ours now, or None where no locks exist."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         if fcntl is None:
@@ -106,7 +106,7 @@ def _myself() -> dict[str, Any]:
 
 
 def _owner(descriptor: int) -> dict[str, Any] | None:
-    """Who the file says holds it; None for nobody."""
+    """The process that the lock file names as its holder, or None if it names nobody."""
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
         return {**owner, "pid": int(owner["pid"])}
@@ -132,7 +132,7 @@ def _may_be_at_work(owner: dict[str, Any], asked: bool, folder: Path) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process of this machine was started, in what the system counts in; None if there is none."""
+    """When a process of this machine was started, in the system's clock ticks, or None if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -149,7 +149,7 @@ def _started(pid: int) -> str | None:
 
 
 def _kind_of_file_system(folder: Path) -> str | None:
-    """Its name, as in /proc/mounts; None if that cannot be told."""
+    """The name of the file system that holds a path, as in /proc/mounts, or None if it cannot be told."""
     device = folder.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     with contextlib.suppress(OSError):

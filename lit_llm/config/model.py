@@ -247,7 +247,7 @@ class ModelConfig:
             )
 
     def as_score(self) -> ModelConfig:
-        """This trunk under a head that gives one score at each token instead of logits."""
+        """The same architecture with a head that gives one score at each token instead of logits."""
         return replace(self, output="score", value_head=False, tie_word_embeddings=False, logits_softcap=None)
 
     def check_gives_text(self, name: str) -> None:
@@ -264,16 +264,16 @@ class ModelConfig:
 
     @property
     def kv_heads(self) -> int:
-        """Number of key and value heads, resolved."""
+        """Number of key and value heads: `num_heads` where `num_key_value_heads` is not given."""
         return self.num_key_value_heads or self.num_heads
 
     @property
     def width_per_head(self) -> int:
-        """Width of one head, resolved."""
+        """Width of one head: the hidden size divided by the heads where `head_dim` is not given."""
         return self.head_dim or self.hidden_size // self.num_heads
 
     def window_of(self, layer: int) -> int | None:
-        """Sliding window of a layer, or None where it sees all."""
+        """Sliding window of a layer in tokens, or None where the layer sees the whole text."""
         every = self.full_attention_every
         return None if every is not None and (layer + 1) % every == 0 else self.sliding_window
 
@@ -284,7 +284,7 @@ class ModelConfig:
 
     @property
     def feedforward_size(self) -> int:
-        """Width inside the feed-forward, resolved."""
+        """Width inside the feed-forward: `intermediate_size`, or else the usual multiple of the hidden size."""
         if self.intermediate_size is not None:
             return self.intermediate_size
         if self.gated:
@@ -293,7 +293,7 @@ class ModelConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the embedding.
+        """Rows of the embedding: `vocab_size` rounded up to a multiple of `pad_vocab_to_multiple_of`.
 
         Raises:
             UserError: `vocab_size` has not been set, by hand or from a tokenizer.

@@ -42,7 +42,7 @@ class PlanConfig(PretrainConfig):
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs, resolved."""
+        """Number of GPUs that the plan is for."""
         if self.num_gpus is not None:
             return self.num_gpus
         devices = self.trainer.devices

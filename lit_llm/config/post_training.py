@@ -1,4 +1,4 @@
-"""What the stages after pretraining are configured by: SFT, reward model, DPO, PPO."""
+"""Configuration of the stages after pretraining: SFT, reward model, DPO, PPO."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from lit_llm.config.data import BatchConfig
 from lit_llm.config.errors import UserError
 from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.lora import LoraConfig
+from lit_llm.config.notices import tell_once
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.rates import Stage
 from lit_llm.config.run import RunConfig, SampleConfig
@@ -22,7 +23,7 @@ REFERENCE_FREE_LOSSES = ("simpo",)
 
 
 def default_beta(loss: str) -> float:
-    """The beta of a DPO loss that is given none."""
+    """The beta that a kind of DPO loss has by default."""
     return 2.0 if loss == "simpo" else 0.1
 
 
@@ -130,7 +131,11 @@ class PostTrainingConfig(RunConfig):
             UserError: the warm-up is longer than that.
         """
         if self.epochs is not None:
-            self.trainer.max_steps = max(1, math.ceil(self.epochs * samples / self.data.batch_size))
+            steps = max(1, math.ceil(self.epochs * samples / self.data.batch_size))
+            if self.trainer.max_steps not in (TrainerConfig().max_steps, steps):
+                unused = f"trainer.max_steps {self.trainer.max_steps} is not used"
+                tell_once(f"epochs {self.epochs:g} makes {steps} steps; {unused}")
+            self.trainer.max_steps = steps
             super().check_warmup()
 
     def check_warmup(self) -> None:
@@ -266,7 +271,7 @@ class DPOConfig(PostTrainingConfig):
             )
 
     def _check_effect(self) -> None:
-        """An option that the chosen loss does not read is an error."""
+        """Refuse options that the chosen loss does not read."""
         if self.label_smoothing and self.loss not in SMOOTHED_LOSSES:
             raise UserError(f"label_smoothing has no effect on loss {self.loss}; it is read by {SMOOTHED_LOSSES}")
         if self.simpo_gamma != 0.5 and self.loss != "simpo":

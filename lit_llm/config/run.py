@@ -1,4 +1,4 @@
-"""What a whole run is configured by."""
+"""Configuration of a whole run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Seeds that are made from others, so that no stream of random numbers is drawn from twice."""
+"""Seeds derived from other seeds, so that no two uses draw from the same stream of random numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from hashlib import blake2b
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A seed, 0 to 2^63 - 1, from what tells its draws from all others: a hash of the parts in their order."""
+    """A seed from 0 to 2^63 - 1: a hash of the parts, which together name one use of random numbers."""
     digest = blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
+from collections.abc import Callable
 from functools import cache
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -81,14 +82,13 @@ def check_types(config: Any, prefix: str) -> None:
 
 
 def shown(value: Any, most: int = 60) -> str:
-    """A value of a stranger's file for a message: in one line, and cut after `most` characters."""
+    """A value from somebody else's file as one line for a message, cut after `most` characters."""
     text = ascii(value) if isinstance(value, str) else " ".join(repr(value).split())
     return text if len(text) <= most else f"{text[:most]}..."
 
 
-@cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return get_type_hints(kind)
+# The type of each field of a dataclass, by name.
+_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -126,6 +126,6 @@ def _in_words(option: Any) -> str:
 
 def _convert(hint: Any, value: Any) -> Any:
     for option in _options(hint):
-        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+        if isinstance(option, type) and dataclasses.is_dataclass(option) and isinstance(value, dict):
             return from_plain(option, value)
     return value

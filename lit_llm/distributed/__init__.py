@@ -1,1 +1,1 @@
-"""Which part of a tensor is this rank's, which rank this is, and how ranks talk: one place for all of it."""
+"""Everything about ranks: which one this process is, its part of a tensor, and how ranks exchange values."""

@@ -1,4 +1,4 @@
-"""Talking between ranks about plain values; every rank must call, and one process alone needs no process group."""
+"""Exchanging plain values between ranks: every rank must call; one process alone needs no process group."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def several() -> bool:
-    """Whether there are ranks to talk to."""
+    """Whether this process is one of several ranks."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -21,7 +21,7 @@ def rank() -> int:
 
 
 def gather(value: Any) -> list[Any]:
-    """The values of all ranks, in order, on every rank."""
+    """Collect the values of all ranks, in order, on every rank."""
     if not several():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -30,7 +30,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def from_first(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Give every rank the value of rank 0."""
     if not several():
         return value
     values = [value]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -12,12 +14,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor: elementwise work on it needs no communication. Plain tensors are returned."""
+    """This rank's part of a tensor, for elementwise work without communication; a plain tensor is its own part."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
-    """`full` laid out as `parameter` is, without communication.
+    """Lay out `full` as `parameter` is, without communication.
 
     Args:
         full: the whole tensor, the same on every rank.
@@ -31,7 +33,7 @@ def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
     mesh, part = parameter.device_mesh, full
     # tensor parallelism, the last dimension, cut the tensor first; data parallelism cut what was left of it
     for dim in reversed(range(mesh.ndim)):
-        placement = parameter.placements[dim]
+        placement: Any = parameter.placements[dim]
         if not placement.is_replicate():
             chunks = part.chunk(mesh.size(dim), dim=placement.dim)
             rank = mesh.get_local_rank(dim)
@@ -47,7 +49,7 @@ def shard_like(full: Tensor, parameter: Tensor) -> Tensor:
 
 
 def whole_like(part: Tensor, parameter: Tensor) -> Tensor:
-    """The whole tensor of which `part` is this rank's, laid out as `parameter` is. Every rank must call it."""
+    """Gather the whole tensor from the ranks' parts, which are laid out as `parameter` is. Every rank must call it."""
     if not isinstance(parameter, DTensor):
         return part
     sharded = DTensor.from_local(

@@ -9,13 +9,13 @@ from typing import Any
 from lit_llm.evaluation.plots import Series, line_plot
 
 SIZE = (5.6, 3.1)
-"""Of each picture in inches; small enough that its text can be read on a phone."""
+"""Width and height of each picture in inches, small enough that its text can be read on a phone."""
 _NO_CURVES = ("step", "tokens", "seconds")
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves that belong in one picture."""
+    """Curves that are drawn in one picture."""
 
     title: str
     y_label: str
@@ -24,11 +24,11 @@ class Chart:
 
     @property
     def prefix(self) -> str:
-        """What the title says already, and a curve's name in the picture need not."""
+        """The beginning of the curves' names that is left out in the picture, as the title says it."""
         return self.names[0] if self.names[0].endswith("/") else ""
 
     def found(self, known: Sequence[str]) -> list[str]:
-        """Those of the chart that are known, in its order."""
+        """Pick the chart's curves from the known ones, in the chart's order."""
         return [
             name for one in self.names for name in known if name == one or (one[-1] == "/" and name.startswith(one))
         ]
@@ -49,16 +49,16 @@ MAIN_CHARTS = (
     Chart("Gradient norm", "norm before clipping", ("train/gradient_norm",)),
     Chart("Speed", "tokens per second", ("throughput/tokens_per_second",)),
 )
-"""What a run is looked at for first; a stage has those of its own curves."""
+"""The pictures that a report shows first. A stage has those of the curves that it logs."""
 
 
 def curve_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names of all curves, sorted."""
+    """List the names of all curves, sorted."""
     return sorted({name for line in lines for name in line if name not in _NO_CURVES})
 
 
 def curve(lines: Sequence[Mapping[str, Any]], name: str, over: str = "step") -> tuple[list[float], list[float]]:
-    """One curve of metrics.jsonl.
+    """Pick one curve from the lines of metrics.jsonl.
 
     Args:
         lines: of the file.
@@ -74,7 +74,7 @@ def curve(lines: Sequence[Mapping[str, Any]], name: str, over: str = "step") -> 
 
 
 def main_charts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The pictures of `MAIN_CHARTS` that a run has curves for, as SVG."""
+    """Draw the pictures of `MAIN_CHARTS` that a run has curves for; returns them as SVG."""
     known = curve_names(lines)
     found = [(chart, chart.found(known)) for chart in MAIN_CHARTS]
     return [
@@ -85,7 +85,7 @@ def main_charts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def more_charts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Pictures of all other curves, training and validation of one name together."""
+    """Draw all other curves, training and validation curves of one name together; returns the pictures as SVG."""
     known = curve_names(lines)
     shown = {name for chart in MAIN_CHARTS for name in chart.found(known)}
     groups: dict[str, list[str]] = {}
@@ -99,7 +99,7 @@ def more_charts(lines: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def draw(chart: Chart, series: Series, over: str = "step") -> str:
-    """The picture of a chart, as SVG."""
+    """Draw a chart; returns it as SVG."""
     return line_plot(series, x_label=over, y_label=chart.y_label, title=chart.title, size=SIZE)
 
 

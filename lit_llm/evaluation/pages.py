@@ -33,7 +33,7 @@ _STYLE = """
 
 
 def page(title: str, parts: Sequence[str]) -> str:
-    """A whole page.
+    """Make a whole page.
 
     Args:
         title: text, which becomes the heading as well.
@@ -63,29 +63,29 @@ def page(title: str, parts: Sequence[str]) -> str:
 
 
 def heading(text: str) -> str:
-    """The heading of a section."""
+    """Make the heading of a section."""
     return f"<h2>{escape(text)}</h2>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts; on a narrow screen it can be moved sideways."""
+    """Make a table of texts, which can be scrolled sideways on a narrow screen."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 
 
 def charts(pictures: Sequence[str]) -> str:
-    """Pictures of `line_plot` side by side where there is room."""
+    """Put pictures of `line_plot` side by side where there is room."""
     return '<div class="charts">\n' + "\n".join(pictures) + "\n</div>"
 
 
 def preformatted(text: str) -> str:
-    """A text with its line ends as they are."""
+    """Show a text with its line ends as they are."""
     return f"<pre>\n{escape(text)}</pre>"  # a browser drops the first line end
 
 
 def folded(title: str, body: str, *, is_open: bool = False) -> str:
-    """A part that is shown when its title is clicked.
+    """Make a part that is shown when its title is clicked.
 
     Args:
         title: text.
@@ -96,7 +96,7 @@ def folded(title: str, body: str, *, is_open: bool = False) -> str:
 
 
 def from_markdown(text: str) -> str:
-    """HTML of the Markdown that this package writes: tables, lists, indented blocks and paragraphs."""
+    """Turn Markdown into HTML, as far as this package writes it: tables, lists, indented blocks and paragraphs."""
     return "\n".join(_block(block) for block in re.split(r"\n{2,}", text.strip("\n")) if block.strip())
 
 

@@ -14,16 +14,16 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """For each curve's name the places on the x axis and the values there, as many of each."""
 
 COLORS = ("#3b82c4", "#e07b39", "#3f9e5f", "#c2504f", "#8f6bb8", "#a9772f", "#d06fb0", "#2fa3a3")
-"""Of the curves, in their order; each has enough contrast on white and on near-black."""
+"""Colours of the curves, in order; each has enough contrast on white and on near-black."""
 MOST_POINTS = 400
-"""Points that a curve is drawn with; a longer one keeps the lowest and highest value of each stretch."""
+"""A curve is drawn with at most so many points; a longer one keeps the lowest and highest value of each stretch."""
 _FONT = 12.0
 _DIGIT = 0.6 * _FONT  # width of a character
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One axis: numbers in, places on the picture out."""
+    """An axis, which turns numbers into places on the picture."""
 
     low: float
     high: float
@@ -106,14 +106,14 @@ def line_plot(
 
 
 def _point(x: float, y: float, log_x: bool, log_y: bool) -> tuple[float, float] | None:
-    """A point that can be drawn, or None."""
+    """Return the point, or None if it cannot be drawn."""
     if not (math.isfinite(x) and math.isfinite(y)) or (log_x and x <= 0) or (log_y and y <= 0):
         return None
     return float(x), float(y)
 
 
 def _range(values: Sequence[float], is_log: bool, margin: float) -> tuple[float, float]:
-    """Ends of an axis that shows all values, with a share of its length beyond them."""
+    """Choose the ends of an axis that shows all values, and leaves a share of its length free on both sides."""
     if not values:
         return (1.0, 10.0) if is_log else (0.0, 1.0)
     low, high = min(values), max(values)
@@ -125,7 +125,7 @@ def _range(values: Sequence[float], is_log: bool, margin: float) -> tuple[float,
 
 
 def _ticks(low: float, high: float, is_log: bool, most: int) -> list[tuple[float, str]]:
-    """Round numbers on an axis, each with its text."""
+    """Choose round numbers to write at an axis; returns each with its text."""
     if is_log and high / low >= 5:
         first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
         leads = (1, 2, 5) if last - first < 2 else (1,)
@@ -140,7 +140,7 @@ def _ticks(low: float, high: float, is_log: bool, most: int) -> list[tuple[float
 
 
 def _short(value: float, step: float | None = None) -> str:
-    """A number for an axis; `step` is the distance between two of them."""
+    """Write a number for an axis; `step` is the distance between two numbers there."""
     if value == 0:
         return "0"
     if abs(value) < 1e-3:
@@ -161,7 +161,7 @@ def _fixed(value: float, step: float) -> str:
 def _frame(
     x_axis: _Axis, y_axis: _Axis, x_ticks: list[tuple[float, str]], y_ticks: list[tuple[float, str]]
 ) -> list[str]:
-    """Grid, axes and numbers."""
+    """Draw the grid, the axes and their numbers."""
     grid = "".join(f"M{x_axis.begin:.1f} {y_axis.place(y):.1f}H{x_axis.end:.1f}" for y, _ in y_ticks)
     grid += "".join(f"M{x_axis.place(x):.1f} {y_axis.begin:.1f}V{y_axis.end:.1f}" for x, _ in x_ticks)
     axes = f"M{x_axis.begin:.1f} {y_axis.end:.1f}V{y_axis.begin:.1f}H{x_axis.end:.1f}"
@@ -177,7 +177,7 @@ def _frame(
 def _curve(
     name: str, curve: Sequence[tuple[float, float] | None], color: str, x_axis: _Axis, y_axis: _Axis
 ) -> Iterator[str]:
-    """One curve as a path; its points are marked where they are few."""
+    """Draw one curve as a path, and mark its points if they are few."""
     places = [None if point is None else (x_axis.place(point[0]), y_axis.place(point[1])) for point in _thinned(curve)]
     path, pen_is_down = [], False
     for place in places:
@@ -191,7 +191,7 @@ def _curve(
 
 
 def _thinned(curve: Sequence[tuple[float, float] | None]) -> list[tuple[float, float] | None]:
-    """At most `MOST_POINTS` of a curve: the lowest and highest value of each stretch, so that spikes stay."""
+    """Keep at most `MOST_POINTS` of a curve: the lowest and highest value of each stretch, so that spikes stay."""
     if len(curve) <= MOST_POINTS:
         return list(curve)
     stretches = MOST_POINTS // 2
@@ -207,7 +207,7 @@ def _thinned(curve: Sequence[tuple[float, float] | None]) -> list[tuple[float, f
 
 
 def _legend(names: Sequence[str], width: float) -> list[list[tuple[float, int, str]]]:
-    """Lines of a legend; each entry has its distance from the left, its number and its name."""
+    """Arrange a legend in lines; each entry is its distance from the left, the curve's number and its name."""
     lines: list[list[tuple[float, int, str]]] = [[]]
     place = 0.0
     for number, name in enumerate(names):

@@ -20,8 +20,10 @@ from lit_llm.training.loggers import stage_of
 from lit_llm.training.run import RunResult
 from lit_llm.training.step_lines import read_step_lines
 
+DATA_HEADER = ("split", "where", "how much", "digest")
+"""Names of the columns in the table of the data."""
 _MOST_ROWS = 12
-"""Steps of the table of curves in report.md, and validations whose samples are shown."""
+"""At most so many steps are in the table of curves in report.md, and so many validations show their samples."""
 
 
 def write_report(config: RunConfig, result: RunResult, sections: Sequence[tuple[str, str]] = ()) -> None:
@@ -40,7 +42,7 @@ def write_report(config: RunConfig, result: RunResult, sections: Sequence[tuple[
 
 
 def facts_of(config: RunConfig, result: RunResult) -> list[tuple[str, str]]:
-    """What stands above everything else, as (what, value)."""
+    """List the facts that a report begins with, as pairs of a name and a value."""
     model, data, trainer, known = config.model, config.data, config.trainer, result.facts
     shape = (
         f"{count_parameters(model):,} parameters: {model.num_layers} layers, width {model.hidden_size}, "
@@ -72,7 +74,7 @@ def facts_of(config: RunConfig, result: RunResult) -> list[tuple[str, str]]:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for a reader, in at most two units."""
+    """Write a length of time for a reader, in at most two units."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -86,11 +88,8 @@ def _data_rows(result: RunResult) -> list[tuple[str, str, str, str]]:
     return [(each.split, each.where, each.amount, each.digest) for each in result.facts.data]
 
 
-_DATA_HEADER = ("split", "where", "how much", "digest")
-
-
 def last_values(result: RunResult) -> list[tuple[str, str]]:
-    """The last value of each curve, as (name, value), those of validation and test first."""
+    """List the last value of each curve as (name, value), those of validation and test first."""
     named = {name: value for name, value in result.metrics.items() if "/" in name}
     order = sorted(named, key=lambda name: (not name.startswith(("val/", "test/")), name))
     return [(name, _number(named[name], ".4f")) for name in order]
@@ -112,7 +111,7 @@ def _html(
         parts.append(pages.folded(f"{len(more)} more", pages.charts(more)))
     parts += [pages.heading("Last values"), pages.table(("curve", "value"), last_values(result))]
     if result.facts.data:
-        parts += [pages.heading("Data files"), pages.table(_DATA_HEADER, _data_rows(result))]
+        parts += [pages.heading("Data files"), pages.table(DATA_HEADER, _data_rows(result))]
     for title, body in sections:
         parts += [pages.heading(title), pages.from_markdown(body)]
     if samples:
@@ -143,7 +142,7 @@ def _markdown(
     if curves:
         parts += ["## Curves", curves]
     if result.facts.data:
-        parts += ["## Data files", markdown_table(_DATA_HEADER, _data_rows(result))]
+        parts += ["## Data files", markdown_table(DATA_HEADER, _data_rows(result))]
     for title, body in sections:
         parts += [f"## {title}", body]
     if result.samples:
@@ -159,7 +158,7 @@ def _markdown(
 
 
 def _curves_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The main curves at some steps: those of validations, where there are any, and the last."""
+    """Make a table of the main curves at some steps: those of validations, or any if there was no validation."""
     known = curve_names(lines)
     names = [name for chart in MAIN_CHARTS for name in chart.found(known)]
     if not names:
@@ -186,7 +185,7 @@ def _number(value: float | None, form: str = ".4g") -> str:
 
 
 def _spread(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """At most `_MOST_ROWS` lines, evenly spread, the first and the last among them."""
+    """Pick at most `_MOST_ROWS` lines, evenly spread, the first and the last among them."""
     if len(lines) <= _MOST_ROWS:
         return list(lines)
     return [lines[round(number * (len(lines) - 1) / (_MOST_ROWS - 1))] for number in range(_MOST_ROWS)]

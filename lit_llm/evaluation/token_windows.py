@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_llm.config import CorpusConfig, UserError
+from lit_llm.config.notices import tell_once
 from lit_llm.data.corpus.documents import Corpus, Document
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.objectives import IGNORE_INDEX
@@ -79,18 +80,14 @@ class TextSource:
     kind = "texts"
     mask_id: int | None = None
 
-    def __init__(
-        self,
-        path: str,
-        text_field: str = "text",
-        end_of_text: bool = True,
-        begin_token: bool = True,
-    ) -> None:
+    def __init__(self, path: str, text_field: str = "text", end_of_text: bool = True, begin_token: bool = True) -> None:
         self.name = path
         self.end_of_text, self.begin_token = end_of_text, begin_token
         options = CorpusConfig(path, text_field, validation_fraction=0.0)
         with _options_renamed():
             self._corpus = Corpus(options)
+        if path.startswith("hf:") and path.count(":") < 3:
+            tell_once(f"texts {path}: its split train is read; write hf:NAME::test for the split test")
         self.num_bytes, self.sample, self._room = 0, bytearray(), 0
 
     @property

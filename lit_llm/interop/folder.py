@@ -32,13 +32,13 @@ from lit_llm.interop.generation_settings import GENERATION_CONFIG, GenerationSet
 from lit_llm.interop.json_files import read_object
 from lit_llm.interop.options import USUAL
 from lit_llm.interop.peft import adapted_config, base_of, load_tokenizer, merged_weights
+from lit_llm.interop.reading import MODEL_TYPE
 from lit_llm.interop.remote_code import delete_remote_code, remote_code_values, write_remote_code
 from lit_llm.interop.writing import MAX_SHARD_BYTES, outputs_of, write_weights
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import KINDS, quantize
 from lit_llm.tokenizer import Tokenizer
 
-MODEL_TYPE = "lit_llm"
 NOT_FIELDS = USUAL | {"model_type", "quantization", "auto_map"}
 """Keys of a config.json of our own form that are no fields of a ModelConfig; transformers adds some when it saves."""
 

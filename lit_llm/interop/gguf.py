@@ -104,7 +104,7 @@ def why_not_gguf(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
         return "a reward model is not written as GGUF; export a language model, or give the format auto"
     family, reason = family_of(config)
     if family is None:
-        return reason
+        return f"only the Llama form is written as GGUF, and {reason}"
     if family.model_type not in ("llama", "mistral") or config.qkv_bias or config.attention_output_bias:
         return f"only the Llama form without biases is written as GGUF, not {family.model_type}"
     if config.sliding_window is not None:

@@ -1,6 +1,7 @@
 """Adapter folders of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors beside a base model.
 
-Their layers have the names that transformers gives them in the base, whichever of the two forms our base folder is of.
+Their layers have the names that transformers gives them in the base: those of its own architecture, or ours where the
+base is a folder of our own form, which it loads by the code in the folder.
 
 Source: PEFT 0.21, `peft/tuners/lora`; the names in a file are those of the checkpoint format in its documentation.
 """
@@ -23,7 +24,7 @@ from lit_llm.config.serialization import check_types, shown
 from lit_llm.interop.configuration import family_of
 from lit_llm.interop.families import Family
 from lit_llm.interop.json_files import read_object
-from lit_llm.interop.reading import check_finite, source_of
+from lit_llm.interop.reading import MODEL_TYPE, OWN_PREFIX, check_finite, source_of
 from lit_llm.model import Decoder
 from lit_llm.model.lora import is_adapter, is_target, merged_weight
 from lit_llm.tokenizer import Tokenizer
@@ -79,15 +80,15 @@ def save_adapter(
         tokenizer: goes along.
 
     Raises:
-        UserError: transformers has no such architecture, or fuses the layers that the additions are to; the model has
-            more tokens than its base; or a file cannot be written.
+        UserError: transformers fuses the layers that the additions are to; the model has more tokens than its base; or
+            a file cannot be written.
     """
-    family = _family(model_config, MERGE)
+    family = _family(model_config, MERGE, in_our_form=_is_in_our_form(Path(base_model)))
     _check_vocabulary(Path(base_model), model_config)
     scores = model_config.output == "score"
     tensors = {_stored_name(name, family): tensor for name, tensor in weights.items() if is_adapter(name)}
     if scores:
-        tensors[PREFIX + source_of("head.weight", family).name] = weights["head.weight"]
+        tensors[_stored_head(family)] = weights["head.weight"]
     names = sorted({name.rsplit(".", 2)[1] for name in weights if is_adapter(name)})
     values = {
         "peft_type": "LORA",
@@ -228,11 +229,10 @@ def merged_weights(
     yield from head.items()
 
 
-def _family(config: ModelConfig, fix: str) -> Family:
-    family, reason = family_of(replace(config, value_head=False))
-    if family is None:
-        raise UserError(f"an adapter names layers as transformers does, and {reason}; {fix}")
-    if any(stored.transposed for stored in family.weights.values()):
+def _family(config: ModelConfig, fix: str, in_our_form: bool) -> Family | None:
+    """The architecture of transformers whose names the layers have; None where they have ours."""
+    family, _ = (None, "") if in_our_form else family_of(replace(config, value_head=False))
+    if family is not None and any(stored.transposed for stored in family.weights.values()):
         raise UserError(
             f"an adapter of {family.model_type} is of fused layers (c_attn), which are three of ours (q_proj, k_proj, "
             f"v_proj); {fix}"
@@ -249,9 +249,19 @@ def _check_vocabulary(base: Path, config: ModelConfig) -> None:
         raise UserError(f"the model has {config.vocab_size} tokens and its base {base} has rows for {rows}; {MERGE}")
 
 
-def _stored_name(name: str, family: Family) -> str:
+def _is_in_our_form(folder: Path) -> bool:
+    path = folder / "config.json"
+    return path.is_file() and read_object(path).get("model_type") == MODEL_TYPE
+
+
+def _stored_name(name: str, family: Family | None) -> str:
     module, _, part = name.rpartition(".")
-    return PREFIX + source_of(f"{module}.weight", family).name.removesuffix("weight") + _SUFFIXES[part]
+    theirs = source_of(f"{module}.weight", family).name.removesuffix("weight")
+    return PREFIX + (OWN_PREFIX if family is None else "") + theirs + _SUFFIXES[part]
+
+
+def _stored_head(family: Family | None) -> str:
+    return PREFIX + ("score.weight" if family is None else source_of("head.weight", family).name)
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -264,7 +274,8 @@ def _read(folder: Path, model_config: ModelConfig) -> _Adapter:
     values = _read_values(folder)
     _check_values(folder / CONFIG, values)
     tensors = _read_tensors(folder)
-    family = _family(model_config, "adapt a model of another architecture, or have PEFT merge the adapter")
+    in_our_form = any(name.startswith(f"{PREFIX}{OWN_PREFIX}blocks.") for name in tensors)
+    family = _family(model_config, "adapt a model of another architecture, or have PEFT merge the adapter", in_our_form)
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in Decoder(model_config).state_dict().items()}
     weights = _renamed(folder, tensors, shapes, family, model_config)
@@ -338,14 +349,14 @@ def _renamed(
     folder: Path,
     tensors: dict[str, Tensor],
     shapes: dict[str, tuple[int, ...]],
-    family: Family,
+    family: Family | None,
     model_config: ModelConfig,
 ) -> dict[str, Tensor]:
     """The tensors in our names; refuses those that have no place."""
     modules = [name.removesuffix(".weight") for name in shapes if is_target(name, LoraConfig(rank=1))]
     ours = {_stored_name(f"{module}.{part}", family): f"{module}.{part}" for module in modules for part in _SUFFIXES}
     if model_config.output == "score":
-        ours[PREFIX + source_of("head.weight", family).name] = "head.weight"
+        ours[_stored_head(family)] = "head.weight"
     unknown = sorted(set(tensors) - set(ours))
     if PREFIX + "score.weight" in unknown:
         raise UserError(f"{folder} is an adapter of a reward model (it has a head of scores); give a language model's")

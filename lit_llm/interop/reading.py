@@ -24,6 +24,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = ("F64", "F32", "F16", "BF16")
 QUANTIZED_DTYPES = ("I8", "U8")
+MODEL_TYPE = "lit_llm"
+"""The `model_type` of a folder of our own form."""
 OWN_PREFIX = "model."
 """Prefix that transformers gives the weights of our own form, all but the heads, when it saves them."""
 OWN_SCORES = {"score.weight": "head.weight"}

@@ -74,7 +74,7 @@ class KVCache:
         return CacheStep(self, width, range(len(self.lengths)) if rows is None else rows, counts)
 
     def holds_prefix(self, row: int, length: int) -> bool:
-        """Whether the first `length` tokens of `row` could be gone on from: a ring forgets what left the window."""
+        """Whether a text can continue from the first `length` tokens of `row`: a ring forgets what left the window."""
         held = self.lengths[row]
         return length <= held and all(
             held <= capacity or (window is not None and held - capacity <= length - window + 1)
@@ -91,7 +91,7 @@ class KVCache:
             self.last_tokens[target] = last_token
 
     def move_row(self, source: int, target: int) -> None:
-        """Make `target` what `source` is."""
+        """Copy all of row `source` to row `target`."""
         if source != target:
             self.copy_row(source, target, self.lengths[source])
             if self.last_tokens is not None:
@@ -104,7 +104,7 @@ class KVCache:
         self.truncate(row, 0)
 
     def select(self, rows: Sequence[int]) -> None:
-        """Row i becomes what row `rows[i]` was; rows after them stay."""
+        """Let row i take over what row `rows[i]` held; rows after the last of them keep theirs."""
         index = torch.tensor(rows, device=self.keys[0].device)
         for memory in (*self.keys, *self.values):
             slots = min(max(self.lengths), memory.size(2))
@@ -127,7 +127,7 @@ class KVCache:
 
 
 class CacheStep:
-    """One forward pass: which slots it writes, which it reads, and who may look at whom.
+    """One forward pass over a cache: which slots it writes and reads, and which token may look at which.
 
     Args:
         cache: what is read and extended.
@@ -153,7 +153,7 @@ class CacheStep:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest row once these are read."""
+        """Length of the longest row once the new tokens are read."""
         return max(self.ends)
 
     @property
@@ -267,13 +267,14 @@ class _Slots:
             memory[:, :, slot : slot + step.width] = new
             return
         if self._write_at is None:
-            self._find_slots(memory.device)
+            self._write_at = self._find_slots(memory.device)
         new = new.transpose(1, 2).flatten(0, 1)  # [b * t, n_kv, d]
         kept = new if self._source is None else new[self._source]
-        memory[self._write_at[0], :, self._write_at[1]] = kept.to(memory.dtype)
+        rows, slots = self._write_at
+        memory[rows, :, slots] = kept.to(memory.dtype)
 
-    def _find_slots(self, device: torch.device) -> None:
-        """Row and slot of every token that is kept; which of the new tokens those are, unless it is all of them."""
+    def _find_slots(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Row and slot of every token that is kept; keeps in mind which new tokens those are, unless it is all."""
         step = self.step
         ends = torch.tensor(step.ends).unsqueeze(1)
         positions = torch.tensor(step.lengths).unsqueeze(1) + torch.arange(step.width)
@@ -284,4 +285,4 @@ class _Slots:
         if not bool(kept.all()):
             self._source = kept.nonzero().squeeze(1).to(device)
             rows, slots = rows[kept], slots[kept]
-        self._write_at = rows.to(device), slots.to(device)
+        return rows.to(device), slots.to(device)

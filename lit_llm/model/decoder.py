@@ -83,7 +83,7 @@ def _narrow(x: Tensor) -> Tensor:
 
 
 class TokenSmear(nn.Module):
-    """Adds to each token's embedding a gated share of the one before it. Source: modded-nanogpt, nanochat."""
+    """Add to each token's embedding a gated share of the previous token's. Source: modded-nanogpt, nanochat."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class TokenSmear(nn.Module):
         self.strength = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """Args: x: [b, t, hidden]; positions: [t] or [b, t], 0 at the first token of a document."""
+        """Smear x [b, t, hidden]; positions ([t] or [b, t]) are 0 where a document begins, and nothing is added."""
         previous = torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], dim=1)
         gate = self.strength * torch.sigmoid(self.gate(x[..., : self.gate.in_features]))  # [b, t, 1]
         return x + gate * (positions > 0).unsqueeze(-1) * previous
@@ -141,7 +141,7 @@ class Decoder(nn.Module):
         initialize_weights(self, config, seed)
 
     def tie(self) -> None:
-        """Make the head's weight the embedding's, where configured; again after memory has been given to both."""
+        """Let head and embedding share one weight where configured; call it again after both were given new memory."""
         if self.config.tie_word_embeddings:
             self.head.weight = self.embedding.weight
 
@@ -217,7 +217,7 @@ class Decoder(nn.Module):
         step: CacheStep | None,
         dtype: torch.dtype,
     ) -> AttentionContext:
-        """What the layers with this sliding window share."""
+        """Make the context that all layers with this sliding window share."""
         if step is None:
             mask, is_causal = attention_mask(
                 tokens.size(1), window=window, document_ids=document_ids, device=tokens.device

@@ -70,7 +70,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner, width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [b, t, hidden]. Returns: the same shape."""
+        """Apply the feed-forward to x [b, t, hidden]; the result has the same shape."""
         inner: Tensor = self.up_proj(x)  # [b, t, inner]
         if self.gate_proj is None:
             return self.down_proj(self.activation(inner))

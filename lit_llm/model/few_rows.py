@@ -28,7 +28,7 @@ class FewRowsLinear(nn.Module):
         self.weight, self.scale, self.bias = weight, scale, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [..., in]. Returns: [..., out]."""
+        """Multiply x [..., in] by the weight: [..., out]."""
         rows = x.reshape(-1, self.in_features).float()
         # in memory: otherwise the compiler computes what makes the inputs again for every output
         rows = rows.as_strided(rows.shape, (self.in_features, 1))
@@ -59,7 +59,7 @@ class FewRowsInt4Linear(nn.Module):
         self.weight, self.scale, self.bias = weight, scale, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [..., in]. Returns: [..., out]."""
+        """Multiply x [..., in] by the weight: [..., out]."""
         groups = self.scale.size(0)
         rows = x.reshape(-1, groups, self.in_features // groups // 2, 2).float()
         rows = rows.movedim(-1, 1).contiguous()

@@ -29,7 +29,7 @@ def named_generator(seed: int, name: str) -> torch.Generator:
 def initialize_weights(
     model: nn.Module, config: ModelConfig, seed: int, chosen: Callable[[str], bool] | None = None, prefix: str = ""
 ) -> None:
-    """Normal weights of `config.init_std`, residual projections scaled down by depth, zero biases, unit norms.
+    """Draw normal weights of `config.init_std`; residual projections shrink with depth, biases are 0, norms 1.
 
     Numbers are drawn on the CPU, one whole parameter at a time, and each rank keeps its part: every device, strategy
     and world size gets the same ones, and no more than one parameter is ever whole. Parameters on the meta device are
@@ -69,7 +69,7 @@ def _fill(full: torch.Tensor, module: nn.Module, module_name: str, name: str, co
 
 
 def _constant(module: nn.Module, name: str) -> float | None:
-    """What every element of a parameter starts as, or None where it is drawn."""
+    """The value that every element of a parameter starts with, or None where elements are drawn."""
     if name == "bias":
         return 0.0
     if isinstance(module, OffsetRMSNorm):

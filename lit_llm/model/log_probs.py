@@ -1,4 +1,4 @@
-"""How likely a model finds given tokens."""
+"""The log-probabilities that a model gives to the tokens of a text."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def hidden_log_probs(
     with_entropy: bool = False,
     with_likeliest: bool = False,
 ) -> TokenLogProbs:
-    """`token_log_probs` from hidden states that are there: for a `head` callback that reads other things, too.
+    """`token_log_probs` from hidden states, for a `head` callback that needs more than log-probabilities from them.
 
     Args:
         model: whose hidden states these are.
@@ -138,7 +138,7 @@ def _through_layer(
     with_entropy: bool,
     with_likeliest: bool,
 ) -> list[Tensor]:
-    """What `linear_log_probs` returns, of a quantized head: it has no weight to multiply with."""
+    """Compute what `linear_log_probs` returns with a quantized head, which has no plain weight."""
     scored = targets != IGNORE_INDEX
     log_probs = torch.zeros(targets.shape, dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
     entropy, likeliest = torch.zeros_like(log_probs), torch.zeros_like(scored)

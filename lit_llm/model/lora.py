@@ -62,7 +62,7 @@ class LoraLinear(nn.Linear):
         self.train(linear.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [..., in]. Returns: [..., out]."""
+        """Multiply x [..., in] by the weight with its addition: [..., out]."""
         base = self._base(x)
         if not self.adds:
             return base
@@ -96,14 +96,14 @@ class LoraLinear(nn.Linear):
         return self.weight_scale is not None
 
     def hold_quantized(self, kind: str) -> None:
-        """Round the weight for good."""
+        """Round the weight to 8 or 4 bits and forget the original."""
         numbers, scale = quantize_weight(self.weight.detach(), kind)
         # parameters and not buffers, which DDP would send around before every forward pass
         self.weight = nn.Parameter(numbers, requires_grad=False)
         self.register_parameter(_SCALE, nn.Parameter(scale, requires_grad=False))
 
     def extra_repr(self) -> str:
-        """For print(model)."""
+        """Describe the layer in print(model)."""
         kind = f", weight={self.weight.dtype}" if self.is_quantized else ""
         return f"{super().extra_repr()}, rank={self.lora_A.size(0)}, scale={self.scale:g}{kind}"
 
@@ -115,7 +115,7 @@ class LoraLinear(nn.Linear):
 
 
 class _DequantizedProduct(torch.autograd.Function):
-    """`x W^T` of a quantized weight, which is turned back for each pass and kept by none."""
+    """The product `x W^T` with a quantized weight, which is dequantized anew for each pass to save memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ def prepare_dora(model: nn.Module) -> None:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """A block in which adapted layers give what the weights alone do, bit for bit: DPO's reference, for instance.
+    """Switch the additions off inside a block, so that the model computes exactly what it did without them.
 
     A head that is trained whole stays as it is. What needs a gradient must be backpropagated before the block or after
     it, with the additions as they were in its forward pass: activation checkpointing computes that again.
@@ -305,7 +305,7 @@ def merged_weight(module: str, weight: Tensor, adapter: Mapping[str, Tensor], co
 
 
 def rounded_base(weights: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
-    """A plain decoder's state_dict with the targeted weights as `quantize_base` leaves them, in the type they had."""
+    """Round the targeted weights of a plain state_dict as `quantize_base` does, and return them in their own type."""
     return {
         name: _dequantized(*quantize_weight(tensor, config.quantize_base)).to(tensor.dtype)
         if config.quantize_base != "none" and is_target(name, config)

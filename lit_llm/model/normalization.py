@@ -19,7 +19,7 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [..., d]. Returns: the same shape."""
+        """Normalize x [..., d]; the result has the same shape."""
         plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
         lean = plain and self.weight is not None and self.weight.dtype == x.dtype and torch.is_grad_enabled()
         if lean and not torch.compiler.is_compiling():
@@ -52,7 +52,7 @@ class OffsetRMSNorm(nn.RMSNorm):
     """RMSNorm whose weight is the distance of its scale from 1, and starts at 0 (Gemma); at least float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [..., d]. Returns: the same shape."""
+        """Normalize x [..., d]; the result has the same shape."""
         scale = 1.0 + at_least_float32(self.weight)
         return F.rms_norm(at_least_float32(x), self.normalized_shape, scale, self.eps).type_as(x)
 

@@ -40,7 +40,7 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, sc
 
 
 class OneTokenStep:
-    """A `CacheStep` for one token of each row, where what the rows hold are tensors.
+    """A `CacheStep` for one token of each row whose lengths are tensors instead of Python numbers.
 
     Shapes do not depend on the lengths, so that one compiled function serves all of them.
 
@@ -69,10 +69,10 @@ class OneTokenStep:
         self.positions = lengths.unsqueeze(1)
 
     def check(self, context: int) -> None:
-        """The caller has seen to the lengths."""
+        """Check nothing: the caller has made sure that the text fits."""
 
     def advance(self, tokens: Tensor) -> None:
-        """The caller counts."""
+        """Count nothing: the caller keeps the lengths."""
 
     def mask(self, window: int | None) -> tuple[Tensor, bool]:
         """Boolean mask [b, 1, 1, s], True where the token may look."""

@@ -6,7 +6,7 @@ the first alone where tensor parallelism leaves it whole.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
@@ -22,11 +22,11 @@ from lit_llm.config import ModelConfig, TrainerConfig, UserError
 from lit_llm.model.checkpointing import block_choices
 
 if TYPE_CHECKING:
-    from lit_llm.model.decoder import Decoder
+    from lit_llm.model.decoder import Block, Decoder
 
 
 def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> None:
-    """Lay `model` out as `config` says; its parameters may still be on the meta device.
+    """Split, compile and shard `model` as `config` says; its parameters may still be on the meta device.
 
     Args:
         model: changed in place; no parameter is renamed.
@@ -38,10 +38,10 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
     """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _split_products(model, mesh["tensor_parallel"])
-    for block, choice in zip(model.blocks, block_choices(config, model.config.num_layers), strict=True):
+    for block, choice in zip(_blocks(model), block_choices(config, model.config.num_layers), strict=True):
         block.checkpointing = choice
     if config.compile:
-        for block in model.blocks:
+        for block in _blocks(model):
             block.compile()
     if mesh is not None:
         _shard(model, config, mesh["data_parallel"])
@@ -66,12 +66,16 @@ def _split_products(model: Decoder, mesh: DeviceMesh) -> None:
         # each rank sees its own heads [b, t, n_h, d]; the weight is one for all, so its gradient is summed over ranks
         for name in ("q_norm", "k_norm"):
             plan[f"attention.{name}"] = SequenceParallel(sequence_dim=2, use_local_output=True)
-    for block in model.blocks:
+    for block in _blocks(model):
         values = {}
         if block.attention.value_embedding is not None:
             values = {f"attention.{name}": ColwiseParallel() for name in ("value_embedding", "value_gate")}
         parallelize_module(block, mesh, {**plan, **values})
     model.tensor_parallel_size = size
+
+
+def _blocks(model: Decoder) -> list[Block]:
+    return cast("list[Block]", list(model.blocks))
 
 
 def check_divisible(config: ModelConfig, tensor_parallel_size: int) -> None:
@@ -100,6 +104,6 @@ def _shard(model: Decoder, config: TrainerConfig, mesh: DeviceMesh) -> None:
         param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32 if half else None
     )
     offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
-    for block in model.blocks:
+    for block in _blocks(model):
         fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=offload)
     fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload)

@@ -98,7 +98,7 @@ def _yarn_frequencies(frequencies: Tensor, width: int, theta: float, scaling: Ro
 
 
 class DeviceTables(nn.Module):
-    """Tables that the configuration determines, built in float32 on each device where they are first read.
+    """Constant tables, built from the configuration in float32 and kept for each device that reads them.
 
     They are no buffers: those would be rounded by `module.to(bfloat16)` and lost by building on the meta device.
     """
@@ -108,7 +108,7 @@ class DeviceTables(nn.Module):
         self._by_device: dict[torch.device, tuple[Tensor, ...]] = {}
 
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
-        """The tables on `device`."""
+        """Return the tables on `device`, and build them if this is the first time."""
         if device not in self._by_device:
             # an ordinary tensor even when first read in inference mode, so that training may use it later
             with torch.inference_mode(False), torch.device("cpu"):
@@ -128,7 +128,7 @@ class SinusoidalTable(DeviceTables):
         self.config = config
 
     def build(self) -> tuple[Tensor, ...]:
-        """One vector for each position."""
+        """Build one vector for each position."""
         return (sinusoidal_table(self.config.max_position_embeddings, self.config.hidden_size),)
 
     def forward(self, positions: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class RotaryTables(DeviceTables):
         self.config = config
 
     def build(self) -> tuple[Tensor, ...]:
-        """Cosines and sines [max_position_embeddings, d/2]."""
+        """Build cosines and sines [max_position_embeddings, d/2]."""
         config = self.config
         frequencies, factor = rotary_frequencies(config.width_per_head, config.rope_theta, config.rope_scaling)
         angles = torch.outer(torch.arange(config.max_position_embeddings).float(), frequencies)

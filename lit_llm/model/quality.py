@@ -15,7 +15,7 @@ from lit_llm.model.decoder import Decoder
 
 @dataclass(frozen=True)
 class Quality:
-    """What quantization changed, over the tokens of some texts."""
+    """How far a quantized model's predictions are from the full model's, over the tokens of some texts."""
 
     tokens: int
     """Predictions that were compared."""

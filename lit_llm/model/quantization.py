@@ -122,7 +122,7 @@ class QuantizedLinear(nn.Module):
         return self.kind == "int4" and has_int4_kernel(self.scale.device, self.scale.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Args: x: [..., in]. Returns: [..., out]."""
+        """Multiply x [..., in] by the stored weight: [..., out]."""
         rows = x.reshape(-1, self.in_features)
         if self.kind == "int4":
             product = int4_kernel_product if self.is_packed else int4_product
@@ -137,13 +137,13 @@ class QuantizedLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def dequantized(self) -> Tensor:
-        """The weight that it computes with [out, in], in float32."""
+        """Return the weight [out, in] that the layer computes with, in float32."""
         if self.kind != "int4":
             return from_int8(self.weight, self.scale)
         return from_int4(split_halves(self._stored_weight()), self.scale)[: self.out_features]
 
     def train(self, mode: bool = True) -> QuantizedLinear:
-        """Evaluation mode is the only one.
+        """Refuse training mode: a quantized layer is for evaluation only.
 
         Raises:
             UserError: training mode is asked for.
@@ -153,7 +153,7 @@ class QuantizedLinear(nn.Module):
         return super().train(False)
 
     def extra_repr(self) -> str:
-        """For print(model)."""
+        """Describe the layer in print(model)."""
         return f"in_features={self.in_features}, out_features={self.out_features}, kind={self.kind}"
 
     def _stored_weight(self) -> Tensor:

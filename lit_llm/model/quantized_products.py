@@ -72,7 +72,7 @@ def widened_integer_product(a: Tensor, b: Tensor) -> Tensor:
 # the compiler asks when it makes a graph, and builds in the answer
 @torch.compiler.assume_constant_result
 def has_exact_kernel() -> bool:
-    """Whether the CPU's product of integers is one.
+    """Whether the CPU's product of int8 matrices is exact.
 
     Processors without instructions for it (VNNI) add two products of bytes in 16 bits, where large ones saturate: the
     product is off by several percent, and nothing says so.
@@ -136,7 +136,7 @@ def from_kernel_order(packed: Tensor) -> Tensor:
 
 
 def _fits_int8_kernel(rows: Tensor, weight: Tensor) -> bool:
-    """Whether the CPU's kernel for rows [m, k] and a weight [n, k] of int8 can be had.
+    """Whether the CPU's int8 kernel can multiply rows [m, k] and a weight [n, k].
 
     In float32 it is many times slower than converting the weight, and memory that is not in line with its vectors
     ends the process (torch 2.13). The compiler makes a kernel of its own from the plain formula.

@@ -1,4 +1,4 @@
-"""Numbers of 8 and 4 bits that stand for the rows of a matrix, and the way back.
+"""Rounding the rows of a matrix to numbers of 8 or 4 bits, and back.
 
 Notation used for tensor shapes:
     n: rows, k: columns.

@@ -1,4 +1,4 @@
-"""What a head of one row, a reward model's or a critic's, says of hidden states."""
+"""The scores that a reward model's or a critic's head, a layer with one output, gives to hidden states."""
 
 from __future__ import annotations
 

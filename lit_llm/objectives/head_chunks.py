@@ -48,11 +48,11 @@ class SupervisedRows:
         self._index = None if index.numel() == self._total else index
 
     def select(self, rows: Tensor) -> Tensor:
-        """[n, ...] -> [s, ...]."""
+        """Pick the rows of supervised tokens: [n, ...] to [s, ...]."""
         return rows if self._index is None else rows.index_select(0, self._index)
 
     def spread(self, rows: Tensor) -> Tensor:
-        """[s, ...] -> [n, ...] with zeros where not supervised."""
+        """Put rows back at their tokens: [s, ...] to [n, ...], with zeros where a token is not supervised."""
         if self._index is None:
             return rows
         return rows.new_zeros(self._total, *rows.shape[1:]).index_copy_(0, self._index, rows)
@@ -103,7 +103,7 @@ class HeadChunks:
         self._tanh = None if softcap is None else self.buffer()
 
     def __iter__(self) -> Iterator[slice]:
-        """The rows of each chunk."""
+        """Iterate over the chunks, each as a slice of the supervised tokens."""
         for start in range(0, self.inputs.size(0), max(self._rows, 1)):
             yield slice(start, start + self._rows)
 
@@ -117,7 +117,7 @@ class HeadChunks:
         logits, product = self._logits[: inputs.size(0)], self._product[: inputs.size(0)]
         scale = 1.0 / (self.temperature if self.softcap is None else self.softcap)
         torch.addmm(product, inputs, self.head.t(), beta=0, alpha=scale, out=product)
-        if self.softcap is not None:
+        if self.softcap is not None and self._tanh is not None:
             tanh = self._tanh[: inputs.size(0)].copy_(product).tanh_()
             torch.mul(tanh, self.softcap / self.temperature, out=logits)
         elif product.dtype != logits.dtype:  # else they are the same memory
@@ -133,7 +133,7 @@ class HeadChunks:
         """
         rows = probs.size(0)
         probs.scatter_add_(1, self.targets[chunk].unsqueeze(1), probs.new_full((), -1.0).expand(rows, 1))
-        if self.softcap is not None:
+        if self._tanh is not None:
             probs.addcmul_(probs, self._tanh[:rows].square_(), value=-1)
         product = self._product[:rows]
         return probs if product.dtype == probs.dtype else product.copy_(probs)

@@ -170,20 +170,24 @@ class _LinearLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_log_probs: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         with torch.autocast(grad_log_probs.device.type, enabled=False):
+            grad_hidden: Tensor | None
+            grad_weight: Tensor | None
             if ctx.needs_input_grad[1]:
-                grads = _recompute(*ctx.saved_tensors, ctx.options, grad_log_probs, ctx.needs_input_grad[0])
+                hidden, weight, targets = ctx.saved_tensors
+                need_hidden = ctx.needs_input_grad[0]
+                grad_hidden, grad_weight = _recompute(hidden, weight, targets, ctx.options, grad_log_probs, need_hidden)
             else:
                 grad_inputs, targets = ctx.saved_tensors
                 rows = SupervisedRows(targets)
                 factor = rows.select(grad_log_probs) / -ctx.options.temperature
-                grads = rows.spread((grad_inputs * factor.unsqueeze(1)).to(ctx.hidden_dtype)), None
-        return (*grads, None, None, None)
+                grad_hidden, grad_weight = rows.spread((grad_inputs * factor.unsqueeze(1)).to(ctx.hidden_dtype)), None
+        return grad_hidden, grad_weight, None, None, None
 
 
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options, prepare: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Log-probabilities, entropies and likeliest [n], and with `prepare` -temperature * d log p / d hidden [s, d]."""
+    """Log-probabilities, entropies and likeliest [n]; with `prepare` also -temperature * d log p / d hidden [s, d]."""
     rows = SupervisedRows(targets)
     chunks = _head_chunks(rows, hidden, weight, targets, options)
     count = chunks.inputs.size(0)
@@ -205,8 +209,12 @@ def _forward(
             probs = log_probs.exp_()
         if grad_inputs is not None:
             torch.mm(chunks.loss_gradients(probs, chunk), chunks.head, out=grad_inputs[chunk])
-    extras = (None if each is None else rows.spread(each) for each in (entropy, likeliest))
-    return rows.spread(target_log_probs), *extras, grad_inputs
+    return (
+        rows.spread(target_log_probs),
+        None if entropy is None else rows.spread(entropy),
+        None if likeliest is None else rows.spread(likeliest),
+        grad_inputs,
+    )
 
 
 def _recompute(

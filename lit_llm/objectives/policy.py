@@ -267,16 +267,16 @@ class AdaptiveKL:
         return self.coefficient
 
     def state_dict(self) -> dict[str, float]:
-        """What a resumed run needs."""
+        """Return what a resumed run needs: the coefficient."""
         return {"coefficient": self.coefficient}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Take up where `state_dict` was called."""
+        """Restore what `state_dict` returned."""
         self.coefficient = float(state["coefficient"])
 
 
 def _mask_like(mask: Tensor | None, **tensors: Tensor) -> Tensor:
-    """The mask as bool, all true for None. Raises ValueError unless all shapes are one."""
+    """Return the mask as bool, all true for None; raise ValueError unless all shapes are equal."""
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
     first = next(iter(tensors.values()))
     if mask is not None:

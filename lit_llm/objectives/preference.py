@@ -28,14 +28,14 @@ PreferenceKind = Literal[
     "apo_down",
     "simpo",
 ]
-"""The losses; see `PreferenceLoss`."""
+"""Names of the losses; `PreferenceLoss` has their formulae."""
 
 SMOOTHED: tuple[PreferenceKind, ...] = ("sigmoid", "robust", "exo")
-"""Kinds that read label_smoothing."""
+"""Losses that read `label_smoothing`."""
 REFERENCE_FREE: tuple[PreferenceKind, ...] = ("simpo",)
-"""Kinds that need no reference."""
+"""Losses that need no reference model."""
 READS_SIMPO_GAMMA: tuple[PreferenceKind, ...] = ("simpo",)
-"""Kinds that read simpo_gamma."""
+"""Losses that read `simpo_gamma`."""
 
 _DEFAULT_GAMMA = 0.5
 
@@ -107,7 +107,7 @@ class PreferenceLoss:
         chosen_tokens: Tensor,
         rejected_tokens: Tensor,
     ) -> Tensor:
-        """The loss of each pair [b].
+        """Compute the loss of each pair [b].
 
         Args:
             chosen: [b] log-probability of the chosen answer under the policy, summed over its tokens.
@@ -144,16 +144,16 @@ class PreferenceLoss:
         return self.beta * c.detach(), self.beta * r.detach()
 
     def _log_ratios(self, chosen: Tensor, rejected: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
-        """c and r; the log-probabilities themselves where there is no reference."""
+        """The log-ratios c and r of policy and reference; without a reference the log-probabilities themselves."""
         shapes = {tuple(tensor.shape) for tensor in (chosen, rejected, *others) if tensor is not None}
         if chosen.dim() != 1 or len(shapes) != 1:
             raise ValueError(f"log-probabilities and token counts must be [b] of one b; their shapes are {shapes}")
-        given = [reference is not None for reference in others[:2]]
+        reference_chosen, reference_rejected = others[:2]
         if self.needs_reference:
-            if not all(given):
+            if reference_chosen is None or reference_rejected is None:
                 raise ValueError(f"{self.kind} needs the log-probabilities of both answers under the reference")
-            return chosen - others[0], rejected - others[1]
-        if any(given):
+            return chosen - reference_chosen, rejected - reference_rejected
+        if reference_chosen is not None or reference_rejected is not None:
             raise ValueError(f"{self.kind} has no reference; leave its log-probabilities out")
         return chosen, rejected
 

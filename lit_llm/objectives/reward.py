@@ -72,20 +72,20 @@ def ranking_accuracy(margins: Tensor) -> tuple[float, tuple[float, float]]:
 
 
 class Calibration(NamedTuple):
-    """How sure a reward model is against how often it is right; see `calibration`."""
+    """How often a reward model ranks pairs rightly, compared with how sure it is; see `calibration`."""
 
     predicted: list[float]
-    """Mean probability in each bin; 0 in an empty one."""
+    """Mean claimed probability of the pairs in each bin; 0 in an empty bin."""
     observed: list[float]
-    """Share of the bin's pairs that were ranked rightly; 0 in an empty one."""
+    """Share of the pairs in each bin that were ranked rightly; 0 in an empty bin."""
     counts: list[int]
-    """Pairs in each bin."""
+    """Number of pairs in each bin."""
     error: float
     """Mean distance of the two over all pairs (expected calibration error); 0 without pairs."""
 
 
 def calibration(margins: Tensor, bins: int = 10) -> Calibration:
-    """Pairs grouped by the probability sigmoid(|margin|) that their ranking claims for itself.
+    """Group pairs by the probability sigmoid(|margin|) that the model gives its own ranking of them.
 
     Which answer of a pair is called chosen is known from the label, so the claim is about the answer with the higher
     reward: its probability is at least 1/2, and it is right where the margin is above 0 (a tie counts half).

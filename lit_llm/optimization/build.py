@@ -15,7 +15,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """`LocalAdamW` or `MuonAdamW` over the groups of `parameter_groups`, at the peak learning rates.
+    """Build `LocalAdamW` or `MuonAdamW` over the groups of `parameter_groups`, at the peak learning rates.
 
     Build it when the parameters are on the device that trains them.
 

@@ -30,8 +30,8 @@ def gradient_norm(gradients: Iterable[Tensor], plain_parts_of: dist.ProcessGroup
     """
     layouts: dict[Any, list[Tensor]] = defaultdict(list)
     for gradient in gradients:
-        sharded = isinstance(gradient, DTensor)
-        layouts[(gradient.device_mesh, gradient.placements) if sharded else None].append(gradient)
+        layout = (gradient.device_mesh, gradient.placements) if isinstance(gradient, DTensor) else None
+        layouts[layout].append(gradient)
     squares = []
     for layout, members in layouts.items():
         square = torch.nn.utils.get_total_norm([local_part(member) for member in members]).float().square()

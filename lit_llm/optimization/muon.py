@@ -76,7 +76,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__(groups, {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds a group; see `torch.optim.Optimizer.add_param_group`."""
+        """Add a group; see `torch.optim.Optimizer.add_param_group`."""
         kind = param_group.get("kind")
         if kind not in self._kind_defaults:
             raise ValueError(f'a parameter group has kind {kind!r}; it must be "muon" or "adamw"')
@@ -96,7 +96,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._link_adamw()
 
     def _link_adamw(self) -> None:
-        """An inner AdamW that works on the very group dicts and state of this optimizer."""
+        """Make the inner AdamW, which shares the group dicts and the state of this optimizer."""
         groups = [group for group in self.param_groups if group["kind"] == "adamw"]
         self._adamw = LocalAdamW(groups) if groups else None
         if self._adamw is not None:
@@ -104,7 +104,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of every group; returns what `closure`, called first with gradients enabled, returned."""
+        """Make one step of every group, after calling `closure` with gradients enabled; returns its result."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -150,7 +150,7 @@ def momentum_at(step: int, start: float, end: float, warmup_steps: int) -> float
 
 
 def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
-    """Newton-Schulz: U V^T, roughly, of each matrix U S V^T; singular values end between about 0.7 and 1.2.
+    """Newton-Schulz iteration: turn each matrix U S V^T into about U V^T, with singular values from 0.7 to 1.2.
 
     Args:
         matrices: [k, rows, columns], rows <= columns.
@@ -171,7 +171,7 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 def _wide(matrix: Tensor) -> Tensor:
-    """[rows, columns] with rows <= columns."""
+    """Transpose a matrix where it is needed, so that it has no more rows than columns."""
     return matrix.mT if matrix.size(0) > matrix.size(1) else matrix
 
 

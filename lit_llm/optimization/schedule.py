@@ -44,7 +44,7 @@ def learning_rate_factor(step: int, config: ScheduleConfig, max_steps: int) -> f
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, config: ScheduleConfig, max_steps: int) -> LambdaLR:
-    """`learning_rate_factor` on every group's peak rate; step it once per optimizer step.
+    """Apply `learning_rate_factor` to every group's peak rate; step it once per optimizer step.
 
     Its state holds numbers only: the function is not saved with it.
 

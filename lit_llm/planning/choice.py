@@ -21,19 +21,19 @@ class Option:
     """One strategy with one checkpointing choice."""
 
     placement: Placement
-    """The strategy."""
+    """The strategy, with the micro-batch that it is tried with."""
     checkpointing: Checkpointing
-    """What a block keeps."""
+    """What each block keeps of its forward pass."""
     memory: DeviceMemory
-    """What a device holds."""
+    """What each device holds at the peak of a step."""
     recomputation: float
-    """Operations with checkpointing / without it."""
+    """Operations of a step with checkpointing, divided by those without it."""
     fits: bool
-    """Whether that is within the memory of the GPU."""
+    """Whether the peak is within the memory that a GPU has for it."""
 
 
 def every_option(config: PretrainConfig, placements: Sequence[Placement], limit: float) -> list[Option]:
-    """Each of `placements` with each checkpointing choice, the cheapest first.
+    """Combine each of `placements` with each checkpointing choice, the cheapest first.
 
     Args:
         config: the recipe.
@@ -51,7 +51,7 @@ def every_option(config: PretrainConfig, placements: Sequence[Placement], limit:
 
 
 def cheapest(options: Sequence[Option]) -> Option | None:
-    """The first that fits: replicas before sharding, and within each what computes least again.
+    """Pick the first option that fits: replicas before sharding, and within each what computes least again.
 
     DeepSpeed is left out: FSDP2 shards the same and needs no package.
     """
@@ -61,7 +61,7 @@ def cheapest(options: Sequence[Option]) -> Option | None:
 def largest_rows(
     config: PretrainConfig, placement: Placement, checkpointing: Checkpointing, limit: float
 ) -> Placement | None:
-    """`placement` with the largest micro-batch that stays within `limit` bytes and that the batch divides into.
+    """Find `placement` with the largest micro-batch that stays within `limit` bytes and that the batch divides into.
 
     Returns:
         None where not even one window fits.

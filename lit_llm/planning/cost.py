@@ -8,7 +8,8 @@ from lit_llm.config import PlanConfig
 from lit_llm.planning.counting import count_parameters, training_flops_per_token
 
 TOKENS_PER_PARAMETER = 20
-"""At which a training budget is best spent, roughly. Source: Hoffmann et al. 2022 (Chinchilla), table 3."""
+"""Training tokens for each parameter that make the best model of a given budget, roughly. Source:
+Hoffmann et al. 2022 (Chinchilla), table 3."""
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,17 @@ class Cost:
     tokens: int
     """Tokens read."""
     flops: float
-    """Floating-point operations, what checkpointing computes again included."""
+    """Floating-point operations, including what checkpointing computes again."""
     hours: float
-    """Time on all GPUs together."""
+    """Hours from the first step to the last, with all GPUs at work."""
     gpu_hours: float
-    """Time that is paid for."""
+    """Hours times GPUs, which is what is paid for."""
     price: float | None
-    """In the currency of `PlanConfig.price`; None where that is."""
+    """Price in the currency of `PlanConfig.price`; None where that is None."""
 
 
 def training_cost(config: PlanConfig, peak_flops: float, steps: int, recomputation: float = 1.0) -> Cost:
-    """Time and money of `steps` optimizer steps.
+    """Work out the time and money that `steps` optimizer steps take.
 
     Args:
         config: the recipe, and the GPUs.
@@ -47,6 +48,6 @@ def training_cost(config: PlanConfig, peak_flops: float, steps: int, recomputati
 
 
 def chinchilla_steps(config: PlanConfig) -> int:
-    """Optimizer steps in which the recipe reads `TOKENS_PER_PARAMETER` tokens for each parameter."""
+    """Count the optimizer steps in which the recipe reads `TOKENS_PER_PARAMETER` tokens for each parameter."""
     tokens = TOKENS_PER_PARAMETER * count_parameters(config.model)
     return -(-tokens // (config.data.batch_size * config.data.length))

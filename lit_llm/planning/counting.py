@@ -29,12 +29,12 @@ _PARTS = (
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Number of trainable parameters, tied weights counted once."""
+    """Count the trainable parameters, tied weights once."""
     return sum(parameters_by_part(config).values())
 
 
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
-    """Number of trainable parameters of each part that the model has.
+    """Count the trainable parameters of each part that the model has.
 
     A head tied to the embedding counts as "embedding".
     """
@@ -48,7 +48,7 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
-    """Floating-point operations of one forward and backward pass, for each token of a window.
+    """Count the floating-point operations of a forward and backward pass for each token of a window.
 
     Counted on the meta device from the operations that the decoder runs, so it holds for every architecture. Causal
     attention is counted whole, as model-FLOPs utilisation is usually quoted (PaLM, appendix B).
@@ -66,13 +66,13 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
 
 
 def _outputs(model: Decoder, hidden: Tensor, head: nn.Linear) -> Tensor:
-    """What all heads of a model say [b, t, outputs]."""
+    """Run a model and join the outputs of all of its heads [b, t, outputs]."""
     outputs = [head(hidden)] if model.value_head is None else [head(hidden), model.value_head(hidden)]
     return torch.cat(outputs, dim=-1)
 
 
 def _count(config: ModelConfig, sequence_length: int) -> int:
-    """Operations of one window; kept, as the runs of a process often have the same model."""
+    """Count the operations of one window, and remember them: the runs of a process often have the same model."""
     key = f"{config} {sequence_length}"
     if key not in _counted:
         _counted[key] = _count_anew(config, sequence_length)

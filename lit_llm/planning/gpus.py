@@ -41,14 +41,14 @@ _VENDOR = re.compile(r"^(NVIDIA GeForce RTX|NVIDIA|Tesla) ", re.IGNORECASE)
 
 
 def matching_gpu(device_name: str) -> str | None:
-    """Key of `GPUS` for a device's full name, such as "NVIDIA H100 80GB HBM3"; None where it is not in the table."""
+    """Find the key of `GPUS` for a device's full name, such as "NVIDIA H100 80GB HBM3"; None where there is none."""
     # the longest matching name: "NVIDIA H100 PCIe" before "NVIDIA H100"; whole words, as an L40 is not an L4
     matching = [known for known in GPUS if re.match(rf"{re.escape(known)}\b", device_name, re.IGNORECASE)]
     return max(matching, key=len) if matching else None
 
 
 def find_gpu(name: str) -> tuple[str, Gpu]:
-    """The GPU that a person means by "H100", "h100 pcie", "4090" or a device's full name, and its full name.
+    """Find the GPU that a person means by "H100", "h100 pcie", "4090" or a device's full name, and its full name.
 
     Raises:
         UserError: it is not in the table; the message lists those that are.

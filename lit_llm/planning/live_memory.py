@@ -36,9 +36,9 @@ class LiveMemory(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.category = "activations"
-        """What new memory is put down to."""
+        """Name of the category that new memory is counted under."""
         self.bytes: dict[str, int] = {}
-        """Bytes held now, by category."""
+        """Bytes that are held now, by category."""
         self.flops = 0
         """Floating-point operations so far."""
         self._on_growth = on_growth

@@ -23,7 +23,7 @@ from lit_llm.planning.rehearsal import Arithmetic, Moment, Rehearsal, Step, rehe
 
 Checkpointing = Literal["none", "selective", "every_n", "full"]
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "every_n", "full")
-"""From what keeps most to what keeps least (and computes most again)."""
+"""What a block may keep: from "none", which keeps most, to "full", which keeps least and computes most again."""
 
 # As in lit_llm.optimization: the smallest side of a Muon matrix, and the most numbers orthogonalised at once.
 _SMALLEST_MUON_SIDE = 16
@@ -39,17 +39,17 @@ class Placement:
     """How a run is spread over devices, and what each of them reads."""
 
     name: str
-    """As it is shown."""
+    """Name of the strategy in the tables, as "fsdp x tp 2"."""
     kind: Literal["replicas", "fsdp", "deepspeed"]
-    """Replicas are one device, too."""
+    """How weights are spread; a single device counts as replicas."""
     data_parallel: int
-    """Shares that a batch is cut into."""
+    """Number of shares that a batch is cut into, one for each group of tensor-parallel ranks."""
     rows: int
     """Windows in a micro-batch of one device."""
     accumulation: int
     """Micro-batches in an optimizer step."""
     tensor_parallel: int = 1
-    """Ranks that share each product of a block."""
+    """Number of ranks that share each matrix product of a block."""
     stage: int = 0
     """ZeRO stage of deepspeed."""
 
@@ -59,23 +59,23 @@ class DeviceMemory:
     """Bytes on one device at the moment that it holds most."""
 
     weights: int
-    """Its own."""
+    """The weights, or the shard of them, that the device owns."""
     gradients: int
-    """Finished ones."""
+    """Gradients that are complete and wait for the optimizer."""
     optimizer: int
-    """Its state."""
+    """State of the optimizer, such as AdamW's two moments."""
     activations: int
-    """Kept by the forward pass, with the bfloat16 copies of weights that autocast makes."""
+    """What the forward pass keeps for the backward pass, with the bfloat16 copies of weights that autocast makes."""
     loss: int
     """A chunk of logits, and the gradients of head and hidden states that the loss computes at once."""
     temporary: int
-    """Of the backward pass or the optimizer step."""
+    """What the backward pass or the optimizer step holds for a moment."""
     communication: int
     """Weights gathered from, and buckets sent to, other devices."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
@@ -84,17 +84,17 @@ class Sizes:
     """Numbers of parameters on one tensor-parallel rank."""
 
     outer: int
-    """Outside the blocks: embeddings, final norm, head."""
+    """Parameters outside the blocks: embeddings, final norm and head."""
     blocks: int
-    """Inside them."""
+    """Parameters inside the blocks."""
     largest_block: int
-    """In one of them."""
+    """Parameters of the largest block."""
     muon: int
-    """Of them, those that Muon steps."""
+    """Parameters of the blocks that Muon updates."""
 
     @property
     def all(self) -> int:
-        """Every one."""
+        """Number of all parameters."""
         return self.outer + self.blocks
 
 
@@ -104,7 +104,7 @@ def device_memory(
     checkpointing: Checkpointing,
     device: Literal["accelerator", "cpu"] = "accelerator",
 ) -> DeviceMemory:
-    """What one device holds at the peak of an optimizer step that is not the first of the run.
+    """Work out what one device holds at the peak of an optimizer step that is not the first of the run.
 
     Memory that libraries take for themselves, fragmentation and validation are not in it. Compiled blocks are counted
     as eager ones; they keep less.
@@ -129,7 +129,7 @@ def rehearsed(
     checkpointing: Checkpointing,
     device: Literal["accelerator", "cpu"] = "accelerator",
 ) -> Rehearsal:
-    """A micro-batch of `placement`, and the optimizer step after it; remembered."""
+    """Rehearse a micro-batch of `placement` and the optimizer step after it; the result is remembered."""
     step = Step(
         rows=placement.rows,
         length=config.data.length,
@@ -146,7 +146,7 @@ def rehearsed(
 
 
 def _as_key(config: ModelConfig) -> str:
-    """A dataclass that may change is no key of a cache; its text is."""
+    """Turn a model configuration into text, as a dataclass that may change cannot be the key of a cache."""
     return json.dumps(to_plain(config))
 
 
@@ -164,7 +164,7 @@ def _arithmetic(config: PretrainConfig, placement: Placement) -> Arithmetic:
 
 
 def _local(config: ModelConfig, tensor_parallel: int) -> ModelConfig:
-    """The model whose blocks are one tensor-parallel rank's share; embeddings, norms and head stay whole."""
+    """Shrink the blocks of a model to one tensor-parallel rank's share; embeddings, norms and head stay whole."""
     if tensor_parallel == 1:
         return config
     return replace(
@@ -191,12 +191,12 @@ def _sizes(model_key: str) -> Sizes:
 
 
 def _state_numbers(config: OptimizerConfig, sizes: Sizes) -> int:
-    """Numbers in the optimizer's state: two for each parameter, one where Muon steps it."""
+    """Count the numbers in the optimizer's state: two for each parameter, one where Muon updates it."""
     return 2 * sizes.all - (sizes.muon if config.name == "muon" else 0)
 
 
 def _step_bytes(config: OptimizerConfig, sizes: Sizes, width: int, shares: int) -> int:
-    """Temporary memory of an optimizer step on `1 / shares` of the parameters."""
+    """Count the temporary bytes of an optimizer step on `1 / shares` of the parameters."""
     temporary = 0
     if config.fused is False:
         temporary += sizes.all * width // shares  # AdamW over lists of tensors makes its denominators all at once

@@ -73,7 +73,7 @@ class PretendedDevice(TorchFunctionMode):
         return self.device
 
     def _autocast(self, product: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`product` of operands in the type of autocast, where that is on."""
+        """Compute `product` of its operands in the type of autocast, where that is on."""
 
         def run(*operands: Any, **options: Any) -> Tensor:
             if torch.is_autocast_enabled(self.device.type):
@@ -114,12 +114,12 @@ class PretendedDevice(TorchFunctionMode):
 
 
 def _all_nonzero(x: Tensor) -> Tensor:
-    """Every token is supervised: the most that a batch can hold."""
+    """Answer as if every token were supervised, which is the most that a batch can hold."""
     return torch.empty(x.numel(), x.dim(), dtype=torch.long, device=META)
 
 
 class _FusedRMSNorm(torch.autograd.Function):
-    """What CUDA's kernel keeps: its input, and one number in float32 for each row."""
+    """Keep what CUDA's kernel keeps for the backward pass: its input, and one number in float32 for each row."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:

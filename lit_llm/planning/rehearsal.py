@@ -29,19 +29,19 @@ class Step:
     """What a device does in one micro-batch."""
 
     rows: int
-    """Windows."""
+    """Number of windows in the micro-batch."""
     length: int
     """Tokens in a window."""
     arithmetic: Arithmetic = "float32"
-    """float32; bfloat16 autocast on float32 weights; or bfloat16 weights."""
+    """Type of the arithmetic: float32, bfloat16 by autocast on float32 weights, or bfloat16 weights."""
     checkpointing: Literal["none", "full", "every_n", "selective"] = "none"
-    """What a block keeps."""
+    """What each block keeps of its forward pass."""
     every_n_blocks: int = 2
-    """n of "every_n"."""
+    """With checkpointing "every_n", every so many-th block is checkpointed."""
     accumulated: bool = False
-    """Gradients of an earlier micro-batch are there from the start."""
+    """Whether the gradients of an earlier micro-batch are there from the start."""
     documents: bool = False
-    """Attention is masked to documents."""
+    """Whether attention is masked to documents."""
     loss_chunk_tokens: int | None = 512
     """See `linear_cross_entropy`."""
     z_loss: float = 0.0
@@ -68,12 +68,12 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What was seen."""
+    """What a rehearsal has seen."""
 
     moments: list[Moment]
     """Every moment that memory was taken, in order, and the optimizer step; blocks that repeat others are left out."""
     flops: int
-    """Floating-point operations, computing again included."""
+    """Floating-point operations, including what checkpointing computes again."""
 
 
 def rehearse(config: ModelConfig, step: Step, device: Literal["accelerator", "cpu"] = "accelerator") -> Rehearsal:
@@ -128,7 +128,7 @@ class _Stage:
             parameter.register_post_accumulate_grad_hook(partial(self._gradient_is_whole, group))
 
     def run(self) -> None:
-        """The forward and the backward pass."""
+        """Go through the forward and the backward pass."""
         step, device = self.step, self.pretended.device.type
         with ExitStack() as stack:
             for context in (_unchecked_recomputation(), torch.device("meta"), self.pretended, self.memory):
@@ -237,6 +237,6 @@ def _unchecked_recomputation() -> Iterator[None]:
 
 
 def _attention_workspace(gradient: Tensor, query: Tensor, key: Tensor, *_: Any) -> int:
-    """CUDA's kernel sums the gradient of q in float32, and those of k and v for each query head."""
+    """Take the memory of CUDA's kernel: it sums the gradient of q in float32, and those of k and v per query head."""
     shared = query.size(1) != key.size(1)
     return query.numel() * 4 + 2 * query.numel() * query.element_size() * shared

@@ -11,7 +11,7 @@ __all__ = ["parse_rate", "parse_reward", "parses"]
 
 
 def parse_rate(texts: Sequence[str]) -> float:
-    """Share of the texts that parse.
+    """Compute the share of the texts that parse.
 
     Args:
         texts: at least one.

@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REQUESTS = 48
-"""Held-out requests that each model answers."""
+"""Number of held-out requests that each model answers."""
 SHOWN = 3
-"""Of them, those whose answers are shown."""
+"""Number of requests whose answers are shown."""
 TITLE = "On held-out requests"
 HEADER = ("stage", "answers that parse", "answer loss", "tokens", "reward", "pairs ranked rightly", "DPO margin")
 
 
 @dataclass
 class StageResult:
-    """What is known of a stage; empty where it does not apply.
+    """What is measured of one stage; a field is None where it does not apply.
 
     Attributes:
         stage: its name.
@@ -46,7 +46,7 @@ class StageResult:
     margin: float | None = None
 
     def row(self) -> list[str]:
-        """Its row in the table under `HEADER`."""
+        """Write the stage's row of the table under `HEADER`."""
         accuracy = ""
         if self.accuracy is not None:
             accuracy = "{:.0%} ({:.0%} to {:.0%})".format(*self.accuracy)
@@ -62,14 +62,14 @@ class StageResult:
 
 
 def held_out_requests(config: QuickstartConfig) -> list[str]:
-    """Requests of validation files, spread evenly over them."""
+    """Choose requests of the validation files, spread evenly over them."""
     rows = read_rows(Files(config.folder).pairs("validation"))
     count = min(REQUESTS, len(rows))
     return [rows[number * len(rows) // count]["messages"][0]["content"] for number in range(count)]
 
 
 def compare(config: QuickstartConfig) -> list[StageResult]:
-    """Every finished stage on the same requests, with the same draws; from what is in the run folder alone."""
+    """Measure every finished stage on the same requests, with the same draws, from what the run folder holds."""
     finished = [stage for stage in STAGES if stage_is_finished(config, stage)]
     requests = held_out_requests(config)
     results = [
@@ -83,7 +83,7 @@ def compare(config: QuickstartConfig) -> list[StageResult]:
 
 
 def stage_is_finished(config: QuickstartConfig, stage: str) -> bool:
-    """Whether the stage has left its model, which is the last thing that it does."""
+    """Tell whether the stage has left its model, which is the last thing that it does."""
     return (stage_folder(config, stage) / "model" / "model.safetensors").exists()
 
 
@@ -116,7 +116,7 @@ def _add_rewards(config: QuickstartConfig, requests: list[str], results: list[St
 
 
 def _margin(config: QuickstartConfig) -> float:
-    """beta (log pi(chosen) / pi_ref(chosen) - log pi(rejected) / pi_ref(rejected)), as DPO logs it."""
+    """DPO logs this: beta (log pi(chosen) / pi_ref(chosen) - log pi(rejected) / pi_ref(rejected))."""
     from lit_llm.evaluation.held_out import preference_log_probs
     from lit_llm.interop import load_model_folder
 
@@ -164,7 +164,7 @@ def _explanation(config: QuickstartConfig) -> str:
 
 
 def _add_to_report(path: Path, section: str) -> None:
-    """Put the section at the end of the report, in the place of one that is there."""
+    """Put the section at the end of the report, in place of an earlier one."""
     report = path.read_text(encoding="utf-8") if path.exists() else ""
     before = report.partition(f"## {TITLE}")[0].rstrip()
     replace_file(path, f"{before}\n\n{section}\n")

@@ -27,7 +27,7 @@ _BRACKETS = "()[]{}"
 
 @dataclass(frozen=True)
 class Function:
-    """A function and what asks for it.
+    """A Python function and the request that asks for it.
 
     Attributes:
         request: the first paragraph of its docstring, and its def line.
@@ -43,13 +43,13 @@ class Function:
 
     @property
     def lines(self) -> tuple[list[str], list[str]]:
-        """The lines of the header and of the body."""
+        """Split the function into the lines of its header and those of its body."""
         lines = self.source.split("\n")
         return lines[: self.header], lines[self.header :]
 
     @property
     def prompt(self) -> tuple[Message, ...]:
-        """The user's turn."""
+        """Write the user's turn, which asks for the function."""
         return (Message("user", self.request),)
 
 
@@ -68,7 +68,7 @@ def _parse(text: str) -> ast.Module | None:
 
 
 def functions_in(text: str, place: str = "") -> Iterator[Function]:
-    """The functions of a module that have a docstring and a body besides it, in the order of their lines.
+    """List the functions of a module that have a docstring and a body besides it, in the order of their lines.
 
     Args:
         text: source of the module; one that does not parse has none.
@@ -113,7 +113,7 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str], pl
 
 
 def _does_nothing(statement: ast.stmt) -> bool:
-    """Whether it only stands for what a subclass should do: pass, ... or raise NotImplementedError."""
+    """Tell whether a function only stands for what a subclass should do: pass, ... or raise NotImplementedError."""
     if isinstance(statement, ast.Raise) and statement.exc is not None:
         return "NotImplementedError" in ast.dump(statement.exc)
     return isinstance(statement, ast.Pass) or (
@@ -124,7 +124,7 @@ def _does_nothing(statement: ast.stmt) -> bool:
 def functions_of(
     corpus: Corpus, tokenizer: Tokenizer, max_tokens: int, max_answer_tokens: int
 ) -> dict[str, list[Function]]:
-    """The functions of a corpus that are short enough, each once, in the split of the file that they are in.
+    """Collect the functions of a corpus that are short enough, each once, in the split of the file that they are in.
 
     A function of a validation file whose request or source is also in a training file is left out.
 
@@ -170,7 +170,7 @@ Corruption = Callable[[Function, Function, Random], "str | None"]
 
 
 def shuffled(function: Function, other: Function, random: Random) -> str | None:
-    """The lines of the body in another order."""
+    """Put the lines of the body in another order."""
     header, body = function.lines
     if len(set(body)) < 3:
         return None
@@ -181,7 +181,7 @@ def shuffled(function: Function, other: Function, random: Random) -> str | None:
 
 
 def unindented(function: Function, other: Function, random: Random) -> str | None:
-    """Lines of the body that begin at the left margin, from one of the first on."""
+    """Let lines of the body begin at the left margin, from one of the first on."""
     header, body = function.lines
     start = random.randrange(min(2, len(body)))
     spoiled = "\n".join([*header, *body[:start], *(line.lstrip() for line in body[start:])])
@@ -190,14 +190,14 @@ def unindented(function: Function, other: Function, random: Random) -> str | Non
 
 
 def foreign_body(function: Function, other: Function, random: Random) -> str | None:
-    """The body of another function."""
+    """Give the function the body of another one."""
     header, body = function.lines
     foreign = other.lines[1]
     return "\n".join([*header, *foreign]) if foreign != body else None
 
 
 def exchanged_names(function: Function, other: Function, random: Random) -> str | None:
-    """Every name of the body, outside strings, stands where another one should."""
+    """Exchange the names in the body, outside strings, so that each stands where another one should."""
     places = [name for name in _names(function.source) if name.start[0] > function.header]
     names = sorted({name.string for name in places})
     if len(names) < 3:
@@ -212,7 +212,7 @@ def exchanged_names(function: Function, other: Function, random: Random) -> str 
 
 
 def _names(text: str) -> Iterator[tokenize.TokenInfo]:
-    """The names in a piece of source, up to where it cannot be read."""
+    """Find the names in a piece of source, up to where Python cannot read it."""
     strings = 0  # f-strings that are open: their insides are tokens from Python 3.12 on, and are left alone
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -225,7 +225,7 @@ def _names(text: str) -> Iterator[tokenize.TokenInfo]:
 
 
 def cut_off(function: Function, other: Function, random: Random) -> str | None:
-    """The function up to somewhere in its body, where it cannot end."""
+    """Cut the function off somewhere in its body, where it cannot end."""
     start = len("\n".join(function.lines[0])) + 1
     for _ in range(_TRIES):
         spoiled = function.source[: random.randrange(start, max(start + 1, len(function.source) - 4))].rstrip()
@@ -235,7 +235,7 @@ def cut_off(function: Function, other: Function, random: Random) -> str | None:
 
 
 def unbalanced(function: Function, other: Function, random: Random) -> str | None:
-    """A third of the brackets, at least one, are missing or there twice."""
+    """Leave out, or double, a third of the brackets, at least one."""
     source = function.source
     places = [place for place, character in enumerate(source) if character in _BRACKETS]
     for _ in range(_TRIES):
@@ -255,7 +255,7 @@ CORRUPTIONS: dict[str, Corruption] = {
     "cut off": cut_off,
     "unbalanced": unbalanced,
 }
-"""What spoils a function, by name."""
+"""The ways in which a function is spoiled, by name."""
 
 # Only a model that understands requests can tell a foreign body: few of a small model's lessons should be about that.
 _RARE = {"foreign body": 0.4}
@@ -298,13 +298,13 @@ def corrupt(functions: Sequence[Function], seed: int) -> list[tuple[str, str]]:
 
 
 def conversation_row(function: Function) -> dict[str, object]:
-    """A row for SFT: the request and the function as messages, and where they are from."""
+    """Make a row for SFT: the request and the function as messages, and where they are from."""
     messages = [{"role": "user", "content": function.request}, {"role": "assistant", "content": function.source}]
     return {"messages": messages, "place": function.place}
 
 
 def preference_row(request: str, chosen: str, rejected: str, **fields: object) -> dict[str, object]:
-    """A row for a reward model or DPO: a request with a better and a worse answer, and what else is known of it."""
+    """Make a row for a reward model or DPO: a request with a better and a worse answer, and further fields."""
     return {
         "prompt": [{"role": "user", "content": request}],
         "chosen": [{"role": "assistant", "content": chosen}],

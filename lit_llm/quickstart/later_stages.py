@@ -45,12 +45,12 @@ if TYPE_CHECKING:
 
 SEQUENCE_LENGTH = 256
 CONVERSATION_TOKENS = 208
-"""Most tokens of a request and its function; a spoiled function takes some more than the function itself."""
+"""Most tokens of a request with its function; the rest of a row is room for spoiled functions, which are longer."""
 ANSWER_TOKENS = 112
-"""Most tokens of a function, and of what is written when one is asked for."""
+"""Most tokens of a function in the training rows, and of an answer that a model writes."""
 PREFERENCE_BATCH = 8
 SAMPLING = SamplingConfig(max_new_tokens=ANSWER_TOKENS, temperature=0.7)
-"""How functions are written, for the comparison and to learn from."""
+"""How answers are drawn, for the comparison and for the pairs that DPO learns from."""
 FEWEST_STEPS = 4
 TIMED_STEPS = 6
 
@@ -67,7 +67,7 @@ _MOST_EPOCHS = 3
 
 @dataclass(frozen=True)
 class Files:
-    """Where the rows of a quickstart are.
+    """The files that hold the rows of a quickstart.
 
     Attributes:
         folder: of the run.
@@ -76,25 +76,25 @@ class Files:
     folder: Path
 
     def pairs(self, split: str) -> Path:
-        """Requests and functions."""
+        """Name the file of requests with their functions."""
         return self.folder / "pairs" / f"{split}.jsonl"
 
     def corrupted(self, split: str) -> Path:
-        """Functions preferred to spoiled ones."""
+        """Name the file of pairs in which a function is preferred to a spoiled one."""
         return self.folder / "preferences" / f"corrupted_{split}.jsonl"
 
     def sampled(self, split: str) -> Path:
-        """Answers of the fine-tuned model that parse, preferred to those that do not."""
+        """Name the file of pairs of answers: one that parses is preferred to one that does not."""
         return self.folder / "preferences" / f"sampled_{split}.jsonl"
 
 
 def stage_folder(config: QuickstartConfig, stage: str) -> Path:
-    """The run folder of a stage."""
+    """Name the run folder of a stage."""
     return config.folder if stage == "pretrain" else config.folder / stage
 
 
 def write_pairs(config: QuickstartConfig, corpus: CorpusConfig) -> None:
-    """Write the rows that can be had before there is a model: conversations, and pairs with spoiled functions.
+    """Write the rows that need no model: conversations, and pairs with spoiled functions.
 
     Raises:
         UserError: the corpus has no functions to learn from.
@@ -119,7 +119,7 @@ def write_pairs(config: QuickstartConfig, corpus: CorpusConfig) -> None:
 
 
 def sft_run(config: QuickstartConfig, steps: int) -> SFTConfig:
-    """Learn to write the function that a docstring asks for."""
+    """Configure SFT on writing the function that a docstring asks for."""
     files = Files(config.folder)
     return SFTConfig(
         **_common(config, "sft", steps),
@@ -136,7 +136,7 @@ def sft_run(config: QuickstartConfig, steps: int) -> SFTConfig:
 
 
 def reward_run(config: QuickstartConfig, steps: int) -> RewardConfig:
-    """Learn to tell a function from a spoiled one."""
+    """Configure a reward model that tells a function from a spoiled one."""
     return RewardConfig(
         **_common(config, "reward", steps),
         init_from=str(config.folder / "sft" / "model"),
@@ -146,7 +146,7 @@ def reward_run(config: QuickstartConfig, steps: int) -> RewardConfig:
 
 
 def dpo_run(config: QuickstartConfig, steps: int) -> DPOConfig:
-    """Align the model with those of its own answers that parse.
+    """Configure DPO towards those of the model's own answers that parse.
 
     Without the cross-entropy of the preferred answers, these become less likely, too.
     """
@@ -171,7 +171,7 @@ def _common(config: QuickstartConfig, stage: str, steps: int) -> dict[str, Any]:
 
 
 def quick_trainer(steps: int) -> TrainerConfig:
-    """One device, in bfloat16 where the machine is fast at it; ten checkpoints, and validation once and at the end."""
+    """Configure one device, bfloat16 where that is fast, ten checkpoints, and validation halfway and at the end."""
     import torch
 
     from lit_llm.model.arithmetic import multiplies_bfloat16
@@ -186,7 +186,7 @@ def quick_trainer(steps: int) -> TrainerConfig:
 
 
 def device() -> str:
-    """What the quickstart runs on."""
+    """Name the kind of device that the quickstart runs on."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -213,7 +213,7 @@ def _preferences(config: QuickstartConfig, file: Callable[[str], Path]) -> Prefe
 
 
 RUNS: dict[str, Callable[[QuickstartConfig, int], Any]] = {"sft": sft_run, "reward": reward_run, "dpo": dpo_run}
-"""The run of each stage after pretraining, of so many steps."""
+"""Makes the run of each stage after pretraining, given the quickstart and a number of steps."""
 _TRAIN: dict[str, Callable[[Any], Any]] = {"sft": sft, "reward": reward, "dpo": dpo}
 _BUILD: dict[str, Callable[[Any], Any]] = {"sft": build_sft, "reward": build_reward, "dpo": build_dpo}
 
@@ -249,7 +249,7 @@ def _train(stage: str, run: Any) -> None:
 
 
 def saved_run(folder: Path, kind: type[Run], seed: int) -> Run:
-    """The run of a folder, to go on with.
+    """Read the run of a folder, to go on with it.
 
     Raises:
         UserError: its config.yaml is not that of such a run with this seed.
@@ -270,7 +270,7 @@ def saved_run(folder: Path, kind: type[Run], seed: int) -> Run:
 
 
 def _time_steps(stage: str, run: Any) -> tuple[float, float]:
-    """Seconds that a step takes, and samples that there are for each row; measured on the few held-out rows."""
+    """Measure, on the few held-out rows, the seconds of a step and the number of samples that each row makes."""
     rows = replace(run.data, paths=run.data.validation_paths, validation_paths=[], validation_fraction=0.0)
     timed = replace(run, data=rows)
     if stage == "dpo":
@@ -282,7 +282,7 @@ def _time_steps(stage: str, run: Any) -> tuple[float, float]:
 
 
 def step_seconds(module: LanguageModule, run: RunConfig, batches: Sequence[dict[str, Tensor]]) -> float:
-    """How long an optimizer step takes on this machine: the median over `batches`, `TIMED_STEPS` of them."""
+    """Measure the seconds of an optimizer step on this machine: the median over `batches`, `TIMED_STEPS` of them."""
     import torch
 
     from lit_llm.optimization import build_optimizer
@@ -307,7 +307,7 @@ def step_seconds(module: LanguageModule, run: RunConfig, batches: Sequence[dict[
 
 
 def affordable_steps(step: float, seconds: float, fewest: int = FEWEST_STEPS) -> int:
-    """Steps of so many seconds each that fit in `seconds`, with what else a run does."""
+    """Count the steps of `step` seconds each that fit in `seconds`, beside what else a run does."""
     return max(fewest, int(seconds * _TRAINING_SHARE / step))
 
 
@@ -347,7 +347,7 @@ def write_sampled(config: QuickstartConfig, seconds: float) -> None:
 
 
 def _answer_pairs(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Any], seed: int) -> list[Any]:
-    """Pairs of an answer that parses and one that does not, each answer in one pair at most."""
+    """Pair answers that parse with answers that do not, each answer in one pair at most."""
     from lit_llm.evaluation.held_out import write_answers
     from lit_llm.quickstart.code import parses
     from lit_llm.quickstart.functions import preference_row
@@ -363,6 +363,6 @@ def _answer_pairs(model: Decoder, tokenizer: Tokenizer, rows: Sequence[Any], see
 
 
 def read_rows(path: Path) -> list[Any]:
-    """The rows of a .jsonl file."""
+    """Read the rows of a .jsonl file."""
     with path.open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

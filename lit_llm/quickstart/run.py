@@ -106,7 +106,7 @@ def _run(config: QuickstartConfig, stage: str, left: float) -> None:
 
 
 def _stages_to_run(config: QuickstartConfig) -> list[str]:
-    """The stages asked for that are not finished; with ckpt_path and nothing left to do, the last one once more.
+    """List the stages asked for that are not finished; with ckpt_path and nothing left to do, the last one once more.
 
     Raises:
         UserError: a stage's input is missing, or its folder holds a run and nothing says what to do with it.
@@ -133,7 +133,7 @@ def _stages_to_run(config: QuickstartConfig) -> list[str]:
 
 
 def _with_needed(stages: list[str]) -> list[str]:
-    """The stages and all that they build on, in order."""
+    """Add to the stages all that they build on, in order."""
     wanted = set(stages)
     for stage in reversed(STAGES):
         if stage in wanted and stage in _NEEDS:
@@ -193,7 +193,7 @@ def _prepare(config: QuickstartConfig) -> None:
 
 
 def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
-    """The pretraining run of a quickstart with `steps` optimizer steps, in bfloat16 where the machine is fast at it."""
+    """Configure the pretraining of a quickstart with `steps` optimizer steps, in bfloat16 where the machine is fast."""
     prompts = list(PYTHON_PROMPTS) if config.corpus == "stdlib" else ["", "", ""]
     # what a few CPU minutes can fill: more weights would see too little text, fewer would hold too little of it
     model = preset("modern-1m", hidden_size=192, num_heads=3, max_position_embeddings=SEQUENCE_LENGTH, init_std=0.1)
@@ -217,7 +217,7 @@ def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
 
 
 def _time_pretraining(run: PretrainConfig) -> float:
-    """Seconds that a step of the run takes."""
+    """Measure the seconds that a step of the run takes."""
     import torch
 
     from lit_llm.modules import PretrainingModule
@@ -254,7 +254,7 @@ def _compare(run: PretrainConfig, result: RunResult) -> None:
 
 
 def comparison(run: PretrainConfig, metrics: dict[str, float], tokenizer: Tokenizer) -> list[list[str]]:
-    """Rows of (name, nats per token, bits per byte): the model, unigram frequencies, gzip and xz."""
+    """Make rows of (name, nats per token, bits per byte): the model, unigram frequencies, gzip and xz."""
     from lit_llm.data.corpus.shards import ShardedTokens
     from lit_llm.evaluation.baselines import compressor_bits_per_byte, unigram_loss
 

@@ -18,14 +18,14 @@ from lit_llm.training.curves import METRICS_FILE
 from lit_llm.training.step_lines import read_step_lines
 
 NOTHING = "-"
-"""Stands where a run has no such option or number."""
+"""This stands in a table where a run has no such option or number."""
 _OF_ONE_START = ("run_name", "ckpt_path", "overwrite", "replay", "resume_changed")
 _OVER = ("tokens", "seconds")
 
 
 @dataclass
 class ComparedRun:
-    """What is known of one run."""
+    """What the folder of one run says."""
 
     name: str
     """The part of its path that tells it from the others."""
@@ -35,7 +35,7 @@ class ComparedRun:
     """Its metrics.jsonl."""
 
     def last(self, name: str) -> float | None:
-        """The last value of a curve."""
+        """Return the last value of a curve; None if the run has no such curve."""
         values = curve(self.lines, name)[1]
         return values[-1] if values else None
 
@@ -77,7 +77,7 @@ def compare(config: CompareConfig) -> Comparison:
 
 
 def _names(folders: list[Path]) -> list[str]:
-    """Each folder without what all have in common before it."""
+    """Name each folder by its path without the beginning that all have in common."""
     paths = [folder.resolve() for folder in folders]
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return [path.relative_to(common).as_posix() for path in paths]
@@ -163,6 +163,6 @@ def _html(found: Comparison, runs: list[ComparedRun]) -> str:
 
 
 def _picture(runs: list[ComparedRun], name: str, y_label: str, over: str) -> str:
-    """One curve of every run; a run without it keeps its colour and its place in the legend."""
+    """Draw one curve of every run; a run without it keeps its colour and its place in the legend."""
     title = name if over == "step" else f"{name} over {over}"
     return draw(Chart(title, y_label, (name,)), {run.name: curve(run.lines, name, over) for run in runs}, over)

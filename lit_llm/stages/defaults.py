@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -11,6 +12,14 @@ import yaml
 from lit_llm.config import RunConfig
 from lit_llm.config.notices import is_first_process
 from lit_llm.planning import count_parameters
+
+_OPEN = (
+    ("data", "sequence_length"),
+    ("optimizer", "learning_rate"),
+    ("optimizer", "muon_learning_rate"),
+    ("schedule", "warmup_steps"),
+)
+"""Options that are null until a stage knows its model and its data, by group."""
 
 
 def choose_rates(config: RunConfig) -> None:
@@ -28,25 +37,22 @@ def tell(lines: Iterable[str | None]) -> None:
 def keep_earlier_choices(config: RunConfig) -> None:
     """Where a run goes on, take what is null from its config.yaml: a longer run keeps the rates that it began with.
 
-    What cannot be read is left alone; the checkpoint's own configuration is compared later in any case.
+    A file that cannot be read is left alone; the checkpoint's own configuration is compared later in any case.
+
+    Raises:
+        UserError: the file holds a value that the option cannot have.
     """
     if config.ckpt_path is None:
         return
     folder = config.folder
     if config.ckpt_path not in ("last", "last_or_begin"):
-        folder = Path(config.ckpt_path).absolute().parents[1]
+        folder = Path(config.ckpt_path).absolute().parent.parent
     try:
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        choices = {
-            (group, name): saved[group][name]
-            for group, name in (
-                ("optimizer", "learning_rate"),
-                ("optimizer", "muon_learning_rate"),
-                ("schedule", "warmup_steps"),
-            )
-        }
-    except (OSError, ValueError, yaml.YAMLError, RecursionError, TypeError, KeyError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return
-    for (group, name), value in choices.items():
-        if getattr(getattr(config, group), name) is None and isinstance(value, int | float):
-            setattr(getattr(config, group), name, value)
+    for group, name in _OPEN:
+        ours, theirs = getattr(config, group), saved.get(group) if isinstance(saved, dict) else None
+        value = theirs.get(name) if isinstance(theirs, dict) else None
+        if getattr(ours, name) is None and isinstance(value, int | float):
+            setattr(config, group, replace(ours, **{name: value}))

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def dpo(config: DPOConfig, callbacks: Sequence[Callback] = ()) -> RunResult | None:
-    """Align a model with preferences directly; see `lit_llm.stages.sft.sft`."""
+    """Align a model with preferences directly; arguments and result are those of `lit_llm.stages.sft.sft`."""
     return run_on_rows(config, build_dpo, callbacks)
 
 
 def build_dpo(config: DPOConfig) -> Built:
-    """See `lit_llm.stages.sft.build_sft`."""
+    """Make module, data and tokenizer of the stage; see `lit_llm.stages.sft.build_sft`."""
     if config.reference_model is not None:
         config.reference_model = str(find_model(config.reference_model))
     tokenizer = open_model(config, others=[config.reference_model])

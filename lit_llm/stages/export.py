@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_llm.config import ExportConfig, ModelConfig, UserError
+from lit_llm.config import ExportConfig, ModelConfig, UserError, flatten
+from lit_llm.evaluation.model_card import ModelCard, license_of, stage_of_options, write_card
 from lit_llm.interop import (
     GenerationSettings,
     generation_settings,
@@ -24,9 +25,12 @@ from lit_llm.interop import (
 )
 from lit_llm.model import Decoder
 from lit_llm.stages.checkpoints import TrainedModel, read_trained_model
+from lit_llm.stages.hub import check_token, push
 from lit_llm.stages.quantization import quality_texts, quantize_and_tell
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import with_chat_tokens
+from lit_llm.training.curves import METRICS_FILE
+from lit_llm.training.step_lines import read_step_lines
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class Exported:
         path: where it is.
         source: what it was made from, in words.
         note: what else there is to know of who can load it; None where there is nothing.
+        page: its address on the Hub, where it was uploaded.
     """
 
     kind: str
     path: Path
     source: str
     note: str | None = None
+    page: str | None = None
 
 
 @dataclass
@@ -55,15 +61,26 @@ class _Source:
     tokenizer: Tokenizer
     settings: GenerationSettings
     name: str
+    trained: TrainedModel | None = None
+    """The checkpoint that it comes from; None for a model folder."""
 
 
 def export(config: ExportConfig) -> Exported:
-    """Write a model folder, a GGUF file or an adapter folder.
+    """Write a model folder, a GGUF file or an adapter folder, and upload it where that is asked for.
 
     Raises:
         UserError: there is no whole checkpoint, or no tokenizer, the output holds a model already, or a GGUF file or an
-            adapter is asked for and cannot hold such a model.
+            adapter is asked for and cannot hold such a model; or the upload fails.
     """
+    if config.push_to_hub is not None:
+        check_token()  # before the work of the export
+    exported = _write(config)
+    if config.push_to_hub is None:
+        return exported
+    return replace(exported, page=push(exported.path, config.push_to_hub, private=config.private))
+
+
+def _write(config: ExportConfig) -> Exported:
     output, path = Path(config.output), Path(config.checkpoint)
     if config.format == "gguf" and output.suffix != ".gguf":
         output = output / "model.gguf"
@@ -94,6 +111,7 @@ def export(config: ExportConfig) -> Exported:
         settings=source.settings,
         quantization=quantization,
     )
+    _write_card(config, output, source.model, source.trained, quantization)
     return Exported("model folder", output, source.name, _note(config, source, quantization))
 
 
@@ -129,6 +147,8 @@ def _write_gguf(config: ExportConfig, output: Path, source: _Source, tokenizer: 
     kind = kinds.get(stored if config.dtype == "auto" else config.dtype, "F32")
     ends = source.settings.generation.get("eos_token_id") or []
     save_gguf(output, source.model, source.weights, tokenizer, kind, ends if isinstance(ends, list) else [ends])
+    if output != Path(config.output):  # a folder of its own, which may have a card
+        _write_card(config, output.parent, source.model, source.trained, None if kind != "Q8_0" else kind)
     return Exported("GGUF file", output, f"{kind}, {output.stat().st_size:,} bytes; {source.name}")
 
 
@@ -138,7 +158,33 @@ def _write_adapter(config: ExportConfig, output: Path, trained: TrainedModel) ->
     tokenizer = _tokenizer(trained.run, config.tokenizer)
     (output / "config.json").unlink(missing_ok=True)  # with it the folder would be a model's
     save_adapter(output, trained.model, trained.lora, trained.weights, str(trained.base_folder()), tokenizer)
+    _write_card(config, output, trained.model, trained, None)
     return Exported("adapter folder", output, trained.name)
+
+
+def _write_card(
+    config: ExportConfig, folder: Path, model: ModelConfig, trained: TrainedModel | None, quantization: str | None
+) -> None:
+    """The model card of what was written, from what the checkpoint and its run folder say."""
+    if trained is None:
+        start: str | None = config.checkpoint
+        card = ModelCard(folder.name, model)
+    else:
+        start = trained.run.get("init_from")
+        run = trained.path.parents[1]  # RUN/checkpoints/step_00000100.ckpt
+        lines = read_step_lines(run / METRICS_FILE)
+        results = next((line for line in lines if line["step"] == trained.step), {})
+        card = ModelCard(
+            folder.name,
+            model,
+            stage_of_options(trained.run),
+            flatten(trained.run),
+            results={name: value for name, value in results.items() if isinstance(value, float)},
+            facts=[("steps", f"{trained.step:,}")],
+        )
+    card.start, card.quantization = start, quantization
+    card.license = config.license or (None if start is None else license_of(Path(start)))
+    write_card(card, folder)
 
 
 def _read_folder(path: Path, tokenizer: str | None) -> _Source:
@@ -152,7 +198,7 @@ def _whole(config: ExportConfig, path: Path) -> _Source:
     trained = read_trained_model(path)
     model, weights = without_value_head(trained.model, trained.whole_weights())
     tokenizer = _tokenizer(trained.run, config.tokenizer)
-    return _Source(model, weights, tokenizer, _settings(trained, tokenizer), trained.name)
+    return _Source(model, weights, tokenizer, _settings(trained, tokenizer), trained.name, trained)
 
 
 def _settings(trained: TrainedModel, tokenizer: Tokenizer) -> GenerationSettings:

@@ -24,7 +24,7 @@ class LoadedModel:
     model: Decoder
     tokenizer: Tokenizer
     stop_tokens: list[int]
-    """Ids that end a text, by the folder's generation_config.json and the tokenizer."""
+    """Ids of the tokens that end a text, by the folder's generation_config.json and the tokenizer."""
     folder: Path
     device: str
 
@@ -80,7 +80,7 @@ def dtype_of(config: LoadConfig) -> torch.dtype | None:
 
 
 def device_of(config: LoadConfig) -> str:
-    """The device that `config` asks for: "cpu" or "cuda".
+    """Resolve the device that `config` asks for: "cpu" or "cuda".
 
     Raises:
         UserError: it is CUDA, and there is none.
@@ -94,7 +94,7 @@ def device_of(config: LoadConfig) -> str:
 
 
 def find_model(path: str) -> Path:
-    """The model folder that `path` means: itself, or the one inside a run folder."""
+    """Find the model folder that `path` means: itself, or the one inside a run folder."""
     folder = Path(path)
     if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
         return folder / "model"

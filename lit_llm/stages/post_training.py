@@ -43,7 +43,7 @@ def run_on_rows(config: Any, build: Callable[[Any], Built], callbacks: Sequence[
 def _introduce(
     config: PostTrainingConfig, data: RowsDataModule, tokenizer: Tokenizer
 ) -> tuple[SamplePrompts, Sections]:
-    """Show what is in the rows; what the samples go on from, and the rows' statistics for the report."""
+    """Show what is in the rows; returns what the samples go on from and the rows' statistics for the report."""
     if is_first_process():
         show_data(data, tokenizer)
     lines = "\n".join(f"- {line}" for line in data.statistics_lines())
@@ -55,7 +55,7 @@ def open_model(
     shape: Callable[[ModelConfig], ModelConfig] = lambda model: model,
     others: Iterable[str | None] = (),
 ) -> Tokenizer:
-    """The tokenizer of the model folder; puts the folder's model, with room for new tokens, into `config`.
+    """Read the tokenizer of the model folder, and put the folder's model, with room for new tokens, into `config`.
 
     Args:
         config: the run.
@@ -97,7 +97,7 @@ def open_model(
 
 
 def _check_model_options(config: PostTrainingConfig, model: ModelConfig) -> None:
-    """The options of `model` say nothing here; those of an earlier run's config.yaml may be given back."""
+    """Refuse options of `model`, which init_from brings; those of an earlier run's config.yaml may be given back."""
     given, default, wanted = to_plain(config.model), to_plain(ModelConfig()), to_plain(model)
     for name, value in given.items():
         if value != default[name] and value != wanted[name]:

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 def ppo(config: PPOConfig, callbacks: Sequence[Callback] = ()) -> RunResult | None:
-    """Align a model with a reward; see `lit_llm.stages.sft.sft`."""
+    """Align a model with a reward; arguments and result are those of `lit_llm.stages.sft.sft`."""
     if config.replay is not None:
         raise UserError("a step of PPO depends on texts that were drawn, and cannot be replayed; leave replay out")
     return run_on_rows(config, build_ppo, callbacks)
 
 
 def build_ppo(config: PPOConfig) -> Built:
-    """See `lit_llm.stages.sft.build_sft`."""
+    """Make module, data and tokenizer of the stage; see `lit_llm.stages.sft.build_sft`."""
     has_head = config.algorithm == "ppo" and config.learns_values_by == "head"
     config.rewards = [source if is_function(source) else str(find_model(source)) for source in config.rewards]
     if config.critic_from is not None:

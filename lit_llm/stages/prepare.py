@@ -10,7 +10,7 @@ from pathlib import Path
 from lit_llm.config import PrepareConfig, UserError, to_plain
 from lit_llm.data.corpus.documents import Corpus
 from lit_llm.data.corpus.manifest import Manifest
-from lit_llm.data.corpus.preparation import CorpusEncoder, begin_preparation, document_batches
+from lit_llm.data.corpus.preparation import CorpusEncoder, begin_preparation, document_batches, refuse_finished
 from lit_llm.data.corpus.shards import token_dtype
 from lit_llm.data.corpus.tokenizer_record import TokenizerRecord
 from lit_llm.data.progress import byte_progress
@@ -23,7 +23,7 @@ def prepare_data(config: PrepareConfig) -> dict[str, Manifest]:
     Run again after an interruption, it goes on from the last commit point.
 
     Args:
-        config: what to encode, with what, to where.
+        config: names the corpus, the tokenizer and the folder for the shards.
 
     Returns:
         The manifest of each split that has a share of the corpus.
@@ -38,10 +38,11 @@ def prepare_data(config: PrepareConfig) -> dict[str, Manifest]:
     if config.num_workers is not None:
         # Where the tokenizer falls back to the tokenizers library, that library's own pool does the work.
         os.environ["RAYON_NUM_THREADS"] = str(config.num_workers)
+    output = Path(config.output)
+    refuse_finished(config, output)  # before the corpus is read to find out how to split it
     corpus = Corpus(config.corpus, end_of_text=tokenizer.end_of_text)
     corpus.say_split()
     config = replace(config, corpus=corpus.settled_config)
-    output = Path(config.output)
     record = TokenizerRecord.load(Path(config.tokenizer), tokenizer.digest)
     if record and (differences := record.held_out_text_read(corpus)):
         print(

@@ -34,7 +34,7 @@ def pretrain(config: PretrainConfig, callbacks: Sequence[Callback] = ()) -> RunR
 
 
 def build_pretraining(config: PretrainConfig) -> tuple[PretrainingModule, TokenDataModule, Tokenizer]:
-    """The module, data and tokenizer of a pretraining run; fills in what `config.model` takes from them.
+    """Make the module, data and tokenizer of a pretraining run; fills in what `config.model` takes from them.
 
     Raises:
         UserError: something is wrong with the shards, the tokenizer or the model folder.

@@ -124,7 +124,7 @@ def quantize_and_tell(
 
 
 def read_quality_text(path: str) -> str:
-    """The text that quality is to be measured on.
+    """Read the text that quality is to be measured on.
 
     Raises:
         UserError: it is missing, no text, or empty.

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def reward(config: RewardConfig, callbacks: Sequence[Callback] = ()) -> RunResult | None:
-    """Train a reward model; see `lit_llm.stages.sft.sft`."""
+    """Train a reward model; arguments and result are those of `lit_llm.stages.sft.sft`."""
     return run_on_rows(config, build_reward, callbacks)
 
 
 def build_reward(config: RewardConfig) -> Built:
-    """See `lit_llm.stages.sft.build_sft`."""
+    """Make module, data and tokenizer of the stage; see `lit_llm.stages.sft.build_sft`."""
     tokenizer = open_model(config, ModelConfig.as_score)
     margins, scale = config.use_margins, config.score_margin_scale
     data = PreferenceDataModule(config.data, tokenizer, config.seed, margins=margins, score_scale=scale)

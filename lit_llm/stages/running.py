@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.config.notices import tell_once
+from lit_llm.evaluation.model_card import write_run_card
 from lit_llm.evaluation.run_report import write_report
 from lit_llm.interop import export_limits
 from lit_llm.stages.defaults import keep_earlier_choices
@@ -54,8 +54,8 @@ def run_stage(
     if is_finished(config):
         return None
     limits = export_limits(config.model, tokenizer)
-    if limits:
-        tell_once(f"the finished model: {'; '.join(limits)}")
+    if limits and is_first_process():
+        print(f"the finished model: {'; '.join(limits)}", file=sys.stderr)
     with run_folder(config):
         prompts, sections = (None, ()) if introduce is None else introduce(config, data, tokenizer)
         try:
@@ -65,5 +65,6 @@ def run_stage(
                 print(ended, file=sys.stderr)
             return None
         if is_first_process():
+            write_run_card(config, result)
             write_report(config, result, sections)
     return result

@@ -29,7 +29,7 @@ def sft(config: SFTConfig, callbacks: Sequence[Callback] = ()) -> RunResult | No
 
 
 def build_sft(config: SFTConfig) -> Built:
-    """Module, data and tokenizer of the stage; fills in what `config` takes from the model folder and the data.
+    """Make module, data and tokenizer of the stage; fills in what `config` takes from the model folder and the data.
 
     Raises:
         UserError: something is wrong with the model folder, the tokenizer or the rows.

@@ -1,4 +1,4 @@
-"""What stands before a text that a model goes on from, and what in it is read as special tokens."""
+"""The tokens that are put before a text or a prompt, and which strings in it are read as special tokens."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from lit_llm.tokenizer.tokenizer import Tokenizer
 
 
 def begin_ids(tokenizer: Tokenizer, begin_token: BeginToken = "auto") -> list[int]:
-    """The ids that are put before a text; often none.
+    """The ids that are put before every text, often none.
 
     Args:
         tokenizer: of the model.
@@ -34,7 +34,7 @@ def begin_ids(tokenizer: Tokenizer, begin_token: BeginToken = "auto") -> list[in
 def prompt_ids(
     tokenizer: Tokenizer, text: str, begin_token: BeginToken = "auto", *, special_tokens: bool = True
 ) -> list[int]:
-    """The ids of a text that is to be gone on from.
+    """The ids of a prompt: a text that the model continues.
 
     It begins with the begin token once, even if that is written in it. Where nothing else is there to go on from, it
     does so under "auto" for every tokenizer.
@@ -56,7 +56,7 @@ def prompt_ids(
 
 
 def conversation_ids(tokenizer: Tokenizer, ids: list[int], begin_token: BeginToken = "auto") -> list[int]:
-    """A rendered conversation under `begin_token`: "auto" is what its template wrote.
+    """A rendered conversation with or without a begin token; "auto" keeps what its template wrote.
 
     Raises:
         UserError: as `begin_ids`.
@@ -71,7 +71,7 @@ def conversation_ids(tokenizer: Tokenizer, ids: list[int], begin_token: BeginTok
 
 
 def read_as_letters(tokenizer: Tokenizer, text: str, what: str) -> str:
-    """One line for the user where `what`, which is read as letters, holds names of special tokens; else empty."""
+    """A line that tells the user that special tokens named in `text` are read as letters; empty if there are none."""
     names = [name for name in tokenizer.special_ids if name in text]
     if not names:
         return ""

@@ -33,7 +33,7 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 
 def require_unicode(text: str) -> None:
-    """Raise UserError where `text` has half of a surrogate pair, which no encoding of Unicode can spell."""
+    """Raise UserError where `text` has half of a surrogate pair, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -74,18 +74,23 @@ class CharacterEncoder:
         unknown = ids < 0
         if not unknown.any():
             return ids.astype(self._dtype)
-        if self._byte_ids is None:
+        byte_ids = self._byte_ids
+        if byte_ids is None:
             position = int(unknown.argmax())
             character = text[position]
             raise UserError(
                 f"the vocabulary lacks the character {character!r} (U+{ord(character):04X}) at position {position}; "
                 "train the tokenizer on text that has it, or with byte_fallback true"
             )
-        return self._spell(text, points, ids, unknown)
+        return self._spell(text, points, ids, unknown, byte_ids)
 
-    def _spell(self, text: str, points: np.ndarray, ids: np.ndarray, unknown: np.ndarray) -> np.ndarray:
+    def _spell(
+        self, text: str, points: np.ndarray, ids: np.ndarray, unknown: np.ndarray, byte_ids: np.ndarray
+    ) -> np.ndarray:
         # A UTF-8 character is one byte longer from each of these code points on.
-        widths = 1 + sum((points >= start).astype(np.int64) for start in (0x80, 0x800, 0x10000))
+        widths = np.ones(len(points), dtype=np.int64)
+        for start in (0x80, 0x800, 0x10000):
+            widths += points >= start
         spelling = np.frombuffer(text.encode(), dtype=np.uint8)
         sources = (np.cumsum(widths) - widths)[unknown]
         ends = np.cumsum(np.where(unknown, widths, 1))
@@ -95,7 +100,7 @@ class CharacterEncoder:
         starts = ends[unknown] - widths
         for offset in range(int(widths.max())):
             long = widths > offset
-            out[starts[long] + offset] = self._byte_ids[spelling[sources[long] + offset]]
+            out[starts[long] + offset] = byte_ids[spelling[sources[long] + offset]]
         return out
 
 
@@ -176,7 +181,7 @@ class BytePairEncoder:
             return [ids for task in done for ids in task]
 
     def _encode_chunk(self, chunk: str) -> np.ndarray:
-        if len(chunk) > 2 * _CHUNK:
+        if self._fast is None or len(chunk) > 2 * _CHUNK:
             return self._encode_slowly([chunk])[0]
         return self._ids_of_ranks[self._fast.encode_to_numpy(chunk, disallowed_special=())]
 

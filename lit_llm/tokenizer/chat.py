@@ -40,13 +40,13 @@ class ChatFormat:
                 "data.add_chat_tokens true to add them"
             )
         is_ours = has_tokens and template in (None, "", CHATML_TEMPLATE)
-        self._writer = _ChatML(tokenizer) if is_ours else Templated(tokenizer, template)
+        self._writer = _ChatML(tokenizer) if is_ours else Templated(tokenizer, template or "")
         ends = (self._writer.end_id, tokenizer.eot_id)
         self.stop_ids: list[int] = list(dict.fromkeys(index for index in ends if index is not None))
         """What ends an assistant's turn: the token for it first, then the end of the document."""
 
     def render(self, messages: Sequence[Message]) -> Rendered:
-        """A whole conversation. What precedes its last assistant's words is `render_prompt` of the messages before.
+        """Render a whole conversation; what precedes the last answer is `render_prompt` of the messages before it.
 
         Raises:
             UserError: there is no message, the template refuses them, an assistant's words cannot be told from the
@@ -57,7 +57,7 @@ class ChatFormat:
         return Rendered.of(list(self._writer.parts(messages, prompt=False)))
 
     def render_prompt(self, messages: Sequence[Message]) -> list[int]:
-        """What a model answers to: a conversation and the header of an assistant's turn, where turns have headers.
+        """Render what a model answers to: a conversation, and the header of the assistant's turn where turns have one.
 
         Raises:
             UserError: as `render`.
@@ -128,19 +128,21 @@ class ChatFormat:
 
 
 class _ChatML:
-    """<|im_start|>role, newline, content, <|im_end|>, newline."""
+    """Our own form of conversations: <|im_start|>role, newline, content, <|im_end|>, newline."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        assert tokenizer.im_start_id is not None
+        assert tokenizer.im_end_id is not None
         self._start, self.end_id = tokenizer.im_start_id, tokenizer.im_end_id
         self._encode = tokenizer.encode_further if puts_space_once(tokenizer.state) else tokenizer.encode
 
     def reads(self, name: str) -> bool:
-        """Whether it writes a field of a message, or the tools."""
+        """Whether this form writes a field of a message, or the tools: ChatML writes role and content alone."""
         return False
 
-    def parts(self, messages: Sequence[Message], prompt: bool) -> Iterator[Part]:
-        """See `Templated`."""
+    def parts(self, messages: Sequence[Message], prompt: bool, opened: bool = True) -> Iterator[Part]:
+        """See `Templated`; no thought is opened."""
         for message in messages:
             if message.role == "assistant":
                 yield Part(self._header)
@@ -162,7 +164,7 @@ class _ChatML:
 
 
 def end_of_turn_id(tokenizer: Tokenizer) -> int | None:
-    """What ends an assistant's turn; None where the tokenizer has no form for conversations that we can read."""
+    """The id that ends an assistant's turn, or None where the tokenizer has no form for conversations."""
     try:
         return ChatFormat(tokenizer).stop_ids[0]
     except UserError:

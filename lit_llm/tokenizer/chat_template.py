@@ -56,7 +56,7 @@ class ChatTemplate:
     def __call__(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, tools: Sequence[Any] = ()
     ) -> str:
-        """The text of a conversation.
+        """Render a conversation as text.
 
         Args:
             messages: Each with role and content, and what else the template may read.

@@ -1,4 +1,4 @@
-"""The files of a tokenizer folder: read with one readable error."""
+"""Reading the files of a tokenizer folder, with one readable error for whatever is wrong with them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def parse_tokenizer(text: str, path: Path) -> tokenizers.Tokenizer:
 
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Turn what `tokenizers` throws where it did not expect to fail, which is no Exception, into a UserError."""
+    """Turn a panic of `tokenizers`, which is no Exception, into a UserError."""
     try:
         yield
     except BaseException as error:

@@ -1,4 +1,4 @@
-"""The turns of a conversation, and what they are as tokens."""
+"""The turns of a conversation, and the tokens that they become."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Rendered:
 
     @classmethod
     def of(cls, parts: Sequence[Part]) -> Rendered:
-        """Parts, one after the other."""
+        """Join parts, one after the other."""
         ids = [index for part in parts for index in part.ids]
         spoken = [part.speaker for part in parts for _ in part.ids]
         return cls(
@@ -84,5 +84,5 @@ class Rendered:
 
 
 def the_message(number: int, role: str) -> str:
-    """How an error names a message; `number` counts from 0."""
+    """The words by which an error names a message; `number` counts from 0."""
     return f"message {number + 1}, {'an' if role == 'assistant' else 'the'} {role}'s,"

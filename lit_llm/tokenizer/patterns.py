@@ -1,4 +1,4 @@
-"""Regular expressions of a tokenizer.json: a stranger's may take for ever on a text of a few hundred characters.
+"""Checks of the regular expressions in a tokenizer.json: some take for ever on a few hundred characters.
 
 The engine behind `tokenizers` backtracks, and no thread of it can be told to stop. So each expression that is not one
 of the usual ones is tried out first, in a process that may be killed, on the texts that make backtracking explode: long
@@ -20,7 +20,7 @@ from lit_llm.config.serialization import shown
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 USUAL = frozenset(_WORDS % digits for digits in (r"\p{N}{1,3}", r"\p{N}"))
-"""Those of Llama 3 and of Qwen 2 and 3, which take a time proportional to the text."""
+"""The expressions of Llama 3 and of Qwen 2 and 3, whose time grows with the text and no faster."""
 
 MOST_PATTERNS = 32
 MOST_CHARACTERS = 4_000
@@ -28,7 +28,7 @@ MOST_CHARACTERS = 4_000
 SECONDS = 5
 """Processor time at most for trying out a tokenizer's expressions: usual ones take some tenths of a second."""
 PATIENCE = 120
-"""Seconds at most on a busy machine."""
+"""Seconds of real time at most for the same on a busy machine."""
 
 _TRY_OUT = """
 import json, re, sys

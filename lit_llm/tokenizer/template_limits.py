@@ -1,4 +1,4 @@
-"""A sandbox for templates of strangers: they reach nothing, and neither run for long nor make much.
+"""A sandbox for chat templates from outside: they reach nothing, and their time and memory are bounded.
 
 Jinja's own sandbox keeps a template from Python's internals. Here every loop's turn, call, filter, test and operator of
 it counts as a step, every value that it makes takes from the room that it has, and what could make a large value at one
@@ -55,10 +55,10 @@ _REMOVED_FILTERS = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmla
 
 
 class _Work:
-    """What a rendering may still do."""
+    """The steps, time and memory that one rendering has left."""
 
     def __init__(self, size: int, turns: int) -> None:
-        self.room = ROOM + 100 * size
+        self.room: float = ROOM + 100 * size
         self.steps = STEPS + 2 * size + 1_000 * turns + 10 * turns**2
         self.deadline = time.thread_time() + SECONDS + turns / 100
 
@@ -85,7 +85,7 @@ class _Namespace(Namespace):
 
 
 class _Counting(CodeGenerator):
-    """Has lists, tuples, mappings and slices measured where they are made."""
+    """Generate code that measures lists, tuples, mappings and slices where a template makes them."""
 
     def visit_List(self, node: nodes.List, frame: Any) -> None:
         self._measured(super().visit_List, node, frame)
@@ -134,7 +134,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
     @property
     def work(self) -> _Work:
-        """That of this thread's rendering."""
+        """What is left to the rendering of this thread."""
         if not hasattr(self._local, "work"):
             self.begin(0, 0)
         return self._local.work
@@ -149,12 +149,12 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return True
 
     def made(self, value: Any) -> Any:
-        """A value, after its room is taken."""
+        """Take the room that a new value needs, and return the value."""
         self.work.spend(measure(value, self.work.room)[0])
         return value
 
     def written(self, value: Any) -> Any:
-        """A value that is about to be written as text. Text itself is counted where it is joined."""
+        """Take the room of a value that is about to be written; text itself is counted where it is joined."""
         return value if isinstance(value, str) else self.made(value)
 
     def concat(self, pieces: Iterable[str]) -> str:
@@ -166,32 +166,32 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return "".join(kept)
 
     def str_join(self, values: Iterable[Any]) -> str:
-        """The operator ~."""
+        """Join values as the operator ~ does."""
         self.step()
         return self.concat(str(self.written(value)) for value in values)
 
     def markup_join(self, values: Iterable[Any]) -> str:
-        """The operator ~ where text is escaped."""
+        """Join values as the operator ~ does where text is escaped."""
         return self.made(runtime.markup_join([self.made(value) for value in values]))
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """See Jinja."""
+        """Read an item as Jinja does, and count a step."""
         self.step()
         return super().getitem(obj, argument)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        """See Jinja."""
+        """Read an attribute as Jinja does, and count a step."""
         self.step()
         return super().getattr(obj, attribute)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """See Jinja."""
+        """Apply an operator as Jinja does, if its result has room."""
         self.step()
         self.work.afford(binop_room(operator, left, right, self.work.room))
         return self.made(super().call_binop(context, operator, left, right))
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """See Jinja."""
+        """Call a function as Jinja does, if it is allowed and its result has room."""
         self.step()
         function = getattr(obj, "__wrapped__", obj)  # Jinja wraps str.format
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
@@ -199,13 +199,13 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         if kind is not None:
             if name not in _METHODS[kind]:
                 raise TemplateRuntimeError(f"it calls {kind.__name__}.{name}, which no chat template needs")
-            if kind is str:
+            if isinstance(owner, str):
                 if name == "join" and args:
                     args = (list(args[0]), *args[1:])
                 self.work.afford(method_room(owner, name, args, kwargs, self.work.room))
         return self.made(super().call(context, obj, *args, **kwargs))
 
-    def _counted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, function: Any) -> Callable[..., Any]:
         @wraps(function)  # also what Jinja has noted of its arguments
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.step()

@@ -1,4 +1,4 @@
-"""How large what a template asks for would be, before it is made; and Jinja's filters that ask first."""
+"""How large a value would be that a template asks for, computed before it is made; and filters that check it."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def _to_json(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """As transformers writes it: Jinja's own escapes for HTML."""
+    """Write JSON as transformers does; Jinja's own filter would escape it for HTML."""
     units, depth = measure(value, environment.work.room)
     each = len(indent) if isinstance(indent, str) else _width(indent)
     each = each * (depth + 1) + sum(map(len, separators or ()))

@@ -23,11 +23,11 @@ _END_OF_THOUGHT = "</think>"
 
 Turns = list[dict[str, Any]]
 Write = Callable[..., str]
-"""The template, with the tools of the conversation."""
+"""A function that renders turns by the template, with the tools of the conversation."""
 
 
 class Templated:
-    """What a Jinja template writes.
+    """The form of conversations that a Jinja template writes.
 
     An assistant's words begin where the template's own generation prompt ends, or before the thought that it opens
     where the template writes the turn without that, and end with the first special token after that. To be sure that
@@ -70,7 +70,7 @@ class Templated:
 
     @property
     def has_generation_prompt(self) -> bool:
-        """Whether the template heeds add_generation_prompt."""
+        """Whether the template writes anything for add_generation_prompt."""
         return self._generation_prompt is not None
 
     @property
@@ -96,7 +96,7 @@ class Templated:
             return False
 
     def leaves_out_thoughts(self, messages: Sequence[Message]) -> bool:
-        """Whether what was thought in an earlier turn is not written, as models do not read it again."""
+        """Whether the template leaves out what was thought in an earlier turn, as many do."""
         if not any(_thoughts(message.content, message.fields) for message in messages[:-1]):
             return False
         turns, write = self._turns(messages)
@@ -158,7 +158,7 @@ class Templated:
         return [*parts, Part(ids)], after_text
 
     def _turns(self, messages: Sequence[Message]) -> tuple[Turns, Write]:
-        """What the template reads."""
+        """The messages as the template reads them, and the function that renders them."""
         tools = [self._hide(tool) for tool in messages[0].tools]
         return [self._turn(message) for message in messages], partial(self._template, tools=tools)
 

@@ -78,7 +78,7 @@ class Tokenizer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """The content of tokenizer.json; not to be changed."""
+        """The content of tokenizer.json; do not change it."""
         return self._state
 
     @cached_property
@@ -101,7 +101,7 @@ class Tokenizer:
 
     @property
     def named_tokens(self) -> dict[str, str]:
-        """The tokens that tokenizer_config.json names, as `eos_token`."""
+        """The tokens that tokenizer_config.json gives a role, by that role, such as `eos_token`."""
         return {name: token for name in NAMED_TOKENS if (token := self._configured(name)) is not None}
 
     @cached_property
@@ -159,7 +159,7 @@ class Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         missing = [token for token in tokens if token not in self.special_ids]
         tokenizer.add_special_tokens(missing)
-        ids = [tokenizer.token_to_id(token) for token in missing]
+        ids = [index for token in missing if (index := tokenizer.token_to_id(token)) is not None]
         if any(self.token_bytes(index) not in (b"", token.encode()) for index, token in zip(ids, missing, strict=True)):
             raise UserError(f"the tokenizer's ids have gaps, so that {', '.join(missing)} cannot be added after them")
         config = None if self._config is None else {**self._config, **named}
@@ -364,7 +364,7 @@ class Tokenizer:
         return value if isinstance(value, str) else None
 
     def _own_rule(self) -> list[int]:
-        """The post-processor's; what tokenizer_config.json says of it means nothing beside that, as in transformers."""
+        """The ids that the post-processor puts before a text; like transformers, ignore tokenizer_config.json here."""
         encoded = self._tokenizer.encode("x", add_special_tokens=True)
         added = takewhile(lambda pair: pair[1], zip(encoded.ids, encoded.special_tokens_mask, strict=True))
         return [index for index, _ in added]
@@ -373,7 +373,7 @@ class Tokenizer:
         return next((self.special_ids[name] for name in names if name in self.special_ids), None)
 
     def _default_config(self) -> dict[str, Any]:
-        names = {index: name for name, index in self.special_ids.items()}
+        names: dict[int | None, str] = {index: name for name, index in self.special_ids.items()}
         main = {"eos_token": names.get(self.eot_id), "pad_token": names.get(self.pad_id)}
         return {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -400,11 +400,11 @@ class StreamDecoder:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes; may be empty."""
+        """Take one more id; returns the text that it completes, which may be empty."""
         return self._decoder.decode(self._tokenizer._spell((token_id,), self._skip_special))
 
     def flush(self) -> str:
-        """What is left at the end: U+FFFD where the last character is incomplete, else nothing."""
+        """End the text: returns U+FFFD where the last character is incomplete, else nothing."""
         return self._decoder.decode(b"", final=True)
 
 

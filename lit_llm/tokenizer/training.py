@@ -1,4 +1,4 @@
-"""Tokenizers made from text."""
+"""Training tokenizers on text."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _distinct(special_tokens: Sequence[str]) -> list[str]:
 
 
 def _with_special_tokens(raw: tokenizers.Tokenizer, special_tokens: list[str]) -> Tokenizer:
-    """The tokenizer with special tokens after the ids of text."""
+    """Add special tokens after the ids of text."""
     vocabulary = raw.get_vocab()
     taken = [token for token in special_tokens if token in vocabulary]
     if taken:

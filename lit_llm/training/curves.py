@@ -1,6 +1,6 @@
-"""What a run's curves are written to: metrics.jsonl in every case, and TensorBoard, a CSV table and Weights & Biases.
+"""The files that a run's curves are written to: metrics.jsonl in every case, TensorBoard's, and a CSV table.
 
-A run can do without any of them: where the disk takes no more, that is one line on stderr.
+A run does not end because one of them cannot be written: that is one line on stderr, and the run goes on without.
 """
 
 from __future__ import annotations
@@ -87,9 +87,10 @@ class MetricsFile(Logger):
 
 
 class Curves(TensorBoardLogger):
-    """Writes TensorBoard's event files as long as the disk takes them. A write that fails is told once.
+    """Writes TensorBoard's event files until a write fails, which is told once.
 
-    TensorBoard writes from a thread, which otherwise dies with a traceback, and the next value ends the run.
+    TensorBoard writes from a thread of its own. Without this class, a full disk would end that thread with a
+    traceback, and the next value that is logged would end the run.
     """
 
     _warned = False
@@ -173,8 +174,10 @@ class Curves(TensorBoardLogger):
         )
 
 
-def _as_hparam(value: Any) -> bool | float | str:
-    return value if isinstance(value, bool | int | float | str) else str(value)
+def _as_hparam(value: Any) -> float | str:
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return value if isinstance(value, int | float | str) else str(value)
 
 
 def _layout(names: set[str]) -> dict[str, dict[str, list[Any]]]:
@@ -191,7 +194,7 @@ def _layout(names: set[str]) -> dict[str, dict[str, list[Any]]]:
 
 
 def _ignore(arguments: Any) -> None:
-    """Takes the place of a traceback of a thread whose error is raised in the main one, too."""
+    """Print nothing about an error in TensorBoard's thread, since the main thread raises the same error."""
 
 
 def _forgive(queue: Any, warn: Callable[[OSError], None]) -> None:

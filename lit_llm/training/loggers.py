@@ -1,4 +1,4 @@
-"""The loggers that a run asks for, each under a name that says which run it is."""
+"""The loggers that a run asks for, which show it under its name and stage."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_loggers(config: RunConfig) -> None:
 
 
 def build_loggers(config: RunConfig, first_step: int | None, tokens_at: Callable[[int], int | None]) -> list[Logger]:
-    """The loggers of `trainer.loggers`, and metrics.jsonl.
+    """Make the loggers that `trainer.loggers` names, and the one that writes metrics.jsonl.
 
     Args:
         config: the run.
@@ -36,16 +36,17 @@ def build_loggers(config: RunConfig, first_step: int | None, tokens_at: Callable
             None keeps them.
         tokens_at: see `MetricsFile`.
     """
-    name, folder = display_name(config), config.folder
+    folder = config.folder
     loggers: list[Logger] = []
     for kind in config.trainer.loggers:
         if kind == "tensorboard":
             purge_step = None if first_step is None else first_step + 1
-            loggers.append(Curves(folder, name="tensorboard", version=name, purge_step=purge_step))
+            # TensorBoard calls a run by its folders: RUN/tensorboard/STAGE
+            loggers.append(Curves(folder, name="tensorboard", version=stage_of(config), purge_step=purge_step))
         elif kind == "csv":
             loggers.append(CurvesTable(folder, first_step))
         else:
-            loggers.append(_Wandb(name, folder))
+            loggers.append(_Wandb(display_name(config), folder))
     return [*loggers, MetricsFile(folder, first_step, tokens_at)]
 
 
@@ -57,12 +58,12 @@ def close_loggers(loggers: Sequence[Logger]) -> None:
 
 
 def stage_of(config: RunConfig) -> str:
-    """The name of a run's stage, as "pretrain"."""
+    """Return the name of a run's stage, as "pretrain"."""
     return type(config).__name__.removesuffix("Config").lower()
 
 
 def display_name(config: RunConfig) -> str:
-    """What programs that show curves call a run: its name and stage, the stage once."""
+    """Make the name that a run and its model have outside the run folder: run name and stage, the stage once."""
     stage = stage_of(config)
     name = re.sub(r"[^\w.\-]+", "-", config.run_name).strip("-") or "run"
     return name if stage in re.split(r"[^a-z]+", name.lower()) else f"{name}-{stage}"
@@ -108,7 +109,7 @@ class _Wandb(WandbLogger):
 
 
 def _earlier_id(folder: Path) -> str | None:
-    """The id of the newest run that is kept in a folder of Weights & Biases; None where there is none."""
+    """Find the id of the newest run in a folder of Weights & Biases; None if it holds no run."""
     runs = sorted(path.name for path in folder.glob("*run-*-*") if path.is_dir() and not path.is_symlink())
     newest = max(runs, key=lambda name: name.partition("run-")[2], default=None)
     return None if newest is None else newest.rpartition("-")[2]

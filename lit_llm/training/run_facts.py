@@ -21,13 +21,15 @@ class DataFacts:
     """One split of the data."""
 
     split: str
-    """As "train"."""
+    """The name of the split, as "train"."""
     where: str
-    """Its folder or files."""
+    """The folder or files that hold it."""
     amount: str
     """How much it is, in words."""
     digest: str
     """Digest of its content."""
+    source: str = ""
+    """Where its text came from, as hf:NAME, with commas between several."""
 
 
 @dataclass
@@ -35,7 +37,7 @@ class RunFacts:
     """What is said of a run at its end."""
 
     seconds: float = 0.0
-    """How long it took, all starts of a resumed run together."""
+    """Length of the run; all starts of a resumed run count."""
     device: str = ""
     """What it ran on, in words."""
     last_step: int = 0
@@ -49,7 +51,7 @@ class RunFacts:
 
 
 def run_facts(trainer: L.Trainer, data: Any, seconds: float) -> RunFacts:
-    """The facts of a run whose training has ended.
+    """Collect the facts of a run whose training has ended.
 
     Args:
         trainer: that of the run, with its `CheckpointPolicy`.
@@ -65,7 +67,7 @@ def run_facts(trainer: L.Trainer, data: Any, seconds: float) -> RunFacts:
 
 
 def device_in_words(device: torch.device) -> str:
-    """The name of a GPU, or of the processor with the threads that torch computes with."""
+    """Name a GPU, or the processor with the number of threads that torch uses."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
@@ -82,11 +84,13 @@ def _data_facts(data: Any) -> Iterator[DataFacts]:
             for source in sources:
                 manifest = source.manifest
                 amount = f"{manifest.tokens:,} tokens of {manifest.documents:,} documents"
-                yield DataFacts(split, str(source.folder), amount, manifest.digest)
+                origin = str(manifest.corpus.get("path", ""))
+                yield DataFacts(split, str(source.folder), amount, manifest.digest, origin)
     elif isinstance(data, RowsDataModule):
         own = data.config.validation_paths
         for split in ("train", "validation"):
             rows = len(data.items(split).places)
             if rows:
                 paths = own if split == "validation" and own else data.config.paths
-                yield DataFacts(split, ", ".join(paths), f"{rows:,} rows", data.digest(split))
+                where = ", ".join(paths)
+                yield DataFacts(split, where, f"{rows:,} rows", data.digest(split), where)

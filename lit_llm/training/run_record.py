@@ -1,4 +1,8 @@
-"""What a run was made with: config.yaml, what a resumed run changes of it, and the configurations before that."""
+"""The configuration that a run leaves in its folder: config.yaml, and config.1.yaml and so on for earlier parts.
+
+A resumed run may have other settings than its checkpoint was made with. Those that only change how the work is done
+are told; those that change what is learned are refused, unless `resume_changed` allows them.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,10 @@ from lit_llm.config.files import replace_file
 from lit_llm.optimization import build_optimizer, learning_rate_factor
 from lit_llm.training.checkpoint_files import saved_checkpoints, step_of
 
-# A setting that is on none of these lists changes what is learned: a new one has to be thought about.
+# Options that say how this process starts, with the values that config.yaml gives them.
 _OF_ONE_START = {"ckpt_path": None, "overwrite": False, "replay": None, "resume_changed": False}
-_FREE = frozenset(
+# Options that do not change what is learned. One that is on no list does: whoever adds an option has to think of it.
+_NOT_LEARNED = frozenset(
     {
         "run_name",
         "output_root",
@@ -42,7 +47,7 @@ _FREE = frozenset(
         "update_micro_batch_size",
     }
 )
-_FREE_GROUPS = ("samples.", "trainer.")
+_NOT_LEARNED_GROUPS = ("samples.", "trainer.")
 _LEARNED_OF_TRAINER = frozenset({"trainer.precision", "trainer.gradient_clip_val"})
 _HELD = re.compile(r"# (?:holds|held) from step (\d+)(?: to step (\d+))?")
 _KEPT = re.compile(r"config\.(\d+)\.yaml")
@@ -51,25 +56,26 @@ _ASIDE = ".abandoned"
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting that is another one than that of the checkpoint."""
+    """A setting whose value in this run is not the one that the checkpoint was made with."""
 
     name: str
     old: Any
     new: Any
     learned: bool
-    """Whether it changes what is learned."""
+    """Whether the setting changes what is learned."""
 
     def __str__(self) -> str:
         return f"{self.name} (from {self.old} to {self.new})"
 
 
 def differences(saved: dict[str, Any], config: RunConfig, step: int) -> list[Difference]:
-    """The settings of `config` that differ from those that a checkpoint was made with.
+    """Find the settings of `config` that differ from those that a checkpoint was made with.
 
     Args:
-        saved: configuration of the checkpoint; what it lacks, an earlier version of this package had not.
-        config: of the run that goes on.
-        step: of the checkpoint.
+        saved: the checkpoint's configuration. An option that it lacks was added to this package later, and counts as
+            having had its default.
+        config: the configuration of the run that goes on.
+        step: the number of optimizer steps that the checkpoint was saved after.
     """
     old, new = flatten(saved), flatten(to_plain(config))
     defaults = flatten(to_plain(type(config)()))
@@ -91,11 +97,11 @@ def _is_learned(name: str, saved: dict[str, Any], config: RunConfig, step: int) 
         return to_plain(config).get("lora", {}).get("rank", 0) > 0 or hasattr(config, "reference_model")
     if name in _LEARNED_OF_TRAINER:
         return True
-    return name not in _FREE and not name.startswith(_FREE_GROUPS)
+    return name not in _NOT_LEARNED and not name.startswith(_NOT_LEARNED_GROUPS)
 
 
 def _other_rates(saved: dict[str, Any], config: RunConfig, step: int) -> bool:
-    """Whether the steps so far had other learning rates than a run of the new length gives them."""
+    """Tell whether a run of the new length would have given the first `step` steps other learning rates."""
     before, old_steps = from_plain(ScheduleConfig, saved["schedule"]), saved["trainer"]["max_steps"]
     return any(
         learning_rate_factor(each, before, old_steps)
@@ -105,14 +111,14 @@ def _other_rates(saved: dict[str, Any], config: RunConfig, step: int) -> bool:
 
 
 class RunRecord(L.Callback):
-    """Refuses settings that it would silently be learned with, and writes config.yaml.
+    """Refuses a resume whose settings would change what is learned, and writes config.yaml.
 
-    A resume that is refused leaves the earlier config.yaml alone. Where one with other settings goes on, the earlier
-    one is kept as config.1.yaml and so on, with the steps that it held for.
+    A refused resume leaves the earlier config.yaml alone. When a resume with other settings goes on, the earlier file
+    is kept as config.1.yaml (then config.2.yaml and so on), with a first line that names the steps it held for.
 
     Args:
-        config: the run.
-        resume_from: checkpoint that it goes on from.
+        config: the configuration of the run.
+        resume_from: the checkpoint that the run goes on from; None for a start at step 0.
     """
 
     def __init__(self, config: RunConfig, resume_from: str | None) -> None:
@@ -122,10 +128,10 @@ class RunRecord(L.Callback):
         self._differences: list[Difference] = []
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compare the settings; the module and its data have accepted the checkpoint by now.
+        """Compare the settings with those of the checkpoint, which the module and its data have accepted by now.
 
         Raises:
-            UserError: some that change what is learned differ, and `resume_changed` does not allow it.
+            UserError: a setting that changes what is learned differs, and `resume_changed` is false.
         """
         if trainer.state.fn != "fit":
             return
@@ -142,7 +148,7 @@ class RunRecord(L.Callback):
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Put changed settings of the optimizer in force, and write what is needed to repeat the run."""
+        """Put changed settings of the optimizer in force, write config.yaml, and tell the loggers all options."""
         step = trainer.global_step
         if any(each.name.startswith(("optimizer.", "schedule.", "trainer.max_steps")) for each in self._differences):
             self._renew_optimizers(trainer, pl_module)
@@ -151,12 +157,12 @@ class RunRecord(L.Callback):
         if any(each.learned for each in self._differences):
             self._set_aside(step)
         write_config(self.config, step, self._saved)
-        options = flatten({**to_plain(self.config), **_OF_ONE_START})
+        options = {name: value for name, value in flatten(to_plain(self.config)).items() if name not in _OF_ONE_START}
         for logger in trainer.loggers:
             logger.log_hyperparams(options)
 
     def _renew_optimizers(self, trainer: L.Trainer, module: Any) -> None:
-        """The checkpoint has brought the options of its optimizer and the rate of its schedule; take this run's."""
+        """Replace the optimizer options and the learning rate that the checkpoint has restored by those of this run."""
         fresh = build_optimizer(module.trained, self.config.optimizer)
         for optimizer, plan in zip(trainer.optimizers, trainer.lr_scheduler_configs, strict=True):
             scheduler = plan.scheduler
@@ -175,7 +181,7 @@ class RunRecord(L.Callback):
                 group["lr"] = rate * factor(scheduler.last_epoch)
 
     def _set_aside(self, step: int) -> None:
-        """Take the checkpoints of later steps, made with the other settings, out of what `last` looks for."""
+        """Rename checkpoints of later steps, which the earlier settings made, so that `last` does not find them."""
         for later, path in saved_checkpoints(self.config.folder / "checkpoints").items():
             if later > step:
                 path.rename(path.with_name(path.name + _ASIDE))
@@ -183,12 +189,12 @@ class RunRecord(L.Callback):
 
 
 def write_config(config: RunConfig, step: int, saved: dict[str, Any] | None) -> None:
-    """Write config.yaml from `step` on, and keep what it takes the place of, where any step was made with that.
+    """Write config.yaml, and keep the file that it replaces if any step was trained with that configuration.
 
     Args:
-        config: the run.
-        step: steps that are done.
-        saved: configuration of the checkpoint that the run goes on from.
+        config: the configuration that holds from now on.
+        step: the number of optimizer steps that are done.
+        saved: the configuration in the checkpoint that the run goes on from; None for a start at step 0.
     """
     folder, body = config.folder, _yaml_of(to_plain(config))
     path = folder / "config.yaml"
@@ -218,21 +224,21 @@ def write_config(config: RunConfig, step: int, saved: dict[str, Any] | None) -> 
 
 
 def _note(first: int, before: Path | None) -> str:
-    """The first line of a config.yaml that does not hold for the whole run."""
+    """Make the first line of a config.yaml that does not hold for the whole run; an empty text where it does."""
     if first == 0:
         return ""
     return f"# holds from step {first} on{'' if before is None else f'; before it {before.name}'}\n"
 
 
 def _read_record(path: Path) -> tuple[int, str]:
-    """The step from which a configuration held, and the configuration."""
+    """Read a configuration file; returns the step from which it held, and its text without the line about that."""
     text = path.read_text(encoding="utf-8")
     held = _HELD.match(text)
     return (int(held[1]), text.partition("\n")[2]) if held else (0, text)
 
 
 def _kept_configs(folder: Path) -> dict[int, Path]:
-    """The earlier configurations of a run by number, the newest first."""
+    """List the files config.N.yaml of a run folder by their number N, the newest first."""
     found = {int(match[1]): path for path in folder.iterdir() if (match := _KEPT.fullmatch(path.name))}
     return dict(sorted(found.items(), reverse=True))
 
@@ -242,7 +248,7 @@ def _next_name(folder: Path) -> Path:
 
 
 def _kept_of(folder: Path, step: int) -> Path | None:
-    """The earlier configuration that a step was made with; None where there is none."""
+    """Find the file config.N.yaml with the configuration that a step was trained with; None if there is none."""
     for path in _kept_configs(folder).values():
         held = _HELD.match(path.read_text(encoding="utf-8"))
         if held and held[2] and int(held[1]) < step <= int(held[2]):
@@ -251,11 +257,11 @@ def _kept_of(folder: Path, step: int) -> Path | None:
 
 
 def _has_steps(folder: Path, first: int) -> bool:
-    """Whether a step after `first` was kept, in a checkpoint or one that has been set aside."""
+    """Tell whether the folder has a checkpoint of a step after `first`, those that were set aside included."""
     names = (path.with_name(path.name.removesuffix(_ASIDE)) for path in folder.glob("checkpoints/step_*"))
     return any((step_of(path) or 0) > first for path in names)
 
 
 def _yaml_of(plain: dict[str, Any]) -> str:
-    """What is needed to repeat a run, without what was said about one start of it."""
+    """Write a configuration as YAML that repeats the run, whatever options its first process was started with."""
     return yaml.safe_dump({**plain, **_OF_ONE_START}, sort_keys=False, allow_unicode=True)

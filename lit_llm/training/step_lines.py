@@ -13,7 +13,7 @@ from lit_llm.config.files import replace_file
 
 
 class StepLines:
-    """Writes one JSON object a line, with its step, as long as the disk takes them.
+    """Writes one line of JSON for each step, until a write fails.
 
     What is said of the newest step in several calls ends up in one line. A line is in the file when `write` returns,
     so a run that is killed has lost nothing. A write that fails is told once on stderr, and the run goes on without.
@@ -28,12 +28,12 @@ class StepLines:
     def __init__(self, path: Path, first_step: int | None, what: str) -> None:
         self.path, self.first_step, self.what = path, first_step, what
         self.last: dict[str, Any] = {}
-        """The newest line; before the first write empty."""
+        """The newest line; it is empty before the first write."""
         self._start = self._end = 0  # where the newest line begins, and where the file ends
         self._is_open = self._has_failed = False
 
     def begin(self) -> None:
-        """Take lines of later steps back, unless that has been done; `last` is the newest of those that stay."""
+        """Remove lines of later steps, unless that has been done; `last` is then the newest line that stays."""
         if self._is_open or self._has_failed:
             return
         try:
@@ -67,7 +67,7 @@ class StepLines:
         self.last, self._start = line, start
 
     def sync(self) -> None:
-        """Make what has been written last through a power cut."""
+        """Wait until the disk has everything that was written, so that it outlasts a power cut."""
         if not self._is_open or self._has_failed:
             return
         try:
@@ -99,7 +99,7 @@ class StepLines:
 
 
 def read_step_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that `StepLines` has written, in the order of their steps; none where there is no file.
+    """Read a file that `StepLines` has written; returns its lines in the order of their steps, none if it is missing.
 
     Lines that are not whole are passed over. Where a later line has an earlier step, the run has gone back, and the
     steps from there on are those that it wrote last.

@@ -299,7 +299,7 @@ def test_help_is_what_people_change_and_an_example(
     place = lines.index("example:")
     words = shlex.split("\n".join(lines[place + 1 :]).replace("\\\n", " "))
     assert words[:2] == ["lit-llm", name] and len(words) > 2
-    parse(command.config, words[2:])
+    parse(command.config, command.as_options(words[2:]))
 
 
 def test_help_of_ppo_says_how_a_reward_function_is_called(capsys: pytest.CaptureFixture[str]) -> None:

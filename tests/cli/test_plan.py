@@ -81,11 +81,14 @@ def test_vocabulary_and_shape_from_files(
     small = [word if word != "512" else "null" for word in SMALL.split()]
     assert ["embedding", "25,600", "21.3%"] in rows_of(planned(capsys, *small, "--data.paths", f"[{shards}]"))
     config = PlanConfig().model
-    for name, value in {"vocab_size": 300, "hidden_size": 32, "num_layers": 1, "num_heads": 2}.items():
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 48}
+    for name, value in sizes.items():
         setattr(config, name, value)
     save_model_folder(tmp_path, config, Decoder(config).state_dict(), tokenizer)
-    text = planned(capsys, "--init_from", str(tmp_path), "--data.sequence_length", "32", "--trainer.max_steps", "100")
+    text = planned(capsys, "--init_from", str(tmp_path), "--trainer.max_steps", "100")
     assert rows_of(text)[0][:2] == ["embedding", "9,600"]
+    assert "in windows of 48 tokens" in text  # all that the model reads
+    assert next(row for row in rows_of(text) if row[0] == "as the recipe has it")[1] == "100"
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,19 @@ def each_token(model: Decoder, ids: list[int], context: int, stride: int) -> lis
     return found
 
 
+def test_texts_of_the_hub_whose_split_is_not_named_are_said_to_be_the_training_split(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("datasets")
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split}) + "\n")
+    for path, split, told in (("", "train", True), ("::test", "test", False), (":default:train", "train", False)):
+        source = TextSource(f"hf:{tmp_path}{path}", end_of_text=False)
+        (window,) = source.windows(tokenizer, WindowOptions(32, 32))
+        assert tokenizer.decode(window.targets) == split
+        assert ("its split train is read; write hf:NAME::test" in capsys.readouterr().err) == told
+
+
 def one_at_a_time(model: Decoder, ids: list[int], context: int, stride: int) -> tuple[float, int]:
     """The sums of `each_token`."""
     found = each_token(model, ids, context, stride)

@@ -23,6 +23,7 @@ from lit_llm.interop import (
     load_weights,
     read_model_config,
     save_adapter,
+    save_model_folder,
     starting_adapter,
     stop_token_ids,
 )
@@ -284,12 +285,40 @@ def test_folders_that_are_broken(tmp_path: Path, folder: Path, base: Decoder) ->
         load_adapter(tmp_path / "nothing", base.config)
 
 
-@pytest.mark.parametrize(("architecture", "message"), [
-    ("gpt2", r"adapter of gpt2 is of fused layers \(c_attn\), .*; merge the additions into a model folder"),
-    ("modern-1m", "an adapter names layers as transformers does, and transformers has no such architecture"),
-])  # fmt: skip
-def test_architectures_that_have_no_adapter(tmp_path: Path, architecture: str, message: str) -> None:
-    model = adapted(random_decoder(tiny_model(architecture)), lora())
+def test_fused_layers_have_no_adapter(tmp_path: Path) -> None:
+    model = adapted(random_decoder(tiny_model("gpt2")), lora())
+    message = r"adapter of gpt2 is of fused layers \(c_attn\), .*; merge the additions into a model folder"
     with pytest.raises(UserError, match=message):
         save_adapter(tmp_path / "adapter", model.config, lora(), model.state_dict(), "base")
     assert not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize("architecture", ["modern-1m", "gpt2"])
+@pytest.mark.parametrize("scores", [False, True])
+def test_adapters_of_a_folder_with_code(
+    architecture: str, scores: bool, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT loads ours onto the model by the code, and saves one that we load."""
+    peft = pytest.importorskip("peft")
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    config = tiny_model(architecture)
+    base = random_decoder(config.as_score() if scores else config, std=0.1)
+    save_model_folder(tmp_path / "base", base.config, base.state_dict(), tokenizer, form="lit_llm")
+    model = adapted(base, lora())
+    save_adapter(tmp_path / "adapter", base.config, lora(), model.state_dict(), str(tmp_path / "base"), tokenizer)
+    kind = transformers.AutoModelForSequenceClassification if scores else transformers.AutoModelForCausalLM
+    plain = kind.from_pretrained(tmp_path / "base", trust_remote_code=True)
+    theirs = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter")
+    tokens = random_tokens(base.config, 2, 16)
+    with torch.no_grad():
+        found = theirs(input_ids=tokens).logits
+        expected = model(tokens)[:, -1:] if scores else model(tokens)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert (
+            found - kind.from_pretrained(tmp_path / "base", trust_remote_code=True)(tokens).logits
+        ).abs().max() > 0.01
+    theirs.save_pretrained(tmp_path / "saved")
+    for folder in ("adapter", "saved"):
+        merged, _ = load_model_folder(tmp_path / folder)
+        torch.testing.assert_close(logits(merged), logits(model), rtol=1e-4, atol=1e-5)

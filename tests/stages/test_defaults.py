@@ -14,6 +14,7 @@ from stage_runs import chat_tokenizer, make_stage
 
 from lit_llm.config import UserError, default_learning_rate
 from lit_llm.planning import count_parameters
+from lit_llm.stages.defaults import keep_earlier_choices
 from lit_llm.stages.dpo import build_dpo
 from lit_llm.stages.ppo import build_ppo
 from lit_llm.stages.pretrain import build_pretraining, pretrain
@@ -74,7 +75,7 @@ def test_pretraining_writes_down_what_it_chose_and_keeps_it_when_it_goes_on(
 ) -> None:
     """A longer run would choose a longer warm-up, and so could not go on with the steps that are done."""
     constant = {"name": "constant", "warmup_steps": None}
-    null = {**NOTHING_GIVEN, "schedule": constant, "optimizer": {"learning_rate": None, "name": "muon"}}
+    null: dict[str, Any] = {**NOTHING_GIVEN, "schedule": constant, "optimizer": {"learning_rate": None, "name": "muon"}}
     config = make_run(**null, trainer={"max_steps": 2, "val_every_n_steps": None})
     pretrain(config)
     saved = yaml.safe_load((config.folder / "config.yaml").read_text())
@@ -91,6 +92,32 @@ def test_pretraining_writes_down_what_it_chose_and_keeps_it_when_it_goes_on(
     assert longer.schedule.warmup_steps == 1
     assert "resumed at step 2" in capsys.readouterr().err
     assert [value for _, value in all_curves(longer)["learning_rate/muon"]] == pytest.approx([0.02] * 80)
+
+
+@pytest.mark.parametrize("content", ["", "42", "{", "optimizer: 3", "schedule: {warmup_steps: many}", None])
+def test_a_record_that_says_nothing_leaves_the_choice_open(content: str | None, make_run: MakeRun) -> None:
+    config = make_run(**NOTHING_GIVEN, ckpt_path="last")
+    config.folder.mkdir()
+    if content is not None:
+        (config.folder / "config.yaml").write_text(content)
+    keep_earlier_choices(config)
+    assert (config.optimizer.learning_rate, config.schedule.warmup_steps, config.data.sequence_length) == (None,) * 3
+
+
+def test_the_record_is_found_by_the_path_of_a_checkpoint(make_run: MakeRun, tmp_path: Path) -> None:
+    record = tmp_path / "other" / "config.yaml"
+    record.parent.mkdir()
+    record.write_text("data: {sequence_length: 16}\noptimizer: {learning_rate: 0.5}\nschedule: {warmup_steps: 3}\n")
+    checkpoint = str(tmp_path / "other" / "checkpoints" / "step_00000002.ckpt")
+    config = make_run(**NOTHING_GIVEN, ckpt_path=checkpoint)
+    keep_earlier_choices(config)
+    assert (config.optimizer.learning_rate, config.schedule.warmup_steps, config.data.sequence_length) == (0.5, 3, 16)
+    given = make_run(ckpt_path=checkpoint)
+    keep_earlier_choices(given)
+    assert (given.optimizer.learning_rate, given.schedule.warmup_steps, given.data.sequence_length) == (3e-3, 2, 32)
+    record.write_text("schedule: {warmup_steps: -1}")
+    with pytest.raises(UserError, match=r"schedule.warmup_steps is -1"):
+        keep_earlier_choices(make_run(**NOTHING_GIVEN, ckpt_path=checkpoint))
 
 
 def test_a_long_context_is_not_filled(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:

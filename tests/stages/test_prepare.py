@@ -299,6 +299,9 @@ def test_a_complete_folder_is_replaced_only_when_asked(corpus: Path, tokenizer: 
     before = digests(tmp_path)
     with pytest.raises(UserError, match=r"already holds finished shards.*--overwrite true"):
         prepare_data(options(corpus, tokenizer, tmp_path))
+    # That is said before the corpus is read.
+    with pytest.raises(UserError, match=r"already holds finished shards"):
+        prepare_data(options(Path("nowhere"), tokenizer, tmp_path))
     assert digests(tmp_path) == before
     # The tokenizer of the folder itself may encode it again; without a test share its old test split goes.
     prepare_data(

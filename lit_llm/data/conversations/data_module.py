@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from lit_llm.tokenizer import Tokenizer
 
 NOTHING_TO_LEARN = "without a token to learn"
-"""Why a row is left out."""
+"""The reason that is counted for a row in which the loss would be taken over no token."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class EncodedRow:
         content: What `Items` are made of; None where the row is left out.
         reason: Why the row is left out.
         truncated: Whether it was cut to fit.
-        prompt: The messages to be answered. This and what follows the data module adds to a row that it keeps.
+        prompt: The messages to be answered. The data module fills in this and what follows for rows that it keeps.
         num_turns: Messages that are not the system's.
         opening: See `opening_share`.
     """
@@ -53,7 +53,7 @@ class EncodedRow:
 
 @dataclass
 class Split:
-    """The rows of a split, ready to be read, and what is said about them."""
+    """The items of "train" or "validation", with their turns counted and the openings of their rows."""
 
     items: Items
     num_turns: int
@@ -69,7 +69,8 @@ class RowsDataModule(ResumableDataModule):
         seed: keys the order of the samples, and which rows share a pack.
 
     Raises:
-        UserError: any method: files are missing or broken, too many rows do not fit, or none is left.
+        UserError: files are missing or broken, too many rows do not fit, or none is left; any method may raise it, as
+            the rows are read when they are first asked for.
     """
 
     causes: ClassVar[dict[str, str]] = {
@@ -88,19 +89,19 @@ class RowsDataModule(ResumableDataModule):
         self._statistics: dict[str, RowStatistics] = {}
         self._validation_prompts: list[tuple[Message, ...]] = []
 
-    # What a kind of rows has to say.
+    # What a subclass defines for its kind of rows.
 
     @abstractmethod
     def read(self, paths: Sequence[str], option: str) -> Rows[Any]:
-        """The rows of files; `option` gave the paths."""
+        """Reads the rows of files; `option` is the name of the option that gave their paths, for errors."""
 
     @abstractmethod
     def prompt_of(self, row: Any) -> tuple[Message, ...]:
-        """The messages to be answered; may be none."""
+        """Returns the messages of a row that ask for its answer; there may be none."""
 
     @abstractmethod
     def messages_of(self, row: Any) -> tuple[Message, ...]:
-        """All messages; of a pair, those of the chosen side."""
+        """Returns all messages of a row; of a pair, the prompt and the chosen answer."""
 
     @abstractmethod
     def encode(self, row: Any) -> EncodedRow:
@@ -108,7 +109,7 @@ class RowsDataModule(ResumableDataModule):
 
     @abstractmethod
     def make_items(self, places: Sequence[RowPlace], contents: Sequence[Any]) -> Items:
-        """The items of a split from what `encode` made of its rows."""
+        """Builds the items of a split from the places of its rows and the `content` that `encode` gave each."""
 
     # The hooks of Lightning.
 
@@ -133,7 +134,7 @@ class RowsDataModule(ResumableDataModule):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which sample is which."""
+        """Everything that the samples and their order depend on."""
         return {"rows": self.digest("train"), "sequence_length": self.config.length, "seed": self.seed}
 
     def items(self, split: str) -> Items:
@@ -146,12 +147,12 @@ class RowsDataModule(ResumableDataModule):
 
     @property
     def num_rows(self) -> int:
-        """Training rows."""
+        """How many rows are trained on."""
         return len(self.items("train").places)
 
     @property
     def num_samples(self) -> int:
-        """Samples that one pass over the training rows takes."""
+        """How many samples one pass over the training rows takes; with packing fewer than rows."""
         return len(self.items("train"))
 
     def passes(self, samples: int) -> float:
@@ -180,7 +181,7 @@ class RowsDataModule(ResumableDataModule):
         return self.items("train").texts(0)
 
     def statistics_lines(self) -> list[str]:
-        """The rows in numbers, for a reader: a line for each split, and what was left out."""
+        """Describes the rows for a reader: a line of numbers for each split, then lines about what was left out."""
         lines = []
         for name, split in self._splits.items():
             if not len(split.items):
@@ -229,7 +230,7 @@ class RowsDataModule(ResumableDataModule):
         return Split(items, sum(row.num_turns for row in rows), {row.opening for row in rows})
 
     def _encode_rows(self, name: str, paths: Sequence[str]) -> list[EncodedRow]:
-        """The rows of some files that can be used, tokenised; the others are counted."""
+        """Tokenises the rows of some files, keeps those that can be used, and counts the others."""
         rows, kept = self.read(paths, name), []
         statistics = rows.statistics
         for row in track(rows, "tokenising rows"):
@@ -255,7 +256,7 @@ class RowsDataModule(ResumableDataModule):
 
 
 def split_rows(rows: list[EncodedRow], fraction: float) -> tuple[list[EncodedRow], list[EncodedRow]]:
-    """Training and validation rows, by their openings; at least one of each where there are two openings."""
+    """Divides rows into training and validation by their openings; each gets at least one where two openings differ."""
     if not fraction or not rows:
         return rows, []
     openings = {row.opening for row in rows}
@@ -266,10 +267,10 @@ def split_rows(rows: list[EncodedRow], fraction: float) -> tuple[list[EncodedRow
 
 
 def opening_share(messages: Sequence[Message]) -> float:
-    """A hash of what comes before the first answer, evenly spread from 0 to below 1.
+    """Hashes the opening of a conversation, all that comes before its first answer, to a number from 0 to below 1.
 
-    Rows with the same opening stay on one side of a split, in this stage and in every other. Where no user speaks
-    before the first answer, all messages count.
+    Rows whose number is below the validation fraction are validated on, so that rows with the same opening stay on one
+    side, in this stage and in every other. Where no user speaks before the first answer, all messages are hashed.
     """
     answers = (index for index, message in enumerate(messages) if message.role == "assistant")
     opening = messages[: next(answers, len(messages))]
@@ -280,11 +281,11 @@ def opening_share(messages: Sequence[Message]) -> float:
 
 
 def cut(learned: np.ndarray, limit: int) -> int:
-    """How many of the first `limit` tokens to keep, so that the last is learned; 0 where none is."""
+    """Returns how many of the first `limit` tokens to keep, so that the last one kept is learned; 0 if none is."""
     places = np.flatnonzero(learned[:limit])
     return int(places[-1]) + 1 if len(places) else 0
 
 
 def too_long(config: RowsConfig) -> str:
-    """Why a row is left out."""
+    """The reason that is counted for a row with more tokens than data.sequence_length."""
     return f"longer than data.sequence_length {config.length}"

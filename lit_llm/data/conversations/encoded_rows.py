@@ -31,7 +31,7 @@ class Ragged:
 
     Args:
         rows: the arrays.
-        dtype: of all of them.
+        dtype: their common type.
     """
 
     def __init__(self, rows: Sequence[Sequence[int] | np.ndarray], dtype: type = np.int32) -> None:
@@ -51,12 +51,14 @@ class Ragged:
         return np.diff(self._ends)
 
     def parts(self) -> tuple[bytes, bytes]:
-        """What tells it from any other, as bytes to hash."""
+        """The lengths and the values as bytes, to be hashed: other arrays give other bytes."""
         return self._ends.tobytes(), self._values.tobytes()
 
 
 class Items(ABC):
-    """The tokenised rows of one split, and how they make up batches; picklable, and small beside its tokens.
+    """The tokenised rows of one split, and how batches are made of them.
+
+    It is sent to loader workers, and therefore can be pickled and holds little besides the tokens.
 
     Args:
         places: file and row that each row is from.
@@ -67,35 +69,35 @@ class Items(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Items, 0 to any number."""
+        """How many items there are; there may be none."""
 
     @abstractmethod
     def batch(self, items: Sequence[int]) -> dict[str, Any]:
-        """A batch without sample_ids; an item of -1 is filler, which counts nothing."""
+        """Makes a batch, without its sample_ids; an item number of -1 asks for filler, over which no loss is taken."""
 
     @abstractmethod
     def rows_of(self, item: int) -> list[int]:
-        """The rows that an item holds, at least one."""
+        """Returns the numbers of the rows that an item holds, at least one."""
 
     @abstractmethod
     def ids(self, row: int) -> list[int]:
-        """The tokens of a row; where it has two texts, of the first."""
+        """Returns the tokens of a row, or of its first text where it has two."""
 
     @abstractmethod
     def supervised(self, row: int) -> list[bool]:
-        """Which of `ids` the loss is taken over."""
+        """Returns for each of `ids` whether the loss is taken over it."""
 
     def texts(self, row: int) -> list[tuple[str, list[int], list[bool]]]:
-        """Every text of a row: what it is beside the others, its tokens, and which of them the loss is taken over."""
+        """Returns each text of a row: its name ("" if it is the only one), its tokens, and where the loss is taken."""
         return [("", self.ids(row), self.supervised(row))]
 
     @abstractmethod
     def token_lengths(self) -> np.ndarray:
-        """Tokens of each text, int64 [texts]."""
+        """Returns the number of tokens of each text, int64 [texts]."""
 
     @abstractmethod
     def content(self) -> Iterator[bytes]:
-        """All that a batch can hold, in the order of the rows."""
+        """Yields the bytes of everything that a batch can hold, in the order of the rows, to be hashed."""
 
     @cached_property
     def digest(self) -> str:
@@ -124,12 +126,12 @@ class RowStream(Dataset):
         return self.order.lookup(np.asarray(sample_ids, dtype=np.int64))[2].tolist()
 
     def locate(self, sample_ids: Sequence[int]) -> list[tuple[Path | str, int]]:
-        """File and row of each sample; of a pack, those of its first row."""
+        """The file and the row of each sample; for a pack, those of its first row."""
         places = (self.items.places[self.items.rows_of(item)[0]] for item in self.lookup(sample_ids))
         return [(place.file, place.number) for place in places]
 
     def describe(self, sample_id: int, tokenizer: Decodes) -> tuple[str, str]:
-        """Every row of a sample, in words, and their text."""
+        """Says where every row of a sample is, and gives their text."""
         rows = self.items.rows_of(self.lookup([sample_id])[0])
         place = "; ".join(str(self.items.places[row]) for row in rows)
         return place, "\n".join(tokenizer.decode(ids) for row in rows for _, ids, _ in self.items.texts(row))
@@ -144,9 +146,10 @@ class RowStream(Dataset):
 
 
 class RowEvaluation(Dataset):
-    """Every item of a split exactly once, in order, shared by the ranks: rank r has items r, r + W, ...
+    """Every item of a split exactly once, in order, dealt out to W ranks: rank r has items r, r + W, ...
 
-    Ranks that would have fewer get filler, which counts nothing (sample_ids -1), so that all have the same number.
+    All ranks have the same number of items: those that would have one fewer end with filler (sample_ids -1), over which
+    no loss is taken.
 
     Args:
         items: at least one.
@@ -175,5 +178,5 @@ class RowEvaluation(Dataset):
 
 
 def padded_width(longest: int, most: int) -> int:
-    """Columns of a batch whose longest row has `longest` tokens; at most `most`."""
+    """The number of columns of a batch whose longest row has `longest` tokens; at most `most`."""
     return min(-(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE, most)

@@ -50,11 +50,11 @@ class Row:
     """A row's fields, which say where they are when something is wrong with them.
 
     Args:
-        place: Of the row.
+        place: Where the row is.
         value: What the file has there.
 
     Raises:
-        UserError: it is no object; from any method: a field is not as it should be.
+        UserError: the value is no object. Any method raises it where a field is not as it should be.
     """
 
     def __init__(self, place: RowPlace, value: Any) -> None:
@@ -143,12 +143,12 @@ class Row:
         return Message(_ROLES[role], text, fields, self._learned(turn, where))
 
     def is_learned(self) -> bool:
-        """Whether the row is to be learned, as its fields weight, train and loss may deny."""
+        """Whether the row is to be learned; its fields weight, train and loss may say that it is not."""
         self._read.update(_LEARNED)
         return self._learned(self.fields, "the row") is not False
 
     def check_context(self) -> None:
-        """Refuse what the conversation of the row was made with and would be learned without."""
+        """Refuses fields that belong to the conversation and would be left out of what is learned."""
         for name, fix in _CONTEXT.items():
             if self.fields.get(name) not in _NOTHING:
                 raise self.error(f"the field {name!r} is not read", fix)
@@ -158,7 +158,7 @@ class Row:
         return {name: self.text(name) for name in THOUGHTS if self.fields.get(name) not in _NOTHING}
 
     def _learned(self, turn: dict[str, Any], where: str) -> bool | None:
-        """What a message or the row says of whether it is to be learned; None: nothing."""
+        """What a message or the row says of whether it is to be learned; None where it says nothing."""
         said = {key: turn[key] for key in _LEARNED if turn.get(key) is not None}
         for key, value in said.items():
             if value not in (0, 1):  # true and false, too
@@ -201,7 +201,7 @@ class Row:
         return tuple(turns)
 
     def _plain(self, value: Any, where: str) -> Any:
-        """A value that a template may write, each text in it checked; without the nulls that tables fill up with."""
+        """A value as a template may write it: with its texts checked, and without nulls that only fill a table."""
         if isinstance(value, str):
             return self._checked_text(value, where)
         if isinstance(value, dict):
@@ -226,8 +226,8 @@ class Form:
     """How a row holds a conversation.
 
     Attributes:
-        fields: Those that it is known by.
-        read: Its messages.
+        fields: The fields that a row of this form is known by.
+        read: Reads the messages of a row.
     """
 
     fields: tuple[str, ...]
@@ -235,7 +235,7 @@ class Form:
 
 
 def asked(row: Row, name: str) -> Messages:
-    """A field that has to be what a user asks, after earlier turns, or messages."""
+    """A field with what a user asks, or with messages; what is asked comes after the turns of the field history."""
     return (*row.history(), Message("user", row.text(name))) if isinstance(row.value(name), str) else row.messages(name)
 
 
@@ -260,18 +260,18 @@ FORMS: Mapping[str, Form] = {
         lambda row: (*row.history(), Message("user", row.text("question")), Message("assistant", row.text("answer"))),
     ),
 }
-"""By name; where a row has the fields of several, it has the first of these forms."""
+"""The known forms by name; a row with the fields of several has the first of them."""
 
 
 def form_of(row: Row) -> str | None:
-    """The name of a row's form, told by its fields; by null ones (parquet has every column) only if by no other."""
+    """The name of a row's form, told by its fields that are not null, else by all (parquet has every column)."""
     filled = (name for name, form in FORMS.items() if row.has(*form.fields))
     named = (name for name, form in FORMS.items() if all(field in row.fields for field in form.fields))
     return next(filled, next(named, None))
 
 
 def conversation_of(row: Row, form: str) -> Messages:
-    """A row's messages, its system's message first; a user has said something in each turn.
+    """A row's messages, the system's first where there is one; no turn of a user in them is empty.
 
     Raises:
         UserError: the row is not of this form, or a field is not as it should be.
@@ -310,20 +310,20 @@ def prompt_of(row: Row) -> Messages | None:
 
 
 def without_prompt(answer: str, prompt: str) -> str | None:
-    """What follows the prompt in an answer that begins with it; None: it does not, or nothing follows."""
+    """What follows the prompt in an answer that begins with it; None where it does not, or where nothing follows."""
     begin = prompt.strip()
     if not begin or not answer.lstrip().startswith(begin):
         return None
     rest = answer.lstrip().removeprefix(begin)
-    if not rest.strip():  # an answer that is to repeat
+    if not rest.strip():  # the prompt may have asked to be repeated
         return None
-    if prompt != prompt.rstrip():  # white space that both end the prompt with
+    if prompt != prompt.rstrip():  # white space at the end of the prompt stands in the answer, too
         rest = rest.removeprefix(prompt[len(prompt.rstrip()) :])
     return rest[1:] if rest[:1] == " " and not rest[1:2].isspace() else rest
 
 
 def with_system(row: Row, messages: Messages) -> Messages:
-    """Messages with what the fields "system", where none of a system is there, and "tools" say."""
+    """Adds what the row's fields "system" and "tools" say to its messages; a system's message among them stays."""
     for number, message in enumerate(messages, start=1):
         if message.role == "user" and not message.content.strip():
             raise row.error(f"message {number}, the user's, is empty", "fill it in, or leave the row out")
@@ -335,7 +335,7 @@ def with_system(row: Row, messages: Messages) -> Messages:
 
 
 def unknown_form(row: Row) -> UserError:
-    """What to raise where no form is known by the fields of a row, with what is most like one."""
+    """The error for a row that has no known form; it names the field that looks most like a missing one."""
 
     def likeness(name: str) -> float:
         fields = FORMS[name].fields

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Pair:
-    """A tokenised pair: for each of chosen and rejected all ids, and which of them are the answer's; and the margin."""
+    """A tokenised pair: the ids of the chosen and the rejected text, which of them are the answer's, and the margin."""
 
     ids: tuple[np.ndarray, np.ndarray]
     learned: tuple[np.ndarray, np.ndarray]
@@ -46,7 +46,7 @@ class PairItems(Items):
         places: file and row of each pair.
         pairs: their tokens.
         sequence_length: most tokens of a text.
-        pad_id: token that fills up.
+        pad_id: the token of padding.
     """
 
     def __init__(self, places: Sequence[RowPlace], pairs: Sequence[Pair], sequence_length: int, pad_id: int) -> None:
@@ -112,7 +112,7 @@ class PairItems(Items):
         yield self._has_margin.tobytes()
 
     def num_margins(self) -> int:
-        """Pairs whose margin is known."""
+        """How many pairs have a known margin."""
         return int(self._has_margin.sum())
 
 
@@ -156,7 +156,7 @@ class PreferenceDataModule(RowsDataModule):
         return (*row.prompt, *row.chosen)
 
     def encode(self, row: Preference) -> EncodedRow:
-        """Both texts, cut or left out together."""
+        """Tokenises both texts, which are cut or left out together."""
         sides = [self._encode_side(row.prompt, answer) for answer in (row.chosen, row.rejected)]
         limit = self.config.length
         whole = [cut(learned, len(ids)) for ids, learned in sides]
@@ -179,14 +179,14 @@ class PreferenceDataModule(RowsDataModule):
         return PairItems(places, contents, self.config.length, self.pad_id)
 
     def statistics_lines(self) -> list[str]:
-        """As of every module, and how many margins are known."""
+        """Adds to the lines of every kind of rows how many margins are known."""
         lines, margins = super().statistics_lines(), self.items("train").num_margins()
         if margins:
             lines.append(f"margins: {margins:,} of {self.num_rows:,} training rows have one")
         return lines
 
     def _encode_side(self, prompt: Sequence[Message], answer: Sequence[Message]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of the prompt and one answer, and which are the answer's: turns of an assistant in the prompt are not."""
+        """The ids of the prompt and one answer, and which are the answer's; answers in the prompt do not count."""
         rendered, length = self.chat.render_answer(prompt, answer)
         learned = np.array(rendered.supervised)
         learned[:length] = False

@@ -22,13 +22,13 @@ class PromptItems(Items):
     """Prompts, each with the header of the assistant's turn that is to follow.
 
     A batch holds:
-        prompts: b lists of ids, at least one each; filler repeats the first prompt, so that ranks write the same number
-        fields: b dicts, what else the rows have, for rewards to read
+        prompts: b lists of ids, at least one each; filler repeats the first prompt, so that ranks write as many answers
+        fields: b dicts with the fields of the rows, for rewards to read
 
     Args:
         places: file and row of each prompt.
         ids: their tokens.
-        fields: what else the rows have.
+        fields: the fields of each row.
     """
 
     def __init__(self, places: Sequence[RowPlace], ids: Sequence[np.ndarray], fields: Sequence[dict[str, Any]]) -> None:
@@ -98,7 +98,7 @@ class PromptDataModule(RowsDataModule):
         return tuple(row.messages)
 
     def encode(self, row: Prompt) -> EncodedRow:
-        """The prompt's ids and the row's other fields."""
+        """Tokenises the prompt, and keeps the row's fields for the rewards."""
         ids = np.array(self.chat.render_prompt(row.messages), dtype=np.int32)
         excess = len(ids) + self.answer_tokens - self.config.length
         if excess <= 0:

@@ -42,16 +42,16 @@ FormName = Literal["auto", "alpaca", "sharegpt", "messages", "prompt_completion"
 EMPTY = "with an empty answer"
 SAME = "whose two answers are the same"
 
-_TELLING_SHARE = 0.1  # of a file's rows: so many answers do not begin with the prompt by chance
+_TELLING_SHARE = 0.1  # where this share of a file's answers begins with the prompt, that is no chance
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages, the last an assistant's; no answer in them is empty.
+    """A conversation that ends with an answer; no answer in it is empty.
 
     Attributes:
-        messages: In order.
-        place: Where they are from.
+        messages: The turns in order, the last an assistant's.
+        place: Where the row is.
     """
 
     messages: Messages
@@ -67,7 +67,7 @@ class Preference:
         chosen: The better answer: one message of an assistant, or several turns that begin and end with one.
         rejected: The worse, in the same form.
         margin: By how much it is worse, where that is known.
-        place: Where they are from.
+        place: Where the row is.
     """
 
     prompt: Messages
@@ -79,12 +79,12 @@ class Preference:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is to be answered.
+    """A prompt to be answered.
 
     Attributes:
         messages: At least one, the last not an assistant's.
         fields: The whole row, for a reward function to look at.
-        place: Where they are from.
+        place: Where the row is.
     """
 
     messages: Messages
@@ -95,8 +95,8 @@ class Prompt:
 def read_conversations(
     paths: Sequence[str], form: FormName = "auto", *, option: str = "data.paths"
 ) -> Rows[Conversation]:
-    """Conversations to learn from. Rows with an empty answer, or that say that they are not to be learned, are left out
-    and counted.
+    """Reads conversations to learn from. Rows with an empty answer are left out and counted, and so are those that say
+    that they are not to be learned.
 
     Args:
         paths: Files (.json with a list, .jsonl, .parquet; .gz of the first two), folders or globs of them, or
@@ -144,8 +144,8 @@ def read_preferences(
     margins: bool = True,
     score_scale: float | None = None,
 ) -> Rows[Preference]:
-    """Pairs of answers. Rows whose answers are the same, or one of them empty, or that say that they are not to be
-    learned, are left out and counted.
+    """Reads pairs of answers. Rows whose answers are the same are left out and counted, and so are those with an empty
+    answer and those that say that they are not to be learned.
 
     A row has `chosen` and `rejected`, both text or both messages, and a prompt: as `prompt` (text or messages), in
     Alpaca's fields, or as the messages with which both answers begin. Where all answers of a file begin with the text
@@ -174,7 +174,7 @@ def read_preferences(
 
 
 def read_prompts(paths: Sequence[str], *, option: str = "data.paths") -> Rows[Prompt]:
-    """Prompts to be answered, from rows of any form; answers in them are not read.
+    """Reads prompts to be answered, from rows of any form; answers in them are not read.
 
     Args and raises: as `read_conversations`.
     """
@@ -195,7 +195,7 @@ def read_prompts(paths: Sequence[str], *, option: str = "data.paths") -> Rows[Pr
 def _read(
     paths: Sequence[str], option: str, parse: Callable[[Row], T | str], messages_of: Callable[[T], Messages]
 ) -> Rows[T]:
-    """The rows that `parse` makes something of; where it returns text, that is why a row is left out."""
+    """Reads rows and keeps what `parse` makes of them; where it returns a string, that is why the row is left out."""
     rows = Rows[T]()
     statistics = rows.statistics
     for path in paths:
@@ -203,7 +203,7 @@ def _read(
             statistics.rows += 1
             row = Row(RowPlace(file, number), value)
             parsed = parse(row)
-            if not isinstance(parsed, Prompt):  # whose reward functions read whole rows
+            if not isinstance(parsed, Prompt):  # a prompt's reward functions read the whole row
                 statistics.unread.update(row.unread)
             if isinstance(parsed, str):
                 statistics.dropped[parsed] += 1
@@ -274,7 +274,11 @@ def _margin(row: Row, score_scale: float | None) -> float | None:
 
 
 def _take_prompts_off(rows: Rows[Preference]) -> None:
-    """Answers as plain text may repeat the prompt, which would be learned twice: all of a file do, or none should."""
+    """Takes the prompt off answers that repeat it, where all answers of a file do; it would be learned twice.
+
+    Raises:
+        UserError: so many of a file's answers begin with the prompt that this is no chance, but not all of them do.
+    """
     by_file: dict[str, list[int]] = {}
     for index, pair in enumerate(rows):
         if len(pair.chosen) == len(pair.rejected) == 1:

@@ -1,4 +1,4 @@
-"""The rows of files that can be used, and what became of the others."""
+"""Counts of what became of the rows of files, kept beside those that can be used."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lit_llm.config import UserError
 from lit_llm.data.conversations.forms import RowPlace
 
 NOT_LEARNED = "not to be learned by their weight, train or loss"
-"""Why a row is left out that is meant to be."""
+"""The reason that is counted for a row that is left out at its own wish, which is no fault of the file."""
 
 
 @dataclass
 class RowStatistics:
-    """What was found in files.
+    """Counts of what was found in the rows of some files.
 
     Attributes:
         rows: All rows, those left out included.
@@ -24,7 +24,7 @@ class RowStatistics:
             conversations has no place for.
         repeated: Rows with an answer that begins with the prompt, and was left as it is; of conversations, those of
             prompt and completion.
-        first_repeated: The first of them.
+        first_repeated: Where the first row of `repeated` is.
         taken_off: Preferences whose answers began with the prompt, which was taken off them.
         thoughtless: Rows with what was thought in an earlier turn, which the chat template leaves out.
         turns: Of the rows kept, how many have so many messages (without the system's; of a preference, the prompt's
@@ -46,11 +46,11 @@ class RowStatistics:
 
     @property
     def reasons(self) -> str:
-        """How many rows are left out, why."""
+        """How many rows are left out for each reason, in words."""
         return ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
 
     def remarks(self) -> list[str]:
-        """What a reader should know of the files besides."""
+        """Lines about what a reader may want to repair in the files; none where all is well."""
         lines = []
         if self.unread:
             names = ", ".join(f"{name} ({count:,})" for name, count in sorted(self.unread.items()))
@@ -88,10 +88,10 @@ class RowStatistics:
 
         Args:
             name: The option that gave the files, for the error.
-            max_share: Of all rows.
+            max_share: The largest share of all rows that may be left out.
 
         Raises:
-            UserError: more are left out; the longest of those that do not fit are named.
+            UserError: a larger share is left out; the longest of those that do not fit are named.
         """
         share = (self.dropped.total() - self.dropped[NOT_LEARNED]) / self.rows
         if share <= max_share:
@@ -106,7 +106,7 @@ class RowStatistics:
         )
 
     def lines(self) -> list[str]:
-        """The numbers for a reader."""
+        """All counts as lines for a reader."""
         kept = self.turns.total()
         lines = [f"{self.rows:,} rows, {kept:,} kept", *self.exclusions()]
         if kept:

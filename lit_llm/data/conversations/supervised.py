@@ -33,7 +33,7 @@ class ConversationItems(Items):
         ids: tokens of each, at least 2.
         supervised: which of them are learned.
         sequence_length: most inputs of a row; a conversation of n tokens has n - 1.
-        pad_id: token that fills up.
+        pad_id: the token of padding.
         seed: decides which conversations of equal length share a pack; None: none is packed.
     """
 
@@ -106,7 +106,7 @@ class ConversationItems(Items):
         yield from (*self._ids.parts(), *self._supervised.parts())
 
     def fill(self) -> tuple[float, float]:
-        """Share of the inputs of all rows that is not padding, if each had sequence_length: as it is, and unpacked."""
+        """The share of batches of sequence_length columns that is not padding, with packing and without it."""
         inputs = int((self._ids.lengths - 1).sum())
         return inputs / (len(self) * self.sequence_length), inputs / (len(self._ids) * self.sequence_length)
 
@@ -124,7 +124,7 @@ class ConversationDataModule(RowsDataModule):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which sample is which."""
+        """See `ResumableDataModule`; packing decides which rows a sample has."""
         return {**super().fingerprint, "packing": self.config.packing}
 
     def read(self, paths: Sequence[str], option: str) -> Rows[Conversation]:
@@ -141,7 +141,7 @@ class ConversationDataModule(RowsDataModule):
         return tuple(row.messages)
 
     def encode(self, row: Conversation) -> EncodedRow:
-        """Ids and what is learned of them; the first id has nothing to be predicted from."""
+        """Tokenises a conversation and tells what is learned; its first token never is, as nothing comes before it."""
         rendered = self.chat.render(row.messages)
         ids = np.array(rendered.ids, dtype=np.int32)
         self._check_learned(row.messages)
@@ -161,7 +161,7 @@ class ConversationDataModule(RowsDataModule):
         return EncodedRow(row.place, length, (ids[:kept], learned[:kept]), truncated=length > limit)
 
     def _check_learned(self, messages: Sequence[Message]) -> None:
-        """Refuse what rows say of turns whose words are not told from the rest."""
+        """Refuses a message's wish to be learned, or not to be, where data.supervise decides for all of its role."""
         supervises_all = self.config.supervise == "all"
         for number, message in enumerate(messages, start=1):
             if message.role != "assistant" and message.learned is not None and message.learned != supervises_all:
@@ -179,7 +179,7 @@ class ConversationDataModule(RowsDataModule):
         return ConversationItems(places, ids, supervised, config.length, self.pad_id, seed)
 
     def statistics_lines(self) -> list[str]:
-        """As of every module, and how full the rows are."""
+        """Adds to the lines of every kind of rows how full the packed rows are."""
         lines, items = super().statistics_lines(), self.items("train")
         if self.config.packing:
             packed, alone = items.fill()

@@ -32,14 +32,14 @@ class CorpusCounts:
 
     Attributes:
         documents: Documents of each split; one that is cut counts in each split it reaches.
-        bytes: Of their texts, as UTF-8.
-        separated_documents: Of the documents, those in text files that hold several.
-        separated_files: Those text files.
-        marked_documents: Those in whose text the marker of an end of text stands, where it is read as letters.
+        bytes: UTF-8 bytes of their texts.
+        separated_documents: Documents that stand in a text file beside others.
+        separated_files: The text files that hold several documents.
+        marked_documents: Documents that spell the marker of an end of text where it is read as letters.
         replaced_bytes: Bytes of the source that were no valid UTF-8 (or UTF-16, UTF-32) and became U+FFFD.
-        replaced_files: Where they were.
-        empty_documents: Dropped, as they held white space alone.
-        binary_files: Left out, as they held NUL bytes and no byte order mark.
+        replaced_files: The files that had such bytes.
+        empty_documents: Documents that were dropped, as they held white space alone.
+        binary_files: Files that were left out, as they held NUL bytes and no byte order mark.
     """
 
     documents: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
@@ -53,7 +53,7 @@ class CorpusCounts:
     binary_files: Files = field(default_factory=Files)
 
     def say(self) -> None:
-        """One line on stderr for each kind of input that is not one document a file, or did not come through whole."""
+        """Prints a line on stderr for each of these counts that a reader should know of, and that is not 0."""
         for number, what in (
             (self.separated_documents, f"documents were found in text files that hold several: {self.separated_files}"),
             (
@@ -112,7 +112,7 @@ class Corpus:
         return replace(self.config, split=self.split)
 
     def say_split(self) -> None:
-        """A line on stderr that tells what `corpus.split auto` has come to, where there is something to split."""
+        """Prints on stderr what `corpus.split auto` has come to, where a part of the corpus is held out."""
         names = wanted_splits(self.config)[1:]
         if self.config.split != "auto" or not names:
             return
@@ -167,7 +167,7 @@ class Corpus:
 
     def _count_separated(self, piece: Piece) -> None:
         if piece.further:
-            # That a file has several is known when the second comes.
+            # Only the second document of a file tells that it has several.
             self.counts.separated_documents += 1 if piece.further > 1 else 2
             self.counts.separated_files.add(piece.file)
 

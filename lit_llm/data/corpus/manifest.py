@@ -1,4 +1,7 @@
-"""The manifest of a folder of shards: what it holds, and which tokenizer wrote it; anyone may have written it."""
+"""The manifest of a folder of shards: what it holds, and which tokenizer wrote it.
+
+A manifest may come from a stranger, so that nothing in it is believed before it is checked.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ from lit_llm.config.json_text import parse_json
 
 FORMAT_VERSION = 1
 _LARGEST_COUNT = 1 << 62
-_LARGEST_TOKEN = 1 << 16  # bytes
-_NORMALIZED = 4  # as much longer than what its tokens spell may text be that the tokenizer has normalized
+_LARGEST_TOKEN = 1 << 16  # bytes that a single token may stand for
+_NORMALIZED = 4  # a tokenizer that normalizes may make text shorter by this factor
 
 
 @dataclass
@@ -123,12 +126,12 @@ class Manifest:
 
 
 def what_is_wrong(manifest: Manifest) -> str | None:
-    """The first value that no folder of shards can have, in words; None where there is none."""
+    """Says which value of a manifest is impossible, the first if there are several; None where all are possible."""
     return _wrong_ids(manifest) or _wrong_shards(manifest)
 
 
 def cannot_spell(manifest: Manifest, longest: int) -> str | None:
-    """The first shard with more text than its tokens can stand for, in words.
+    """Says which shard has more text than its tokens can stand for; None where none has.
 
     Args:
         manifest: one without other faults.
@@ -167,7 +170,7 @@ def _wrong_shards(manifest: Manifest) -> str | None:
             value = getattr(shard, name)
             if not _is_count(value):
                 return f"{name} of {shard.file} is {value!r}; it must be a number from 0"
-        if shard.documents > shard.tokens:  # each ends with a token
+        if shard.documents > shard.tokens:  # every document ends with a token of its own
             return f"documents of {shard.file} is {shard.documents}, and it has {shard.tokens} tokens"
         if shard.bytes > _LARGEST_TOKEN * shard.tokens:
             return f"bytes of {shard.file} is {shard.bytes}, which its {shard.tokens} tokens cannot spell"

@@ -27,12 +27,12 @@ _BATCH_CHARACTERS = 8_000_000
 
 @dataclass
 class PreparationProgress:
-    """What is committed."""
+    """What a preparation has finished, as progress.json keeps it."""
 
     made_from: dict[str, Any]
-    """All that the bytes of a shard depend on."""
+    """All options and inputs that the bytes of the shards depend on."""
     documents: int = 0
-    """Documents of the corpus consumed, to be skipped next time."""
+    """How many documents of the corpus are in finished shards, to be skipped next time."""
     shards: dict[str, list[ShardInfo]] = field(default_factory=dict)
     """Finished shards of each split."""
 
@@ -105,6 +105,15 @@ def document_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
         yield batch
 
 
+def refuse_finished(config: PrepareConfig, output: Path) -> None:
+    """Raises UserError where the folder has finished shards that are not to be replaced."""
+    if not config.overwrite and not (output / "progress.json").is_file() and any(_files(output)):
+        raise UserError(
+            f"{output} already holds finished shards; use them, give another --output, or replace them with "
+            "--overwrite true"
+        )
+
+
 def begin_preparation(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, output: Path) -> PreparationProgress:
     """Makes the folders, or finds what an interrupted run has finished and clears away what it has not."""
     splits = ["train"]
@@ -122,11 +131,6 @@ def begin_preparation(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpu
             path.unlink(missing_ok=True)
         elif path.is_file():
             progress = _load_progress(path, made_from)
-        elif any(_files(output)):
-            raise UserError(
-                f"{output} already holds finished shards; use them, give another --output, or replace them with "
-                "--overwrite true"
-            )
         finished = {output / split / shard.file for split, shards in progress.shards.items() for shard in shards}
         for file in _files(output):
             if file not in finished:

@@ -107,7 +107,7 @@ class ShardWriter:
         return ShardInfo(self.path.name, self.tokens, self.documents, self.bytes, sha256)
 
     def discard(self) -> None:
-        """Drops what was written."""
+        """Deletes the unfinished file."""
         if hasattr(self, "_file"):
             with suppress(OSError):  # closing writes what is buffered, which fails again on a full disk
                 self._file.close()

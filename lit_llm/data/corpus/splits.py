@@ -53,10 +53,10 @@ class Splitter(Protocol):
 
 
 class HashSplit:
-    """Whole documents by a stable hash of their keys, whatever else is in the corpus.
+    """Each document whole in the split that a hash of its key names, whatever else is in the corpus.
 
     Args:
-        config: Has the shares.
+        config: Says how large a share of the documents each split gets.
     """
 
     name: Literal["hash", "tail"] = "hash"
@@ -65,7 +65,7 @@ class HashSplit:
         self._test, self._held_out = config.test_fraction, config.test_fraction + config.validation_fraction
 
     def of(self, hash_key: str) -> Split:
-        """The split of a document, by what decides it."""
+        """The split of the document with this key."""
         digest = hashlib.blake2b(hash_key.encode(), digest_size=8).digest()
         share = int.from_bytes(digest, "big") / 2**64
         if share < self._test:
@@ -79,13 +79,14 @@ class HashSplit:
 
 
 class TailSplit:
-    """Every file cut in order: its last characters are validation, then test.
+    """Every file cut in three: its first characters are for training, the next for validation, the last for test.
 
     What cutting between characters leaves over is carried from file to file, so that the shares of the whole corpus are
-    exact to a character, too, however short its files are.
+    exact to a character, too, however short its files are. Text that a file has gained since it was measured belongs to
+    the last split: nothing that was held out before is trained on.
 
     Args:
-        config: Has the shares.
+        config: Says how large a share of the characters each split gets.
         lengths: Characters of each file, in the order of the files.
     """
 
@@ -95,6 +96,7 @@ class TailSplit:
         # Exact decimals: 1 - 0.05 - 0.05 in binary is a hair below 0.9, and would move a cut by one.
         validation, test = (Fraction(str(share)) for share in (config.validation_fraction, config.test_fraction))
         shares = (1 - validation - test, 1 - test)
+        self._last = SPLITS.index(wanted_splits(config)[-1])
         self._ends: dict[str, tuple[int, int]] = {}
         read, given = 0, [0, 0]
         for file, length in lengths.items():
@@ -115,15 +117,15 @@ class TailSplit:
         for piece in pieces:
             if piece.file != file:
                 file, position, current = piece.file, 0, 0
-            ends = self._ends[piece.file]
+            ends = self._ends.get(piece.file, (0, 0))
             whole = Document(piece.text, SPLITS[current], piece.key, piece.final)
             start, end = 0, len(piece.text)
             while start < end:
-                while current < 2 and position >= ends[current]:
+                while current < self._last and position >= ends[current]:
                     current += 1
-                stop = end if current == 2 else min(end, start + ends[current] - position)
+                stop = end if current == self._last else min(end, start + ends[current] - position)
                 position += stop - start
                 # A share of a file ends as a document does.
-                ended = piece.final or stop < end or (current < 2 and position == ends[current])
+                ended = piece.final or stop < end or (current < self._last and position == ends[current])
                 yield replace(whole, text=piece.text[start:stop], split=SPLITS[current], final=ended)
                 start = stop

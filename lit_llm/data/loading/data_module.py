@@ -46,7 +46,7 @@ class ResumableDataModule(LightningDataModule):
     @property
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which sample is which: a value for each key of `causes`."""
+        """Everything that the samples and their order depend on: a value for each key of `causes`."""
 
     @abstractmethod
     def has_split(self, split: str) -> bool:
@@ -54,7 +54,11 @@ class ResumableDataModule(LightningDataModule):
 
     @abstractmethod
     def evaluation_dataset(self, split: str, rank: int, world_size: int) -> Dataset:
-        """One rank's part of "validation" or "test"; as long for every rank, filled up with what counts nothing."""
+        """One rank's part of "validation" or "test".
+
+        All ranks have the same number of samples: those that would have fewer end with filler, over which no loss is
+        taken.
+        """
 
     @abstractmethod
     def passes(self, samples: int) -> float:
@@ -73,7 +77,7 @@ class ResumableDataModule(LightningDataModule):
     # The hooks of Lightning.
 
     def train_dataloader(self) -> TimedDataLoader:
-        """What is left of the run for this rank."""
+        """The batches of this rank from where the run stands to its end."""
         trainer = self.trainer
         if trainer.max_steps < 0:
             raise UserError("a run has no last epoch; set trainer.max_steps")
@@ -121,7 +125,7 @@ class ResumableDataModule(LightningDataModule):
             )
         self.samples_consumed = state["samples_consumed"]
 
-    # What the rest of the code asks for.
+    # What the stages and modules use.
 
     def advance(self, num_samples: int) -> None:
         """Counts samples as consumed: micro_batch_size x world_size after each micro-batch."""
@@ -131,7 +135,7 @@ class ResumableDataModule(LightningDataModule):
         """Samples that one rank holds at once.
 
         Raises:
-            UserError: the batch does not divide.
+            UserError: the batch size does not divide by the ranks and micro-batches.
         """
         return micro_batch_shape(self.config.batch_size, self.config.micro_batch_size, world_size)[0]
 
@@ -139,7 +143,7 @@ class ResumableDataModule(LightningDataModule):
         """Micro-batches in one optimizer step.
 
         Raises:
-            UserError: the batch does not divide.
+            UserError: the batch size does not divide by the ranks and micro-batches.
         """
         return micro_batch_shape(self.config.batch_size, self.config.micro_batch_size, world_size)[1]
 

@@ -25,7 +25,7 @@ def micro_batch_shape(batch_size: int, micro_batch_size: int | None, world_size:
         Windows in each micro-batch of a rank, and micro-batches in a step.
 
     Raises:
-        UserError: the batch does not divide.
+        UserError: the batch size does not divide by the ranks and micro-batches.
     """
     if micro_batch_size is None:
         if batch_size % world_size:
@@ -57,7 +57,7 @@ class ConsumedBatchSampler(Sampler[list[int]]):
         num_steps: optimizer steps still to do.
 
     Raises:
-        UserError: the batch does not divide.
+        UserError: the batch size does not divide by the ranks and micro-batches.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class ConsumedBatchSampler(Sampler[list[int]]):
         self.num_steps = num_steps
 
     def __len__(self) -> int:
-        """Micro-batches that an iterator gives."""
+        """How many micro-batches an iterator gives."""
         return self.num_steps * self.accumulate_grad_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Numbers of the samples of each micro-batch of this rank."""
+        """Yields the sample indices of each micro-batch of this rank."""
         # Steps follow each other without a gap, so that micro-batches are evenly spaced over the whole run.
         stride = self.micro_batch_size * self.world_size
         for index in range(len(self)):
@@ -93,8 +93,8 @@ class ConsumedBatchSampler(Sampler[list[int]]):
 class TimedDataLoader(DataLoader):
     """A DataLoader of whole batches that counts how long `next` kept the training waiting.
 
-    It draws from a generator of its own, so that making an iterator leaves the global random state alone, and says how
-    long it is in the terms of Lightning, which counts the micro-batches before a resume as fetched from it.
+    It draws from a generator of its own, so that making an iterator leaves the global random state alone. What it
+    reports as its length may be set, as Lightning counts the micro-batches before a resume as fetched from it.
 
     Args:
         dataset: has `__getitems__`, which returns a batch.
@@ -118,7 +118,10 @@ class TimedDataLoader(DataLoader):
         return self._timed(super().__iter__())
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty: the data module holds the state. Having it tells Lightning that a resume goes on where it was."""
+        """Returns an empty dict, as the data module holds the state.
+
+        Lightning takes a loader that has this method for one that goes on where it was.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Decodes(Protocol):
-    """What turns ids into text."""
+    """Anything that turns ids into text, as a tokenizer does."""
 
     def decode(self, ids: Any) -> str:
         """The text of `ids`."""
@@ -24,4 +24,4 @@ class SampleStream(Protocol):
         """The file that each sample begins in, and where in it: a token of a shard, or a row."""
 
     def describe(self, sample_id: int, tokenizer: Decodes) -> tuple[str, str]:
-        """Where a sample is, in words, and its text."""
+        """Says where a sample is, and gives its text."""

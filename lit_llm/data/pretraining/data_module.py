@@ -27,7 +27,8 @@ class TokenDataModule(ResumableDataModule):
         seed: keys the order of the samples.
 
     Raises:
-        UserError: any method: shards are missing, damaged, of another tokenizer, or too small.
+        UserError: shards are missing, damaged, of another tokenizer, or too small; any method may raise it, as they are
+            opened when they are first asked for.
     """
 
     causes: ClassVar[dict[str, str]] = {
@@ -65,7 +66,7 @@ class TokenDataModule(ResumableDataModule):
                 f"{', '.join(self.config.paths)} has no test split; prepare the data with corpus.test_fraction above 0"
             )
 
-    # What the rest of the code asks for.
+    # What the stages and modules use.
 
     def has_split(self, split: str) -> bool:
         """Whether a path has the split."""
@@ -108,7 +109,7 @@ class TokenDataModule(ResumableDataModule):
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which sample is which."""
+        """Everything that the samples and their order depend on."""
         sources = self.splits["train"]
         total = sum(self.weights)
         return {

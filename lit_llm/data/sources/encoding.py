@@ -36,12 +36,12 @@ def _count_and_replace(error: UnicodeError) -> tuple[str, int]:
     return "\ufffd", error.end
 
 
-# Python's "replace", which also says how many bytes it replaced.
+# As Python's error handler "replace", and it counts the bytes that it replaces.
 codecs.register_error("lit_llm.replace", _count_and_replace)
 
 
 def counted(decode: Callable[[], str]) -> tuple[str, int]:
-    """What `decode` returns, and how many bytes it replaced by way of the error handler lit_llm.replace."""
+    """Calls `decode`; returns what it gave, and how many bytes the error handler lit_llm.replace replaced in it."""
     before = _invalid.bytes
     text = decode()
     return text, _invalid.bytes - before
@@ -65,10 +65,10 @@ def find_encoding(path: Path) -> str | None:
 
 
 def require_encoding(path: Path) -> str:
-    """As `find_encoding`.
+    """The codec of a file that has to be text; see `find_encoding`.
 
     Raises:
-        UserError: it is no text.
+        UserError: the file is no text.
     """
     encoding = find_encoding(path)
     if encoding is None:
@@ -82,7 +82,7 @@ def read_text(path: Path) -> str:
     """All of a text file that a user names, in UTF-8 or as its byte order mark says; any line end is read as \\n.
 
     Raises:
-        UserError: it is missing, cannot be read, or is in no such encoding.
+        UserError: the file is missing, cannot be read, or is in another encoding.
     """
     try:
         with open_file(path) as file:
@@ -94,10 +94,10 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, int]]:
-    """The lines of a text file, ended by \\n alone, each with the bytes in it that became U+FFFD.
+    """The lines of a text file, ended by \\n alone, each with the number of bytes in it that became U+FFFD.
 
     Raises:
-        UserError: it is no text.
+        UserError: the file is no text.
     """
     encoding = require_encoding(path)
     with open_file(path) as file:

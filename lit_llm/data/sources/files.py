@@ -29,7 +29,7 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
         The folder they are in, the files in the order of their paths, and what they are in words.
 
     Raises:
-        UserError: there is none.
+        UserError: the path leads to no file.
     """
     if path == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])

@@ -85,7 +85,7 @@ class HubSource:
         """A stream does not say how long it is."""
 
     def pieces(self, end_of_text: Sequence[str]) -> Iterator[Piece]:
-        """Every row's text, in the order of the data set.
+        """Yields the text of every row, in the order of the data set.
 
         Raises:
             UserError: the data set cannot be loaded, or a row has no such field.

@@ -17,17 +17,17 @@ from lit_llm.data.sources.hub import HubDataset
 from lit_llm.data.sources.parquet import parquet_rows
 
 ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
-"""Of files that hold rows; .gz may follow, but for .parquet."""
+"""The suffixes of files that hold rows; .gz may follow each but .parquet."""
 
 
 _ROW_GAP = re.compile(r"[\s,]*")
 
 
 def json_line_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
-    """The rows of a .jsonl file: number of the line from 1, value, and bytes that were no UTF-8 and became U+FFFD.
+    """Yields for each row of a .jsonl file its line number from 1, its value, and how many bytes became U+FFFD.
 
     Raises:
-        UserError: a line is no JSON.
+        UserError: a line is not JSON.
     """
     for number, (line, invalid) in enumerate(read_lines(path), start=1):
         if not line.strip():
@@ -41,10 +41,10 @@ def json_line_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
 
 
 def json_list_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
-    """The rows of a .json file with a list, as `json_line_rows`; replaced bytes are counted with the first.
+    """Yields the rows of a .json file with a list, as `json_line_rows` does; its first row has all replaced bytes.
 
     Raises:
-        UserError: it is no JSON, or no list.
+        UserError: the file is not JSON, or has no list.
     """
     encoding = require_encoding(path)
     with open_file(path) as file:
@@ -62,7 +62,7 @@ def json_list_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
 
 
 def _unreadable_row(text: str) -> str:
-    """Which row of a list is valid JSON that is not read."""
+    """Names the row of a JSON list that stands in the way of reading it, as one too deeply nested does."""
     decoder, number, begin = json.JSONDecoder(), 1, _ROW_GAP.match(text, text.find("[") + 1).end()
     try:
         while True:
@@ -74,14 +74,14 @@ def _unreadable_row(text: str) -> str:
 
 
 def iterate_rows(path: str, option: str) -> Iterator[tuple[str, int, Any]]:
-    """All rows of a path: file, number (of the line in .jsonl, else of the row, both from 1), value.
+    """Yields each row of a path as its file, its number (of the line in .jsonl, else of the row; from 1) and its value.
 
     Args:
         path: A file, a folder or glob (of which files without rows are passed over), or hf:NAME[:CONFIG[:SPLIT]].
         option: What gave the path, for errors.
 
     Raises:
-        UserError: there is no such file or data set, it has no rows, or it is broken.
+        UserError: there is no such file or data set, or it has no rows or is broken.
     """
     if path.startswith("hf:"):
         for number, row in enumerate(HubDataset.parse(path, option).rows(), start=1):

@@ -17,16 +17,16 @@ _NAMES = 3
 
 @dataclass(frozen=True)
 class Piece:
-    """A text as its source has it.
+    """A document as its source has it, or a part of a large one.
 
     Attributes:
-        text: All of it, or a part where the source is a large file.
+        text: The text of the document, or of the part.
         key: Path from the corpus root, followed by `:row` for a row, and by `:1`, `:2`, ... for the further documents
             of a text file.
-        hash_key: What decides its split: the key of a text, the text of a row (equal rows stay on one side).
-        final: Whether the text ends here.
-        replaced_bytes: Bytes that were no valid UTF-8 and became U+FFFD.
-        file: Path from the corpus root.
+        hash_key: What a hash chooses its split by: the key, or for a row its text, so that equal rows stay together.
+        final: Whether the document ends here.
+        replaced_bytes: How many bytes were no valid UTF-8 and became U+FFFD.
+        file: Path of its file from the corpus root.
         further: How many documents of the same text file came before it.
     """
 
@@ -47,7 +47,7 @@ class Files:
     names: list[str] = field(default_factory=list)
 
     def add(self, name: str) -> None:
-        """Counts a file; one that is told again at once counts once."""
+        """Counts a file, unless it is the one that was added last."""
         if name not in self.names[-1:]:
             self.number += 1
             # The last name is kept to be compared with the next one; only the first few are shown.
@@ -88,13 +88,13 @@ class Source(Protocol):
     binary_files: Files
 
     def size_bytes(self) -> int | None:
-        """Bytes of all that there is; None where that says little of the text (compressed, streamed)."""
+        """The size of the source; None where that says little of its text, as it is compressed or streamed."""
 
     def pieces(self, end_of_text: Sequence[str]) -> Iterator[Piece]:
-        """Every text, in order.
+        """Yields every document, in order; large ones come in several pieces.
 
         Args:
-            end_of_text: strings that end a document within a text file, where nothing else is asked for.
+            end_of_text: strings that end a document within a text file where `corpus.document_separator` is "auto".
 
         Raises:
             UserError: something cannot be read, or a row is not as it should be.

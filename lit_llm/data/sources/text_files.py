@@ -17,7 +17,7 @@ from lit_llm.data.sources.source import PIECE_BYTES, Files, Piece, row_piece
 from lit_llm.tokenizer.bulk import LINE_CUT, SAFE_CUT
 
 PROSE_SUFFIXES = frozenset({"", ".txt", ".text", ".md", ".markdown"})
-"""Of text files in which an end-of-text marker ends a document; in program code it is a string like any other."""
+"""The suffixes of text files in which an end-of-text marker ends a document; in program code it is a mere string."""
 
 _CUT_CHARACTER_BYTES = 3
 _LARGEST_INVALID_SHARE = 0.001
@@ -44,7 +44,7 @@ class Separators:
         return re.escape(string) + ("" if string.endswith("\n") else "(?:\r?\n)?")
 
     def places(self, text: str, ended: bool) -> list[tuple[int, int]]:
-        """Where each separator begins and ends; without those whose line end may still be to come.
+        """Finds where each separator begins and ends, but for one whose line end may still be to come.
 
         Args:
             text: A part of a document and what follows.
@@ -68,7 +68,7 @@ class FileSource:
         piece_bytes: A text file above this size comes in pieces.
 
     Attributes:
-        binary_files: Those left out so far in the latest pass.
+        binary_files: Files that the latest pass has left out so far, as they are not text.
 
     Raises:
         UserError: there is no such file, a folder or glob holds none, or none of them is a text file that the separator
@@ -91,13 +91,13 @@ class FileSource:
             )
 
     def size_bytes(self) -> int | None:
-        """Bytes of all files; None where some are compressed."""
+        """The size of all files in bytes; None where some are compressed."""
         if any(path.suffix in (".gz", ".parquet") for path in self.files):
             return None
         return sum(path.stat().st_size for path in self.files)
 
     def pieces(self, end_of_text: Sequence[str]) -> Iterator[Piece]:
-        """Every text, in the order of the files' paths.
+        """Yields every document, in the order of the files' paths.
 
         Args:
             end_of_text: Strings that end a document in a text file, where `document_separator` is "auto".
@@ -134,10 +134,10 @@ class FileSource:
 
 
 def _mostly_valid(pieces: Iterator[Piece], path: Path) -> Iterator[Piece]:
-    """The pieces of a file that somebody named, which is in another encoding where many of its bytes are invalid.
+    """Passes on the pieces of a file that the user named, unless so many of its bytes are invalid that it is not UTF-8.
 
     Raises:
-        UserError: more than one byte in a thousand was replaced, and more than a character that is cut off.
+        UserError: more than one byte in a thousand is invalid, and more than a cut character at the end leaves.
     """
     characters, replaced = 0, 0
 
@@ -158,7 +158,7 @@ def _mostly_valid(pieces: Iterator[Piece], path: Path) -> Iterator[Piece]:
 
 
 def _text(path: Path, key: str, encoding: str, piece_bytes: int, separators: Separators | None) -> Iterator[Piece]:
-    """The documents of a text file; one of white space alone between two separators is none."""
+    """Yields the documents of a text file in pieces; white space alone between two separators is no document."""
     decoder = codecs.getincrementaldecoder(encoding)(errors="lit_llm.replace")
     buffer, replaced, ended = "", 0, False
     number, inside = 0, False
@@ -172,7 +172,7 @@ def _text(path: Path, key: str, encoding: str, piece_bytes: int, separators: Sep
             chunk = file.read(piece_bytes)
             ended = not chunk
             text, invalid = counted(lambda chunk=chunk: decoder.decode(chunk, final=not chunk))
-            # Only more text tells that the buffer is not the end of the document.
+            # Whether the buffer is the end of the document is not known before more text is read.
             fresh, before, buffer = bool(chunk and text), len(buffer), buffer + text
             start, places = 0, separators.places(buffer, ended) if separators else []
             if places:
@@ -183,7 +183,7 @@ def _text(path: Path, key: str, encoding: str, piece_bytes: int, separators: Sep
                     replaced, number, inside = 0, number + 1, False
                 start = end
             if start == 0 and fresh:
-                # Nor may a cut leave nothing of the document before a separator, or begin one that may be blank.
+                # A cut must leave something of the document before a separator, and not begin one that may be blank.
                 room = max(0, min(before, len(buffer) - separators.begun(buffer) - 1)) if separators else before
                 start = _last_cut(buffer[:room])
                 if separators and not inside and buffer[:start].isspace():
@@ -197,7 +197,7 @@ def _text(path: Path, key: str, encoding: str, piece_bytes: int, separators: Sep
 
 
 def _last_cut(text: str) -> int:
-    """Where to cut a piece off: near its end and, if there is one, where a cut leaves the ids as they are."""
+    """Where to cut a text in two: near its end, and if possible at a place where the cut does not change its tokens."""
     start = max(0, len(text) - _CUT_WINDOW)
     for pattern in (LINE_CUT, SAFE_CUT):
         cuts = [match.end() for match in pattern.finditer(text, start)]

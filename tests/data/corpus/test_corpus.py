@@ -437,6 +437,19 @@ def test_tail_cuts_every_file_and_its_documents_stay_whole_elsewhere(tmp_path, p
         assert list(source.documents(skip=skip)) == documents[skip:]
 
 
+def test_text_that_comes_after_the_cuts_were_found_is_held_out(tmp_path):
+    (tmp_path / "a.txt").write_text("x" * 100)
+    (tmp_path / "b.txt").write_text(" ")
+    for held_out in ("validation", "test"):
+        source = corpus(tmp_path, split="tail", **{"validation_fraction": 0.0, f"{held_out}_fraction": 0.2})
+        (tmp_path / "a.txt").write_text("x" * 100 + "y" * 50)
+        (tmp_path / "b.txt").write_text("y" * 50)
+        assert texts(source, "train") == ["x" * 80]
+        assert texts(source, held_out) == ["x" * 20 + "y" * 50, "y" * 50]
+        (tmp_path / "a.txt").write_text("x" * 100)
+        (tmp_path / "b.txt").write_text(" ")
+
+
 def test_tail_is_exact_over_files_that_are_too_short_to_be_cut_exactly(tmp_path):
     for number in range(60):
         (tmp_path / f"{number:02}.txt").write_text("abcdefg"[: 1 + number % 7])
