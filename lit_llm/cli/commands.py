@@ -83,7 +83,7 @@ class Command:
 _RUN = ("run_name", "ckpt_path", "overwrite")
 _TRAINING = (
     *("data.sequence_length", "data.batch_size", "data.micro_batch_size"),
-    *("optimizer.learning_rate"),
+    "optimizer.learning_rate",
     *("trainer.devices", "trainer.precision"),
 )
 _LATER_STAGE = (*_RUN, "init_from", "epochs", "data.paths", "data.validation_paths", *_TRAINING, "lora.rank")
