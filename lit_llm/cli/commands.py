@@ -171,8 +171,8 @@ COMMANDS = {
         everyday=(
             *_RUN,
             *("init_from", "algorithm", "rewards", "group_size", "max_new_tokens", "temperature", "kl_coefficient"),
-            *("data.paths", "data.sequence_length", "data.batch_size", "update_micro_batch_size"),
-            *("optimizer.learning_rate", "trainer.max_steps", "trainer.devices", "trainer.precision", "lora.rank"),
+            *("data.paths", "data.sequence_length", "data.batch_size"),
+            *("optimizer.learning_rate", "trainer.max_steps", "trainer.precision", "lora.rank"),
         ),
         example="--init_from checkpoints/sft --data.paths '[prompts.jsonl]' \\\n"
         "    --rewards '[checkpoints/reward]' --trainer.max_steps 200",
