@@ -132,11 +132,10 @@ class PostTrainingConfig(RunConfig):
         """
         if self.epochs is not None:
             steps = max(1, math.ceil(self.epochs * samples / self.data.batch_size))
-            if self.trainer.max_steps not in (TrainerConfig().max_steps, steps):
-                unused = f"trainer.max_steps {self.trainer.max_steps} is not used"
-                tell_once(f"epochs {self.epochs:g} makes {steps} steps; {unused}")
-            self.trainer.max_steps = steps
+            given, self.trainer.max_steps = self.trainer.max_steps, steps
             super().check_warmup()
+            if given not in (TrainerConfig().max_steps, steps):
+                tell_once(f"epochs {self.epochs:g} makes {steps} steps; trainer.max_steps {given} is not used")
 
     def check_warmup(self) -> None:
         """See `RunConfig`; with `epochs` the length is not known before the data is."""
