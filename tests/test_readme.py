@@ -74,6 +74,12 @@ def commands_of(text: str) -> list[Line]:
 
 
 README = commands_of((ROOT / "README.md").read_text(encoding="utf-8"))
+MORE = [
+    line
+    for path in sorted(ROOT.glob("*/**/README.md"))
+    if path.relative_to(ROOT).parts[0] in ("experiments", "lit_llm")
+    for line in commands_of(path.read_text(encoding="utf-8"))
+]
 BROUGHT = {"sft": "pretrain", "reward": "sft", "dpo": "sft", "ppo": "sft"}
 
 
@@ -202,6 +208,15 @@ def small(line: Line, config: Any) -> list[str]:
     return shlex.split(less)
 
 
+@pytest.mark.parametrize("line", MORE, ids=str)
+def test_a_command_of_another_readme_is_right(
+    line: Line, made: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    supply(line, made, shards)
+
+
 @pytest.mark.parametrize("line", README, ids=str)
 def test_a_command_of_readme(
     line: Line, made: Path, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,6 +234,11 @@ def test_a_command_of_readme(
     if getattr(config, "format", None) == "gguf":
         pytest.importorskip("gguf")
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    if "--ckpt_path" in words:  # of a run that there is
+        at = words.index("--ckpt_path")
+        begun = [*words[:at], *words[at + 2 :]]
+        run_command(line.name, [*begun, *small(line, parse(COMMANDS[line.name].config, begun))])
+        shutil.rmtree(tmp_path / config.output_root / config.run_name / "model")
     before = {path for path in tmp_path.rglob("*") if "experiments" not in path.parts}
     run_command(line.name, [*words, *small(line, config)])
     written = {path for path in tmp_path.rglob("*") if "experiments" not in path.parts} - before

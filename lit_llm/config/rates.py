@@ -31,8 +31,8 @@ Stage = Literal["pretrain", "sft", "reward", "dpo", "ppo"]
 LEARNING_RATES: dict[Stage, tuple[tuple[float, float], ...]] = {
     "pretrain": ((1e6, 3e-3), (10e6, 2e-3), (70e6, 1e-3), (125e6, 6e-4), (1.2e9, 4e-4), (7e9, 3e-4), (65e9, 1.5e-4)),
     "sft": ((3e6, 2e-3), (20e6, 1e-3), (360e6, 2e-4), (1.2e9, 6e-5), (8e9, 2e-5)),
-    "reward": ((10e6, 5e-4), (8e9, 5e-6)),
-    "dpo": ((10e6, 1e-4), (1.7e9, 1e-6), (8e9, 5e-7)),
+    "reward": ((3e6, 2e-3), (8e9, 5e-6)),
+    "dpo": ((3e6, 5e-4), (1.7e9, 1e-6), (8e9, 5e-7)),
     "ppo": ((10e6, 1e-4), (1e9, 3e-6), (8e9, 1e-6)),
 }
 """Anchors of each stage: parameters of the model, and the peak rate of AdamW on all of its weights."""
