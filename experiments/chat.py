@@ -1,4 +1,4 @@
-"""Talk with a trained model in the terminal. See --help for every option, and /help while talking."""
+"""Talk with a trained model in the terminal. See --help, or --help-all for every option, and /help while talking."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Align a model with preferences directly (DPO). See --help for every option."""
+"""Align a model with preferences directly (DPO). See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Measure a trained model on texts, answers, preferences and benchmark tasks. See --help for every option."""
+"""Measure a trained model on texts, answers, preferences and benchmark tasks. See --help, or --help-all."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of a run into a model folder. See --help for every option."""
+"""Turn a checkpoint of a run into a model folder. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Write text with a trained model. See --help for every option."""
+"""Write text with a trained model. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

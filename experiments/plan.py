@@ -1,4 +1,4 @@
-"""Say what a pretraining recipe needs and costs, without running it. See --help for every option."""
+"""Say what a pretraining recipe needs and costs, without running it. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Align a model with a reward by PPO or GRPO. See --help for every option."""
+"""Align a model with a reward by PPO or GRPO. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Encode a corpus into shards. See --help for every option."""
+"""Encode a corpus into shards. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Pretrain a decoder on shards. See --help for every option."""
+"""Pretrain a decoder on shards. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

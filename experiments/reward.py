@@ -1,4 +1,4 @@
-"""Train a reward model on preferences. See --help for every option."""
+"""Train a reward model on preferences. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Serve a model over HTTP as OpenAI's API, with a chat page. See --help for every option."""
+"""Serve a model over HTTP as OpenAI's API, with a chat page. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Fine-tune a model on conversations. See --help for every option."""
+"""Fine-tune a model on conversations. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

@@ -1,4 +1,4 @@
-"""Train a tokenizer on a corpus. See --help for every option."""
+"""Train a tokenizer on a corpus. See --help, or --help-all for every option."""
 
 from lit_llm.cli import run_command
 

@@ -70,6 +70,15 @@ def fresh_compiler() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def remote_code_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """transformers copies the code of model folders to one folder of this session, and not to the user's."""
+    modules = pytest.importorskip("transformers.dynamic_module_utils")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(modules, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real texts, where there is one."""
     if not SHARED_DATA.is_dir():

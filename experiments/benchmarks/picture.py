@@ -10,13 +10,14 @@ import argparse
 import json
 import re
 import textwrap
+from html import escape
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
+from lit_llm.evaluation.plots import line_plot
 
-LINES = 18
-WIDTH = 58
+LINES = 16
+WIDTH = 52  # characters
+LINE_HEIGHT, WHOLE_WIDTH, HEIGHT, TEXT_AT = 15, 880, 270, 490  # in pixels
 
 
 def curves(run: Path) -> dict[str, tuple[list[float], list[float]]]:
@@ -37,19 +38,20 @@ def sample(report: str, number: int) -> str:
     return "\n\n".join(f"{name}:\n{text}" for name, text in shown)
 
 
-def draw(run: Path, text: str) -> Figure:
-    """Both panels: the curves and `text`."""
-    figure = Figure(figsize=(9.5, 3.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(1, 1))
-    for name, (tokens, losses) in curves(run).items():
-        left.plot(tokens, losses, label=name, linewidth=1.2, marker="." if len(tokens) < 30 else None)
-    left.set(xlabel="tokens read", ylabel="nats per token", title="pretraining")
-    left.grid(alpha=0.3)
-    left.legend(frameon=False)
-    right.axis("off")
+def draw(run: Path, text: str) -> str:
+    """The curves on the left and `text` on the right, as one SVG on white ground."""
+    plot = line_plot(curves(run), x_label="tokens read", y_label="nats per token", title="pretraining")
     shown = [part for line in text.splitlines() for part in textwrap.wrap(line, WIDTH, drop_whitespace=False) or [""]]
-    right.text(0, 1, "\n".join(shown[:LINES]), va="top", family="monospace", fontsize=8.5)
-    return figure
+    lines = "".join(
+        f'<text x="{TEXT_AT}" y="{30 + LINE_HEIGHT * number}" xml:space="preserve">{escape(line)}</text>'
+        for number, line in enumerate(shown[:LINES])
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WHOLE_WIDTH}" height="{HEIGHT}" '
+        f'viewBox="0 0 {WHOLE_WIDTH} {HEIGHT}"><rect width="100%" height="100%" fill="white"/>'
+        f'<g color="#222" transform="translate(5 10)">{plot}</g>'
+        f'<g font-family="monospace" font-size="11" fill="#222">{lines}</g></svg>\n'
+    )
 
 
 def main() -> None:
@@ -60,8 +62,7 @@ def main() -> None:
     parser.add_argument("--request", type=int, default=1, help="which of the comparison's requests, from 1")
     options = parser.parse_args()
     report = (options.run / "report.md").read_text(encoding="utf-8")
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "lit_llm", "font.size": 9}):
-        draw(options.run, sample(report, options.request)).savefig(options.output, metadata={"Date": None})
+    options.output.write_text(draw(options.run, sample(report, options.request)), encoding="utf-8")
 
 
 if __name__ == "__main__":

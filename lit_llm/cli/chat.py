@@ -25,7 +25,7 @@ _PICTURES |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 
 
 def chat(config: ChatConfig) -> None:
-    """Answer what comes in on stdin, with the conversation in mind, until it ends.
+    """Answer each message that comes in on stdin, as part of one conversation, until stdin ends.
 
     Answers go to stdout, everything else to stderr; prompts are shown where stdin is a terminal.
 
@@ -57,7 +57,7 @@ def chat(config: ChatConfig) -> None:
 
 
 def _reply(conversation: Conversation, terminal: _Terminal, line: str) -> bool:
-    """Show what a line leads to; returns whether the conversation goes on."""
+    """Show what the conversation makes of a line, and return whether it goes on afterwards."""
     try:
         reply = conversation.handle(line)
         if reply.text:
@@ -91,7 +91,7 @@ def _show_answer(conversation: Conversation, terminal: _Terminal, answer: Genera
 
 
 def _account(conversation: Conversation, answer: Answer, seconds: float, stopped: bool) -> str:
-    """One line on how an answer went."""
+    """Return one line that says how long an answer is, how fast it was written, and why it ended."""
     tokens = len(answer.written.ids)
     total = answer.prompt_tokens + tokens
     parts = [f"{tokens} tokens", f"{tokens / seconds:.1f} tokens/s", f"{total} of {conversation.context} in context"]
@@ -104,7 +104,7 @@ def _account(conversation: Conversation, answer: Answer, seconds: float, stopped
 
 
 class _Terminal:
-    """Where lines come from and go to."""
+    """The terminal or pipe that messages are read from and answers are written to."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -121,7 +121,7 @@ class _Terminal:
                 import readline  # noqa: F401  gives `input` editing and a history
 
     def read(self) -> str | None:
-        """The next message or command, where a backslash at the end of a line joins the next to it; None at the end."""
+        """Return the next message or command, None at the end; a backslash at a line's end joins the next to it."""
         lines: list[str] = []
         while (line := self._read_line("...> " if lines else "you> ")) is not None:
             if not line.endswith("\\"):
@@ -142,28 +142,28 @@ class _Terminal:
             return None
 
     def _styled(self, prompt: str) -> str:
-        """The prompt in color, with marks around what takes no place on the line."""
+        """Return the prompt in color, with readline's marks around the codes that take no room on the line."""
         with self._out.capture() as captured:
             self._print(self._out, prompt, "bold cyan", end="")
         return re.sub(r"(\x1b\[[\d;]*m)", "\x01\\1\x02", captured.get())
 
     def begin_answer(self) -> None:
-        """Say whose words follow."""
+        """Show that the model's words follow."""
         if self._shows and self.asks:
             self._print(self._out, "model> ", "bold green", end="")
 
     def write(self, piece: str) -> None:
-        """A part of an answer."""
+        """Show the next part of an answer."""
         sys.stdout.write(piece.translate(_PICTURES) if self._shows else piece)
         sys.stdout.flush()
 
     def end_answer(self) -> None:
-        """End an answer's last line."""
+        """End the last line of an answer."""
         sys.stdout.write("\n" if self.asks else "\n\n")
         sys.stdout.flush()
 
     def tell(self, text: str, style: str = "dim") -> None:
-        """Say something that is no answer."""
+        """Show a note that is not part of an answer."""
         self._print(self._notes, text.translate(_PICTURES), style)
 
     def leave(self) -> None:

@@ -1,4 +1,4 @@
-"""Every command by its name: the options that it takes, what runs, and what is printed of the result.
+"""Every command by its name: the options that it takes, the function that runs, and how its result is printed.
 
 `experiments/NAME.py` and `lit-llm NAME` are the same command. What runs is imported only once the options are right, so
 that `--help` and a mistyped key answer at once.
@@ -39,7 +39,7 @@ from lit_llm.config import (
 
 @dataclass(frozen=True)
 class Command:
-    """One command.
+    """A command of the command line.
 
     Attributes:
         config: the dataclass of its options.
@@ -121,7 +121,7 @@ COMMANDS = {
         everyday=(
             *("gpu", "num_gpus", "price", "fit", "model.preset", "model.vocab_size", "model.num_layers"),
             *("model.hidden_size", "model.num_heads", "data.paths", "data.sequence_length", "data.batch_size"),
-            *("data.micro_batch_size", "optimizer.name", "trainer.max_steps", "trainer.precision", "trainer.strategy"),
+            *("optimizer.name", "trainer.max_steps", "trainer.precision"),
         ),
         example="--model.preset llama3.2-1b --gpu H100 --num_gpus 8 --data.batch_size 256 \\\n"
         "    --data.sequence_length 4096 --trainer.max_steps 20000",
@@ -171,8 +171,8 @@ COMMANDS = {
         everyday=(
             *_RUN,
             *("init_from", "algorithm", "rewards", "group_size", "max_new_tokens", "temperature", "kl_coefficient"),
-            *("data.paths", "data.sequence_length", "data.batch_size", "update_micro_batch_size"),
-            *("optimizer.learning_rate", "trainer.max_steps", "trainer.devices", "trainer.precision", "lora.rank"),
+            *("data.paths", "data.sequence_length", "data.batch_size"),
+            *("optimizer.learning_rate", "trainer.max_steps", "trainer.precision", "lora.rank"),
         ),
         example="--init_from checkpoints/sft --data.paths '[prompts.jsonl]' \\\n"
         "    --rewards '[checkpoints/reward]' --trainer.max_steps 200",
@@ -261,8 +261,8 @@ def console() -> None:
     if name in COMMANDS:
         run_command(name, words[1:], program=f"lit-llm {words[0]}")
         return
-    asked = bool(words) and words[0] in ("-h", "--help")
-    lines = ["usage: lit-llm COMMAND [options]; lit-llm COMMAND --help lists the options", ""]
+    asked = bool(words) and words[0] in ("-h", "--help", "--help-all")
+    lines = ["usage: lit-llm COMMAND [options]; lit-llm COMMAND --help shows the options", ""]
     if words and not asked:
         lines.insert(0, f"error: there is no command {words[0]}")
     lines += [f"  {name:16} {command.about}" for name, command in COMMANDS.items()]

@@ -20,10 +20,10 @@ from lit_llm.tokenizer import ChatFormat, Message, conversation_ids, read_as_let
 
 @dataclass
 class Reply:
-    """What a line led to."""
+    """What a line of the user led to."""
 
     text: str = ""
-    """For the user: one or more lines, to be shown before the answer; may be empty."""
+    """One or more lines to show to the user before the answer; may be empty."""
     answer: Generator[str, None, None] | None = None
     """The model's answer in pieces as it is written. When it is closed early, what was written stays."""
     ends: bool = False
@@ -32,15 +32,15 @@ class Reply:
 
 @dataclass
 class Answer:
-    """How the newest answer went."""
+    """The newest answer, and how much the model read for it."""
 
     prompt_tokens: int
-    """Tokens that the model read."""
+    """Number of tokens that the model read before it answered."""
     written: Completion
 
 
 class Conversation:
-    """What was said to a model and by it.
+    """The messages of a conversation with a model, and what can be done with them.
 
     A line that goes into `handle` is a command or a message. Whatever fails, or is stopped before the first word is
     written, leaves the conversation as it was.
@@ -132,7 +132,7 @@ class Conversation:
                 self._drawn = [*self._drawn[: len(turns) // 2], number + 1]
 
     def _prompt(self, turns: list[Message]) -> tuple[list[int], int]:
-        """What the model reads, and how many of the oldest exchanges are not in it, so that there is room to answer.
+        """Return the prompt, and how many of the oldest exchanges had to be left out of it to make room for an answer.
 
         Raises:
             UserError: the last turn does not fit even alone.
@@ -210,7 +210,7 @@ class Conversation:
         return "\n".join(f"{name} {json.dumps(getattr(self.sampling, name), ensure_ascii=False)}" for name in names)
 
     def _save(self, value: str) -> Reply:
-        """Add a row to a file."""
+        """Append a row to a file of JSON lines."""
         path = Path(value)
         if not self.turns:
             raise UserError("there is nothing to save yet")
@@ -235,10 +235,10 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Command:
-    """One thing that a line with a slash asks for."""
+    """A command that a line with a slash can give."""
 
     takes: str
-    """What comes after its name; empty: nothing."""
+    """How the help shows what follows the command's name; empty where nothing follows."""
     help: str
     run: Callable[[Conversation, str], Reply]
 

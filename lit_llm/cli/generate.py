@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Text:
-    """One text to write."""
+    """A text that is to be written: its prompt in words and ids, and how its tokens are chosen."""
 
     prompt: str
     ids: list[int]
@@ -34,7 +34,7 @@ class _Text:
 
 
 class _Writer:
-    """A model, ready to write."""
+    """A loaded model together with the options by which it writes."""
 
     def __init__(self, config: GenerateConfig) -> None:
         self.config = config
@@ -44,7 +44,7 @@ class _Writer:
         self.stop_tokens = self.loaded.stop_tokens
 
     def texts(self) -> list[_Text]:
-        """Every sample of every prompt; what in a prompt may surprise is said on stderr."""
+        """Return every sample of every prompt; special tokens that are read as letters are named on stderr."""
         from lit_llm.tokenizer import prompt_ids, read_as_letters
 
         config = self.config
@@ -59,11 +59,11 @@ class _Writer:
         return texts
 
     def draft(self) -> Decoder:
-        """The draft model."""
+        """Load the draft model, which guesses ahead for the other one."""
         return load(replace(self.config, model=str(self.config.draft_model), quantize="none", quality_text=None)).model
 
     def engine(self, texts: list[_Text], max_batch: int) -> Engine:
-        """An engine with room for these texts, which are submitted to it."""
+        """Return an engine that has room for these texts and to which they have been submitted."""
         from lit_llm.generation import Engine
 
         longest = max(len(text.ids) for text in texts) + self.config.sampling.max_new_tokens
@@ -87,7 +87,7 @@ class _Writer:
         return engine
 
     def constraint(self) -> TextConstraint | None:
-        """What the texts are held to, where something is asked for."""
+        """Return the regular expression or JSON schema that texts are held to, or None where neither is asked for."""
         config = self.config
         if config.regex is None and config.json_schema is None:
             return None
@@ -123,7 +123,7 @@ def generate(config: GenerateConfig) -> None:
 
 
 def _stream(writer: _Writer, texts: list[_Text]) -> int:
-    """Each text as it is written, one after the other; returns how many tokens."""
+    """Show each text as it is written, one after the other, and return the number of tokens."""
     engine = writer.engine(texts, max_batch=1)
     tokens, place, begun = 0, 0, False
     errors: list[Exception] = []
@@ -145,7 +145,7 @@ def _stream(writer: _Writer, texts: list[_Text]) -> int:
 
 
 def _write_in_batches(writer: _Writer, texts: list[_Text]) -> int:
-    """All texts at once, each shown when those before it are whole."""
+    """Write all texts at once, show each when those before it are whole, and return the number of tokens."""
     from lit_llm.generation import Completion
 
     engine = writer.engine(texts, writer.config.batch_size or DEFAULT_TEXTS_AT_ONCE)
@@ -164,7 +164,7 @@ def _write_in_batches(writer: _Writer, texts: list[_Text]) -> int:
 
 
 def _raise_first(errors: list[Exception], texts: int) -> None:
-    """Raises: UserError: a text could not be written to its end."""
+    """Raise a UserError if there were errors, with the number of texts that could not be written to their end."""
     if errors:
         raise UserError(f"{len(errors)} of {texts} texts could not be written to their end: {errors[0]}") from errors[0]
 
@@ -196,7 +196,7 @@ def _shown(writer: _Writer, text: _Text, completion: Completion) -> str:
 
 
 def _write_by_search(writer: _Writer, texts: list[_Text]) -> int:
-    """Each text by beam search, or with a draft model; returns how many tokens."""
+    """Write each text by beam search or with a draft model, and return the number of tokens."""
     from lit_llm.generation import beam_search, speculate
 
     config = writer.config
@@ -238,7 +238,7 @@ def _continuation(tokenizer: Tokenizer, ids: list[int]) -> str:
 
 
 def read_prompts(config: GenerateConfig) -> list[str]:
-    """The prompts of the options and of the file; an empty one where there is none.
+    """Return the prompts of the options and of the file, or a single empty one where there are none.
 
     Raises:
         UserError: the file is missing, or a line of it is no prompt.

@@ -1,4 +1,4 @@
-"""What was wrong with a command line, in one line that names what was probably meant."""
+"""Explanations of a wrong command line: one line that says what is wrong and names what was probably meant."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ NOTES = {
     "load_in_8bit": "int8",
     "load_in_4bit": "int4",
 }
-"""What goes with some of these names."""
+"""Remarks that are added to the answer for some of these names."""
 
 
 def explain(message: str, keys: list[str], words: list[str]) -> str:
-    """One line from a parser's complaint, with the option that was probably meant.
+    """Turn a parser's complaint into one line that names the option that was probably meant.
 
     Args:
         message: what the parser says.
@@ -124,7 +124,7 @@ def explain(message: str, keys: list[str], words: list[str]) -> str:
 
 
 def _wrong_value(line: str, words: list[str]) -> str:
-    """What an option's value is and must be; `line` names the option, and those inside it, as Parser key."""
+    """Say what an option's value is and what it must be; `line` names the option by one or more "Parser key"."""
     key = ".".join(re.findall(r"Parser key \"([\w.]+)\":", line))
     given = re.search(r"Got value: (.*?)(?= - Expected| Given value type|$)", line)
     wanted = re.findall(r"Expected an? (.*?)(?=\. Got| - | Given|$)", line)
@@ -144,7 +144,7 @@ def _wrong_value(line: str, words: list[str]) -> str:
 
 
 def _written(key: str, words: list[str]) -> list[str]:
-    """What the command line has after an option, up to the next one; empty where the option is not there."""
+    """Return the words after an option, up to the next one; none where the option is not on the command line."""
     for place, word in enumerate(words):
         if word == f"--{key}":
             return list(itertools.takewhile(lambda each: not each.startswith("--"), words[place + 1 :]))
@@ -154,7 +154,7 @@ def _written(key: str, words: list[str]) -> list[str]:
 
 
 def _list_item(text: str) -> str:
-    """A text or number as it is written inside a list of YAML: in quotes where it would be read as something else."""
+    """Return a text or number as YAML's lists have it: in quotes where it would be read as something else."""
     try:
         read = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:

@@ -1,4 +1,4 @@
-"""The one place that knows jsonargparse."""
+"""Reading options from YAML and the command line; nothing else in the package knows jsonargparse."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def parse(
     program: str | None = None,
     short_help: ShortHelp | None = None,
 ) -> T:
-    """A configuration of `kind` from a command line; where that asks for help, the process ends once it is shown.
+    """Read a configuration of `kind` from a command line; if that asks for help, the process ends once it is shown.
 
     Later words win: defaults, then the model preset, then `--config` files, then single options. Arguments are those of
     `main`.
@@ -139,7 +139,7 @@ def _only_shows(word: str) -> bool:
 
 
 def option_keys(kind: type[Any], prefix: str = "") -> list[str]:
-    """Every option of a dataclass and of those inside it, dotted."""
+    """Return the dotted names of every option of a dataclass and of the dataclasses inside it."""
     keys = ["config"] if not prefix else []
     hints = get_type_hints(kind)
     for field in dataclasses.fields(kind):

@@ -1,10 +1,14 @@
-"""What a recipe needs and costs, as tables."""
+"""The plan of a pretraining run, printed as tables: parameters, memory, time and cost."""
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,32 +17,110 @@ from lit_llm.config import PlanConfig, UserError
 from lit_llm.config.progress import track
 
 if TYPE_CHECKING:
-    from lit_llm.planning import Gpu
     from lit_llm.planning.choice import Option
+    from lit_llm.planning.machine import Hardware
     from lit_llm.planning.memory import Placement
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
+ENOUGH = 0.1
+"""A step that needs less than this share of the memory is not tried with checkpointing."""
 
 
 def plan(config: PlanConfig) -> None:
-    """Print parameters, operations, memory of each strategy, the cheapest that fits, time and cost."""
-    from lit_llm.planning import find_gpu
+    """Print parameters, operations, memory of each strategy, the cheapest that fits, time and cost.
+
+    Raises:
+        UserError: the recipe cannot be run so, or GPUs are asked for where there are none and none is named.
+    """
+    with _without_compiler():
+        _plan(config)
+
+
+def _plan(config: PlanConfig) -> None:
     from lit_llm.planning.choice import cheapest, every_option
 
-    name, gpu = find_gpu(config.gpu)
-    if config.gpu_memory_gib is not None:
-        gpu = gpu._replace(memory_gib=config.gpu_memory_gib)
     _resolve_model(config)
+    hardware = _hardware(config)
     placements = _placements(config)
-    limit = gpu.memory_gib * (1 - config.headroom) * GIB
-    options = every_option(config, placements, limit)
+    limit = hardware.gpu.memory_gib * (1 - config.headroom) * GIB
+    options = every_option(config, placements, limit, hardware.kind, enough=0.0 if config.fit else ENOUGH)
     chosen = cheapest(options)
     # a file or a pipe has no width of its own
     console = Console(width=None if sys.stdout.isatty() else 160)
+    memory = f"{hardware.gpu.memory_gib:.1f} GiB of memory"
+    console.print(
+        f"planned for {config.gpus} x {hardware.name}, {memory}"
+        if hardware.kind == "accelerator"
+        else f"planned for {hardware.name}, {memory}; --gpu H100 plans for a GPU",
+        soft_wrap=True,
+        highlight=False,
+    )
     _print_model(console, config)
-    _print_memory(console, config, options, chosen, limit)
-    console.print(_verdict(config, options, chosen, limit), soft_wrap=True, highlight=False)
-    _print_cost(console, config, f"{config.gpus} x {name}", gpu, 1.0 if chosen is None else chosen.recomputation)
+    _print_memory(console, config, hardware, options, chosen, limit)
+    console.print(_verdict(config, hardware, options, chosen, limit), soft_wrap=True, highlight=False)
+    _print_cost(console, config, hardware, 1.0 if chosen is None else chosen.recomputation)
+
+
+@contextmanager
+def _without_compiler() -> Iterator[None]:
+    """Let torch count on the meta device without importing its compiler, which takes longer than a small plan.
+
+    All that it asks of the compiler there is to stay away from some functions. Whoever asks for more gets it.
+    """
+    name = "torch._dynamo"
+    if name in sys.modules:
+        yield
+        return
+
+    class Absent(ModuleType):
+        @staticmethod
+        def disable(function: Any, *_: Any, **__: Any) -> Any:
+            return function
+
+        def __getattr__(self, attribute: str) -> Any:
+            if attribute.startswith("__"):
+                raise AttributeError(attribute)
+            if sys.modules.get(name) is self:
+                del sys.modules[name]
+            return getattr(importlib.import_module(name), attribute)
+
+    absent = sys.modules[name] = Absent(name)
+    try:
+        yield
+    finally:
+        if sys.modules.get(name) is absent:
+            del sys.modules[name]
+
+
+def _hardware(config: PlanConfig) -> Hardware:
+    """Return the hardware that the plan is for; the number of this machine's GPUs is put into `config`.
+
+    Raises:
+        UserError: GPUs are asked for where there are none and none is named.
+    """
+    import torch
+
+    from lit_llm.planning.machine import named_gpu, this_machine
+
+    if config.gpu is not None:
+        hardware = named_gpu(config.gpu)
+    else:
+        for option in ("num_gpus", "price", "gpu_memory_gib"):
+            if getattr(config, option) is not None and not torch.cuda.is_available():
+                raise UserError(f"{option} is given, but this machine has no GPU; say which is meant, as --gpu H100")
+        hardware = this_machine(torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16)
+        if hardware.kind == "accelerator" and config.num_gpus is None and config.trainer.devices == "auto":
+            config.num_gpus = hardware.devices * config.trainer.num_nodes
+        if hardware.kind == "cpu":  # its processes share the memory and the cores
+            share = config.gpus
+            hardware = hardware._replace(
+                gpu=hardware.gpu._replace(
+                    memory_gib=hardware.gpu.memory_gib / share, peak_flops=hardware.gpu.peak_flops / share
+                )
+            )
+    if config.gpu_memory_gib is not None:
+        hardware = hardware._replace(gpu=hardware.gpu._replace(memory_gib=config.gpu_memory_gib))
+    return hardware
 
 
 def _resolve_model(config: PlanConfig) -> None:
@@ -64,13 +146,12 @@ def _resolve_model(config: PlanConfig) -> None:
 
 
 def _placements(config: PlanConfig) -> list[Placement]:
-    """The strategies to compare, from the one that exchanges least to the one that exchanges most.
+    """Return the strategies to compare, from the one that exchanges least data to the one that exchanges most.
 
     Raises:
         UserError: the batch or the model does not divide among the GPUs.
     """
     from lit_llm.data.loading.loader import micro_batch_shape
-    from lit_llm.model.parallel import check_divisible
     from lit_llm.planning.memory import Placement
 
     gpus, tensor_parallel = config.gpus, config.trainer.tensor_parallel_size
@@ -80,6 +161,8 @@ def _placements(config: PlanConfig) -> list[Placement]:
         return [whole]
     placements = [whole, Placement("fsdp", "fsdp", gpus, rows, accumulation)]
     if tensor_parallel > 1:
+        from lit_llm.model.parallel import check_divisible
+
         check_divisible(config.model, tensor_parallel)
         if gpus % tensor_parallel:
             raise UserError(f"trainer.tensor_parallel_size {tensor_parallel} does not divide num_gpus {gpus}")
@@ -115,11 +198,18 @@ def _print_model(console: Console, config: PlanConfig) -> None:
 
 
 def _print_memory(
-    console: Console, config: PlanConfig, options: list[Option], chosen: Option | None, limit: float
+    console: Console,
+    config: PlanConfig,
+    hardware: Hardware,
+    options: list[Option],
+    chosen: Option | None,
+    limit: float,
 ) -> None:
+    unit = "GiB" if max(option.memory.total for option in options) >= 0.1 * GIB else "MiB"
     header = ["strategy", "checkpointing", "rows", "weights", "gradients", "optimizer", "activations", "loss"]
-    header += ["temporary", "exchange", "total", f"fits {limit / GIB:.1f}", "again"]
-    title = f"GiB on each GPU at the peak of a step, {config.trainer.precision}, {config.optimizer.name}"
+    header += ["temporary", "exchange", "total", f"fits {limit / GIB:.1f} GiB", "again"]
+    where = "each GPU" if hardware.kind == "accelerator" else "this machine"
+    title = f"{unit} on {where} at the peak of a step, {config.trainer.precision}, {config.optimizer.name}"
     table = Table(*header, *(["most rows"] if config.fit else []), title=title, title_justify="left")
     for column in table.columns[:2]:
         column.no_wrap = True
@@ -128,13 +218,15 @@ def _print_memory(
     shown = track(options, "fitting micro-batches", unit="choices") if config.fit else options
     for number, option in enumerate(shown):
         table.add_row(
-            *_memory_row(option),
-            *([_largest(config, option, limit)] if config.fit else []),
+            *_memory_row(option, GIB if unit == "GiB" else MIB),
+            *([_largest(config, hardware, option, limit)] if config.fit else []),
             style="bold green" if option is chosen else None if option.fits else "dim",
             end_section=number + 1 == len(options) or options[number + 1].placement != option.placement,
         )
     console.print(table)
     most = "; most rows: largest micro-batch that fits and that the batch divides into" if config.fit else ""
+    if len({option.checkpointing for option in options}) == 1:
+        most += f"; checkpointing is left out, as a step needs less than {ENOUGH:.0%} of the memory"
     console.print(
         "activations: with autocast's copies of weights; exchange: buckets and gathered weights; again: operations "
         f"that checkpointing repeats{most}",
@@ -143,7 +235,7 @@ def _print_memory(
     )
 
 
-def _memory_row(option: Option) -> list[str]:
+def _memory_row(option: Option, unit: int) -> list[str]:
     memory = option.memory
     counts = [memory.weights, memory.gradients, memory.optimizer, memory.activations, memory.loss]
     counts += [memory.temporary, memory.communication, memory.total]
@@ -152,47 +244,61 @@ def _memory_row(option: Option) -> list[str]:
         option.placement.name,
         option.checkpointing,
         str(option.placement.rows),
-        *(f"{count / GIB:.2f}" for count in counts),
+        *(f"{count / unit:.2f}" for count in counts),
         "yes" if option.fits else "no",
         f"+{again:.0%}" if again > 5e-3 else "",
     ]
 
 
-def _largest(config: PlanConfig, option: Option, limit: float) -> str:
+def _largest(config: PlanConfig, hardware: Hardware, option: Option, limit: float) -> str:
     from lit_llm.planning.choice import largest_rows
 
-    found = largest_rows(config, option.placement, option.checkpointing, limit)
+    found = largest_rows(config, option.placement, option.checkpointing, limit, hardware.kind)
     return "none" if found is None else str(found.rows)
 
 
-def _verdict(config: PlanConfig, options: list[Option], chosen: Option | None, limit: float) -> str:
-    """The cheapest that fits and why, in a sentence."""
-    room = f"{limit / GIB:.1f} GiB ({config.headroom:.0%} of the GPU kept free)"
+def _amount(size: float) -> str:
+    """Write a number of bytes in GiB, or in MiB where it is small."""
+    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / MIB:.1f} MiB"
+
+
+def _verdict(config: PlanConfig, hardware: Hardware, options: list[Option], chosen: Option | None, limit: float) -> str:
+    """Say in a sentence which option is the cheapest that fits, and why."""
+    room = f"{_amount(limit)} ({config.headroom:.0%} of the memory kept free)"
+    more = (
+        "take more or larger GPUs, or trainer.offload with fsdp"
+        if hardware.kind == "accelerator"
+        else "or plan for a GPU"
+    )
     if chosen is None:
         least = min(options, key=lambda option: option.memory.total)
         return (
             f"nothing fits in {room}: {least.placement.name} with checkpointing {least.checkpointing} needs least, "
-            f"{least.memory.total / GIB:.1f} GiB; lower data.micro_batch_size ({least.placement.rows} here), take more "
-            "or larger GPUs, or trainer.offload with fsdp"
+            f"{_amount(least.memory.total)}; lower data.micro_batch_size ({least.placement.rows} here), {more}"
         )
-    held = f"{chosen.memory.total / GIB:.1f} of {room}"
+    held = f"{_amount(chosen.memory.total)} of {room}"
     passed = options[: options.index(chosen)]
     if not passed:
         why = "every device has a whole copy and nothing is computed again"
     elif passed[-1].placement == chosen.placement:
-        why = f"with checkpointing {passed[-1].checkpointing} it would hold {passed[-1].memory.total / GIB:.1f} GiB"
+        why = f"with checkpointing {passed[-1].checkpointing} it would hold {_amount(passed[-1].memory.total)}"
     else:
         least = min(passed, key=lambda option: option.memory.total)
-        why = f"{least.placement.name} holds {least.memory.total / GIB:.1f} GiB even at checkpointing "
+        why = f"{least.placement.name} holds {_amount(least.memory.total)} even at checkpointing "
         why += least.checkpointing
     choice = f"{chosen.placement.name}, checkpointing {chosen.checkpointing}"
     return f"cheapest that fits: {choice}, {held}; {why}"
 
 
-def _print_cost(console: Console, config: PlanConfig, gpus: str, gpu: Gpu, recomputation: float) -> None:
+def _print_cost(console: Console, config: PlanConfig, hardware: Hardware, recomputation: float) -> None:
     from lit_llm.planning.cost import TOKENS_PER_PARAMETER, chinchilla_steps, training_cost
 
-    title = f"time on {gpus} at {config.mfu:.0%} of {gpu.peak_flops / 1e12:,.0f} TFLOP/s"
+    on_gpus = hardware.kind == "accelerator"
+    peak = hardware.gpu.peak_flops
+    speed = f"{peak / 1e12:,.0f} TFLOP/s" if peak >= 1e13 else f"{peak / 1e9:,.0f} GFLOP/s"
+    if hardware.measured is not None:
+        speed += f", the speed of {hardware.measured} matrix products measured here"
+    title = f"time on {f'{config.gpus} x ' if on_gpus else ''}{hardware.name} at {config.mfu:.0%} of {speed}"
     if config.price is not None:
         title += f", {config.price:g} per GPU-hour"
     header = [
@@ -200,8 +306,8 @@ def _print_cost(console: Console, config: PlanConfig, gpus: str, gpu: Gpu, recom
         "steps",
         "tokens",
         "operations",
-        "hours",
-        "GPU-hours",
+        "time",
+        *(["GPU-hours"] if on_gpus else []),
         *(["cost"] if config.price is not None else []),
     ]
     table = Table(*header, title=title, title_justify="left")
@@ -212,20 +318,32 @@ def _print_cost(console: Console, config: PlanConfig, gpus: str, gpu: Gpu, recom
         f"Chinchilla-optimal ({TOKENS_PER_PARAMETER} tokens per parameter)": chinchilla_steps(config),
     }
     for name, steps in runs.items():
-        cost = training_cost(config, gpu.peak_flops, steps, recomputation)
-        row = [name, f"{cost.steps:,}", f"{cost.tokens / 1e9:,.2f} B", f"{cost.flops:.3g}"]
-        row += [f"{cost.hours:,.1f}", f"{cost.gpu_hours:,.1f}"]
+        cost = training_cost(config, peak, steps, recomputation)
+        row = [name, f"{cost.steps:,}", _tokens(cost.tokens), f"{cost.flops:.3g}", _duration(cost.hours)]
+        row += [f"{cost.gpu_hours:,.1f}"] if on_gpus else []
         table.add_row(*row, *[] if cost.price is None else [f"{cost.price:,.2f}"])
     console.print(table)
-    for note in _notes(config):
+    for note in _notes(config, hardware):
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
 
 
-def _notes(config: PlanConfig) -> list[str]:
-    """What the figures leave out for this recipe."""
+def _tokens(count: int) -> str:
+    """Write a number of tokens in billions or millions where it is large."""
+    return f"{count / 1e9:,.2f} B" if count >= 1e9 else f"{count / 1e6:,.2f} M" if count >= 1e6 else f"{count:,}"
+
+
+def _duration(hours: float) -> str:
+    """Write a time in hours, minutes or seconds."""
+    if hours >= 1:
+        return f"{hours:,.1f} h"
+    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
+
+
+def _notes(config: PlanConfig, hardware: Hardware) -> list[str]:
+    """Return remarks on what the figures leave out for this recipe."""
     notes = []
     if config.trainer.compile:
         notes.append("trainer.compile is on: memory is that of eager blocks, and compiled ones keep less")
-    if config.trainer.precision == "32-true":
+    if config.trainer.precision == "32-true" and hardware.measured is None:
         notes.append("trainer.precision is 32-true: mfu is a share of the bf16 peak, which float32 stays far below")
     return notes

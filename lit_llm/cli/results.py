@@ -1,4 +1,4 @@
-"""What a finished stage says on stdout: where everything is, and the few numbers that are looked at first."""
+"""Printing the result of a finished stage: where its files are, and the few numbers that people look at first."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HEADLINES = (
     "val/rewards/margins",
     "val/reward",
 )
-"""Curves whose last value is printed at the end of a run, where it has them."""
+"""Curves whose last value is printed at the end of a run that has them."""
 
 
 def show_tokenizer(config: TokenizerTrainingConfig, tokenizer: Tokenizer) -> None:
@@ -52,7 +52,7 @@ def show_shards(config: PrepareConfig, manifests: dict[str, Manifest]) -> None:
 
 
 def show_run(config: RunConfig, result: RunResult | None) -> None:
-    """Print the last value of each of `HEADLINES` and where a run left what; nothing where no run was made."""
+    """Print the last value of each of `HEADLINES` and where the run's files are; print nothing if there was no run."""
     if result is None or not is_first_process():
         return
     for name in HEADLINES:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from lit_llm.serving.worker import Worker
 
 KEY_VARIABLE = "LIT_LLM_API_KEY"
-"""Environment variable of the key that requests must bring."""
+"""Environment variable that holds the key which requests must bring."""
 # How long the requests that run may go on after Ctrl-C or SIGTERM, in seconds.
 GRACE = 10
 
@@ -54,7 +54,7 @@ def serve(config: ServeConfig) -> None:
 
 
 def access_to(config: ServeConfig) -> Access:
-    """What is asked of requests.
+    """Return what is asked of requests: the key, the host names, the number at once and the time to arrive.
 
     Raises:
         UserError: the file or the environment variable of the key has none.
@@ -72,7 +72,7 @@ def access_to(config: ServeConfig) -> Access:
 
 
 def _api_key(config: ServeConfig) -> str | None:
-    """The key of the options, or else of the environment."""
+    """Return the key from the options, or else from the environment; None where neither has one."""
     if config.api_key_file is not None:
         key, source = _read_key(Path(config.api_key_file)), config.api_key_file
     elif config.api_key is not None:
@@ -94,7 +94,7 @@ def _read_key(path: Path) -> str:
 
 
 def describe(config: ServeConfig, loaded: LoadedModel) -> Served:
-    """The model as requests are to see it.
+    """Return the model's name, tokenizer and limits, as requests are to see them.
 
     Raises:
         UserError: `max_length` is more than the model's context.
@@ -121,7 +121,7 @@ def describe(config: ServeConfig, loaded: LoadedModel) -> Served:
 
 
 def make_worker(config: ServeConfig, loaded: LoadedModel) -> Worker:
-    """The thread that is going to write, not yet started."""
+    """Return the thread that is going to write the texts; it is not started yet."""
     from lit_llm.generation import Engine
     from lit_llm.serving.worker import Worker
 
@@ -141,7 +141,7 @@ def make_worker(config: ServeConfig, loaded: LoadedModel) -> Worker:
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket that has the port, but does not listen yet.
+    """Return a socket that has taken the port but does not listen yet.
 
     Raises:
         UserError: the address is not there, or the port is taken or not allowed.

@@ -1,4 +1,4 @@
-"""What --help shows: the options that people change, under headings, and a command to begin with."""
+"""The text of --help: the options that people change, under headings, and a command to begin with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 @dataclass(frozen=True)
 class ShortHelp:
-    """The options of a command that people change.
+    """What --help shows of a command.
 
     Attributes:
         options: their dotted keys; none: all that the command has.
@@ -48,7 +48,7 @@ class ShortHelp:
 
 
 class _WithoutTypes(DefaultHelpFormatter):
-    """Says the default of an option where it has one, and not its type."""
+    """A format of the help that shows the default of an option, where it has one, but not its type."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         default = action.default

@@ -12,20 +12,24 @@ from lit_llm.config.run import PretrainConfig
 class PlanConfig(PretrainConfig):
     """Say what a pretraining recipe needs and costs, without running it. Its data need not be there."""
 
-    gpu: str = "H100"
-    """Kind of GPU, as B200, H200, H100, H100 PCIe, A100, A100-SXM4-40GB, L40S, L4, A10G, 4090, 3090, V100 or T4."""
+    gpu: str | None = None
+    """Kind of GPU, as B200, H200, H100, H100 PCIe, A100, A100-SXM4-40GB, L40S, L4, A10G, 4090, 3090, V100 or T4; null:
+    the GPUs of this machine, or its CPU where it has none."""
     num_gpus: int | None = None
-    """GPUs in all; null takes trainer.devices x trainer.num_nodes (one where devices is auto)."""
+    """GPUs in all; null takes trainer.devices x trainer.num_nodes (where devices is auto, one of a kind that is named,
+    or all of this machine's)."""
     gpu_memory_gib: float | None = None
-    """Memory of one GPU in GiB; null takes it from the table of GPUs."""
+    """Memory of one GPU in GiB; null takes it from the table of GPUs, or from this machine."""
     headroom: float = 0.08
-    """Share of a GPU's memory kept free, for the CUDA context, the libraries' own memory and fragmentation."""
+    """Share of the memory kept free, for the CUDA context, the libraries' own memory and fragmentation."""
     mfu: float = 0.4
-    """Share of the GPU's dense bf16 peak that training reaches, computing again not counted."""
+    """Share of the GPU's dense bf16 peak that training reaches, computing again not counted; on a CPU, of the speed of
+    matrix products that is measured here."""
     price: float | None = None
     """Price of a GPU for an hour, in any currency; null leaves the cost out."""
     fit: bool = False
-    """Look for the largest micro-batch that fits, for each strategy and checkpointing choice."""
+    """Look for the largest micro-batch that fits, for each strategy and checkpointing choice. Without it, checkpointing
+    is left out where a step needs less than a tenth of the memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -78,9 +78,9 @@ class PromptDataConfig(RowsConfig):
     """Prompts to answer; batch_size counts prompts."""
 
     paths: list[str] = field(default_factory=list)
-    """Files (.json, .jsonl, .parquet), folders, globs or hf:NAME with the training rows. A row is an object such as
-    {"prompt": "What is 2 + 3?", "answer": "5"}: its prompt stands in the field prompt, instruction, question, messages
-    or conversations, answers in it are not read, and every field is given to the reward functions under its name."""
+    """Files (.json, .jsonl, .parquet), folders, globs or hf:NAME[:CONFIG[:SPLIT]] of rows such as
+    {"prompt": "What is 2 + 3?", "answer": "5"}, whose fields the reward functions are given by name. The prompt stands
+    in the field prompt, instruction, question, messages or conversations; answers that are in it are not read."""
 
 
 def _samples() -> SampleConfig:
@@ -132,11 +132,10 @@ class PostTrainingConfig(RunConfig):
         """
         if self.epochs is not None:
             steps = max(1, math.ceil(self.epochs * samples / self.data.batch_size))
-            if self.trainer.max_steps not in (TrainerConfig().max_steps, steps):
-                unused = f"trainer.max_steps {self.trainer.max_steps} is not used"
-                tell_once(f"epochs {self.epochs:g} makes {steps} steps; {unused}")
-            self.trainer.max_steps = steps
+            given, self.trainer.max_steps = self.trainer.max_steps, steps
             super().check_warmup()
+            if given not in (TrainerConfig().max_steps, steps):
+                tell_once(f"epochs {self.epochs:g} makes {steps} steps; trainer.max_steps {given} is not used")
 
     def check_warmup(self) -> None:
         """See `RunConfig`; with `epochs` the length is not known before the data is."""
@@ -292,11 +291,10 @@ class PPOConfig(PostTrainingConfig):
     algorithm: Literal["ppo", "grpo"] = "ppo"
     """"ppo" learns values for its advantages; "grpo" compares the answers to the same prompt."""
     rewards: list[str] = field(default_factory=list)
-    """Where the reward is from: folders of reward models, and Python functions as package.module:function, of a file in
-    the working directory too. A function is called by name with lists of equal length, one entry for each answer:
-    function(prompts=[...], completions=[...], answer=[...], ...). There prompts and completions are texts, and each
-    field of the prompts' rows, such as answer, has a list of its own; **fields takes those that are not wanted. It
-    returns a list of finite numbers, one for each answer; more is better."""
+    """Folders of reward models, and functions written package.module:function, which are called by name as
+    function(prompts=[TEXT, ...], completions=[TEXT, ...], FIELD=[VALUE, ...], ...) and return [NUMBER, ...], an entry
+    for each answer. There is a FIELD for each field of the prompts' rows; **fields in the function takes those that it
+    does not want. The numbers are finite, higher for better. Modules are looked for in the working directory, too."""
     reward_weights: list[float] | None = None
     """Weight of each of `rewards` in their sum; null: 1 each."""
     max_new_tokens: int = 128
@@ -348,7 +346,7 @@ class PPOConfig(PostTrainingConfig):
     schedule: ScheduleConfig = field(default_factory=lambda: ScheduleConfig(name="linear", warmup_steps=0))
     """The learning rate over time, by step; a step is one round of answers with all its updates."""
     trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(log_every_n_steps=1))
-    """The Lightning Trainer; a step is long, and so every one has a point in the curves."""
+    """The Lightning Trainer; each of the long steps has a point in the curves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""evaluation.md: what evaluate.py found, as tables."""
+"""The file evaluation.md, which shows the results of evaluate.py as tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _table = partial(markdown_table, aligned=True)
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report as Markdown, from the content of evaluation.json."""
+    """Return the report as Markdown, given the content of evaluation.json."""
     parts = ["# Evaluation", _facts(report)]
     if report["losses"]:
         parts += ["## Loss", _losses(report), _notes(report)]
@@ -98,7 +98,7 @@ def _preferences(report: dict[str, Any]) -> str:
 
 
 def _calibrations(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How sure each ranking claims to be against how often it is right, where it makes such a claim."""
+    """Return, for each ranking that claims probabilities, a table of how sure it was and how often it was right."""
     parts = []
     for row in rows:
         if "calibration" not in row:

@@ -43,7 +43,7 @@ def run_tasks(
     begin_token: BeginToken = "auto",
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """What a model reaches in tasks of lm-evaluation-harness.
+    """Measure a model on tasks of lm-evaluation-harness.
 
     How many texts were cut to fit the model's context, and which tasks keep their own number of examples, is logged as
     a warning.
@@ -119,7 +119,7 @@ def _check_options(tasks: Sequence[str], folder: Path | None, num_fewshot: int |
 
 
 def _load(names: Sequence[str], folder: Path | None) -> dict[str, dict[str, Any]]:
-    """The tasks and groups of these names, as `lm_eval.evaluator.evaluate` takes them."""
+    """Return the tasks and groups of these names in the form that `lm_eval.evaluator.evaluate` takes."""
     manager = _manager(names, folder)
     unknown = [name for name in names if name not in manager.task_index]
     if unknown:
@@ -141,7 +141,7 @@ def _load(names: Sequence[str], folder: Path | None) -> dict[str, dict[str, Any]
 
 
 def _manager(names: Sequence[str], folder: Path | None) -> Any:
-    """The harness's TaskManager, without the harness's own tasks where the folder has all that is needed."""
+    """Return the harness's TaskManager, without the harness's own tasks if the folder has all that is needed."""
     from lm_eval.tasks import TaskManager
 
     if folder is not None:
@@ -163,7 +163,7 @@ def _is_complete(index: dict[str, Any], name: str) -> bool:
 
 
 def _broken_file(folder: Path | None) -> str:
-    """What is wrong with a task file, for the harness passes over those that it cannot read."""
+    """Return what is wrong with a task file; the harness itself silently passes over those that it cannot read."""
     from lm_eval.tasks._yaml_loader import load_yaml
 
     for path in sorted(folder.rglob("*.yaml")) if folder is not None else ():
@@ -233,7 +233,7 @@ def _tell(adapter: HarnessModel, without_examples: Sequence[str]) -> None:
 
 
 def _metrics(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The harness's results with its keys `<metric>,<filter>` and `<metric>_stderr,<filter>` made plain."""
+    """Return the harness's results with plain names in place of `<metric>,<filter>` and `<metric>_stderr,<filter>`."""
     found: dict[str, dict[str, float]] = {}
     for task, values in results.items():
         for key, value in values.items():
@@ -248,7 +248,7 @@ def _metrics(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Some tasks draw from the global streams when they are loaded; afterwards these are where they were."""
+    """Seed the global random streams, from which some tasks draw as they are loaded, and restore them afterwards."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)

@@ -26,13 +26,13 @@ from lit_llm.tokenizer import CHATML_TEMPLATE, Tokenizer, begin_ids, conversatio
 from lit_llm.tokenizer.chat import ChatFormat, Message
 
 MAX_NEW_TOKENS = 256
-"""Tokens of a text at most where a task does not say (the harness's own default)."""
+"""Most tokens of a text where the task does not say (the harness's own default)."""
 
 # What a task may say about how tokens are chosen, besides do_sample, temperature, until and its length.
 _SAMPLING = ("top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 
 Pair = tuple[Any, list[int], list[int]]
-"""What is asked (or None), the ids of the context, and those of the continuation."""
+"""A request (or None), the ids of its context, and the ids of its continuation."""
 
 
 class RenderedPrompt(str):
@@ -90,13 +90,13 @@ class HarnessModel(TemplateLM):
         self._seed = seed
         self._device = model.embedding.weight.device
         self.requests = 0
-        """Requests that were answered."""
+        """Number of requests that were answered."""
         self.cut = 0
-        """Those of them that were cut at their left to fit the context."""
+        """Number of the answered requests that were cut at their left to fit the context."""
 
     @property
     def eot_token_id(self) -> int | None:
-        """The end of a text."""
+        """The id of the token that ends a text."""
         return self._tokenizer.eot_id
 
     @property
@@ -120,17 +120,17 @@ class HarnessModel(TemplateLM):
 
     @property
     def max_length(self) -> int:
-        """Tokens in the model's context."""
+        """Number of tokens in the model's context."""
         return self._model.config.max_position_embeddings
 
     @property
     def tokenizer_name(self) -> str:
-        """What identifies the tokenizer."""
+        """A name that identifies the tokenizer."""
         return self._tokenizer.digest
 
     @cached_property
     def chat_format(self) -> ChatFormat:
-        """How conversations are written.
+        """The form in which conversations are rendered.
 
         Raises:
             UserError: the tokenizer has no form for them.
@@ -291,7 +291,7 @@ class HarnessModel(TemplateLM):
     def _score(
         self, texts: Sequence[Sequence[int]], wanted: Sequence[Sequence[Sequence[int]]]
     ) -> list[tuple[float, bool]]:
-        """One pass.
+        """Score a batch of continuations in one forward pass.
 
         Args:
             texts: rows, each without the last token of its continuations; the first is the longest.

@@ -1,4 +1,4 @@
-"""What a model makes of requests that it has not seen: its answers, and what it thinks of given ones."""
+"""A model on requests that it has not seen: the answers it writes, and how it rates given answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_answers(
 
 
 def answer_loss(model: Decoder, tokenizer: Tokenizer, path: Path) -> float:
-    """Nats per token of the answers in a file of conversations, the ends of their turns included.
+    """Return the loss in nats per token of the answers in a file of conversations, ends of turns included.
 
     Args:
         model: a language model.
@@ -55,7 +55,7 @@ def answer_loss(model: Decoder, tokenizer: Tokenizer, path: Path) -> float:
 
 
 def answer_log_probs(model: Decoder, tokenizer: Tokenizer, path: str, batch_size: int = _ROWS) -> tuple[Tensor, Tensor]:
-    """Log-probability of all answers in each conversation [rows], and their tokens [rows]; see `answer_loss`.
+    """Return each conversation's log-probability of all its answers [rows] and their number of tokens [rows].
 
     Args:
         model: a language model.
@@ -79,7 +79,7 @@ def answer_log_probs(model: Decoder, tokenizer: Tokenizer, path: str, batch_size
 def preference_log_probs(
     model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int = _ROWS, longest: int | None = None
 ) -> Tensor:
-    """Log-probabilities of the answers in a file of preferences, chosen and rejected: [pairs, 2].
+    """Return the log-probabilities of the chosen and the rejected answers in a file of preferences: [pairs, 2].
 
     Args:
         model: a language model.
@@ -93,7 +93,7 @@ def preference_log_probs(
 
 
 def preference_scores(model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int = _ROWS) -> Tensor:
-    """What a reward model gives the answers in a file of preferences, chosen and rejected: [pairs, 2].
+    """Return a reward model's scores of the chosen and the rejected answers in a file of preferences: [pairs, 2].
 
     Arguments as those of `preference_log_probs`, with a reward model.
     """
@@ -106,7 +106,7 @@ def preference_scores(model: Decoder, tokenizer: Tokenizer, path: Path | str, ba
 
 @torch.no_grad()
 def answer_scores(model: Decoder, tokenizer: Tokenizer, requests: Sequence[str], answers: Sequence[str]) -> Tensor:
-    """What a reward model gives each answer to the request of the same number [answers]."""
+    """Return a reward model's score of each answer to the request of the same number: [answers]."""
     chat, scores = ChatFormat(tokenizer), []
     for request, answer in zip(requests, answers, strict=True):
         rendered = chat.render([Message("user", request), Message("assistant", answer)])
@@ -131,7 +131,7 @@ def _pairs(
 
 
 def _every_row(data: RowsDataModule, path: str) -> Iterable[dict[str, Any]]:
-    """Batches of all rows of a file; which rows are left out or cut off is said on stderr."""
+    """Return batches of all rows of a file, and say on stderr how many rows are left out or cut off."""
     for line in data.statistics_lines():
         name, _, about = line.partition("data.paths: ")
         if about and not name:
@@ -146,7 +146,7 @@ def _on_device(batches: Iterable[dict[str, Any]], model: Decoder) -> Iterator[di
 
 
 def _answer_log_probs(model: Decoder, batches: Iterable[dict[str, Any]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each batch the log-probability of each row's answers [rows], and their tokens [rows]."""
+    """Yield for each batch the log-probability of each row's answers [rows] and their number of tokens [rows]."""
     for batch in _on_device(track(batches, "reading answers", unit="batches"), model):
         scored = batch["targets"] != IGNORE_INDEX
         with torch.no_grad():

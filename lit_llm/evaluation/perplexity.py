@@ -22,7 +22,7 @@ from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer import Tokenizer
 
 RESAMPLES = 1000
-"""Draws of the bootstrap."""
+"""Number of draws of the bootstrap."""
 
 # quantiles 0.975 of Student's distribution with 1, 2, ... degrees of freedom
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -54,18 +54,18 @@ class Sums:
         self.tokens[low:high] += np.bincount(units - low)
 
     def __len__(self) -> int:
-        """Units with a scored token."""
+        """Return the number of units that have a scored token."""
         return int(np.count_nonzero(self.tokens))
 
     def used(self) -> tuple[np.ndarray, np.ndarray]:
-        """Losses and tokens of units with a scored token."""
+        """Return the losses and tokens of the units that have a scored token."""
         kept = self.tokens > 0
         return self.losses[kept], self.tokens[kept]
 
 
 @dataclass
 class Scores:
-    """What came out for a source.
+    """The scores of a source of text.
 
     Attributes:
         documents: sums by document.
@@ -94,11 +94,11 @@ class Scores:
 
     @property
     def tokens(self) -> int:
-        """Scored tokens."""
+        """The number of scored tokens."""
         return int(self.documents.tokens.sum())
 
     def units(self) -> tuple[str, np.ndarray, np.ndarray]:
-        """What the bootstrap draws from, the losses and the tokens of each: documents, or windows of a single one."""
+        """Return name, losses and tokens of the units that are drawn: documents, or windows of a single one."""
         if len(self.documents) > 1:
             return self.unit, *self.documents.used()
         return "windows", *self.windows.used()
@@ -164,7 +164,7 @@ def score(
 
 
 def _batches(windows: Iterable[Window], batch_size: int) -> Iterator[list[tuple[int, Window]]]:
-    """Windows with their numbers, those of like lengths together."""
+    """Yield batches of numbered windows, in which windows of like lengths are together to save padding."""
     several: list[tuple[int, Window]] = []
     tokens = 0
     for number, window in enumerate(windows):
@@ -183,7 +183,7 @@ def _by_length(numbered: list[tuple[int, Window]], batch_size: int) -> Iterator[
 
 
 def _collate(windows: Sequence[Window], mask_id: int | None) -> dict[str, Tensor]:
-    """Padding comes last, where causal attention lets no token see it, so that any token will do."""
+    """Make a batch of windows; padding comes last, where causal attention lets no token see it, so any id will do."""
     shape = len(windows), max(len(window.tokens) for window in windows)
     tokens, targets = torch.zeros(shape, dtype=torch.long), torch.full(shape, IGNORE_INDEX)
     for row, window in enumerate(windows):
@@ -193,7 +193,7 @@ def _collate(windows: Sequence[Window], mask_id: int | None) -> dict[str, Tensor
 
 
 Units = tuple[np.ndarray, np.ndarray]
-"""Sums and counts of the units of a source, [units] each."""
+"""The sums and the counts of the units of a source, [units] each."""
 
 
 def bootstrap_interval(sources: Sequence[Units], seed: int) -> tuple[float, float] | None:
@@ -247,7 +247,7 @@ def bootstrap_interval(sources: Sequence[Units], seed: int) -> tuple[float, floa
 def _drawn_moments(
     residuals: np.ndarray, counts: np.ndarray, draws: np.random.Generator
 ) -> tuple[float, int, np.ndarray]:
-    """Draws of one source for `bootstrap_interval`.
+    """Draw the units of one source for `bootstrap_interval`.
 
     Returns:
         The variance of the sum of the residuals; how many units were drawn from; and of each draw the sums of the
@@ -264,7 +264,7 @@ def _drawn_moments(
 
 
 def summary(scores: Sequence[Scores], seed: int) -> dict[str, Any]:
-    """What a reader wants to know of some sources together.
+    """Return the loss of some sources together, with its interval and the other figures of the report.
 
     Args:
         scores: of the sources.
@@ -299,7 +299,7 @@ def _total(numbers: Iterable[int | None]) -> int | None:
 
 
 def difference(one: Sequence[Scores], other: Sequence[Scores], seed: int) -> dict[str, Any]:
-    """Loss per token of two models on the same sources, and its paired interval: the same units are drawn for both.
+    """Compare two models on the same sources; the interval is paired, as the same units are drawn for both.
 
     Args:
         one: scores of the first model.
@@ -326,6 +326,6 @@ def difference(one: Sequence[Scores], other: Sequence[Scores], seed: int) -> dic
 
 
 def _units(scores: Sequence[Scores]) -> tuple[str, list[Units]]:
-    """What the units of some sources are called, and they themselves."""
+    """Return what the units of some sources are called, and the units themselves."""
     found = [each.units() for each in scores]
     return " and ".join(dict.fromkeys(name for name, _, _ in found)), [(losses, tokens) for _, losses, tokens in found]

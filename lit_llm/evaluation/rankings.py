@@ -1,4 +1,4 @@
-"""How well a model ranks pairs of answers: by a reward model's scores, by log-probabilities, by implicit rewards."""
+"""How well a model ranks pairs of answers: by a reward model's scores, log-probabilities or implicit rewards."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lit_llm.objectives import PreferenceLoss, calibration, ranking_accuracy
 from lit_llm.tokenizer import Tokenizer, with_chat_tokens
 
 BINS = 10
-"""Rows of a table of calibration, from 50% to 100%."""
+"""Number of bins of a table of calibration, from 50% to 100%."""
 
 
 def ranking(margins: Tensor, seed: int, *, calibrated: bool) -> dict[str, Any]:
-    """What a reader wants to know of the margins of some pairs.
+    """Return accuracy, mean margin and calibration of a ranking, given the margins of some pairs.
 
     Args:
         margins: [pairs] what the chosen answer is given less what the rejected one is, at least one pair.
@@ -67,7 +67,7 @@ def ranking(margins: Tensor, seed: int, *, calibrated: bool) -> dict[str, Any]:
 
 
 def implicit_margins(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """How much more a policy rewards the chosen answers than the rejected ones, by what DPO takes for its reward.
+    """Return how much higher the implicit reward of DPO is for the chosen answer of each pair than for the rejected.
 
     Args:
         policy: log-probabilities of chosen and rejected answers under the policy [pairs, 2].
@@ -86,7 +86,7 @@ def implicit_margins(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
 def load_reference(
     folder: Path, policy: Decoder, tokenizer: Tokenizer, *, device: str, dtype: torch.dtype | None
 ) -> Decoder:
-    """The model that a policy is compared with.
+    """Load the reference model that a policy is compared with.
 
     Where the policy's vocabulary had grown by chat tokens at the start of its training, the reference grows alike.
 

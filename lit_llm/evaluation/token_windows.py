@@ -17,14 +17,14 @@ from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer import Tokenizer
 
 SAMPLE_BYTES = 4 * 2**20
-"""Of each text, so many bytes are kept, for what compressors make of them."""
+"""Number of bytes of each text that are kept for the compressors to be compared with."""
 
 _READ_TOKENS = 1 << 22
 
 
 @dataclass(frozen=True)
 class Window:
-    """Tokens that are read at once.
+    """A window of tokens, which the model reads at once.
 
     Attributes:
         tokens: int64 [t].
@@ -55,7 +55,7 @@ class WindowOptions:
 
     @property
     def reads_all(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether all documents and tokens of a source are read."""
         return self.max_documents is None and self.max_tokens is None
 
 
@@ -92,11 +92,11 @@ class TextSource:
 
     @property
     def total_bytes(self) -> int | None:
-        """Size of the files, where it says how much text there is."""
+        """Size of the files in bytes, or None where it does not say how much text there is."""
         return self._corpus.size_bytes()
 
     def beginning(self, length: int) -> str:
-        """The first characters of its documents, in a pass of its own.
+        """Return the first characters of the documents; this reads them in a pass of its own.
 
         Raises:
             UserError: something cannot be read, or no document has text.
@@ -110,11 +110,11 @@ class TextSource:
         return text
 
     def say_what_was_met(self) -> None:
-        """Lines on stderr about the documents of the last pass; see `CorpusCounts.say`."""
+        """Say on stderr what was noticed in the documents of the last pass; see `CorpusCounts.say`."""
         self._corpus.counts.say()
 
     def windows(self, tokenizer: Tokenizer, options: WindowOptions) -> Iterator[Window]:
-        """The windows of each document in turn.
+        """Yield the windows of each document in turn.
 
         Raises:
             UserError: something cannot be read, no document has text, or its text cannot be encoded.
@@ -132,7 +132,7 @@ class TextSource:
                     return
 
     def _ids(self, piece: Document, more: Iterator[Document], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-        """The ids of a document whose first piece is `piece`, up to where there is room left."""
+        """Yield the ids of a document whose first piece is `piece`, until it ends or `max_tokens` is reached."""
         lengths = tokenizer.byte_lengths()
         begin = tokenizer.begin_id if self.begin_token else None
         if begin is not None:
@@ -194,11 +194,11 @@ class ShardSource:
 
     @property
     def total_bytes(self) -> int:
-        """UTF-8 bytes of source text."""
+        """Number of UTF-8 bytes of the text that was encoded."""
         return self.tokens.manifest.bytes
 
     def windows(self, tokenizer: Tokenizer, options: WindowOptions) -> Iterator[Window]:
-        """The windows of the stream.
+        """Yield the windows of the stream.
 
         Raises:
             UserError: the shards were encoded with another tokenizer.
@@ -234,7 +234,7 @@ Source = TextSource | ShardSource
 
 @contextmanager
 def _options_renamed() -> Iterator[None]:
-    """Errors of the corpus reader name its options; here they have other names."""
+    """Rename the corpus reader's options in its error messages to the names that they have in evaluate.py."""
     try:
         yield
     except UserError as error:

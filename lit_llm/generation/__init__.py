@@ -1,4 +1,4 @@
-"""Writing text with a decoder."""
+"""This room writes text with a decoder."""
 
 from lit_llm.generation.automata import Automaton, Compilation
 from lit_llm.generation.beam import Beam, beam_search

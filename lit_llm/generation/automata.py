@@ -1,4 +1,4 @@
-"""Expressions and JSON schemas as automata over bytes, compiled in a process of their own within limits."""
+"""This file turns expressions and JSON schemas into automata over bytes, in a process of its own and within limits."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _PROGRAM = Path(__file__).with_name("automaton_process.py")
 
 @dataclass(frozen=True)
 class Limits:
-    """What the compilation of one expression may take."""
+    """The limits of the compilation of one expression."""
 
     characters: int = 65_536
-    """Of the expression or schema."""
+    """The longest expression or schema, in characters."""
     seconds: float = 10.0
-    """On the clock, and nearly as much on the processor."""
+    """The longest time on the clock, and nearly that on the processor."""
     memory_mib: int = 1024
-    """Address space of the process."""
+    """The most address space of the process."""
     states: int = 50_000
-    """Of the automaton; a character of a bounded text takes ten."""
+    """The most states of the automaton; each character of a text of bounded length takes ten."""
 
 
 @dataclass(frozen=True)
 class Automaton:
-    """Which bytes may follow which."""
+    """An automaton says which bytes may follow which."""
 
     table: np.ndarray
     """The state after each state: int32 [classes of bytes, states + 1]. State 0 is the start, the last a dead end."""
@@ -45,18 +45,18 @@ class Automaton:
 
     @property
     def dead(self) -> int:
-        """The state of a text that cannot match any more."""
+        """The state of a text that can no longer match."""
         return self.table.shape[1] - 1
 
     def after(self, state: int, spelling: bytes) -> int:
-        """The state after some more bytes."""
+        """Give the state after some more bytes."""
         for byte in spelling:
             state = int(self.table[self.classes[byte], state])
         return state
 
 
 class Compilation:
-    """An automaton that is still to be made.
+    """The compilation of one automaton, which `run` carries out.
 
     Args:
         text: a regular expression, which the whole of a text must match, or a JSON schema.
@@ -94,7 +94,7 @@ class Compilation:
         self._process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> Automaton:
-        """Make it, and wait until it is there. May be called on any thread, once.
+        """Make the automaton and wait until it is there. This may be called on any thread, once.
 
         Raises:
             UserError: the expression or schema is not valid, uses what the library does not know, takes more than the
@@ -104,7 +104,7 @@ class Compilation:
             if self._cancelled:
                 raise self._refusal("its compilation was cancelled")
             self._process = subprocess.Popen(
-                # nothing of the folder of the program is imported by accident
+                # so that no file beside the program is imported by accident
                 [sys.executable, "-P", str(_PROGRAM)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -122,7 +122,7 @@ class Compilation:
         return self._read(answer, process.returncode)
 
     def cancel(self) -> None:
-        """Have `run` end at once, or not begin. May be called on any thread."""
+        """Make `run` end at once, or not begin. This may be called on any thread."""
         with self._lock:
             self._cancelled = True
             if self._process is not None:

@@ -1,4 +1,4 @@
-"""The program of the process that turns an expression or a JSON schema into an automaton; see `automata`.
+"""This program turns an expression or a JSON schema into an automaton; `automata` runs it as a process of its own.
 
 It is run as a script and imports nothing of the package, so that it is ready at once. A JSON object on stdin says what
 is wanted; on stdout it answers with a line of JSON, and after it the automaton's table.
@@ -12,15 +12,15 @@ from array import array
 from typing import Any
 
 BEGIN, END, UNUSED = 256, 257, 258
-"""Ids beside those of the 256 bytes."""
+"""The ids that the library needs besides those of the 256 bytes."""
 NONE = -1
-"""The state of a text that cannot match any more."""
+"""The state of a text that can no longer match."""
 NONCHARACTER = "\ufdd0"
 """Unicode sets it apart for internal use: no text that is exchanged contains it."""
 
 
 class Refused(Exception):
-    """Why there is no automaton."""
+    """An expression was refused; the text says why."""
 
 
 def limit_resources(seconds: float, memory_mib: int) -> None:
@@ -36,7 +36,7 @@ def limit_resources(seconds: float, memory_mib: int) -> None:
 
 
 def index_of(regex: str) -> Any:
-    """The library's index of an expression over single bytes.
+    """Build the library's index of an expression over single bytes.
 
     The library builds an automaton that also *searches* for matches, in the middle of a text, although it only uses
     the part that begins where the text does. The other part has exponentially many states wherever what begins a match
@@ -53,8 +53,8 @@ def index_of(regex: str) -> Any:
     mark = NONCHARACTER.encode()
     spellings = {bytes([byte]): [byte] for byte in range(256)} | {mark + mark: [BEGIN], mark: [END]}
     vocabulary = outlines_core.Vocabulary(UNUSED, spellings)
-    # what is valid by itself is told from what closes the group around it: with a word boundary a valid expression
-    # fails for that alone
+    # with a word boundary before it a valid expression fails because of the boundary alone, and one that would close
+    # the group around it fails for another reason
     for whole in (rf"\b{regex}", f"{NONCHARACTER}(?:{NONCHARACTER}(?:{regex}){NONCHARACTER}|)"):
         try:
             index = outlines_core.Index(whole, vocabulary)
@@ -73,7 +73,7 @@ def index_of(regex: str) -> Any:
 
 
 def automaton_of(index: Any, usable: frozenset[int], most_states: int) -> tuple[list[array[int]], list[int]]:
-    """The states after each of the 256 bytes for each state, from which the first is the start, and those that end.
+    """Make the table of the state after each byte, for each state (the first is the start), and the final states.
 
     Args:
         index: of `index_of`.
@@ -104,7 +104,7 @@ def automaton_of(index: Any, usable: frozenset[int], most_states: int) -> tuple[
 
 
 def without_dead_ends(rows: list[array[int]], final: list[int]) -> list[array[int]]:
-    """The same states, without the ways to those from which no text can be ended, as those within the last mark."""
+    """Drop the transitions to states from which no text can end, as there are within the last character."""
     ways = [set(row) - {NONE} for row in rows]
     before: list[list[int]] = [[] for _ in rows]
     for state, following in enumerate(ways):
@@ -125,7 +125,7 @@ def without_dead_ends(rows: list[array[int]], final: list[int]) -> list[array[in
 
 
 def answer(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """The line and the table: for each class of bytes, the state after each state, or `NONE`."""
+    """Make the answer, a line and a table: for each class of bytes the state after each state, or `NONE`."""
     text = asked["text"]
     if asked["is_schema"]:
         from outlines_core.json_schema import build_regex_from_schema
@@ -144,7 +144,7 @@ def answer(asked: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
 
 
 def main() -> None:
-    """Answer what is asked on stdin."""
+    """Answer the question on stdin."""
     asked = json.load(sys.stdin)
     limit_resources(asked["seconds"], asked["memory_mib"])
     try:

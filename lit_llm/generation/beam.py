@@ -1,4 +1,4 @@
-"""Beam search: the likeliest text that a bounded search finds."""
+"""Beam search looks for the likeliest text, keeping a few candidates at each length."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from lit_llm.model import Decoder
 
 @dataclass(frozen=True)
 class Beam:
-    """A text that the search found."""
+    """One text that the search has found."""
 
     ids: list[int]
     """The tokens written, without the stop token."""
     score: float
-    """Log-probability of the tokens, a stop token included, divided by their number to the length penalty."""
+    """The log-probability of the tokens, a stop token included, divided by their number to the power of the length
+    penalty."""
     ended: bool
     """Whether a stop token ended it."""
 
@@ -38,7 +39,7 @@ def beam_search(
     truncate_prompt: bool = False,
     prefill_chunk: int = 512,
 ) -> list[Beam]:
-    """The best texts that keeping `num_beams` of them at every length finds, the best first.
+    """Find the best texts by keeping `num_beams` of them at every length; returns the best first.
 
     The search is over when no text that is still open can become better than the worst that is kept.
 
@@ -65,7 +66,7 @@ def beam_search(
     limit = model.config.max_position_embeddings
     options = SamplingConfig(max_new_tokens=max_new_tokens, truncate_prompt=truncate_prompt)
     context = fitted_prompt(list(prompt), options, limit)
-    # the last token of all is not read again
+    # nothing follows the last token, so it is not read
     steps = min(max_new_tokens, limit + 1 - len(context))
     sharded = is_sharded(model)
     with inference(model, sharded):
@@ -99,10 +100,10 @@ class _Search:
         return total / length**self.length_penalty
 
     def extend(self, logits: Tensor) -> list[int]:
-        """Make every open text a token longer; returns which text each of the new ones goes on from."""
+        """Make every open text one token longer; returns the row of the text that each new one continues."""
         log_probs = logits.float().log_softmax(-1) + torch.tensor(self.sums, device=logits.device).unsqueeze(1)
         vocabulary = log_probs.size(-1)
-        # so many that, even if all texts end with each of the stop tokens, enough stay open
+        # enough candidates to fill the beam even if every text could end with each of the stop tokens
         wanted = min(self.num_beams * (1 + len(self.stop_tokens)), log_probs.numel())
         totals, places = log_probs.flatten().topk(wanted)
         texts, sums, rows = [], [], []
@@ -121,15 +122,16 @@ class _Search:
 
     @property
     def settled(self) -> bool:
-        """Whether no open text can still come among the best."""
+        """Whether no open text can still become one of the best."""
         if not self.texts or len(self.ended) < self.num_beams:
             return not self.texts
-        # a sum only falls, so this bounds every continuation: the longest is divided by most, or by least
+        # a sum of log-probabilities only falls, so dividing it by the largest possible length (the smallest, for a
+        # negative penalty) bounds the score of every continuation
         lengths = (len(self.texts[0]) + 1, self.steps)
         return max(self.score(self.sums[0], length) for length in lengths) <= self.ended[-1].score
 
     def best(self) -> list[Beam]:
-        """The best texts; open ones are as long as they may become, unless they can no longer be among the best."""
+        """List the best texts: the ended ones, and open ones of full length where they can still be among the best."""
         if self.settled:
             return self.ended
         still_open = [

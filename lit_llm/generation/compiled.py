@@ -1,4 +1,4 @@
-"""The compiled step of the engine: one token of each text, by a function made for the model and the number of rows."""
+"""The compiled step writes one token of each text with a function made for the model and the number of rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lit_llm.model.few_rows import FEW_ROWS, with_few_rows_linears
 from lit_llm.model.one_token import OneTokenStep
 from lit_llm.model.position import DeviceTables
 
-# Slots are read in steps of so many: whole vectors, and few different sizes.
+# The number of slots that are read is a multiple of this: whole vectors, and few different sizes.
 SLOT_STEP = 16
 # Sizes that the functions are made with. They differ from each other, so that the compiler does not take what is equal
 # there for what is always equal.
@@ -31,7 +31,7 @@ _EXAMPLE_CAPACITY = 80
 _OPTIONS: dict[str, Any] = {
     "guard_filter_fn": lambda guards: [False] * len(guards),
     "size_asserts": False,
-    "cpp.enable_floating_point_contract_flag": "fast",  # multiply and add in one instruction
+    "cpp.enable_floating_point_contract_flag": "fast",  # let the compiler multiply and add in one instruction
 }
 # what calls the compiled loops is compiled as well, which saves a twentieth of a small step
 _CPU_OPTIONS: dict[str, Any] = {**_OPTIONS, "cpp_wrapper": True}
@@ -40,7 +40,7 @@ Step = Callable[..., Tensor]
 
 
 class CompiledModel:
-    """A decoder's step over one token of each row, compiled for 1, 2, 4, ... rows when they are first asked for.
+    """The step of a decoder over one token of each row, compiled for 1, 2, 4, ... rows when first asked for.
 
     It reads the tensors of the model itself. Use `compiled`, which keeps it for as long as the model.
 
@@ -52,11 +52,11 @@ class CompiledModel:
         device = model.embedding.weight.device
         for module in model.modules():
             if isinstance(module, DeviceTables):
-                module.on(device)  # built here, which the compiler cannot follow
+                module.on(device)  # the tables are built here, as the compiler cannot follow how they are
         self.windows = tuple(model.windows)
         self.context = model.config.max_position_embeddings
         self._few = with_few_rows_linears(model) if device.type == "cpu" else None
-        self._many = copy.copy(model)  # not itself, which would then never be let go
+        self._many = copy.copy(model)  # a reference to the model itself would keep it in memory for ever
         self._steps: dict[int, Step] = {}
         self.state = _state_of(model)
 
@@ -105,7 +105,7 @@ class CompiledModel:
 
 
 def _example(model: Decoder, rows: int) -> tuple[Any, ...]:
-    """Arguments of a step whose sizes may vary where they do."""
+    """Make arguments of a step, marked where their sizes may vary."""
     device = model.embedding.weight.device
     cache = cache_for(model, rows, _EXAMPLE_CAPACITY)
     for number, window in enumerate(cache.capacities):
@@ -123,7 +123,7 @@ def _example(model: Decoder, rows: int) -> tuple[Any, ...]:
 
 
 def roomy(max_length: int) -> int:
-    """Capacity of a cache for `CompiledStep` whose rows reach `max_length`.
+    """Compute the capacity that the cache of a `CompiledStep` needs for rows of up to `max_length` tokens.
 
     Never as many slots as are read: what is read would be whole memory then, for which the compiler makes another
     function.
@@ -136,7 +136,7 @@ def _whole_steps(length: int) -> int:
 
 
 class CompiledStep:
-    """One-token passes over the first rows of an engine's cache.
+    """Passes over one token of each of the first rows of an engine's cache.
 
     Args:
         model: its compiled form.
@@ -158,7 +158,7 @@ class CompiledStep:
             self._memories[rows] = [m[:rows] for m in cache.keys], [m[:rows] for m in cache.values]
         keys, values = self._memories[rows]
         slots = self._slots[: _whole_steps(max(cache.lengths[:count]) + 1)]
-        # rows that are only computed along write where their own next token will; one that is free may be full
+        # the extra rows up to a power of two write where their own next token will be written; a free row may be full
         along = [min(length, self.model.context - 1) for length in cache.lengths[count:rows]]
         lengths = torch.tensor(cache.lengths[:count] + along, device=tokens.device)
         last_tokens = None if cache.last_tokens is None else cache.last_tokens[:rows]
@@ -174,7 +174,7 @@ _COMPILED: WeakKeyDictionary[Decoder, CompiledModel] = WeakKeyDictionary()
 
 
 def compiled(model: Decoder) -> CompiledModel:
-    """The compiled form of a model: the same one as before, unless its weights lie elsewhere now.
+    """Give the compiled form of a model: the one made before, unless its weights have moved in memory since.
 
     Raises:
         UserError: the model is sharded, or there is nothing to compile it with.
@@ -190,7 +190,7 @@ def compiled(model: Decoder) -> CompiledModel:
 
 
 def check_compiler() -> None:
-    """Look for the C++ compiler.
+    """Check that there is a C++ compiler.
 
     Raises:
         UserError: there is none.
@@ -208,6 +208,6 @@ def check_compiler() -> None:
 
 
 def _state_of(model: Decoder) -> tuple[Any, ...]:
-    """What a compiled form is made for: where the tensors lie, and the number of threads."""
+    """Describe what a compiled form is made for: where the tensors lie, and the number of threads."""
     tensors = chain(model.parameters(), model.buffers())
     return torch.get_num_threads(), tuple((t.data_ptr(), t.dtype, t.stride()) for t in tensors)

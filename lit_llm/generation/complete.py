@@ -1,4 +1,4 @@
-"""Many prompts in, their continuations out: the simple front of the engine."""
+"""This file continues many prompts in one call; it is the simple front of the engine."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def generate(
     compile: bool = False,
     on_token: Callable[[int, int], None] | None = None,
 ) -> list[list[int]]:
-    """The new token ids of each prompt; see `complete`.
+    """Continue each prompt and return the new token ids; see `complete`.
 
     Args:
         model: the decoder.

@@ -1,4 +1,4 @@
-"""Text that is held to a regular expression or a JSON schema, through the library outlines-core."""
+"""This file holds text to a regular expression or a JSON schema, through the library outlines-core."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from lit_llm.generation.automata import Automaton, Compilation
 from lit_llm.generation.request import AllowedTokens
 from lit_llm.tokenizer import Tokenizer
 
-# The masks that one constraint keeps; the oldest go.
+# One constraint keeps this many masks and forgets the oldest.
 _KEPT_BYTES = 2**24
 
 
 class Spellings:
-    """The bytes of every token that text is made of; made once for a model.
+    """The bytes of every token that text is made of; they are collected once for a model.
 
     Args:
         tokenizer: of the model.
@@ -33,16 +33,16 @@ class Spellings:
             b"" if token in special else tokenizer.token_bytes(token)
             for token in range(min(tokenizer.vocab_size, vocab_size))
         ]
-        """By id; empty for those that are no text."""
+        """The bytes of each token by id; empty for tokens that are no text."""
         joined = b"".join(self.of_token)
         self.usable = frozenset(joined)
-        """Every byte that occurs."""
+        """Every byte that occurs in a token."""
         self._bytes = np.frombuffer(joined, dtype=np.uint8)
         self._lengths = np.array([len(spelling) for spelling in self.of_token], dtype=np.int64)
         self._begins = np.cumsum(self._lengths) - self._lengths
 
     def followed(self, automaton: Automaton, state: int) -> np.ndarray:
-        """The ids of the tokens that may come in a state. All tokens are read together, byte by byte."""
+        """Give the ids of the tokens that may come in a state, following all tokens together, byte by byte."""
         tokens = np.flatnonzero(self._lengths)
         states = np.full(len(tokens), state)
         whole = []
@@ -59,7 +59,7 @@ class Spellings:
 
 
 class TextConstraint:
-    """An automaton that texts of a model are held to; made once and used for any number of texts.
+    """An automaton that texts of a model are held to; one serves any number of texts.
 
     Args:
         automaton: of an expression or a schema.
@@ -80,7 +80,7 @@ class TextConstraint:
 
     @classmethod
     def of_regex(cls, regex: str, tokenizer: Tokenizer, vocab_size: int, stop_tokens: Iterable[int]) -> TextConstraint:
-        """A constraint to the texts that match a regular expression as a whole.
+        """Make a constraint to the texts that match a regular expression as a whole.
 
         Raises:
             UserError: outlines-core is not installed, or the expression is not valid or takes too much to compile; and
@@ -92,7 +92,7 @@ class TextConstraint:
     def of_schema(
         cls, schema: str, tokenizer: Tokenizer, vocab_size: int, stop_tokens: Iterable[int]
     ) -> TextConstraint:
-        """A constraint to the JSON texts that a schema (itself JSON) allows.
+        """Make a constraint to the JSON texts that a schema (itself JSON) allows.
 
         Raises:
             UserError: as `of_regex`, or the schema uses what the library does not know.
@@ -105,7 +105,7 @@ class TextConstraint:
         return cls(automaton, spellings, stop_tokens)
 
     def start(self) -> AllowedTokens:
-        """The hook for one text, for `Engine.submit`."""
+        """Make the hook that restricts one text, for `Engine.submit`."""
         state = followed = 0
 
         def allowed(written: list[int]) -> Tensor:
@@ -121,6 +121,6 @@ class TextConstraint:
         mask = torch.zeros(self._spellings.vocab_size, dtype=torch.bool)
         mask[torch.from_numpy(self._spellings.followed(self._automaton, state))] = True
         mask[self._stop_tokens] = bool(self._automaton.final[state])
-        if not mask.any():  # a character that has to come is in no token
+        if not mask.any():  # the expression needs a byte that no token has
             raise UserError("no token of the model goes on with a text of the form that it is held to")
         return mask

@@ -1,4 +1,4 @@
-"""Continuous batching: texts join and leave a running batch, each with options and a random stream of its own."""
+"""In continuous batching texts join and leave a running batch, each with its own options and random stream."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ class Engine:
             self._cancelled = set()
 
     def _admit(self) -> None:
-        """Give free rows to waiting texts, in order; one whose beginning is just being read by another waits for it."""
+        """Give free rows to waiting texts, in order; a text waits while another reads the beginning that they share."""
         postponed: list[Request] = []
         while self._waiting and len(self._running) < self.max_batch:
             request = self._waiting.popleft()
@@ -203,9 +203,13 @@ class Engine:
         self._waiting.extendleft(reversed(postponed))
 
     def _shared_prefix(self, request: Request) -> tuple[int, int, int]:
-        """The row that holds most of how `request` begins, how many tokens, and how many another will soon hold."""
+        """Find the row that already holds most of the beginning of `request`.
+
+        Returns:
+            The row, how many tokens of the beginning it holds, and how many a row that is being read will hold soon.
+        """
         source = shared = coming = 0
-        most = len(request.context) - 1  # the last token is read in any case: its logits are wanted
+        most = len(request.context) - 1  # the last token is always read, because its logits are needed
         if most < SHORTEST_SHARED_PREFIX:
             return source, shared, coming
         for row, other in enumerate(self._running):
@@ -231,7 +235,7 @@ class Engine:
         return ready
 
     def _read(self, rows: range, chunk: int) -> list[Event]:
-        """Read up to `chunk` tokens of each of `rows`, and write a token of those that are then at their end."""
+        """Read up to `chunk` tokens of each of `rows`, and write a token of each text that is then read to its end."""
         if not rows:
             return []
         requests = self._running[rows.start : rows.stop]
@@ -263,7 +267,7 @@ class Engine:
             return broken
         events = broken + self._write([requests[row] for row in at_end], logits)
         for row, request in zip(rows, requests, strict=True):
-            if request.read == 0:  # it begins again with its newest half
+            if request.read == 0:  # the context is full: the text goes on with the newer half of it
                 self.cache.truncate(row, 0)
         return events
 
@@ -287,7 +291,7 @@ class Engine:
     def _choose(
         self, requests: list[Request], logits: Tensor, allowed: Tensor | None, errors: dict[int, Exception]
     ) -> Tensor:
-        """The next token of each request [b]; where choosing fails, each is asked alone to see whose options do it."""
+        """Choose the next token of each request [b]; where that fails, each is tried alone to find the one at fault."""
         ids = [request.id for request in requests]
         rows = [request.sampling for request in requests]
         try:
@@ -309,7 +313,7 @@ class Engine:
     def _allowed(
         self, requests: list[Request], logits: Tensor, errors: dict[int, Exception]
     ) -> tuple[Tensor | None, set[int]]:
-        """Mask of the tokens that may come next [b, vocab], and the requests for which none may."""
+        """Make the mask of the tokens that may come next [b, vocab], and list the requests for which none may."""
         if all(request.allowed_tokens is None for request in requests):
             return None, set()
         mask = torch.ones(logits.shape, dtype=torch.bool, device=logits.device)
@@ -327,13 +331,13 @@ class Engine:
         return mask, stuck
 
     def _agree(self, chosen: Tensor) -> Tensor:
-        """What the first rank chose, where ranks must go on together."""
+        """Give every rank what the first one chose, where ranks share a model."""
         if self._sharded and dist.is_initialized() and dist.get_world_size() > 1:
             dist.broadcast(chosen, 0)
         return chosen
 
     def _leave(self, finished: set[int], failed: Collection[int] = ()) -> None:
-        """Take texts out of the batch; the last row moves into each place that becomes free."""
+        """Take texts out of the batch and move the last row into each place that becomes free."""
         for row in reversed(range(len(self._running))):
             if self._running[row].id in finished:
                 if self._running[row].id in failed:
@@ -345,7 +349,7 @@ class Engine:
 
 
 def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts have in common at their beginning."""
+    """Count the tokens that two texts have in common at their beginning."""
     longest = min(len(one), len(other))
     # slices are compared at the speed of C
     return bisect_left(range(1, longest + 1), True, key=lambda length: one[:length] != other[:length])
@@ -357,7 +361,7 @@ def _failed(request: Request, error: Exception) -> Event:
 
 
 def _broken_prompts(requests: list[Request], counts: list[int], at_end: list[int], hidden: Tensor) -> Iterator[Event]:
-    """The end of each text of whose prompt a part was read, and its states [b, t, width] are not finite.
+    """End each text in whose prompt the states [b, t, width] that were just read are not finite.
 
     They must not stay among those that others begin with, or may be moved over.
     """
@@ -368,7 +372,7 @@ def _broken_prompts(requests: list[Request], counts: list[int], at_end: list[int
 
 
 def _log_probs(requests: list[Request], logits: Tensor, chosen: Tensor) -> dict[int, LogProbs]:
-    """Log-probabilities of the requests that want them, by their place in the batch."""
+    """Compute the log-probabilities of the requests that ask for them, by their place in the batch."""
     wanted = {number: request.log_probs for number, request in enumerate(requests) if request.log_probs is not None}
     if not wanted:
         return {}

@@ -1,4 +1,4 @@
-"""How a model is called to write text."""
+"""This file prepares a model for writing text and calls it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lit_llm.model import Decoder, KVCache
 
 @contextmanager
 def inference(model: Decoder, sharded: bool) -> Iterator[None]:
-    """Evaluation mode and no gradients for the block; afterwards the model is in the mode it was in.
+    """Run the block in evaluation mode and without gradients; afterwards the model is in its former mode.
 
     Args:
         model: the decoder.
@@ -46,7 +46,7 @@ def lay_out_for_few_rows(model: Decoder) -> None:
 
 
 def cache_for(model: Decoder, batch_size: int, max_length: int, spare: int = 0) -> KVCache:
-    """A cache in the type, on the device and for this rank's heads of `model`.
+    """Make a cache in the type and on the device of `model`, for this rank's heads.
 
     Raises:
         UserError: it is a reward model.
@@ -86,7 +86,7 @@ def logits_of_last(model: Decoder, cache: KVCache, row: int, tokens: list[int], 
 
 
 def finite(logits: torch.Tensor) -> torch.Tensor:
-    """The logits [b, vocab].
+    """Give the logits [b, vocab].
 
     Raises:
         UserError: those of a row are not finite.
@@ -97,7 +97,7 @@ def finite(logits: torch.Tensor) -> torch.Tensor:
 
 
 def not_finite() -> UserError:
-    """What is said of a model that predicts no numbers."""
+    """Make the error about a model whose predictions are not finite."""
     return UserError(
         "the model's predictions are not finite; its weights are damaged, or need another dtype, as float32"
     )

@@ -1,4 +1,4 @@
-"""A text that is being written, and what the engine says about it."""
+"""This file describes a text that is being written, and what the engine reports about it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from lit_llm.generation.stopping import StoppingText
 
 FinishReason = Literal["stop", "length", "error"]
 AllowedTokens = Callable[[list[int]], Tensor]
-"""From the ids written so far to a boolean mask [vocab] of the ids that may come next; none of them ends the text."""
+"""A function from the ids written so far to a boolean mask [vocab] of the ids that may come next; where none may, the
+text ends."""
 
 
 @dataclass(frozen=True)
 class LogProbs:
-    """Natural logarithms of the model's own probabilities, before temperature, penalties and filters."""
+    """Natural logarithms of the model's own probabilities of a token, before temperature, penalties and filters."""
 
     chosen: float
-    """Of the token that was chosen."""
+    """The log-probability of the token that was chosen."""
     alternatives: list[tuple[int, float]]
-    """The likeliest tokens and theirs, best first."""
+    """The likeliest tokens with their log-probabilities, best first."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """What one step did to one text."""
+    """An event reports what one step did to one text."""
 
     request: int
     """The id that `Engine.submit` gave."""
@@ -42,7 +43,7 @@ class Event:
     """None while the text goes on; "stop" for a stop token or string, "length" where there is no more room, "error"
     where it cannot go on."""
     log_probs: LogProbs | None = None
-    """Where they were asked for."""
+    """The log-probabilities of the token, where they were asked for."""
     error: Exception | None = None
     """Why a text that ends with "error" could not go on."""
 
@@ -54,16 +55,16 @@ class Completion:
     ids: list[int] = field(default_factory=list)
     """The tokens written, without the stop token."""
     text: str = ""
-    """Their text up to a stop string; empty without a tokenizer."""
+    """The text of the tokens up to a stop string; empty without a tokenizer."""
     finish_reason: FinishReason | None = None
-    """Why it ended."""
+    """Why the text ended: "stop", "length" or "error", as in `Event`."""
     log_probs: list[LogProbs] = field(default_factory=list)
-    """One for each token, where they were asked for."""
+    """The log-probabilities of each token, where they were asked for."""
     error: Exception | None = None
-    """Why it could not go on, where it ended with "error"."""
+    """Why the text could not go on, where it ended with "error"."""
 
     def add(self, event: Event) -> None:
-        """Take in the next event of this text."""
+        """Add the next event of this text."""
         if event.token is not None:
             self.ids.append(event.token)
             if event.log_probs is not None:
@@ -87,7 +88,7 @@ class Request:
 
     @property
     def config(self) -> SamplingConfig:
-        """How its tokens are chosen."""
+        """The options by which the tokens of the text are chosen."""
         return self.sampling.config
 
     @property
@@ -126,7 +127,7 @@ class Request:
 
 
 def fitted_prompt(prompt: list[int], sampling: SamplingConfig, limit: int) -> list[int]:
-    """The prompt, cut at its left where it is too long and the options allow it.
+    """Give the prompt, cut at its left where it is too long and the options allow that.
 
     What is kept leaves room for `max_new_tokens`, but is at least half of what fits.
 
@@ -146,5 +147,5 @@ def fitted_prompt(prompt: list[int], sampling: SamplingConfig, limit: int) -> li
 
 
 def new_stream(seed: int) -> torch.Generator:
-    """A text's own random stream."""
+    """Make the random stream of one text."""
     return torch.Generator().manual_seed(seed)

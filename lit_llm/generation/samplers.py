@@ -1,4 +1,4 @@
-"""From logits to a token, for all rows of a batch at once.
+"""This file chooses tokens from logits, for all rows of a batch at once.
 
 What a row draws depends on its own logits, options and random stream alone. Filters keep every token that ties with
 the last one kept, so the order in which equals happen to be sorted decides nothing.
@@ -18,10 +18,10 @@ from lit_llm.config import SamplingConfig
 NUCLEUS_CANDIDATES = 256
 
 NO_TOKEN = -1
-"""Chosen for a row whose logits are not finite."""
-# The least that a division of float32 does not take for 0.
+"""The result for a row whose logits are not finite."""
+# The smallest number that a division in float32 does not treat as 0.
 _LEAST_TEMPERATURE = torch.finfo(torch.float32).tiny
-_MOST_K = 2**31 - 1  # more than any vocabulary
+_MOST_K = 2**31 - 1  # larger than any vocabulary
 _UNITS = 2.0**60
 
 
@@ -35,7 +35,7 @@ class Filters:
         def column(values: list[float], dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.tensor(values, dtype=dtype, device=device).unsqueeze(1)
 
-        # a greedy row is drawn for along with the others, and its draw not used
+        # a greedy row is computed with the others, and its draw is not used
         self.temperature = column([max(config.temperature or 1.0, _LEAST_TEMPERATURE) for config in configs])
         self.top_k = self.top_p = self.min_p = None
         top_k = [min(config.top_k or 0, _MOST_K) for config in configs]
@@ -48,7 +48,7 @@ class Filters:
             self.min_p = column([config.min_p or 0.0 for config in configs])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What is left of each row, in this order: temperature, top-k, top-p, min-p.
+        """Give the probabilities that each row keeps after temperature, top-k, top-p and min-p, in that order.
 
         Args:
             logits: [b, vocab].
@@ -57,7 +57,7 @@ class Filters:
             Float32 [b, vocab], not normalised again after top-p and min-p; tokens filtered out have 0.
         """
         logits = logits.float()
-        # with 0 for the likeliest no temperature makes infinity of it
+        # the likeliest logit becomes 0, so that no temperature makes it infinite
         logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature
         vocabulary = logits.size(-1)
         if self.top_k is not None:
@@ -76,7 +76,7 @@ class Filters:
 
 
 def _nucleus_edge(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """The least probability [b, 1] in the smallest set of likeliest tokens that reaches `top_p` [b, 1]."""
+    """Find the smallest probability [b, 1] in the smallest set of likeliest tokens whose sum reaches `top_p` [b, 1]."""
     vocabulary = probabilities.size(-1)
     for candidates in (min(NUCLEUS_CANDIDATES, vocabulary), vocabulary):
         ordered = probabilities.topk(candidates, dim=-1).values
@@ -88,7 +88,7 @@ def _nucleus_edge(probabilities: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _running_sum(probabilities: Tensor) -> Tensor:
-    """Running sums over the last dimension in units of 2^-60, as int64.
+    """Compute running sums over the last dimension in units of 2^-60, as int64.
 
     Whole numbers add up to the same in any order. A running sum of floating-point numbers depends on it, and has no
     deterministic kernel on CUDA: with `torch.use_deterministic_algorithms` it is an error.
@@ -97,7 +97,7 @@ def _running_sum(probabilities: Tensor) -> Tensor:
 
 
 def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """Probabilities of the next token after temperature, top-k, top-p and min-p, in that order.
+    """Compute the probabilities of the next token after temperature, top-k, top-p and min-p, in that order.
 
     Args:
         logits: [b, vocab].
@@ -117,7 +117,7 @@ def filtered_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def draw(probabilities: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """One token of each row, by one uniform number from the row's own stream.
+    """Draw one token of each row, by one uniform number from the row's own stream.
 
     Args:
         probabilities: [b, vocab], of any sum up to 7.
@@ -151,7 +151,7 @@ def choose(logits: Tensor, config: SamplingConfig, generators: Sequence[torch.Ge
 
 @dataclass
 class SamplingRow:
-    """What choosing the tokens of one text needs to know."""
+    """What must be known of one text to choose its tokens."""
 
     config: SamplingConfig
     generator: torch.Generator
@@ -163,7 +163,7 @@ class SamplingRow:
 
 
 class BatchSampler:
-    """Chooses the next token of every row, each by its own options; made anew when rows come or go.
+    """Chooses the next token of every row by the row's own options; a new one is made when rows come or go.
 
     Order: repetition penalty, presence and frequency penalties, bias, allowed tokens, temperature, filters, draw.
 
@@ -192,7 +192,7 @@ class BatchSampler:
             self._bias = bias.to(device)
 
     def choose(self, logits: Tensor, allowed: Tensor | None = None) -> Tensor:
-        """The next token of each row; it counts as written for the next call.
+        """Choose the next token of each row, which counts as written in the next call.
 
         Args:
             logits: [b, vocab].
@@ -214,7 +214,7 @@ class BatchSampler:
             if self._drawn:
                 drawn = draw(self._filters.probabilities(logits[self._drawn_index]), self._generators)
                 chosen[self._drawn_index] = drawn
-        # the largest is no number where one of them is none
+        # the largest of several numbers is NaN where one of them is NaN
         broken = ~logits.amax(-1).isfinite()
         if self._penalties is not None:
             self._penalties.count(chosen.masked_fill(broken, 0))
@@ -222,7 +222,7 @@ class BatchSampler:
 
 
 class _Penalties:
-    """The three penalties, with the counts that they need."""
+    """Applies the three penalties, and keeps the counts that they need."""
 
     def __init__(self, rows: Sequence[SamplingRow], vocab_size: int, device: torch.device) -> None:
         def column(name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Speculative decoding: a small model guesses ahead, and the large one reads all guesses in one pass.
+"""In speculative decoding a small model guesses ahead, and the large one checks all guesses in one pass.
 
 What is written has the large model's distribution: a guess x is kept with probability min(1, p(x) / q(x)), and the
 first that is not is replaced by a draw from max(p - q, 0). Source: Leviathan et al. 2023; Chen et al. 2023.
@@ -29,9 +29,9 @@ class Speculation:
     finish_reason: FinishReason = "length"
     """Why it ended."""
     guessed: int = 0
-    """Tokens that the draft model guessed."""
+    """How many tokens the draft model guessed."""
     kept: int = 0
-    """How many of them the model kept."""
+    """How many of the guesses the model kept."""
 
 
 def speculate(
@@ -114,12 +114,12 @@ class _Pair:
         self.draft_cache = cache_for(draft, 1, max_length, spare=draft_tokens + 1)
 
     def forget(self) -> None:
-        """Begin again with another context."""
+        """Empty the caches and go on from another context."""
         self.cache.truncate(0, 0)
         self.draft_cache.truncate(0, 0)
 
     def advance(self, context: list[int], draft_tokens: int, chunk: int) -> tuple[list[int], int, int]:
-        """Guess, check, and draw one token more: the guesses kept, how many there were, and that token."""
+        """Guess, check, and draw one more token; returns the kept guesses, how many there were, and that token."""
         guesses, q = self._guess(context, draft_tokens, chunk)
         unread = (context + guesses)[self.cache.lengths[0] :]
         logits = logits_of_last(self.model, self.cache, 0, unread, len(guesses) + 1, chunk)
@@ -132,7 +132,7 @@ class _Pair:
                 break
             kept += 1
         rest = p[kept] if kept == len(guesses) else (p[kept] - q[kept]).clamp(min=0.0)
-        if not bool(rest.any()):  # the two differ by rounding alone
+        if not bool(rest.any()):  # the two distributions differ only by rounding
             rest = p[kept]
         extra = int(draw(rest.unsqueeze(0), [self.stream]))
         text = context + guesses[:kept]
@@ -142,7 +142,7 @@ class _Pair:
         return guesses[:kept], len(guesses), extra
 
     def _guess(self, context: list[int], count: int, chunk: int) -> tuple[list[int], list[Tensor]]:
-        """Tokens drawn from the draft model, and the distribution [vocab] that each was drawn from."""
+        """Draw tokens from the draft model; returns them and the distribution [vocab] that each was drawn from."""
         guesses: list[int] = []
         distributions = []
         for _ in range(count):

@@ -1,4 +1,4 @@
-"""Text that is released as it is written, up to a stop string."""
+"""This file releases text as it is written, up to a stop string."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class StoppingText:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that `token` lets go; afterwards `stopped` says whether a stop string came."""
+        """Add a token and give the text that can now be shown; afterwards `stopped` says whether a stop string came."""
         return self._release(self._decoder.push(token))
 
     def flush(self) -> str:
-        """What is left at the end, with U+FFFD for a character that was never finished."""
+        """Give what is left at the end, with U+FFFD for a character that was never finished."""
         text = self._release(self._decoder.flush())
         if self.stopped:
             return text
@@ -49,5 +49,5 @@ class StoppingText:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`, and is shorter than it."""
+    """Compute the length of the longest end of `text` that is a beginning of `stop`, shorter than the whole."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""Model folders in and out: our own and those of Hugging Face transformers."""
+"""This room reads and writes model folders: our own, those of Hugging Face transformers, adapters and GGUF files."""
 
 from lit_llm.interop.folder import (
     iterate_weights,

@@ -1,4 +1,4 @@
-"""A model's configuration as transformers writes it, and as ours."""
+"""This file translates a model's configuration between config.json as transformers writes it and `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lit_llm.interop.options import Options
 from lit_llm.interop.rope import SCALING_KEYS
 
 OWN_KEY = "lit_llm"
-"""Key of a Hugging Face config.json under which our fields stand that transformers has no word for."""
+"""The key of a Hugging Face config.json under which we write those of our fields that transformers has no word for."""
 
 NOT_COMPUTED = ("pad_vocab_to_multiple_of", "dropout", "init_std", "zero_init_projections")
-"""Fields that do not change what a trained model computes."""
+"""These fields do not change what a trained model computes."""
 
 NULLABLE = (
     "num_key_value_heads",
@@ -26,20 +26,20 @@ NULLABLE = (
     "attention_softcap",
     "logits_softcap",
 )
-"""Fields where null says something; elsewhere in a file it is as good as absence."""
+"""In these fields null has a meaning of its own; elsewhere a null in a file is the same as an absent key."""
 
 CLASSIFIER = "ForSequenceClassification"
-"""How the classes of transformers end that have a head of scores."""
+"""The names of the classes of transformers with a head of scores end like this."""
 
 
 def read_config(values: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
-    """Our configuration from the content of a Hugging Face config.json.
+    """Translate the content of a Hugging Face config.json into our configuration.
 
     Args:
         values: the content, of a `model_type` in FAMILIES.
 
     Returns:
-        It, and the unusual keys that were passed over because they cannot change logits.
+        The configuration, and the unusual keys that were passed over because they cannot change logits.
 
     Raises:
         UserError: an option that we do not compute, or that we do not know and that could change logits; the message
@@ -61,7 +61,7 @@ def read_config(values: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
 
 
 def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
-    """The content of a Hugging Face config.json of `family`, which `read_config` turns into `config` again."""
+    """Translate `config` into the content of a config.json of `family`; `read_config` gives `config` back."""
     values = _write(family, config)
     back, _ = _read(family, values)
     own = {name: value for name, value in to_plain(config).items() if value != to_plain(back)[name]}
@@ -69,18 +69,18 @@ def write_config(config: ModelConfig, family: Family) -> dict[str, Any]:
 
 
 def family_of(config: ModelConfig) -> tuple[Family | None, str]:
-    """The first architecture of transformers that computes what `config` says.
+    """Find the first architecture of transformers that computes what `config` says.
 
     Returns:
-        It, as its class for scores where they are what the model gives; or None and the reason: what the nearest one
-        lacks.
+        The architecture (for a reward model, in its form with a head of scores) and an empty text; or None and the
+        reason, which names what the nearest architecture lacks.
     """
     nearest: tuple[Family, list[str]] | None = None
     for family in FAMILIES.values():
         family = family.scoring() if config.output == "score" else family
         try:
             lacking = _differences(config, _read(family, _write(family, config))[0])
-        except UserError as error:  # one it cannot even express
+        except UserError as error:  # the family has no option for it at all
             lacking = [str(error)]
         if family.needs_divisible_width and config.hidden_size % config.num_heads:
             lacking.append("hidden_size")
@@ -95,7 +95,7 @@ def family_of(config: ModelConfig) -> tuple[Family | None, str]:
 
 
 def _read(family: Family, values: dict[str, Any]) -> tuple[ModelConfig, list[str]]:
-    """The configuration, and the keys that were passed over."""
+    """Translate a file of `family`; returns the configuration and the keys that were passed over."""
     options = Options(values)
     fields = dict(family.fixed)
     for key, (name, default) in family.renamed.items():
@@ -105,15 +105,15 @@ def _read(family: Family, values: dict[str, Any]) -> tuple[ModelConfig, list[str
     scores = _gives_scores(options)
     passed_over = options.finish()
     config = from_plain(ModelConfig, fields)
-    # an embedding tied to a head that is not there, and a cap on its logits, mean nothing
+    # without a head of logits there is nothing to tie the embedding to and nothing to cap
     return config.as_score() if scores else config, passed_over
 
 
 def _gives_scores(options: Options) -> bool:
-    """Whether the file is of a classifier with one score.
+    """Whether the file describes a classifier with one score.
 
     Raises:
-        UserError: it has several.
+        UserError: the classifier has several scores.
     """
     if not any(str(name).endswith(CLASSIFIER) for name in options.take("architectures") or ()):
         return False
@@ -134,7 +134,7 @@ def _write(family: Family, config: ModelConfig) -> dict[str, Any]:
 
 
 def resolved(config: ModelConfig) -> ModelConfig:
-    """`config` with the numbers that null stands for."""
+    """Give `config` with every null replaced by the number that it stands for."""
     return replace(
         config,
         num_key_value_heads=config.kv_heads,
@@ -149,7 +149,7 @@ def _shallow(config: ModelConfig) -> dict[str, Any]:
 
 
 def _differences(config: ModelConfig, other: ModelConfig) -> list[str]:
-    """Fields in which two configurations compute something else."""
+    """Name the fields that make two configurations compute different things."""
     ours, theirs = _computed(config), _computed(other)
     return [name for name in ours if ours[name] != theirs[name]]
 

@@ -31,49 +31,50 @@ from lit_llm.interop.options import Options
 
 @dataclass(frozen=True)
 class Stored:
-    """Where one of our tensors lies in a foreign file."""
+    """The place of one of our tensors in a foreign file."""
 
     name: str
-    """Module there, `{}` for the number of the block."""
+    """The module's name in the file, with `{}` for the number of the block."""
     transposed: bool = False
-    """Kept as [in, out] (GPT-2's Conv1D)."""
+    """Whether the file keeps the matrix as [in, out] (GPT-2's Conv1D)."""
     part: int | None = None
-    """Which third of a fused query, key and value projection it is."""
+    """Which third of a fused query, key and value projection the tensor is; None where nothing is fused."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture of transformers, and how its files map to ours."""
+    """One architecture of transformers, with the translation between its files and ours."""
 
     model_type: str
-    """Its name in config.json."""
+    """The architecture's name in config.json."""
     architecture: str
-    """Class that loads it there."""
+    """The class of transformers that loads a language model of it."""
     classifier: str
-    """Class that loads it there under a head of scores."""
+    """The class of transformers that loads it with a head of scores."""
     base: str
-    """Prefix of every weight but the head's; files of the bare model lack it."""
+    """The prefix of every weight except the head's; files of the model without a head lack it."""
     weights: dict[str, Stored]
-    """Our modules, and where each lies there."""
+    """Where the file keeps each of our modules."""
     renamed: dict[str, tuple[str, Any]]
-    """Key there: our field, and the value that its absence means there."""
+    """For each key of config.json: our field, and the value that an absent key means."""
     fixed: dict[str, Any]
-    """Our fields that it has no option for."""
+    """The values of our fields that the architecture has no option for."""
     read: Callable[[Options], dict[str, Any]]
-    """Our fields whose options there mean something else, from those options."""
+    """This function computes the fields that cannot be had by renaming a key."""
     write: Callable[[ModelConfig], dict[str, Any]]
-    """The reverse of `read`."""
+    """This function computes the keys of config.json that `read` reads."""
     ignored_weights: str = r"$^"
-    """Pattern of buffers that older files have and nobody reads."""
+    """A pattern for the names of buffers that older files hold and nobody reads."""
     needs_divisible_width: bool = False
-    """Whether it refuses a hidden size that is no multiple of the heads."""
+    """Whether transformers refuses a hidden size that is no multiple of the number of heads."""
     written: dict[str, Any] = field(default_factory=dict)
-    """Keys with one value, for readers that look for them."""
+    """Keys that always have the same value, written for other programs that look for them."""
     tokenizer_pattern: str | None = None
-    """Split into words that transformers gives every tokenizer of this architecture, whatever its file says."""
+    """The pattern by which transformers splits text into words with every tokenizer of this architecture, whatever the
+    tokenizer's file says; None where the file decides."""
 
     def scoring(self) -> Family:
-        """The same architecture as its classifier class has it, with a head of scores."""
+        """Describe the same architecture in its form for classifiers, which has a head of scores."""
         return replace(self, architecture=self.classifier, weights={**self.weights, "head": Stored("score")})
 
 

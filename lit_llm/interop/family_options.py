@@ -1,4 +1,4 @@
-"""Options of a foreign config.json that are no mere names of ours: for each family, to our fields and back."""
+"""This file translates those options of each family that are more than another name of one of our fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from lit_llm.config.serialization import shown
 from lit_llm.interop.options import Options
 from lit_llm.interop.rope import read_layered_rope, read_rope, write_layered_rope, write_rope
 
-# Our activation: its names there, the one that we write first. `hidden_act` of a gated feed-forward is the gate's.
+# For each of our activations, its names in transformers; we write the first. In a gated feed-forward `hidden_act` is
+# the activation of the gate.
 PLAIN_ACTIVATIONS = {
     "gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
     "gelu": ("gelu", "gelu_python"),
@@ -29,7 +30,7 @@ GPT2_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 
 
 def our_activation(key: str, name: Any, table: dict[str, tuple[str, ...]]) -> str:
-    """Our name of an activation.
+    """Give our name of an activation.
 
     Raises:
         UserError: we have no such activation.
@@ -41,16 +42,16 @@ def our_activation(key: str, name: Any, table: dict[str, tuple[str, ...]]) -> st
 
 
 def their_activation(ours: str, table: dict[str, tuple[str, ...]]) -> str:
-    """Their name of an activation; where they have none, one that reads back as another."""
+    """Give the name that transformers has for an activation; where it has none, one that reads back as another."""
     return table[ours][0] if ours in table else next(iter(table.values()))[0]
 
 
 def read_gpt2(options: Options) -> dict[str, Any]:
-    """GPT-2's options that are no mere names."""
+    """Read the options of GPT-2 that are more than another name."""
     options.only("scale_attn_weights", True)
     options.only("scale_attn_by_inverse_layer_idx", False)
     dropout = options.take(GPT2_DROPOUTS[0], 0.1)
-    for key in GPT2_DROPOUTS[1:]:  # ours is one for all, and training alone uses it
+    for key in GPT2_DROPOUTS[1:]:  # we have one dropout for all places, and only training uses it
         options.pass_over(key, dropout)
     activation = options.take("activation_function", "gelu_new")
     return {
@@ -68,7 +69,7 @@ def write_gpt2(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_llama(options: Options) -> dict[str, Any]:
-    """What Llama and all its descendants have: the gate's activation and rotary positions."""
+    """Read what Llama and all its descendants have: the gate's activation and rotary positions."""
     activation = our_activation("hidden_act", options.take("hidden_act", "silu"), GATED_ACTIVATIONS)
     options.pass_over("attention_dropout", 0)
     return {"activation": activation, **read_rope(options)}
@@ -84,7 +85,7 @@ def write_llama(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_biased_llama(options: Options) -> dict[str, Any]:
-    """Llama's own biases: all four projections of the attention have one, or none has."""
+    """Read Llama's biases: all four projections of the attention have one, or none has."""
     bias = options.take("attention_bias") or False
     return {**read_llama(options), "qkv_bias": bias, "attention_output_bias": bias}
 
@@ -101,7 +102,7 @@ def read_mistral(options: Options) -> dict[str, Any]:
 
 
 def layer_kinds(options: Options, default_layers: int, has_window: Callable[[int], bool]) -> list[str]:
-    """The kind of attention of each layer, full_attention or sliding_attention.
+    """Read the kind of attention of each layer: full_attention or sliding_attention.
 
     Args:
         options: of the file.
@@ -125,7 +126,7 @@ def layer_kinds(options: Options, default_layers: int, has_window: Callable[[int
 
 
 def whole_number(options: Options, key: str, default: int) -> int:
-    """A whole number of the file.
+    """Take a value of the file that must be a whole number.
 
     Raises:
         UserError: it is none.
@@ -137,7 +138,7 @@ def whole_number(options: Options, key: str, default: int) -> int:
 
 
 def read_qwen_window(options: Options) -> dict[str, Any]:
-    """Qwen's sliding window, which its upper layers may have.
+    """Read Qwen's sliding window, which its upper layers may have.
 
     Raises:
         UserError: some layers have a window and others have not.
@@ -187,7 +188,7 @@ def write_qwen3(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_gemma(options: Options, every: int) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common: the gate's activation, biases, and a window in some layers.
+    """Read what Gemma 2 and 3 have in common: the gate's activation, biases, and a window in some layers.
 
     Args:
         options: of the file.
@@ -195,7 +196,7 @@ def read_gemma(options: Options, every: int) -> dict[str, Any]:
     """
     options.pass_over("attention_dropout", 0)
     options.only("use_bidirectional_attention", False, None)
-    options.take("hidden_act")  # which transformers does not read here
+    options.take("hidden_act")  # transformers does not read this key here
     activation = options.take("hidden_activation", "gelu_pytorch_tanh")
     bias = options.take("attention_bias") or False
     return {
@@ -211,7 +212,7 @@ def write_gemma(config: ModelConfig) -> dict[str, Any]:
     windows = [config.window_of(layer) for layer in range(config.num_layers)]
     divisor = config.query_pre_attention_scalar or config.width_per_head
     return {
-        # which transformers takes as a whole number only
+        # transformers takes only a whole number
         "query_pre_attn_scalar": int(divisor) if divisor == int(divisor) else divisor,
         "hidden_activation": their_activation(config.activation, GATED_ACTIVATIONS),
         "attention_dropout": 0.0,
@@ -222,7 +223,7 @@ def write_gemma(config: ModelConfig) -> dict[str, Any]:
 
 
 def read_alternating_window(options: Options, every: int) -> dict[str, Any]:
-    """A sliding window in all layers but every n-th.
+    """Read a sliding window that all layers but every n-th have.
 
     Raises:
         UserError: layers have windows in another order.

@@ -1,4 +1,4 @@
-"""The model folder: config.json, weights as safetensors, tokenizer, generation_config.json. No pickle is read.
+"""A model folder holds config.json, weights as safetensors, a tokenizer and generation_config.json; no pickle is read.
 
 Where Hugging Face transformers has the architecture, a folder that we write is one of theirs, and theirs are read as
 they are: vLLM, SGLang, lm-evaluation-harness and TRL load it. Otherwise `model_type` is `lit_llm`, config.json holds
@@ -7,7 +7,8 @@ our fields, and the folder carries the code of the model, so that transformers a
 compute attention in kernels of their own, do not. Quantized weights (`quantization` says how) are for this package
 alone. No code of a folder is ever run here.
 
-Wherever a model folder is read, an adapter folder of PEFT can be given: it is the model that it makes of its base.
+Wherever a model folder is read, an adapter folder of PEFT can be given instead; it stands for its base with the adapter
+merged in.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ def save_model_folder(
 ) -> str:
     """Write a model folder, each file whole or not at all.
 
-    A tied head is left out: the configuration says that it is the embedding.
+    A head that is tied to the embedding is not written, as the configuration says that the two are one.
 
     Args:
         folder: made if it is not there.
         config: the decoder's configuration.
         weights: the decoder's state_dict.
-        tokenizer: goes along.
+        tokenizer: written into the folder, too.
         form: "huggingface" for what transformers loads, by its own code where it has the architecture; "lit_llm" for
             our own, which it loads by the code in the folder; "auto" for the first wherever weights are not quantized.
         dtype: what weights are converted to; None keeps them.
@@ -89,7 +90,7 @@ def save_model_folder(
         raise UserError("transformers has no place for a value head; leave it out (without_value_head)")
     stored = dtype or next(iter(weights.values())).dtype
     settings = settings or generation_settings(tokenizer)
-    if config.output == "score":  # whose score is that of the last token before the padding
+    if config.output == "score":  # the score of a text is that of the last token before the padding
         pad = tokenizer.pad_id
         settings = settings.with_padding(None if pad in ends_of(tokenizer) else pad)
     values = {**_config_values(config, family), "dtype": str(stored).removeprefix("torch.")}
@@ -121,7 +122,7 @@ def why_remote_code(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
 
 
 def read_model_config(folder: Path) -> ModelConfig:
-    """The configuration in a model folder.
+    """Read the configuration in a model folder.
 
     Raises:
         UserError: the folder or its config.json is missing, broken, of another model type, or asks for what we do not
@@ -134,7 +135,7 @@ def read_model_config(folder: Path) -> ModelConfig:
 
 
 def read_quantization(folder: Path) -> str | None:
-    """How the weights in a model folder are quantized, or None.
+    """Read how the weights in a model folder are quantized, or None where they are not.
 
     Raises:
         UserError: its config.json is broken, or names a quantization that we do not have.
@@ -146,7 +147,7 @@ def read_quantization(folder: Path) -> str | None:
 def load_model_folder(
     folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Decoder, Tokenizer]:
-    """The decoder, in evaluation mode, and the tokenizer of a model folder.
+    """Load the decoder, in evaluation mode, and the tokenizer of a model folder.
 
     Weights that need no conversion stay mapped to the file; the others are converted one tensor at a time. Quantized
     weights compute exactly what they did when they were saved.
@@ -178,10 +179,11 @@ def load_model_folder(
 def iterate_weights(
     folder: Path, config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of `Decoder(config)` from a model folder, one at a time; a tied head is not among them.
+    """Read the tensors of `Decoder(config)` from a model folder, one at a time.
 
-    Nor is a head of scores, where the folder is a language model, nor a value head that the folder has not: the caller
-    keeps the one it has drawn. A value head that `config` has not is passed over.
+    A head that is tied to the embedding is left out. So is a head that the folder does not have (a head of scores where
+    it holds a language model, or a value head): the caller keeps the one that it has drawn. A value head in the folder
+    is passed over where `config` has none.
 
     Args:
         folder: a model folder.
@@ -217,7 +219,7 @@ def iterate_weights(
 def load_weights(
     folder: Path, config: ModelConfig, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """A state_dict for `Decoder(config)` from a model folder.
+    """Read a state_dict for `Decoder(config)` from a model folder.
 
     Args and raises: as `iterate_weights`.
     """
@@ -225,14 +227,14 @@ def load_weights(
 
 
 def without_value_head(config: ModelConfig, weights: Mapping[str, Tensor]) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """A language model without the head of PPO's critic, which transformers has no place for.
+    """Take the value head of PPO's critic away, which transformers has no place for.
 
     Args:
         config: the decoder's configuration.
         weights: its state_dict.
 
     Returns:
-        Both, without it; as they were where there is none.
+        The configuration and the weights without a value head; the same as before where there is none.
     """
     kept = {name: tensor for name, tensor in weights.items() if not name.startswith("value_head.")}
     return replace(config, value_head=False), kept
@@ -268,7 +270,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
             config, passed_over = from_plain(ModelConfig, native), []
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # a value of a kind that nobody expects
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:  # a value of a type that no check expects
         raise UserError(f"{path} has a value that cannot be read: {error}") from error
     if passed_over:
         tell_once(f"{path}: passed over, as not changing the logits: {', '.join(map(_name, passed_over))}")
@@ -277,12 +279,12 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
 
 
 def _name(key: str) -> str:
-    """A stranger's key for a line of text."""
+    """Make a key of an unknown file safe to print in a line of text."""
     return key if key.isascii() and key.isprintable() and len(key) <= 60 else shown(key)
 
 
 def _quantization(path: Path, values: dict[str, Any]) -> str | None:
-    """How weights are quantized, by the content of config.json."""
+    """Read from the content of config.json how the weights are quantized."""
     kind = values.get("quantization") if values.get("model_type") == MODEL_TYPE else None
     if kind is not None and (not isinstance(kind, str) or kind not in KINDS):
         raise UserError(f"{path} has quantization {shown(kind)}; only {', '.join(KINDS)} can be read")

@@ -1,4 +1,5 @@
-"""Which tokens begin, end and pad a text, and how text is drawn by default: what a model folder says, and keeps."""
+"""A model folder says which tokens begin, end and pad a text and how text is drawn by default; what a model is made of
+hands this on to it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from lit_llm.tokenizer.chat import end_of_turn_id
 
 GENERATION_CONFIG = "generation_config.json"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-"""Keys of config.json and of generation_config.json for the tokens that begin, end and pad a text."""
+"""The keys of config.json and of generation_config.json for the tokens that begin, end and pad a text."""
 OTHER_IDS = (
     "decoder_start_token_id",
     "forced_bos_token_id",
@@ -28,22 +29,22 @@ OTHER_IDS = (
     "force_words_ids",
     "sequence_bias",
 )
-"""More keys of generation_config.json that hold ids of tokens."""
+"""Further keys of generation_config.json that hold ids of tokens."""
 SAMPLING = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")
-"""How text is drawn, which older folders say in config.json."""
+"""The keys for how text is drawn; older folders have them in config.json."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What goes along with a model into its folder."""
+    """The settings for writing text that are stored in a model folder."""
 
     ids: dict[str, Any]
-    """`IDS` for config.json."""
+    """The values of `IDS` for config.json."""
     generation: dict[str, Any]
-    """Content of generation_config.json."""
+    """The content of generation_config.json."""
 
     def with_padding(self, pad_id: int | None) -> GenerationSettings:
-        """The same with another token for padding."""
+        """Give the same settings with another token for padding."""
         padding = {"pad_token_id": pad_id}
         return replace(self, ids={**self.ids, **padding}, generation={**self.generation, **padding})
 
@@ -51,15 +52,15 @@ class GenerationSettings:
 def generation_settings(
     tokenizer: Tokenizer, source: Path | None = None, *, learned_turns: bool = False
 ) -> GenerationSettings:
-    """The settings of a model that was made from another, or from nothing.
+    """Give the settings of a model that was made from another one, or from nothing.
 
-    They are the source's: ids that mean the same token with the tokenizer, and how text is drawn. What is left out
-    because its id now means another token is named on stderr.
+    They are those of the source: the ids that mean the same token with the new tokenizer, and how text is drawn. Ids
+    that now mean another token are left out and named on stderr.
 
     Args:
-        tokenizer: of the model.
-        source: model folder, or adapter folder, that it was made from; None takes everything from the tokenizer.
-        learned_turns: the model was trained on conversations, so that the end of a turn ends its texts, too.
+        tokenizer: the new model's tokenizer.
+        source: the model folder or adapter folder that it was made from; None takes everything from the tokenizer.
+        learned_turns: whether the model was trained on conversations, so that the end of a turn ends its texts, too.
 
     Raises:
         UserError: a file of the source is broken.
@@ -73,7 +74,7 @@ def generation_settings(
     found = {key: values.get(key) for key in SAMPLING if values.get(key) is not None} if generation is None else {}
     generation = {**{key: values[key] for key in IDS if key in values}, **found} if generation is None else generation
     if "bos_token_id" not in values and "bos_token_id" not in generation:
-        del own["bos_token_id"]  # transformers goes on to take it from the architecture
+        del own["bos_token_id"]  # transformers then takes the architecture's own
     means_same = _same_tokens(tokenizer, source)
     left_out: list[str] = []
     kept, ids = (
@@ -89,12 +90,12 @@ def generation_settings(
     if left_out:
         tell_once(f"{source}: left out, as the tokenizer is another: {', '.join(dict.fromkeys(left_out))}")
     ends = [end_of_turn_id(tokenizer)] if learned_turns else []
-    ends += [tokenizer.eot_id] if left_out else []  # with which documents were joined
+    ends += [tokenizer.eot_id] if left_out else []  # training joined documents with this token
     return GenerationSettings(_complete(ids, kept, own, ends), {**_complete(kept, ids, own, ends), **others})
 
 
 def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Which ids begin, end and pad a text, by the tokenizer alone. The end of a chat turn ends it, too."""
+    """Say which ids begin, end and pad a text by the tokenizer alone; the end of a chat turn ends a text, too."""
     ends = ends_of(tokenizer)
     return {
         "bos_token_id": tokenizer.eot_id,
@@ -104,13 +105,13 @@ def token_ids(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def ends_of(tokenizer: Tokenizer) -> list[int]:
-    """Ids that end a text or a turn of a chat."""
+    """List the ids that end a text or a turn of a chat."""
     ids = (tokenizer.eot_id, tokenizer.im_end_id, end_of_turn_id(tokenizer))
     return list(dict.fromkeys(index for index in ids if index is not None))
 
 
 def read_generation_config(folder: Path) -> dict[str, Any] | None:
-    """The content of a folder's generation_config.json, or None where it has none.
+    """Read a folder's generation_config.json; None where it has none.
 
     Raises:
         UserError: it is broken.
@@ -120,7 +121,7 @@ def read_generation_config(folder: Path) -> dict[str, Any] | None:
 
 
 def stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
-    """Ids that end a text of this model: those of generation_config.json, else of config.json, else the tokenizer's.
+    """List the ids that end a text: those of generation_config.json, else of config.json, else the tokenizer's.
 
     Raises:
         UserError: a file is broken.
@@ -135,13 +136,13 @@ def stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
 
 
 def _whole_model(folder: Path) -> Path:
-    """The model folder that a folder is, or that its adapter is for."""
+    """Give the folder itself, or for an adapter folder the model folder that the adapter is for."""
     base = base_of(folder)
     return folder if base is None else _whole_model(base)
 
 
 def _ids_of(key: str, value: Any, folder: Path, vocabulary: Any) -> list[int]:
-    """The ids of a key, which has one, a list, or null.
+    """Give the ids of a key whose value is one id, a list of ids, or null.
 
     Args:
         key: of `IDS`. What ends a text must be a token; old folders have -1 for padding that they lack.
@@ -150,7 +151,7 @@ def _ids_of(key: str, value: Any, folder: Path, vocabulary: Any) -> list[int]:
         vocabulary: how many ids the folder's model has, where config.json says it.
 
     Raises:
-        UserError: it has something else.
+        UserError: the value is something else.
     """
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(each, int) and not isinstance(each, bool) and abs(each) < 2**31 for each in ids):
@@ -163,10 +164,10 @@ def _ids_of(key: str, value: Any, folder: Path, vocabulary: Any) -> list[int]:
 
 
 def _same_tokens(tokenizer: Tokenizer, source: Path) -> Callable[[int], bool]:
-    """Whether an id of the source means the same token with `tokenizer`."""
+    """Make a function that says whether an id of the source means the same token with `tokenizer`."""
     try:
         before = load_tokenizer(source)
-    except UserError:  # then nothing is known of what its ids meant
+    except UserError:  # without the old tokenizer nobody knows what its ids meant
         return lambda index: False
     if before.digest == tokenizer.digest:
         return lambda index: True
@@ -182,7 +183,7 @@ def _same_tokens(tokenizer: Tokenizer, source: Path) -> Callable[[int], bool]:
 def _kept_ids(
     values: dict[str, Any], folder: Path, vocabulary: Any, means_same: Callable[[int], bool], left_out: list[str]
 ) -> dict[str, Any]:
-    """Keys of `IDS` with the ids that mean the same; appends to `left_out` what does not."""
+    """Keep the ids of `IDS` that mean the same token, and append the others to `left_out`."""
     kept: dict[str, Any] = {}
     for key, value in values.items():
         ids = _ids_of(key, value, folder, vocabulary)
@@ -194,7 +195,7 @@ def _kept_ids(
 
 
 def _numbers(value: Any) -> list[int]:
-    """The whole numbers in nested lists."""
+    """Collect the whole numbers in nested lists."""
     if isinstance(value, list):
         return [number for each in value for number in _numbers(each)]
     return [value] if isinstance(value, int) and not isinstance(value, bool) else []
@@ -203,7 +204,7 @@ def _numbers(value: Any) -> list[int]:
 def _complete(
     ids: dict[str, Any], others: dict[str, Any], own: dict[str, Any], ends: list[int | None]
 ) -> dict[str, Any]:
-    """`ids` with what they lack from `others`, then from `own`, and with `ends` among those that end a text."""
+    """Fill up `ids` from `others` and then from `own`, and add `ends` to the ids that end a text."""
     whole = {**{key: value for key, value in {**own, **others}.items() if value is not None}, **ids}
     for key in ("eos_token_id", "pad_token_id"):
         if whole.get(key) in (None, []) and others.get(key, own[key]) is not None:

@@ -1,4 +1,4 @@
-"""One GGUF file, for llama.cpp and what is built on it, from a model of the Llama form."""
+"""This file writes a model of the Llama form as one GGUF file, for llama.cpp and what is built on it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ NAMES = {
     "final_norm": "output_norm",
     "head": "output",
 }
-"""Our modules, and llama.cpp's tensors."""
+"""The name that llama.cpp has for each of our modules."""
 
 LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"\p{N}|", r"\p{N}{1,3}|")
 PRE_TOKENIZERS = {(LLAMA3_PATTERN, None): "llama-bpe", (QWEN2_PATTERN, "NFC"): "qwen2"}
-"""llama.cpp's name for a split into words and the form that text is brought into before."""
+"""llama.cpp's name of a tokenizer, by the pattern that splits text into words and the normal form applied before."""
 
 
 def save_gguf(
@@ -52,18 +52,18 @@ def save_gguf(
     kind: Kind,
     stop_ids: Sequence[int] = (),
 ) -> None:
-    """Write one file, whole or not at all; tensors are converted one at a time.
+    """Write one GGUF file, whole or not at all, converting one tensor at a time.
 
-    Norms stay float32, and so does what Q8_0 cannot hold: rows that are no multiple of 32 long.
+    Norms stay float32, and so do matrices that Q8_0 cannot hold because their rows are not a multiple of 32 long.
 
     Args:
         path: the file, `*.gguf`.
         config: the decoder's configuration.
         weights: its state_dict.
-        tokenizer: goes into the file.
+        tokenizer: written into the file.
         kind: how matrices are stored.
-        stop_ids: what ends a text of this model, besides the tokenizer's end of text and of an assistant's turn; the
-            format has room for three in all.
+        stop_ids: tokens that end a text of this model besides the tokenizer's end of text and end of an assistant's
+            turn; the format has room for three in all.
 
     Raises:
         UserError: llama.cpp has no such architecture, positions or tokenizer, the package gguf is not installed, or
@@ -99,7 +99,7 @@ def save_gguf(
 
 
 def why_not_gguf(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
-    """What of an architecture or of a tokenizer a GGUF file of Llama cannot say, or None where it can say all."""
+    """Say what of a model a GGUF file cannot express; None where it can express everything."""
     if config.output == "score":
         return "a reward model is not written as GGUF; export a language model, or give the format auto"
     family, reason = family_of(config)
@@ -123,7 +123,7 @@ def why_not_gguf(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
 
 
 def _tensors(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors under llama.cpp's names. Rows of q and k are reordered: it pairs neighbours in the rotation."""
+    """Give the tensors llama.cpp's names, and q and k the order of rows in which it rotates neighbouring pairs."""
     tensors = {}
     for name, tensor in weights.items():
         if name == "head.weight" and config.tie_word_embeddings:
@@ -172,7 +172,7 @@ def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Toke
     from gguf import TokenType
 
     state = tokenizer.state
-    tokens = [f"[PAD{index}]" for index in range(config.vocab_size or 0)]  # rows that have no token
+    tokens = [f"[PAD{index}]" for index in range(config.vocab_size or 0)]  # names for the rows that have no token
     types = [TokenType.UNUSED] * len(tokens)
     for token, index in state["model"]["vocab"].items():
         tokens[index], types[index] = token, TokenType.NORMAL
@@ -185,7 +185,7 @@ def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Toke
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
-    # llama.cpp ends a text at each of its ends: of a text, of a turn, of a message
+    # llama.cpp knows three kinds of end (of a text, of a turn, of a message), and each ends a text
     end_of_turn = end_of_turn_id(tokenizer)
     ends = (tokenizer.eot_id, tokenizer.im_end_id if end_of_turn is None else end_of_turn, *stop_ids)
     adders = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
@@ -203,12 +203,12 @@ def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Toke
             add(index)
     writer.add_add_bos_token(bool(tokenizer.rule_ids))
     if tokenizer.chat_template is not None:
-        # a mark for training that llama.cpp's templates do not know
+        # this tag is for training, and llama.cpp's templates do not know it
         writer.add_chat_template(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", tokenizer.chat_template))
 
 
 def _pre_tokenizer(state: dict[str, Any]) -> str | None:
-    """llama.cpp's name for how a tokenizer splits text, or None where it has none."""
+    """Look up llama.cpp's name for how a tokenizer splits text; None where it has none."""
     split, normalizer = state["pre_tokenizer"] or {}, (state["normalizer"] or {}).get("type")
     steps = split.get("pretokenizers", [split])
     patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
@@ -225,14 +225,14 @@ def _type_of(tensor: Tensor, kind: Kind) -> Kind:
 
 
 def _stored_shape(tensor: Tensor, kind: Kind) -> tuple[tuple[int, ...], int]:
-    """Shape in bytes and size of a stored tensor. Q8_0 holds 32 numbers in 34 bytes."""
+    """Compute the shape in bytes and the size of a stored tensor; Q8_0 holds 32 numbers in 34 bytes."""
     of_32 = {"F32": 128, "F16": 64, "BF16": 64, "Q8_0": 34}[kind]
     shape = (*tensor.shape[:-1], tensor.size(-1) * of_32 // 32)
     return shape, tensor.numel() * of_32 // 32
 
 
 def _encode(tensor: Tensor, kind: Kind) -> Any:
-    """The bytes of a tensor, as a numpy array."""
+    """Encode a tensor as a numpy array of bytes."""
     tensor = tensor.cpu().contiguous()
     if kind == "Q8_0":
         from gguf import GGMLQuantizationType, quantize

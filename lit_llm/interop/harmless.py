@@ -1,8 +1,8 @@
-"""Which keys of a foreign config.json that nobody knows may be passed over.
+"""This file decides which unknown keys of a foreign config.json may be passed over.
 
-Files carry leftovers of training, provenance and other programs under any name, so there is no list of what is
-harmless. What decides is what the value is, and the words of the key: a value that switches nothing on passes; names,
-paths and versions do; so do numbers under words for dropouts, ids of tokens, lengths and training. Any other number,
+Files carry leftovers of training, provenance and other programs under any name, so no list of harmless keys can be
+complete. The decision is by the value and by the words of the key: a value that switches nothing on may pass; so may
+names, paths and versions, and numbers under words for dropouts, ids of tokens, lengths and training. Any other number,
 switch or group could be an option of another architecture.
 """
 
@@ -12,15 +12,15 @@ import re
 from typing import Any
 
 _ABSENT = ("none", "disabled")
-"""Text that says that there is no such part."""
+"""These values say that the model has no such part."""
 _OFF = (*_ABSENT, "", "null", "default", "auto", "full_attention", "absolute", "standard")
-"""Text that says the usual thing."""
+"""These values say that everything is as usual."""
 _FACTORS = {"scale", "scaling", "multiplier", "mult", "factor"}
-"""Words for what something is multiplied by, which is 1 where nothing is switched on."""
+"""These words name a factor, which is 1 where nothing is switched on."""
 _ALWAYS_ON = re.compile(
     r"(is_|use_)?causal(_mask|_attention)?|(use|apply)_(rope|rotary\w*|position\w*)|scale_attn\w*|attn_scale|use_mlp"
 )
-"""Switches of what our decoder always does: they pass where they are on."""
+"""These switches are for what our decoder always does, and so they may pass where they are on."""
 _PARTS = (
     (
         {"norm", "norms", "normalization", "normalize", "layernorm", "rmsnorm", "ln"},
@@ -37,13 +37,13 @@ _PARTS = (
     ({"attn", "attention"}, {"self"}),
     ({"embedding", "embeddings", "unembedding"}, {"token", "tokens", "word", "words", "input", "output"}),
 )
-"""What our decoder always has: words for each part, and those that go with them. A key of these words alone takes the
-part away where it is off."""
+"""For each part that our decoder always has: words for it, and words that go with them. A key of these words alone, set
+to off, would take the part away."""
 _SWITCH = {
     *("use", "uses", "using", "apply", "enable", "enabled", "with", "has", "have", "do", "is", "add", "include", "in"),
     *("type", "kind", "style", "pre", "first", "before", "percent", "percentage", "fraction", "ratio", "base", "theta"),
 }
-"""Words that say of a part no more than whether, where and how much."""
+"""These words only say whether, where and how much of a part there is."""
 
 _TOKEN_ID = re.compile(r"(.*_)?(token|eos|bos|pad|unk|sep|cls|mask|eod)s?_(id|ids|index|idx)")
 _DROPOUT = re.compile(r"(.*_)?(p?drop(out|path)?|layer_?drop|drop_path)s?(_(p|prob|probs|probability|rate|ratio))?")
@@ -55,7 +55,7 @@ _RUNNING = {
     *("cache", "flash", "sdpa", "xformers", "fused", "compile", "compiled", "device", "dtype", "offload", "verbose"),
     *("implementation", "version", "revision", "license", "timestamp"),
 }
-"""Words for how a model was trained, is stored, or is run."""
+"""These words are about how a model was trained, is stored, or is run."""
 _RUNNING_KEYS = re.compile(
     r"weight_decay|(max|total|save|eval|logging|warmup)_(train_)?steps|tensor(_model)?_parallel_size"
     r"|output_(attentions|hidden_states|scores|logits|router_logits)|return_\w+"
@@ -69,13 +69,13 @@ _COMPUTED = {
     *("residual", "hidden", "head", "heads", "mixer", "softcap", "softcapping", "cap", "kv", "qk", "qkv", "mup"),
     *_FACTORS,
 }
-"""Words for parts of what is computed."""
+"""These words name parts of the computation."""
 _FUNCTIONS = re.compile(
     r"(quick_?|fast_?|sq(uared)?_?)?(re|ge|si|se|e|p?re|ce|leaky_?re|hard_?si)lu(_\w+|\d*)|swish|mish|tanh|sigmoid|softmax"
     r"|softplus|\w*glu|alibi|yarn|longrope|dynamic|ntk\w*|rms_?norm|layer_?norm|sliding_attention|linear_attention",
     re.IGNORECASE,
 )
-"""Text that names something computed, whatever the key."""
+"""A value that matches names something computed, whatever its key is."""
 _DEEPEST = 8
 
 
@@ -83,10 +83,10 @@ def is_harmless(key: str, value: Any, depth: int = 0, in_list: bool = False) -> 
     """Whether a key that we do not know cannot change logits.
 
     Args:
-        key: as the file writes it; inside a group, with the group's name before it.
-        value: from JSON.
-        depth: of groups around it.
-        in_list: it is one of several, where 0 and false say which layer, or what a layer is.
+        key: the key as the file writes it; inside a group, with the group's name before it.
+        value: the value, from JSON.
+        depth: how many groups are around it.
+        in_list: whether the value is an element of a list, where 0 and false may say which layer, or what a layer is.
     """
     parts = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower())
     words = set(parts)

@@ -1,4 +1,4 @@
-"""The JSON files of a model folder."""
+"""This file reads the JSON files of a model folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from lit_llm.config import UserError
 from lit_llm.config.json_text import parse_json
 
 MOST_BYTES = 64 * 2**20
-"""Size at most; the largest indices that have been published have some 10 MiB."""
+"""The largest size of a file that is read; the largest published indices have some 10 MiB."""
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The content of a JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
-        UserError: it is too large, no JSON, or no object.
-        OSError: it cannot be opened.
+        UserError: the file is too large, is not JSON, or holds no object.
+        OSError: the file cannot be opened.
     """
     with path.open("rb") as file:
         text = file.read(MOST_BYTES + 1)

@@ -1,4 +1,4 @@
-"""Reading a foreign config.json so that no option of it is passed over in silence."""
+"""`Options` reads a foreign config.json so that no option of it is passed over in silence."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ encoder_no_repeat_ngram_size bad_words_ids num_return_sequences forced_bos_token
 remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
 """
 USUAL = frozenset(_NAMES.split())
-"""Keys that transformers itself writes into every config.json, or once did, and that say nothing about how logits are
-computed: not worth a line."""
+"""Keys that transformers writes, or once wrote, into every config.json. They say nothing about how logits are computed,
+and are passed over without a message."""
 
 NEUTRAL: dict[str, Any] = {
     "is_encoder_decoder": False,
@@ -37,11 +37,11 @@ NEUTRAL: dict[str, Any] = {
     "quantization_config": None,
     "use_mrope": False,
 }
-"""Keys of which one value, or none at all, means what our decoder computes."""
+"""Our decoder computes what each of these keys means with this value, or where it is absent or null."""
 
 
 class Options:
-    """The keys of a config.json, each of which somebody must ask for.
+    """The keys of a config.json; `finish` refuses those that nobody has asked for.
 
     Args:
         values: the content of the file.
@@ -53,33 +53,33 @@ class Options:
         self._passed_over: set[str] = set()
 
     def take(self, key: str, default: Any = None) -> Any:
-        """The value of a key, or `default` where the file has none."""
+        """Give the value of a key, or `default` where the file has none."""
         self._left.discard(key)
         return self._values.get(key, default)
 
     def only(self, key: str, *accepted: Any) -> None:
-        """Refuse a key with any value but these; the first is what its absence means.
+        """Refuse any value of a key except these; the first is what an absent key means.
 
         Raises:
-            UserError: it has another value.
+            UserError: the key has another value.
         """
         value = self.take(key, accepted[0])
         if value not in accepted:
             raise UserError(f"{key} {shown(value)} is not supported (only {' or '.join(map(repr, accepted))})")
 
     def pass_over(self, key: str, *silently: Any) -> None:
-        """Do without a key that says nothing about logits; `finish` names it where it is none of `silently`."""
+        """Pass over a key that says nothing about logits; `finish` names it unless its value is one of `silently`."""
         if self.take(key) not in (None, *silently):
             self._passed_over.add(key)
 
     def finish(self) -> list[str]:
-        """Refuse what nobody has asked for, where it could change what the model computes.
+        """Refuse the keys that nobody has asked for and that could change what the model computes.
 
         Returns:
-            The keys that were passed over, in order, without those that every file has.
+            The names of the keys that were passed over, in order, without those that every file has.
 
         Raises:
-            UserError: names the keys that could change what the model computes.
+            UserError: there are such keys; the message names them.
         """
         for key, neutral in NEUTRAL.items():
             self.only(key, neutral, None)

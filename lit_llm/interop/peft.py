@@ -1,4 +1,4 @@
-"""Adapter folders of Hugging Face PEFT: adapter_config.json and adapter_model.safetensors beside a base model.
+"""An adapter folder of Hugging Face PEFT holds adapter_config.json and adapter_model.safetensors for a base model.
 
 Their layers have the names that transformers gives them in the base: those of its own architecture, or ours where the
 base is a folder of our own form, which it loads by the code in the folder.
@@ -33,7 +33,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MOST_ADAPTERS = 8
-"""Adapters on top of each other at most."""
+"""The most adapters that may lie on top of each other."""
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 MERGE = "merge the additions into a model folder instead (export.py --lora merged)"
 _FIELDS = ("rank", "alpha", "targets", "rslora", "dora")
@@ -45,14 +45,14 @@ target_modules exclude_modules layers_to_transform layers_pattern
 megatron_core loftq_config eva_config runtime_config qalora_group_size ensure_weight_tying
 """
 _KNOWN = frozenset(_NAMES.split())
-"""Keys that are read, or say only how the adapter was made or which layers it has (the file has those anyway)."""
+"""The keys that are read, or that only say how the adapter was made or which layers it has (the weights show those)."""
 _FIRST_VALUES = (True, False, "gaussian", "eva", "orthogonal")
-"""Kinds of first values that leave the base's weights as they are."""
+"""The kinds of initial values that leave the base's weights as they are."""
 
 
 @dataclass(frozen=True)
 class _Adapter:
-    """An adapter folder in our names."""
+    """The content of an adapter folder under our names."""
 
     config: LoraConfig
     weights: dict[str, Tensor]
@@ -68,16 +68,16 @@ def save_adapter(
 ) -> None:
     """Write an adapter folder that PEFT loads, each file whole or not at all.
 
-    With output "score" the head goes along, and PEFT's task is SEQ_CLS. A value head has no place there and is left
-    out.
+    For a model with output "score" the head is written, too, and PEFT's task is SEQ_CLS. A value head has no place in
+    the folder and is left out.
 
     Args:
         folder: made if it is not there.
-        model_config: of the decoder.
-        lora_config: with the rank of the additions.
-        weights: of a decoder with additions, or those of them alone that are trained; tensors are whole.
+        model_config: the decoder's configuration.
+        lora_config: the adapter's options, with the rank of the additions.
+        weights: the state_dict of a decoder with additions, or only its trained tensors; tensors are whole.
         base_model: folder or name on the Hub of what the additions are added to.
-        tokenizer: goes along.
+        tokenizer: written into the folder, too, where it is given.
 
     Raises:
         UserError: transformers fuses the layers that the additions are to; the model has more tokens than its base; or
@@ -117,11 +117,11 @@ def save_adapter(
 
 
 def load_adapter(folder: Path, model_config: ModelConfig) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """An adapter to train further: its options, and its additions (and head of scores) in our names.
+    """Load an adapter that is to be trained further: its options, and its additions (and head of scores) in our names.
 
     Args:
         folder: written by `save_adapter` or by PEFT.
-        model_config: of the decoder that it is for.
+        model_config: the configuration of the decoder that it is for.
 
     Raises:
         UserError: a file is missing or broken, the adapter is of a kind that we do not compute or of another model, or
@@ -139,11 +139,11 @@ def load_adapter(folder: Path, model_config: ModelConfig) -> tuple[LoraConfig, d
 
 
 def starting_adapter(config: LoraConfig, model_config: ModelConfig) -> tuple[LoraConfig, dict[str, Tensor]]:
-    """What training starts from: `config` with the rank, alpha, targets and kind of `config.adapter`, and its values.
+    """Give what training starts from: `config` with rank, alpha, targets and kind of `config.adapter`, and its values.
 
     Args:
-        config: dropout and the quantized base are its own, whatever the adapter was trained with.
-        model_config: of the decoder.
+        config: the run's options; its dropout and quantized base count, whatever the adapter was trained with.
+        model_config: the decoder's configuration.
 
     Returns:
         The options, and tensors to load into the decoder once `prepare_dora` has run; none where no adapter is given.
@@ -163,16 +163,16 @@ def starting_adapter(config: LoraConfig, model_config: ModelConfig) -> tuple[Lor
 
 
 def base_of(folder: Path) -> Path | None:
-    """The model folder that an adapter folder is for; None where `folder` is no adapter folder.
+    """Find the model folder that an adapter folder is for; None where `folder` is no adapter folder.
 
     Raises:
-        UserError: the base is not a folder here.
+        UserError: the base is no folder on this machine.
     """
     if not (folder / CONFIG).is_file() or (folder / "config.json").is_file():
         return None
     seen = [folder.resolve()]
     base = last = _named_base(folder)
-    while not (last / "config.json").is_file():  # an adapter again
+    while not (last / "config.json").is_file():  # the base is an adapter itself
         if last.resolve() in seen or len(seen) > MOST_ADAPTERS:
             raise UserError(f"{folder} is an adapter of adapters that never come to a model; correct {folder / CONFIG}")
         seen.append(last.resolve())
@@ -181,7 +181,7 @@ def base_of(folder: Path) -> Path | None:
 
 
 def _named_base(folder: Path) -> Path:
-    """The folder that an adapter folder names as its base."""
+    """Find the folder that an adapter folder names as its base."""
     name = _read_values(folder).get("base_model_name_or_path")
     for base in (Path(str(name)), folder / str(name)):
         has_model = (base / "config.json").is_file() or (base / CONFIG).is_file()
@@ -194,17 +194,17 @@ def _named_base(folder: Path) -> Path:
 
 
 def adapted_config(folder: Path, base: ModelConfig) -> ModelConfig:
-    """The configuration of the model that an adapter folder and its base make together."""
+    """Give the configuration of the model that an adapter folder and its base make together."""
     if _read_values(folder).get("task_type") == "SEQ_CLS" and base.output != "score":
         return base.as_score()
     return base
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, or of an adapter folder: that of its base where it has none.
+    """Load the tokenizer of a model folder or an adapter folder; an adapter without one has that of its base.
 
     Raises:
-        UserError: it is missing or broken.
+        UserError: the tokenizer is missing or broken.
     """
     base = base_of(folder)
     if base is None or (folder / "tokenizer.json").is_file():
@@ -215,7 +215,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 def merged_weights(
     folder: Path, config: ModelConfig, weights: Iterable[tuple[str, Tensor]]
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a base with the additions of an adapter folder summed in, in the types they have.
+    """Read the tensors of a base with the additions of an adapter folder added; each keeps its type.
 
     Raises:
         UserError: as `load_adapter`, but an addition may be in some blocks only.
@@ -230,7 +230,7 @@ def merged_weights(
 
 
 def _family(config: ModelConfig, fix: str, in_our_form: bool) -> Family | None:
-    """The architecture of transformers whose names the layers have; None where they have ours."""
+    """Find the architecture of transformers whose names the layers have; None where they have ours."""
     family, _ = (None, "") if in_our_form else family_of(replace(config, value_head=False))
     if family is not None and any(stored.transposed for stored in family.weights.values()):
         raise UserError(
@@ -241,7 +241,7 @@ def _family(config: ModelConfig, fix: str, in_our_form: bool) -> Family | None:
 
 
 def _check_vocabulary(base: Path, config: ModelConfig) -> None:
-    """Refuse tokens that the base has no rows for: they would be missing where the adapter is read."""
+    """Refuse a model with more tokens than its base: their rows would be missing where the adapter is read."""
     if not (base / "config.json").is_file():
         return
     rows = read_object(base / "config.json").get("vocab_size", config.vocab_size)
@@ -305,7 +305,7 @@ def _read_values(folder: Path) -> dict[str, Any]:
 
 
 def _check_values(path: Path, values: dict[str, Any]) -> None:
-    """Refuse what would change the result and is not computed here."""
+    """Refuse options that would change the result and are not computed here."""
     kind = values.get("peft_type")
     if kind != "LORA":
         raise UserError(f"{path} has peft_type {kind!r}; only LORA can be read")
@@ -321,7 +321,7 @@ def _check_values(path: Path, values: dict[str, Any]) -> None:
     rank = values.get("r")
     if isinstance(rank, bool) or not isinstance(rank, int):
         raise UserError(f"{path} has no rank r")
-    # what is switched off says nothing, whatever it is
+    # an unknown option that is switched off changes nothing
     unknown = sorted(key for key, value in values.items() if value and key not in _KNOWN)
     if unknown:
         raise UserError(f"{path} has {unknown[0]} {values[unknown[0]]!r}, which is not supported; merge it with PEFT")
@@ -352,7 +352,7 @@ def _renamed(
     family: Family | None,
     model_config: ModelConfig,
 ) -> dict[str, Tensor]:
-    """The tensors in our names; refuses those that have no place."""
+    """Give the tensors our names, and refuse those that have no place in the model."""
     modules = [name.removesuffix(".weight") for name in shapes if is_target(name, LoraConfig(rank=1))]
     ours = {_stored_name(f"{module}.{part}", family): f"{module}.{part}" for module in modules for part in _SUFFIXES}
     if model_config.output == "score":

@@ -1,4 +1,4 @@
-"""Weights of a model folder, one tensor at a time and straight from the memory-mapped files."""
+"""This file reads the weights of a model folder one tensor at a time, straight from the memory-mapped files."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ QUANTIZED_DTYPES = ("I8", "U8")
 MODEL_TYPE = "lit_llm"
 """The `model_type` of a folder of our own form."""
 OWN_PREFIX = "model."
-"""Prefix that transformers gives the weights of our own form, all but the heads, when it saves them."""
+"""The prefix that transformers gives all weights of our own form except the heads when it saves them."""
 OWN_SCORES = {"score.weight": "head.weight"}
-"""The name of a head of scores in the files of our own form, and ours. Files that lack it have ours."""
+"""The name that a head of scores has in files of our own form, and our name. Older files have our name."""
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 class WeightFiles:
-    """The tensors of a model folder by name, whichever file each is in. Opening reads their headers only.
+    """The tensors of a model folder by name, whichever file each is in; opening reads only the headers of the files.
 
     Args:
-        folder: has `model.safetensors`, or several files and `model.safetensors.index.json`.
-        device: where tensors are read to. On the CPU they stay mapped to the file until they are written to.
-        dtypes: kinds of numbers that a tensor may be of.
+        folder: a folder with `model.safetensors`, or with several files and `model.safetensors.index.json`.
+        device: where tensors are read to. On the CPU they stay mapped to the file until something changes them.
+        dtypes: the kinds of numbers that a tensor may have.
 
     Raises:
         UserError: a file is missing or damaged, or the folder has no safetensors.
@@ -60,10 +60,10 @@ class WeightFiles:
         return iter(self._file_of)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header.
+        """Read the shape of a tensor from the header.
 
         Raises:
-            UserError: its numbers are of another kind.
+            UserError: its numbers are of a kind that is not among `dtypes`.
         """
         part = self._file_of[name].get_slice(name)
         if part.get_dtype() not in self._dtypes:
@@ -71,7 +71,7 @@ class WeightFiles:
         return tuple(part.get_shape())
 
     def read(self, name: str, columns: slice | None = None) -> Tensor:
-        """A tensor, or some of its last dimension."""
+        """Read a tensor, or some columns of its last dimension."""
         try:
             if columns is None:
                 return self._file_of[name].get_tensor(name)
@@ -81,7 +81,7 @@ class WeightFiles:
             raise UserError(f"{self.folder}: {name} cannot be read: {error}") from error
 
     def _files(self) -> list[tuple[Path, set[str] | None]]:
-        """Each file, and which tensors the index says it has."""
+        """List each file with the tensors that the index says it has."""
         if (self.folder / WEIGHTS).is_file():
             return [(self.folder / WEIGHTS, None)]
         index = self.folder / INDEX
@@ -159,16 +159,16 @@ class WeightsInMemory:
 
 @dataclass(frozen=True)
 class Source:
-    """Where one of our tensors comes from."""
+    """The place in the files from which one of our tensors comes."""
 
     name: str
-    """Its name in the file, as the family writes it."""
+    """The tensor's name in the file, as the family writes it."""
     transposed: bool = False
     part: int | None = None
 
 
 def source_of(name: str, family: Family | None) -> Source:
-    """Where a tensor of ours lies in the files of a family; native folders (None) have our own names."""
+    """Say where a tensor of ours lies in the files of a family; folders of our own form (None) have our names."""
     if family is None:
         return Source(name)
     module, _, kind = name.rpartition(".")
@@ -188,13 +188,13 @@ def has_rows_of_tokens(name: str, config: ModelConfig) -> bool:
 def check_outline(folder: Path, config: ModelConfig, family: Family | None, quantization: str | None = None) -> None:
     """Refuse a folder whose weights are of another size than its configuration, before anything of that size is made.
 
-    The headers of the files are read, and hold against the shapes of the first and the last block and of what is
-    outside blocks; a folder without safetensors passes.
+    The shapes in the headers of the files are compared with those of the first and the last block and of everything
+    outside blocks. A folder without safetensors passes.
 
     Args:
         folder: a model folder.
         config: its configuration.
-        family: what wrote it; None for our own form.
+        family: the architecture of transformers that the folder is of; None for our own form.
         quantization: how the weights are quantized, if they are.
 
     Raises:
@@ -203,7 +203,7 @@ def check_outline(folder: Path, config: ModelConfig, family: Family | None, quan
     if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)) or config.vocab_size is None:
         return
     files = WeightFiles(folder, "cpu", DTYPES if quantization is None else DTYPES + QUANTIZED_DTYPES)
-    # as many blocks as tell the kinds apart (every second has an embedding of values, the last included)
+    # one or two blocks show every kind there is: every second has an embedding of values, the last included
     outline = replace(config, num_layers=min(config.num_layers, 2 - config.num_layers % 2))
     expected = _shapes(outline, _decoder_state(outline, quantization))
     last = f"blocks.{outline.num_layers - 1}."
@@ -217,7 +217,7 @@ def check_outline(folder: Path, config: ModelConfig, family: Family | None, quan
 
 
 def _shapes(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of `Decoder(config)` that files hold, by our names."""
+    """Give the shapes of the tensors of `Decoder(config)` that files hold, by our names."""
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if config.tie_word_embeddings:
         shapes.pop("head.weight", None)
@@ -225,7 +225,7 @@ def _shapes(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, tuple[in
 
 
 def _decoder_state(config: ModelConfig, quantization: str | None) -> dict[str, Tensor]:
-    """The tensors of `Decoder(config)` without memory."""
+    """Make the tensors of `Decoder(config)` on the meta device, where they take no memory."""
     with torch.device("meta"):
         model = Decoder(config)
     if quantization is not None:
@@ -234,13 +234,21 @@ def _decoder_state(config: ModelConfig, quantization: str | None) -> dict[str, T
 
 
 def full_names_of(files: WeightFiles | WeightsInMemory, family: Family | None) -> dict[str, str]:
-    """The names in the files by those that they have in a whole model.
+    """Give the name in the files of each tensor by the name that it has in a whole model.
 
     Files of a bare model of a family, without the head, lack the prefix. In our own form transformers, and no one else,
     puts one before the names when it saves, and a head of scores has its name there.
+
+    Raises:
+        UserError: the files hold a tensor under both of its names.
     """
     if family is None:
-        return {OWN_SCORES.get(name, name.removeprefix(OWN_PREFIX)): name for name in files}
+        names: dict[str, str] = {}
+        for name in files:
+            first = names.setdefault(OWN_SCORES.get(name, name.removeprefix(OWN_PREFIX)), name)
+            if first != name:
+                raise UserError(f"{files.folder} holds one weight twice, as {first} and as {name}; delete one of them")
+        return names
     base, head = family.base, f"{family.weights['head'].name}."
     return {name if name.startswith((base, head)) else base + name: name for name in files}
 
@@ -254,18 +262,19 @@ def iterate_weights(
     quantization: str | None = None,
     without: Collection[str] = (),
 ) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of `Decoder(config)` under our name, one at a time; names and shapes are checked before the first.
+    """Read every tensor of `Decoder(config)` under our name, one at a time, once all names and shapes are checked.
 
-    A tied head is not among them. Rows that pad the vocabulary are zeros where the file lacks them.
+    A head that is tied to the embedding is not among them. Rows that pad the vocabulary are zeros where the file lacks
+    them.
 
     Args:
         folder: a model folder.
         config: its configuration.
-        family: what wrote it; None for our own form.
+        family: the architecture of transformers that the folder is of; None for our own form.
         device: where each tensor goes.
         dtype: what each is converted to; None keeps it as stored.
         quantization: how they are quantized, if they are; only in our own form, and without conversion.
-        without: tensors that must be there, and are not wanted.
+        without: names of tensors that must be in the files, and are not returned.
 
     Raises:
         UserError: a file is missing or broken, or weights are missing, left over or of another shape.
@@ -300,10 +309,10 @@ def convert_weights(
 
 
 def check_finite(folder: Path | str, name: str, tensor: Tensor) -> None:
-    """Refuse a tensor that would make every logit NaN; one pass, and no memory.
+    """Refuse a tensor that would make every logit NaN, in one pass that takes no memory.
 
     Raises:
-        UserError: it has a number that is NaN or infinite.
+        UserError: the tensor has a number that is NaN or infinite.
     """
     if tensor.is_floating_point() and tensor.numel() and not all(map(torch.isfinite, torch.aminmax(tensor))):
         raise UserError(
@@ -333,15 +342,15 @@ def _check(
     family: Family | None,
     whole: bool = True,
 ) -> dict[str, Source]:
-    """Refuse files that do not hold exactly the tensors of the configuration; without `whole`, at least these.
+    """Refuse files that do not hold exactly the tensors of the configuration; without `whole`, they may hold more.
 
     Returns:
-        Where each is.
+        The place of each tensor.
     """
     sources = {name: source_of(name, family) for name in expected}
     wanted = {source.name for source in sources.values()}
     missing = sorted(wanted - set(full_names))
-    unexpected = sorted(set(full_names) - wanted) if whole else []  # under their full names
+    unexpected = sorted(set(full_names) - wanted) if whole else []
     if family is not None:
         unexpected = [name for name in unexpected if not re.match(family.ignored_weights, name)]
     if config.tie_word_embeddings:

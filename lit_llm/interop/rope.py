@@ -1,4 +1,4 @@
-"""Rotary options in a Hugging Face config.json, under their old and their new names."""
+"""This file translates the rotary options of a Hugging Face config.json, under their old and their new names."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ SCALING_KEYS: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
 }
-"""Fields of `RopeScaling`, and keys of theirs, that each kind of scaling reads."""
+"""For each kind of scaling, the fields of `RopeScaling` that it reads; transformers' keys have the same names."""
 
 NEUTRAL: dict[str, Any] = {"partial_rotary_factor": 1.0, "truncate": True}
 IGNORED = {"type", "rope_type", "rope_theta", "original_max_position_embeddings"}
 MOST_NUMBER = 1e300
-"""No number of a file is beyond it, and none that is computed from one overflows."""
+"""Numbers of a file beyond this are refused, so that nothing that is computed from one overflows."""
 MSCALES = ("mscale", "mscale_all_dim")
 
 
 def read_rope(options: Options, default_theta: float = 10000.0) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` of a ModelConfig.
+    """Read `rope_theta` and `rope_scaling` of a ModelConfig.
 
     `rope_theta` inside the new `rope_parameters` wins over the old key beside it, as in transformers.
 
@@ -48,10 +48,10 @@ def read_rope(options: Options, default_theta: float = 10000.0) -> dict[str, Any
 
 
 def number(key: str, value: Any) -> float:
-    """A value of the file that must be a number, as one.
+    """Take a value of the file that must be a number.
 
     Raises:
-        UserError: it is none, or not finite.
+        UserError: the value is no number, or is not finite.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not -MOST_NUMBER < value < MOST_NUMBER:
         raise UserError(f"{key} is {shown(value)}; it must be a finite number")
@@ -66,10 +66,10 @@ def _group(options: Options, key: str) -> dict[str, Any]:
 
 
 def _add_original_length(options: Options, *groups: dict[str, Any]) -> None:
-    """Give groups of scaling the original context that a file (Phi-3's) has beside them.
+    """Add the original context length to groups of scaling where a file (Phi-3's) has it beside them.
 
     Raises:
-        UserError: a group has another.
+        UserError: a group has another length.
     """
     key = "original_max_position_embeddings"
     outside = options.take(key)
@@ -88,7 +88,7 @@ def _kind(parameters: dict[str, Any]) -> Any:
 
 
 def read_scaling(parameters: dict[str, Any], max_position_embeddings: int | None) -> RopeScaling | None:
-    """The scaling that a group of rotary options means; None where it means none."""
+    """Read the scaling that a group of rotary options means; None where it means none."""
     kind = _kind(parameters)
     keys = SCALING_KEYS.get(kind, ()) if isinstance(kind, str) else ()
     if kind != "default" and not keys:
@@ -119,7 +119,7 @@ def read_scaling(parameters: dict[str, Any], max_position_embeddings: int | None
 
 
 def write_rope(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """The old and the new keys, in agreement: transformers 4 reads the old ones only."""
+    """Write the old and the new keys with the same meaning, as transformers 4 reads only the old ones."""
     kind = "default" if scaling is None else scaling.type
     values = {key: getattr(scaling, key) for key in SCALING_KEYS.get(kind, ())}
     options = {"rope_type": kind, **{key: value for key, value in values.items() if value is not None}}
@@ -131,7 +131,9 @@ def write_rope(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
 
 
 def read_layered_rope(options: Options) -> dict[str, Any]:
-    """As `read_rope`, and `rope_theta_windowed`, of a model that has other positions in layers with a window (Gemma 3).
+    """Read the rotary fields of a model whose layers with a window have other wavelengths (Gemma 3).
+
+    They are `rope_theta`, `rope_scaling` and `rope_theta_windowed`.
 
     Raises:
         UserError: as `read_rope`, or layers with a window have positions that are stretched.
@@ -155,7 +157,7 @@ def read_layered_rope(options: Options) -> dict[str, Any]:
 
 
 def write_layered_rope(theta: float, scaling: RopeScaling | None, windowed: float) -> dict[str, Any]:
-    """The reverse of `read_layered_rope`, under the old and the new keys."""
+    """Write what `read_layered_rope` reads, under the old and the new keys."""
     flat = write_rope(theta, scaling)
     return {
         "rope_theta": theta,

@@ -1,4 +1,4 @@
-"""Weights into a model folder, in one file or several, each whole or not at all."""
+"""This file writes weights into a model folder, in one file or several, each whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from lit_llm.interop.reading import INDEX, OWN_SCORES, WEIGHTS, Source, has_rows
 
 SCORE_NAMES = {ours: stored for stored, ours in OWN_SCORES.items()}
 MAX_SHARD_BYTES = 5 * 1000**3
-"""Size of a weight file at most, unless one tensor is larger (transformers' choice)."""
+"""The largest size of a weight file, unless a single tensor is larger (transformers' choice)."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """One tensor of a file, and those of ours that it is made of."""
+    """One tensor of a file, with the tensors of ours that it is made of."""
 
     name: str
     sources: list[Source]
     tensors: list[Tensor]
 
     def bytes(self, dtype: torch.dtype | None) -> int:
-        """Its size in the file."""
+        """Compute its size in the file."""
         return sum(tensor.numel() * (dtype or tensor.dtype).itemsize for tensor in self.tensors)
 
     def make(self, dtype: torch.dtype | None) -> Tensor:
-        """Its content, on the CPU.
+        """Make its content, on the CPU.
 
         Raises:
             UserError: a number of it is too large for `dtype`.
@@ -54,14 +54,14 @@ class Output:
 def outputs_of(
     config: ModelConfig, weights: Mapping[str, Tensor], family: Family | None, quantized: bool = False
 ) -> list[Output]:
-    """The tensors of the files, from the decoder's state_dict.
+    """List the tensors that the files are to hold, from the decoder's state_dict.
 
     A tied head is left out, and so are rows that only pad the vocabulary: transformers would take them for tokens.
 
     Args:
         config: the decoder's configuration.
         weights: its state_dict.
-        family: what the files are to be; None for our own form.
+        family: the architecture of transformers that the files are to be of; None for our own form.
         quantized: the weights are; their rows all stay, as they are packed together.
     """
     outputs: dict[str, Output] = {}
@@ -88,10 +88,10 @@ def write_weights(
     No more than one file's tensors are held converted at a time. Weights that the folder had before are replaced.
 
     Args:
-        folder: is there.
-        outputs: what to write, from `outputs_of`.
-        dtype: what tensors are converted to; None keeps them.
-        max_shard_bytes: size of a file at most.
+        folder: an existing folder.
+        outputs: the tensors to write, from `outputs_of`.
+        dtype: the type that tensors are converted to; None keeps theirs.
+        max_shard_bytes: the largest size of a file.
 
     Raises:
         UserError: a number is too large for `dtype`.
@@ -99,7 +99,7 @@ def write_weights(
     """
     shards = list(_split(outputs, dtype, max_shard_bytes))
     names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
-    with ExitStack() as files:  # which all get their names at its end
+    with ExitStack() as files:  # at whose end all files get their names
         for name, shard in zip(names, shards, strict=True):
             path = files.enter_context(whole_file(folder / name))
             save_file({output.name: output.make(dtype) for output in shard}, path, metadata={"format": "pt"})

@@ -9,6 +9,7 @@ from lit_llm.config import PretrainConfig
 from lit_llm.planning.memory import (
     CHECKPOINTING,
     Checkpointing,
+    Device,
     DeviceMemory,
     Placement,
     device_memory,
@@ -32,20 +33,30 @@ class Option:
     """Whether the peak is within the memory that a GPU has for it."""
 
 
-def every_option(config: PretrainConfig, placements: Sequence[Placement], limit: float) -> list[Option]:
-    """Combine each of `placements` with each checkpointing choice, the cheapest first.
+def every_option(
+    config: PretrainConfig,
+    placements: Sequence[Placement],
+    limit: float,
+    device: Device = "accelerator",
+    *,
+    enough: float = 0.0,
+) -> list[Option]:
+    """Each of `placements` with each checkpointing choice, the cheapest first.
 
     Args:
         config: the recipe.
         placements: from the one that exchanges least to the one that exchanges most.
         limit: bytes that a device may hold.
+        device: whose kernels are meant.
+        enough: share of the limit; where a step of the first placement needs less, checkpointing is left out.
     """
     options = []
+    plenty = device_memory(config, placements[0], "none", device).total <= enough * limit
     for placement in placements:
-        plain = rehearsed(config, placement, "none").flops
-        for checkpointing in CHECKPOINTING:
-            memory = device_memory(config, placement, checkpointing)
-            again = rehearsed(config, placement, checkpointing).flops / plain
+        plain = rehearsed(config, placement, "none", device).flops
+        for checkpointing in CHECKPOINTING[:1] if plenty else CHECKPOINTING:
+            memory = device_memory(config, placement, checkpointing, device)
+            again = rehearsed(config, placement, checkpointing, device).flops / plain
             options.append(Option(placement, checkpointing, memory, again, memory.total <= limit))
     return options
 
@@ -59,7 +70,11 @@ def cheapest(options: Sequence[Option]) -> Option | None:
 
 
 def largest_rows(
-    config: PretrainConfig, placement: Placement, checkpointing: Checkpointing, limit: float
+    config: PretrainConfig,
+    placement: Placement,
+    checkpointing: Checkpointing,
+    limit: float,
+    device: Device = "accelerator",
 ) -> Placement | None:
     """Find `placement` with the largest micro-batch that stays within `limit` bytes and that the batch divides into.
 
@@ -70,7 +85,7 @@ def largest_rows(
     fitting = None
     for rows in (rows for rows in range(1, share + 1) if share % rows == 0):
         tried = replace(placement, rows=rows, accumulation=share // rows)
-        if device_memory(config, tried, checkpointing).total > limit:
+        if device_memory(config, tried, checkpointing, device).total > limit:
             break  # memory grows with the rows
         fitting = tried
     return fitting

@@ -21,6 +21,8 @@ from lit_llm.config import ModelConfig, OptimizerConfig, PretrainConfig, from_pl
 from lit_llm.model import Decoder
 from lit_llm.planning.rehearsal import Arithmetic, Moment, Rehearsal, Step, rehearse
 
+Device = Literal["accelerator", "cpu"]
+"""Whose kernels are meant; "accelerator" stands for CUDA."""
 Checkpointing = Literal["none", "selective", "every_n", "full"]
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "every_n", "full")
 """What a block may keep: from "none", which keeps most, to "full", which keeps least and computes most again."""
@@ -102,7 +104,7 @@ def device_memory(
     config: PretrainConfig,
     placement: Placement,
     checkpointing: Checkpointing,
-    device: Literal["accelerator", "cpu"] = "accelerator",
+    device: Device = "accelerator",
 ) -> DeviceMemory:
     """Work out what one device holds at the peak of an optimizer step that is not the first of the run.
 
@@ -127,7 +129,7 @@ def rehearsed(
     config: PretrainConfig,
     placement: Placement,
     checkpointing: Checkpointing,
-    device: Literal["accelerator", "cpu"] = "accelerator",
+    device: Device = "accelerator",
 ) -> Rehearsal:
     """Rehearse a micro-batch of `placement` and the optimizer step after it; the result is remembered."""
     step = Step(
@@ -151,7 +153,7 @@ def _as_key(config: ModelConfig) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _rehearse(model: str, step: Step, device: Literal["accelerator", "cpu"]) -> Rehearsal:
+def _rehearse(model: str, step: Step, device: Device) -> Rehearsal:
     return rehearse(from_plain(ModelConfig, json.loads(model)), step, device)
 
 

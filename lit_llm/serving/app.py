@@ -1,4 +1,4 @@
-"""The routes, on FastAPI."""
+"""The HTTP routes of the server, as a FastAPI application."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def create_app(served: Served, worker: Worker, access: Access | None = None) -> 
 
 
 def _route_descriptions(app: FastAPI, served: Served, worker: Worker, preparation: Preparation) -> None:
-    """What asks nothing of the model."""
+    """Add the routes that need no work of the model: the page, the health and the list of models."""
 
     @app.get("/", response_class=HTMLResponse)
     async def page() -> HTMLResponse:
-        """The chat page."""
+        """Return the chat page."""
         text = resources.files("lit_llm.serving").joinpath("page.html").read_text(encoding="utf-8")
         return HTMLResponse(text, headers={"Cache-Control": "no-cache"})
 
@@ -72,27 +72,27 @@ def _route_descriptions(app: FastAPI, served: Served, worker: Worker, preparatio
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """The model."""
+        """Return the list of models, which has the one that is served."""
         return {"object": "list", "data": [served.description()]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        """The model, by its name."""
+        """Return the model's entry, given its name."""
         served.check_name(name)
         return served.description()
 
 
 def _route_texts(app: FastAPI, served: Served, worker: Worker, preparation: Preparation) -> None:
-    """What the model writes."""
+    """Add the routes whose answers the model writes."""
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
-        """Answers to a conversation."""
+        """Write answers to a conversation."""
         return await _answered(ChatAnswer, body, request)
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, request: Request) -> Response:
-        """Texts that go on from prompts."""
+        """Write texts that continue prompts."""
         return await _answered(CompletionAnswer, body, request)
 
     async def _answered(kind: type[Answer], body: ChatRequest | CompletionRequest, request: Request) -> Response:
@@ -115,7 +115,7 @@ def _route_texts(app: FastAPI, served: Served, worker: Worker, preparation: Prep
 
 
 async def _written(job: Job) -> list[Completion]:
-    """The texts of a job once they are whole."""
+    """Return the texts of a job once they are whole."""
     completions = [Completion() for _ in job.texts]
     async for place, event in job.events():
         completions[place].add(event)
@@ -123,7 +123,7 @@ async def _written(job: Job) -> list[Completion]:
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T | None:
-    """What some work gives; None where the client goes away before, which cancels it."""
+    """Return the result of some work, or None if the client goes away first, which cancels the work."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -152,7 +152,7 @@ class EventStream(StreamingResponse):
         self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the stream to the client."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -160,7 +160,7 @@ class EventStream(StreamingResponse):
 
 
 def _answer_errors(app: FastAPI) -> None:
-    """Every error has OpenAI's form."""
+    """Make every error of the application an answer in OpenAI's form."""
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 
 def server_config(app: ASGIApp, read_timeout: float, **options: Any) -> uvicorn.Config:
-    """How uvicorn is to serve an application.
+    """Return the configuration by which uvicorn serves an application.
 
     Args:
         app: the application.

@@ -1,4 +1,4 @@
-"""What is answered to a request that cannot be served."""
+"""The answers to requests that cannot be served."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _HEADERS = {
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60  # of what was given; lists and objects show a few elements
 _LONGEST = 500
-"""Characters of a message."""
+"""Most characters of a message."""
 
 
 class ApiError(Exception):
-    """One readable message, and the fields that OpenAI's clients look for.
+    """An error with one readable message and the fields that OpenAI's clients look for.
 
     Args:
         message: what is wrong, with the name of the option.
@@ -36,25 +36,25 @@ class ApiError(Exception):
         self.message, self.status, self.param, self.code = message, status, param, code
 
     def body(self) -> dict[str, Any]:
-        """The JSON object to answer with."""
+        """Return the JSON object that the client is sent."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         param = None if self.param is None else _shown(self.param)
         return {"error": {"message": _shown(self.message), "type": kind, "param": param, "code": self.code}}
 
 
 def response_of(error: ApiError) -> JSONResponse:
-    """The HTTP response that tells of an error."""
+    """Return the HTTP response that reports an error."""
     return JSONResponse(error.body(), status_code=error.status, headers=_HEADERS.get(error.status))
 
 
 def _shown(text: str) -> str:
-    """Text on one line that is not too long; what was sent may be quoted in it, and need not be valid Unicode."""
+    """Return a text as one line of limited length; it may quote what was sent, which need not be valid Unicode."""
     text = text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def error_of_validation(errors: Sequence[dict[str, Any]]) -> ApiError:
-    """The first complaint of pydantic, with the option's name and what was given.
+    """Turn the first complaint of pydantic into an error that names the option and what was given.
 
     Args:
         errors: as `ValidationError.errors()` gives them, and FastAPI with "body" before the place.

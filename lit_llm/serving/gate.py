@@ -1,4 +1,4 @@
-"""Who may ask, from where, how much at once, and how long a request may take to arrive."""
+"""The checks of every request: its key, its host, how many come at once, and how long it takes to arrive."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lit_llm.serving.errors import ApiError, response_of
 
 MOST_BYTES = 16 * 2**20
-"""Of a body."""
+"""Most bytes of a request's body."""
 MOST_BRACKETS = 2**19
-"""Of a body: each may open a list or object, and a million of small ones take seconds to read."""
+"""Most opening brackets in a body: each may begin a list or object, and a million of them take seconds to read."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What is asked of requests."""
+    """The conditions that requests must meet."""
 
     api_key: str | None = None
-    """What requests to /v1 must bring; None: nothing."""
+    """The key that requests to /v1 must bring; None where they need none."""
     hosts: frozenset[str] = frozenset(["localhost"])
-    """Names that the server is called by, besides addresses; * stands for any part of one."""
+    """Host names by which the server may be called, besides IP addresses; * stands for any part of a name."""
     most_at_once: int | None = None
-    """Requests of one client's address at a time; None: any number."""
+    """Most requests of one client's address at a time; None allows any number."""
     read_timeout: float = 30.0
     """Seconds in which a body must have come."""
 
     @classmethod
     def to(cls, host: str, names: Iterable[str] = (), **options: object) -> Access:
-        """With the names of a server that listens on `host`, and others."""
+        """Make the conditions of a server that listens on `host` and may be called by `names` as well."""
         own = ("localhost", "*.localhost", host, socket.gethostname(), *names)
         return cls(hosts=frozenset(name.lower().rstrip(".") for name in own), **options)
 
 
 class Gate:
-    """Lets through requests that may come in, once they are there as a whole.
+    """A layer around the application that passes on a permitted request once all of it has arrived.
 
     A page of a stranger can have a name that points to this machine (DNS rebinding), and so ask a server here as if it
     were its own: the browser then sends that name as the host. An address cannot be made to point elsewhere.
@@ -147,7 +147,7 @@ class Gate:
 
 
 async def _whole_body(receive: Receive) -> bytes | None:
-    """The body; None where the client goes away before."""
+    """Return the body, or None if the client goes away before it has sent all of it."""
     parts = []
     while True:
         message = await receive()

@@ -1,4 +1,4 @@
-"""What is done with a request before the engine takes it, so that neither the event loop nor other requests wait."""
+"""Preparing a request for the engine in the background, so that neither the event loop nor others wait for it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Preparation:
 
     def __init__(self, served: Served, most: int) -> None:
         self.requests = 0
-        """Requests that are being prepared."""
+        """Number of requests that are being prepared."""
         self._served, self._most = served, most
         self._encoders = ThreadPoolExecutor(_ENCODERS, "encoder")
         self._schemas = Schemas(served)
@@ -48,7 +48,7 @@ class Preparation:
         return self._schemas.compiling
 
     async def texts(self, body: ChatRequest | CompletionRequest) -> list[Text]:
-        """The texts that a request asks for. Where this is cancelled, what it has begun ends.
+        """Return the texts that a request asks for. When the call is cancelled, the work that it has begun ends.
 
         Raises:
             ApiError: the request cannot be served as it is (400), too many are being prepared (429), or the server is
@@ -70,7 +70,7 @@ class Preparation:
         return [replace(text, constraint=constraint) for text in texts]
 
     def close(self) -> None:
-        """Refuse what comes, and end what runs, without waiting for it."""
+        """Refuse new requests and end the running work, without waiting for it."""
         self._encoders.shutdown(wait=False, cancel_futures=True)
         self._schemas.close()
 
@@ -114,7 +114,7 @@ class Schemas:
         return len(self._coming)
 
     async def constraint(self, schema: str, stop_tokens: tuple[int, ...]) -> TextConstraint:
-        """The constraint to a schema. Its compilation ends when nobody waits for it any more.
+        """Return the constraint of a schema. Its compilation is ended when no request waits for it any more.
 
         Raises:
             ApiError: the schema cannot be followed or takes too much (400), too many are compiled (429), or the server
@@ -140,7 +140,7 @@ class Schemas:
                 coming.made.cancel()
 
     def close(self) -> None:
-        """End what is being compiled."""
+        """End the compilations that are running."""
         self._closed = True
         for coming in self._coming.values():
             coming.compilation.cancel()

@@ -13,7 +13,7 @@ MOST_SAMPLES = 128
 MOST_TEXTS = 1024
 MOST_ALTERNATIVES = 20
 MOST_ELEMENTS = 2**20
-"""Of the list of a prompt: texts, or token ids."""
+"""Most entries in the list of a prompt, which are texts or token ids."""
 MOST_MESSAGES = 8192
 MOST_BIASES = 4096
 MOST_METADATA = 64
@@ -68,7 +68,7 @@ class Body(BaseModel):
 
 
 def _as_text(content: Any) -> Any:
-    """Content as text: itself, or the texts of its parts."""
+    """Return content as text: the content itself, or its parts' texts joined."""
     if not isinstance(content, list):
         return content
     for part in content:
@@ -92,7 +92,7 @@ class ChatMessage(Body):
 
 
 class StreamOptions(Body):
-    """What a stream tells besides its text."""
+    """The options of a stream: what it reports besides its text."""
 
     include_usage: bool = False
 
@@ -121,7 +121,7 @@ def _stop_strings(given: Any) -> Any:
 
 
 def _at_most(name: str, most: int) -> BeforeValidator:
-    """Refuses what has too many elements before each of them is looked at."""
+    """Return a check that refuses a list with too many elements before any of them is looked at."""
 
     def check(given: Any) -> Any:
         if isinstance(given, list | dict) and len(given) > most:
@@ -140,7 +140,7 @@ def _logit_bias(given: Any) -> Any:
 
 
 class Request(Body):
-    """What both kinds of request take."""
+    """The options that both kinds of request take."""
 
     model: str
     n: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 1
@@ -177,7 +177,7 @@ class Request(Body):
 
     @property
     def schema_format(self) -> ResponseFormat | None:
-        """The form, where it is more than text."""
+        """The schema that texts are held to, or None where any text will do."""
         return self.response_format if self.response_format and self.response_format.type == "json_schema" else None
 
     @property
@@ -192,7 +192,7 @@ class Request(Body):
 
 
 class ChatRequest(Request):
-    """POST /v1/chat/completions."""
+    """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[ChatMessage], Field(min_length=1), _at_most("messages", MOST_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -219,7 +219,7 @@ class ChatRequest(Request):
 
 
 def _prompts(given: Any) -> Any:
-    """Any of the four forms of a prompt as a list of texts and lists of ids."""
+    """Return a prompt in any of its four forms as a list of texts and lists of ids."""
     if isinstance(given, list) and len(given) > MOST_ELEMENTS:
         raise ApiError(f"prompt has {len(given)} elements; at most {MOST_ELEMENTS} are read", param="prompt")
     prompts = [given] if isinstance(given, str) or _is_ids(given) else given
@@ -239,7 +239,7 @@ def _is_ids(given: Any) -> bool:
 
 
 class CompletionRequest(Request):
-    """POST /v1/completions."""
+    """The body of POST /v1/completions."""
 
     prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None

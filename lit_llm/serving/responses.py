@@ -1,4 +1,4 @@
-"""What was written as OpenAI's objects, whole or as server-sent events."""
+"""Answers in the form of OpenAI's objects, whole or as server-sent events."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ class Answer(ABC):
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
-        """The body of an answer that is not streamed."""
+        """Return the body of an answer that is not streamed."""
         choices = [self._choice(index, completion) for index, completion in enumerate(completions)]
         usage = self._usage(sum(len(completion.ids) for completion in completions))
         return {**self._head, "object": self.kind, "choices": choices, "usage": usage}
 
     async def stream(self, job: Job) -> AsyncIterator[str]:
-        """The events of a stream; where the engine fails, the last one is an error."""
+        """Yield the events of a stream; if the engine fails, the last one is an error."""
         for index in range(len(job.texts)):
             for choice in self._first(index):
                 yield self._chunk(choice)
@@ -74,19 +74,19 @@ class Answer(ABC):
 
     @abstractmethod
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
-        """A whole text."""
+        """Return the object of a whole text."""
 
     @abstractmethod
     def _first(self, index: int) -> list[dict[str, Any]]:
-        """What a stream begins with."""
+        """Return the objects that a stream begins with."""
 
     @abstractmethod
     def _piece(self, index: int, event: Event) -> dict[str, Any]:
-        """What an event adds to a text."""
+        """Return the object for what an event adds to a text."""
 
     @abstractmethod
     def _last(self, index: int, finish_reason: str) -> dict[str, Any]:
-        """What a text ends with."""
+        """Return the object that ends a text."""
 
 
 class ChatAnswer(Answer):
@@ -181,7 +181,7 @@ class CompletionAnswer(Answer):
         return told
 
     def _spelled(self, token: int) -> str:
-        """The text of a token; where it is no whole character, its bytes."""
+        """Return the text of a token, or its bytes where it is no whole character."""
         spelled = self._tokenizer.token_bytes(token)
         try:
             return spelled.decode()
@@ -189,7 +189,7 @@ class CompletionAnswer(Answer):
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
     def _width(self, token: int) -> int:
-        """How many characters begin in a token."""
+        """Return how many characters begin in a token."""
         return sum(byte & 0xC0 != 0x80 for byte in self._tokenizer.token_bytes(token))
 
 

@@ -1,4 +1,4 @@
-"""The model as requests see it, and what a request asks of it in tokens."""
+"""The served model as requests see it, and the translation of requests into tokens to write."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OF_CUTS = 64
 
 
 class Served:
-    """A model's name, tokenizer and limits.
+    """The name, the tokenizer and the limits of the served model.
 
     Its methods may be called from any thread.
 
@@ -78,13 +78,13 @@ class Served:
         }
 
     def check_name(self, name: str) -> None:
-        """Raises: ApiError: the model has another name."""
+        """Raise an ApiError if a request names another model."""
         if name != self.name:
             message = f"there is no model {name!r} here; the model is {self.name!r}"
             raise ApiError(message, 404, param="model", code="model_not_found")
 
     def texts_of_chat(self, body: ChatRequest) -> list[Text]:
-        """The texts that a conversation asks for: `n` answers.
+        """Return the texts that a conversation asks for, which are `n` answers.
 
         Raises:
             ApiError: the model has no form for conversations, the template refuses this one, or it is too long.
@@ -105,7 +105,7 @@ class Served:
         return self._texts(body, [prompt], ends, "messages")
 
     def texts_of_completion(self, body: CompletionRequest) -> list[Text]:
-        """The texts that prompts ask for: `n` of each, one prompt after the other.
+        """Return the texts that prompts ask for: `n` for each prompt, one prompt after the other.
 
         Raises:
             ApiError: a prompt is too long, empty, or has an id that is not in the vocabulary.

@@ -20,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Text:
-    """A text to write."""
+    """A text that the engine is to write."""
 
     prompt: list[int]
     sampling: SamplingConfig
@@ -39,12 +39,12 @@ class Job:
     def __init__(self, texts: Sequence[Text]) -> None:
         self.texts = list(texts)
         self.unfinished = set(range(len(texts)))
-        """Places of the texts that still go on."""
+        """Indices of the texts that are still being written."""
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int, Event] | ApiError] = asyncio.Queue()
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
-        """Each event with the place of its text, until all have ended.
+        """Yield each event with the index of its text, until all texts have ended.
 
         Raises:
             ApiError: the engine failed.
@@ -90,11 +90,11 @@ class Worker:
         self, make_engine: Callable[[], Engine], max_batch: int, max_waiting: int, warm_up: Iterable[int] = ()
     ) -> None:
         self.steps = 0
-        """Steps of the engine so far."""
+        """Number of steps of the engine so far."""
         self.failure: BaseException | None = None
-        """Why the thread ended, where it was not asked to."""
+        """The reason why the thread ended without being asked to, or None."""
         self.on_failure: Callable[[], None] = lambda: None
-        """Called on the thread when it ends so."""
+        """A function that is called on the thread when it ends so."""
         self._make_engine, self._max_batch, self._max_waiting = make_engine, max_batch, max_waiting
         self._warm_up = tuple(warm_up)
         self._jobs: list[Job] = []
@@ -128,18 +128,18 @@ class Worker:
 
     @property
     def status(self) -> str:
-        """In a word, whether texts can be written."""
+        """Return a word that says whether texts can be written."""
         if self.failure is not None:
             return "failed"
         return "ending" if self._ended.is_set() or not self._thread.is_alive() else "ok"
 
     @property
     def most_requests(self) -> int:
-        """How many requests run or wait at most."""
+        """Return how many requests may run or wait at most."""
         return self._max_batch + self._max_waiting
 
     def load(self) -> tuple[int, int]:
-        """How many requests run, and how many wait: those none of whose texts can have a place yet."""
+        """Return how many requests run and how many wait, which are those none of whose texts has a place yet."""
         self._jobs = [job for job in self._jobs if job.unfinished]
         running = texts = 0
         for job in self._jobs:
@@ -148,7 +148,7 @@ class Worker:
         return running, len(self._jobs) - running
 
     def submit(self, texts: Sequence[Text]) -> Job:
-        """Ask for texts.
+        """Hand a request's texts to the thread.
 
         Raises:
             ApiError: too many requests wait (429), or the thread has ended (503).
@@ -196,7 +196,7 @@ class Worker:
             self._engine.run()
 
     def _follow_commands(self) -> bool:
-        """Take in what was asked for, and wait for something where there is nothing to do; False: end."""
+        """Take in new requests, waiting for one if there is nothing to do; False when the thread is to end."""
         idle = not self._waiting and not self._running
         while True:
             try:

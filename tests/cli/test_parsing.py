@@ -302,6 +302,14 @@ def test_help_is_what_people_change_and_an_example(
     parse(command.config, command.as_options(words[2:]))
 
 
+def test_help_of_ppo_says_how_a_reward_function_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_command("ppo", ["--help"], "ppo.py")
+    shown = " ".join(capsys.readouterr().out.split())
+    call = "function(prompts=[TEXT, ...], completions=[TEXT, ...], FIELD=[VALUE, ...], ...) and return [NUMBER, ...]"
+    assert call in shown and 'rows such as {"prompt": "What is 2 + 3?", "answer": "5"}, whose fields' in shown
+
+
 def test_help_shows_what_a_preset_sets(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run_command("pretrain", ["--model.preset", "gpt2-medium", "-h"], "pretrain.py")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from lit_llm.cli import main
@@ -13,14 +16,16 @@ from lit_llm.cli.plan import plan
 from lit_llm.config import PlanConfig
 from lit_llm.interop import save_model_folder
 from lit_llm.model import Decoder
+from lit_llm.planning.machine import memory_gib
 from lit_llm.tokenizer import Tokenizer
 
 RECIPE = ROOT / "experiments" / "configs" / "pretrain" / "llama3_1b.yaml"
-SMALL = """
+TOY = """
     --model.preset llama-10m --model.hidden_size 64 --model.num_layers 2 --model.num_heads 4
     --model.intermediate_size 160 --model.vocab_size 512 --data.sequence_length 32 --data.batch_size 16
     --data.micro_batch_size 2 --schedule.warmup_steps 1 --trainer.max_steps 1000
 """
+SMALL = f"{TOY} --gpu H100"
 
 
 def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -43,12 +48,12 @@ def test_a_recipe_for_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     for row in memory:
         *parts, total = map(float, row[3:11])
         assert sum(parts) == pytest.approx(total, abs=0.05)
-    assert re.search(r"cheapest that fits: ddp, checkpointing none, \d\d\.\d of 72\.8 GiB", text)
+    assert re.search(r"cheapest that fits: ddp, checkpointing none, \d\d\.\d GiB of 72\.8 GiB", text)
     recipe = next(row for row in rows if row[0] == "as the recipe has it")
     # 20,000 steps of 256 x 4,096 tokens at 7.84e9 operations each, on eight GPUs of 989e12 at 40%
     assert recipe[1:3] == ["20,000", "20.97 B"]
     hours = 20_000 * 256 * 4096 * 7.842e9 / (8 * 989e12 * 0.4) / 3600
-    assert float(recipe[4]) == pytest.approx(hours, abs=0.06)
+    assert recipe[4].endswith(" h") and float(recipe[4][:-2]) == pytest.approx(hours, abs=0.06)
     assert float(recipe[6]) == pytest.approx(hours * 8 * 2.5, rel=0.001)
 
 
@@ -64,15 +69,45 @@ def test_the_largest_micro_batch_is_shown(capsys: pytest.CaptureFixture[str]) ->
 def test_what_fits_only_sharded(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*SMALL.split(), "--num_gpus", "8", "--model.num_layers", "8", "--headroom", "0", "--gpu_memory_gib"]
     sharded = planned(capsys, *arguments, "0.006")
-    assert re.search(r"cheapest that fits: fsdp, .*; ddp holds 0\.0 GiB even at checkpointing (every_n|full)", sharded)
+    assert re.search(r"that fits: fsdp, .*; ddp holds \d\.\d MiB even at checkpointing (every_n|full)", sharded)
     nothing = planned(capsys, *arguments, "0.0001")
-    assert re.search(r"nothing fits in 0\.0 GiB.*lower data\.micro_batch_size \(2 here\)", nothing)
+    assert re.search(r"nothing fits in 0\.1 MiB.*lower data\.micro_batch_size \(2 here\)", nothing)
 
 
 def test_tensor_parallelism_where_it_is_configured(capsys: pytest.CaptureFixture[str]) -> None:
     parallel = ["--trainer.strategy", "fsdp", "--trainer.tensor_parallel_size", "2", "--num_gpus", "4"]
-    text = planned(capsys, *SMALL.split(), *parallel)
+    text = planned(capsys, *SMALL.split(), *parallel, "--gpu_memory_gib", "0.02")
     assert len([row for row in rows_of(text) if row[0] == "fsdp x tp 2"]) == 4
+
+
+def test_a_toy_is_planned_for_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    text = planned(capsys, *TOY.split())
+    (memory,) = [row for row in rows_of(text) if row[0] in ("one device", "ddp")]
+    assert memory[1] == "none" and "checkpointing is left out, as a step needs less than 10% of the memory" in text
+    assert sum(map(float, memory[3:10])) == pytest.approx(float(memory[10]), abs=0.05)
+    if torch.cuda.is_available():
+        assert f"planned for {torch.cuda.device_count()} x {torch.cuda.get_device_name()}, " in text
+        return
+    assert re.search(rf"^planned for this machine's CPU \(\d+ cores?\), {memory_gib():.1f} GiB of memory; --gpu", text)
+    speed = re.search(r"at 40% of ([\d,]+) (G|T)FLOP/s, the speed of float32", " ".join(text.split()))
+    recipe = next(row for row in rows_of(text) if row[0] == "as the recipe has it")
+    assert speed is not None and recipe[1:3] == ["1,000", "512,000"] and len(recipe) == 5
+    seconds = float(recipe[3]) / (0.4 * float(speed[1].replace(",", "")) * {"G": 1e9, "T": 1e12}[speed[2]])
+    value, unit = recipe[4].split()
+    assert float(value) * {"s": 1, "min": 60, "h": 3600}[unit] == pytest.approx(seconds, rel=0.02, abs=0.06)
+
+
+def test_a_toy_is_planned_without_the_compiler_of_torch() -> None:
+    """To import it takes longer than all else."""
+    code = (
+        "import sys\n"
+        "from lit_llm.cli.commands import run_command\n"
+        f"run_command('plan', {TOY.split()!r})\n"
+        "heavy = {name for name in sys.modules if name.startswith(('torch._dynamo', 'torch.distributed.tensor'))}\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
 
 
 def test_vocabulary_and_shape_from_files(
@@ -97,6 +132,10 @@ def test_vocabulary_and_shape_from_files(
         (["--config", str(RECIPE)], r"model.vocab_size is not set .*fineweb.*add --model.vocab_size"),
         ([*SMALL.split(), "--gpu", "H1000"], r"gpu 'H1000' is not in the table; it knows .*H100, .*T4"),
         ([*SMALL.split(), "--num_gpus", "0"], "num_gpus is 0"),
+        pytest.param(
+            *([*TOY.split(), "--num_gpus", "8"], "num_gpus is given, but this machine has no GPU; .*--gpu H100"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+        ),
         ([*SMALL.split(), "--num_gpus", "16"], "data.batch_size 16 does not divide by data.micro_batch_size 2 x 16"),
         ([*SMALL.split(), "--mfu", "40"], "mfu is 40.* at most 1"),
         ([*SMALL.split(), "--headroom", "1"], "headroom is 1"),

@@ -131,6 +131,7 @@ def assert_same_metrics(found: dict[str, dict[str, float]], expected: dict[str, 
         assert plain and found[task] == pytest.approx(plain, abs=1e-4, rel=1e-4), task
 
 
+@pytest.mark.usefixtures("remote_code_cache")
 def test_a_folder_with_code_is_evaluated_alike(
     beginning: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,7 +139,6 @@ def test_a_folder_with_code_is_evaluated_alike(
     from lm_eval.models.huggingface import HFLM
 
     monkeypatch.setenv("DISABLE_MULTIPROC", "1")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     model = random_decoder(tiny_model("modern-1m", max_position_embeddings=CONTEXT))
     assert save_model_folder(tmp_path / "model", model.config, model.state_dict(), beginning) == "lit_llm"
     theirs = HFLM(str(tmp_path / "model"), trust_remote_code=True, dtype="float32", device="cpu", batch_size=3)

@@ -293,15 +293,13 @@ def test_fused_layers_have_no_adapter(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter").exists()
 
 
+@pytest.mark.usefixtures("remote_code_cache")
 @pytest.mark.parametrize("architecture", ["modern-1m", "gpt2"])
 @pytest.mark.parametrize("scores", [False, True])
-def test_adapters_of_a_folder_with_code(
-    architecture: str, scores: bool, tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_adapters_of_a_folder_with_code(architecture: str, scores: bool, tmp_path: Path, tokenizer: Tokenizer) -> None:
     """PEFT loads ours onto the model by the code, and saves one that we load."""
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     config = tiny_model(architecture)
     base = random_decoder(config.as_score() if scores else config, std=0.1)
     save_model_folder(tmp_path / "base", base.config, base.state_dict(), tokenizer, form="lit_llm")

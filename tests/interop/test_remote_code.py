@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MakeRun, tiny_model
+from conftest import tiny_model
 from foreign_tokenizers import save_foreign_tokenizer
 from random_decoder import alone, largest_difference, random_decoder, random_tokens
 from safetensors.torch import load_file, save_file
@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from lit_llm.config import ModelConfig, SamplingConfig, UserError
 from lit_llm.generation import generate
 from lit_llm.interop import (
-    export_limits,
     load_model_folder,
     load_tokenizer,
     load_weights,
@@ -31,7 +30,6 @@ from lit_llm.interop import (
 )
 from lit_llm.interop.remote_code import FILES
 from lit_llm.model import Decoder, last_scores
-from lit_llm.stages.pretrain import pretrain
 from lit_llm.tokenizer import Tokenizer
 
 pytest.importorskip("transformers", reason="transformers is not installed; pip install 'lit-llm[test]'")
@@ -39,6 +37,8 @@ pytest.importorskip("transformers", reason="transformers is not installed; pip i
 import transformers
 
 from lit_llm.interop.remote_code.configuration_lit_llm import DEFAULTS
+
+pytestmark = pytest.mark.usefixtures("remote_code_cache")
 
 CONTEXT = 40
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
@@ -86,15 +86,6 @@ def config_of(name: str, **more: Any) -> ModelConfig:
 def save(folder: Path, model: Decoder, tokenizer: Tokenizer, **options: Any) -> Path:
     assert save_model_folder(folder, model.config, model.state_dict(), tokenizer, **options) == "lit_llm"
     return folder
-
-
-@pytest.fixture(autouse=True)
-def modules_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where transformers copies the code of folders to."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(
-        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.getbasetemp() / "modules")
-    )
 
 
 def load(folder: Path, kind: str = "AutoModelForCausalLM", **options: Any) -> Any:
@@ -239,6 +230,10 @@ def test_rows_that_pad_the_vocabulary_may_be_in_a_file(saved: Path, modern: Deco
     save_file(modern.state_dict(), saved / "model.safetensors")
     weights = load_weights(saved, modern.config)
     assert all(torch.equal(weights[name], tensor) for name, tensor in modern.state_dict().items())
+    twice = {**modern.state_dict(), "model.embedding.weight": modern.embedding.weight.detach() + 1}
+    save_file(twice, saved / "model.safetensors")
+    with pytest.raises(UserError, match=r"holds one weight twice, as (model\.)?embedding\.weight and as"):
+        load_weights(saved, modern.config)
 
 
 def test_the_tokenizer_loads_and_pairs_with_the_model(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -403,36 +398,3 @@ def test_the_code_needs_torch_and_transformers_alone(saved: Path) -> None:
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 roots.add((node.module or "").partition(".")[0])
     assert {"torch", "transformers"} <= roots <= {"torch", "transformers", *sys.stdlib_module_names}
-
-
-LIMITS: dict[str, tuple[ModelConfig, list[str]]] = {
-    "all": (tiny_model("llama-10m"), []),
-    "no GGUF": (
-        tiny_model("gpt2"),
-        ["it cannot be written as GGUF (only the Llama form without biases is written as GGUF, not gpt2)"],
-    ),
-    "code": (
-        tiny_model("modern-1m"),
-        ["transformers loads it with trust_remote_code=True only", "it cannot be written as GGUF"],
-    ),
-    "reward model": (tiny_model("gpt2").as_score(), []),
-    "critic": (tiny_model("llama-10m", value_head=True), []),
-}
-
-
-@pytest.mark.parametrize("name", LIMITS)
-def test_what_others_will_not_do_with_a_model(name: str, tokenizer: Tokenizer) -> None:
-    config, limits = LIMITS[name]
-    assert export_limits(config, tokenizer) == limits
-
-
-def test_a_run_says_so_when_it_starts(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = {"max_steps": 2, "val_every_n_steps": None}
-    result = pretrain(make_run(architecture="modern-1m", trainer=trainer))
-    assert result is not None
-    line = "the finished model: transformers loads it with trust_remote_code=True only; it cannot be written as GGUF\n"
-    assert line in capsys.readouterr().err
-    ours, _ = load_model_folder(result.model_folder)
-    tokens = random_tokens(ours.config, 1, 9)
-    with torch.no_grad():
-        assert largest_difference(load(result.model_folder)(tokens).logits, ours(tokens)) < 1e-4

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from lit_llm.config import UserError
-from lit_llm.planning import GPUS, PEAK_FLOPS, find_gpu
+from lit_llm.planning import GPUS, PEAK_FLOPS, find_gpu, machine
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,16 @@ def test_a_gpu_by_name(said: str, meant: str) -> None:
 def test_an_unknown_gpu_lists_the_known_ones(name: str) -> None:
     with pytest.raises(UserError, match=r"H100, .*L40S.*T4"):
         find_gpu(name)
+
+
+def test_the_memory_of_a_container_is_what_it_may_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "_MEMORY_LIMITS", (str(tmp_path / "gone"), str(limit)))
+    limit.write_text("max\n")
+    whole = machine.memory_gib()
+    limit.write_text("536870912\n")
+    assert machine.memory_gib() == 0.5 < whole
+
+
+def test_the_speed_of_this_machine_is_measured() -> None:
+    assert 1e8 < machine.measured_flops("cpu", torch.float32) < 1e15

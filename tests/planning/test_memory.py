@@ -130,6 +130,8 @@ def test_the_cheapest_is_the_first_that_fits() -> None:
         assert (chosen.placement, chosen.checkpointing) == (options[first].placement, options[first].checkpointing)
         assert first <= number
     assert cheapest(every_option(config, placements, limit=1000)) is None
+    for share, choices in ((0.5, 1), (0.49, 4)):  # of memory in which half would be enough
+        assert len(every_option(config, placements, limit=2 * totals[0], enough=share)) == 3 * choices
 
 
 def test_the_largest_micro_batch_fits_and_the_next_does_not() -> None:

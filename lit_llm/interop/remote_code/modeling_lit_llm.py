@@ -33,7 +33,7 @@ from .layers_lit_llm import (
     sinusoids,
 )
 
-# transformers 5.24 renamed `past_key_values` of outputs and arguments to `cache`
+# newer versions of transformers call `past_key_values` of arguments and outputs `cache`
 CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
 
 
