@@ -36,7 +36,7 @@ def test_between_anchors_the_rate_is_straight_over_logarithms() -> None:
 @pytest.mark.parametrize("stage", get_args(Stage))
 def test_adapters_and_muon_have_their_own(stage: Stage) -> None:
     whole = default_learning_rate(stage, 20_000_000)
-    assert default_learning_rate(stage, 20_000_000, lora=True) == pytest.approx(10 * whole)
+    assert default_learning_rate(stage, 20_000_000, lora=True) == pytest.approx(min(10 * whole, 1e-2))
     beside_muon = default_learning_rate(stage, 20_000_000, muon=True)
     if stage == "pretrain":
         assert beside_muon == 4e-3 and default_muon_learning_rate(stage, 1.0) == 0.02

@@ -49,11 +49,10 @@ def test_a_later_stage_fits_length_rate_and_warm_up(
 
 
 def test_an_adapter_has_ten_times_the_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = make_stage("sft", tmp_path, optimizer={"learning_rate": None}, lora={"rank": 2})
-    build_sft(config)
-    assert config.optimizer.learning_rate == pytest.approx(
-        10 * default_learning_rate("sft", count_parameters(config.model))
-    )
+    config = make_stage("dpo", tmp_path, optimizer={"learning_rate": None}, lora={"rank": 2})
+    build_dpo(config)
+    expected = 10 * default_learning_rate("dpo", count_parameters(config.model))
+    assert config.optimizer.learning_rate == pytest.approx(expected)
     assert "k parameters with lora; --optimizer.learning_rate sets another" in capsys.readouterr().err
 
 
