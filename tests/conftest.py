@@ -49,10 +49,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.fixture(autouse=True)
 def no_process_group_is_left() -> Iterator[None]:
-    """A run over one rank in this process leaves its process group behind, which forked ranks would inherit."""
+    """A run over one rank in this process leaves its process group and variables, which other ranks would inherit."""
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+    before = {name: os.environ.get(name) for name in names}
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture

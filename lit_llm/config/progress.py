@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -56,7 +56,7 @@ def track(items: Iterable[T], description: str, total: int | None = None, unit: 
         total: number of items; None takes their length, where they have one.
         unit: what an item is.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with progress(description, total, unit) as advance:
         for item in items:

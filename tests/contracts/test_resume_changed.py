@@ -22,7 +22,7 @@ from lit_llm.cli.parsing import option_keys
 from lit_llm.config import DPOConfig, PPOConfig, PretrainConfig, RewardConfig, SFTConfig, to_plain
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint_files import saved_checkpoints
-from lit_llm.training.run_record import _FREE, _LEARNED_OF_TRAINER, differences
+from lit_llm.training.run_record import _LEARNED_OF_TRAINER, _NOT_LEARNED, differences
 
 CONSTANT = {"schedule": {"name": "constant", "warmup_steps": 0}}
 FEW = {"max_steps": 3, "val_every_n_steps": None, "save_every_n_steps": 1, "keep_last_checkpoints": 9}
@@ -257,10 +257,10 @@ def test_every_stage_compares(stage: str, change: dict[str, Any], name: str, tmp
 def test_the_lists_are_of_settings_that_there_are() -> None:
     kinds = (PretrainConfig, SFTConfig, RewardConfig, DPOConfig, PPOConfig)
     names = {name for kind in kinds for name in option_keys(kind)}
-    assert names >= _FREE | _LEARNED_OF_TRAINER
+    assert names >= _NOT_LEARNED | _LEARNED_OF_TRAINER
     for kind in kinds:
         for group in dataclasses.fields(kind):
-            assert group.name not in ("model", "optimizer", "lora", "seed") or group.name not in _FREE
+            assert group.name not in ("model", "optimizer", "lora", "seed") or group.name not in _NOT_LEARNED
 
 
 def test_the_flag_says_nothing_alone(make_run: MakeRun) -> None:
