@@ -11,6 +11,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from lit_llm.config import ChatConfig, UserError
+from lit_llm.evaluation.tables import with_pictures
 from lit_llm.stages.loading import load
 from lit_llm.stages.quantization import QualityText
 
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from lit_llm.cli.conversation import Answer, Conversation
-
-# A model may write what a terminal takes for an order: control characters are shown as their pictures.
-_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
-_PICTURES |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 
 
 def chat(config: ChatConfig) -> None:
@@ -154,7 +151,7 @@ class _Terminal:
 
     def write(self, piece: str) -> None:
         """Show the next part of an answer."""
-        sys.stdout.write(piece.translate(_PICTURES) if self._shows else piece)
+        sys.stdout.write(with_pictures(piece) if self._shows else piece)
         sys.stdout.flush()
 
     def end_answer(self) -> None:
@@ -164,7 +161,7 @@ class _Terminal:
 
     def tell(self, text: str, style: str = "dim") -> None:
         """Show a note that is not part of an answer."""
-        self._print(self._notes, text.translate(_PICTURES), style)
+        self._print(self._notes, with_pictures(text), style)
 
     def leave(self) -> None:
         """Leave the cursor at the beginning of a line."""

@@ -6,6 +6,7 @@ that `--help` and a mistyped key answer at once.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import itertools
 import json
@@ -264,7 +265,8 @@ def console() -> None:
     asked = bool(words) and words[0] in ("-h", "--help", "--help-all")
     lines = ["usage: lit-llm COMMAND [options]; lit-llm COMMAND --help shows the options", ""]
     if words and not asked:
-        lines.insert(0, f"error: there is no command {words[0]}")
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        lines.insert(0, f"error: there is no command {words[0]}{f'; the nearest is {near[0]}' if near else ''}")
     lines += [f"  {name:16} {command.about}" for name, command in COMMANDS.items()]
     print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
     raise SystemExit(0 if asked else 2)

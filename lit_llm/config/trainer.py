@@ -22,7 +22,8 @@ class TrainerConfig:
     """End the run, with a checkpoint and its model folder, at the first step after this time: minutes, HH:MM:SS or
     DD:HH:MM:SS (in quotes in YAML). Each start and resume counts anew; the schedule stays that of max_steps."""
     early_stopping_patience: int | None = None
-    """End the run after so many validations in a row without a lower val/loss (in PPO: without a higher reward)."""
+    """End the run after so many validations in a row without a lower val/loss (in PPO: without a higher reward). With
+    keep_best_checkpoint a checkpoint is written after each best one; model/ is that of the last step."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Kind of device."""
     devices: int | Literal["auto"] = "auto"

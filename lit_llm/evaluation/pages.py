@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from html import escape
 
+from lit_llm.evaluation.tables import with_pictures
+
 _STYLE = """
   :root { color-scheme: light dark;
     --back: #fff; --raised: #f4f5f7; --line: #d9dbe1; --text: #1c1d22; --soft: #5d606b; }
@@ -81,7 +83,7 @@ def charts(pictures: Sequence[str]) -> str:
 
 def preformatted(text: str) -> str:
     """Show a text with its line ends as they are."""
-    return f"<pre>\n{escape(text)}</pre>"  # a browser drops the first line end
+    return f"<pre>\n{escape(with_pictures(text))}</pre>"  # a browser drops the first line end
 
 
 def folded(title: str, body: str, *, is_open: bool = False) -> str:

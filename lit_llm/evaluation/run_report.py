@@ -13,7 +13,7 @@ from lit_llm.config import RunConfig
 from lit_llm.config.files import replace_file
 from lit_llm.evaluation import pages
 from lit_llm.evaluation.charts import MAIN_CHARTS, curve_names, main_charts, more_charts
-from lit_llm.evaluation.tables import markdown_table
+from lit_llm.evaluation.tables import markdown_table, with_pictures
 from lit_llm.planning import count_parameters
 from lit_llm.training.curves import METRICS_FILE
 from lit_llm.training.loggers import stage_of
@@ -192,7 +192,7 @@ def _spread(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _indented(text: str) -> str:
-    return "\n".join("    " + line for line in text.splitlines())
+    return "\n".join("    " + line for line in with_pictures(text).split("\n"))
 
 
 def _configuration(config: RunConfig) -> str:

@@ -291,7 +291,8 @@ class LanguageModule(L.LightningModule):
         advice = "" if self.step_guard is None else f"; {self.step_guard.refuse(step, loss, norm, parts)}"
         raise NonFiniteStep(
             f"the loss ({loss}) or the gradient (norm {norm}) of step {step} is not finite; stopped before the update, "
-            f"and checkpoints are intact: lower optimizer.learning_rate or look at the data, then resume{advice}"
+            f"and checkpoints are intact: lower optimizer.learning_rate (with --resume_changed true) or "
+            f"look at the data, then resume{advice}"
         )
 
     def _count(self, parts: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:

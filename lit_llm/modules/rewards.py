@@ -149,7 +149,8 @@ class RewardFunction:
         try:
             found: Any = importlib.import_module(module)
         except Exception as error:  # whatever a module does when it is imported
-            raise UserError(f"rewards: cannot import {module} for {source}: {_in_a_line(error)}") from error
+            hint = f"; write {module.removesuffix('.py').replace('/', '.')}:{name}" if module.endswith(".py") else ""
+            raise UserError(f"rewards: cannot import {module} for {source}: {_in_a_line(error)}{hint}") from error
         function = getattr(found, name, None)
         if not callable(function):
             raise UserError(f"rewards: module {module} has no function {name!r}; correct {source}")

@@ -28,7 +28,7 @@ class Preempted(Interrupted):
 
 class CheckpointPolicy(Checkpoint):
     """Saves at optimizer-step boundaries only: every `save_every_n_steps`, every `save_every_n_minutes`, at the end,
-    on request, and before a step that is not finite.
+    on request, before a step that is not finite, and with `early_stopping_patience` after each best validation.
 
     Where validation is due at the same step the checkpoint is written after it, so a resumed run neither repeats nor
     misses a validation. Keeps the newest few and the one with the lowest `val/loss`; an older one goes only when a
@@ -126,8 +126,17 @@ class CheckpointPolicy(Checkpoint):
 
     def _due(self, step: int) -> bool:
         every = self.config.save_every_n_steps
-        asked = self.stopping is not None or step == self._timed_step
+        asked = self.stopping is not None or step == self._timed_step or self._is_worth_keeping(step)
         return asked or self.ending or step >= self.config.max_steps or (every is not None and step % every == 0)
+
+    def _is_worth_keeping(self, step: int) -> bool:
+        """Whether a run that ends some validations after its best one has just had the best so far."""
+        if self.config.early_stopping_patience is None or not self.config.keep_best_checkpoint:
+            return False
+        return self._has_loss_of(step) and (self.best_loss is None or self._validation_loss[1] < self.best_loss)
+
+    def _has_loss_of(self, step: int) -> bool:
+        return self._validation_loss is not None and self._validation_loss[0] == step
 
     def _validates(self, trainer: L.Trainer, batch_idx: int) -> bool:
         if not trainer.enable_validation or not sum(trainer.num_val_batches):  # which Lightning passes over, hooks too
@@ -139,7 +148,7 @@ class CheckpointPolicy(Checkpoint):
         self._settle(trainer, wait=True)
         if step == self._last_saved:
             return
-        if self._validation_loss is not None and self._validation_loss[0] == step:
+        if self._has_loss_of(step):
             loss = self._validation_loss[1]
             if self.best_loss is None or loss < self.best_loss:
                 self.best_loss, self.best_step = loss, step

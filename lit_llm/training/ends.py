@@ -12,6 +12,7 @@ import lightning as L
 from lit_llm.config import RunConfig, UserError
 from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.training.checkpoint import CheckpointPolicy
+from lit_llm.training.checkpoint_files import checkpoint_name
 from lit_llm.training.run_folder import is_written
 
 
@@ -105,13 +106,18 @@ class EndOfRun(L.Callback):
         """Say why the run ends."""
         if self.reason is not None and trainer.is_global_zero:
             print(f"ended at step {trainer.global_step} of {trainer.max_steps}: {self.reason}", file=sys.stderr)
+            best = self.policy.best_step
+            if self._out_of_patience() and best is not None and best < trainer.global_step:
+                where = self.policy.folder / checkpoint_name(best)
+                print(f"the best is kept as {where}, which experiments/export.py --checkpoint takes", file=sys.stderr)
 
     def _out_of_patience(self) -> bool:
         patience = self.config.trainer.early_stopping_patience
         return patience is not None and self.waited >= patience
 
     def _why_stopped(self) -> str:
-        return f"val/loss has not been below {self.best_loss:.4f} in {self.waited} validations"
+        times = "validation" if self.waited == 1 else f"{self.waited} validations"
+        return f"val/loss has not been below {self.best_loss:.4f} in {'one ' if self.waited == 1 else ''}{times}"
 
     def state_dict(self) -> dict[str, Any]:
         """The best validation and how many have followed it."""

@@ -133,7 +133,8 @@ def is_finished(config: RunConfig) -> bool:
     if step < config.trainer.max_steps or not is_written(config, step) or damage(saved[step]) is not None:
         return False
     if is_first_process():
-        print(f"{config.folder} is finished at step {step}; a larger {_length_option(config)} goes on", file=sys.stderr)
+        longer = f"a larger {_length_option(config)} goes on, with --resume_changed true where the schedule has decayed"
+        print(f"{config.folder} is finished at step {step}; {longer}", file=sys.stderr)
     return True
 
 

@@ -145,7 +145,8 @@ def test_a_finished_run_has_its_last_step_and_is_left_alone(
     for form in ("last", "last_or_begin"):
         run(ckpt_path=form, optimizer={"learning_rate": 1e-5})
         said = capsys.readouterr()
-        line = f"{config.folder} is finished at step 1; a larger --trainer.max_steps goes on"
+        line = f"{config.folder} is finished at step 1; a larger --trainer.max_steps goes on, "
+        line += "with --resume_changed true where the schedule has decayed"
         assert [each for each in said.err.splitlines() if "is finished at" in each or "resumed" in each] == [line]
         assert contents(config.folder) == before and "model folder" not in said.out
     # without what comes after the last step it is not finished

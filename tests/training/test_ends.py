@@ -177,7 +177,7 @@ def patient(make_run: MakeRun, name: str, patience: int | None = 2, **more: Any)
     trainer = {
         "max_steps": 12,
         "val_every_n_steps": 1,
-        "save_every_n_steps": 1,
+        "save_every_n_steps": 100,  # what is saved before is saved because it is the best
         "early_stopping_patience": patience,
         **more.pop("trainer", {}),
     }
@@ -198,6 +198,7 @@ def test_early_stopping_waits_for_its_patience_and_resumes_exactly(
     said = capsys.readouterr().err
     assert "after 2 validations in a row without a lower val/loss\n" in said
     assert f"ended at step {result.steps} of 12: {line}\n" in said
+    assert f"the best is kept as {checkpoints(straight)[best + 1]}, which experiments/export.py" in said
     assert f"| ended early | {line} |" in (straight.folder / "report.md").read_text()
     # a run that loses its power while it waits stops at the same step
     with pytest.raises(RuntimeError, match="power"):
