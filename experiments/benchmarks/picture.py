@@ -15,9 +15,9 @@ from pathlib import Path
 
 from lit_llm.evaluation.plots import line_plot
 
-LINES = 16
-WIDTH = 52  # characters
-LINE_HEIGHT, WHOLE_WIDTH, HEIGHT, TEXT_AT = 15, 880, 270, 490  # in pixels
+LINES = 18
+WIDTH = 58  # characters
+LINE_HEIGHT, WHOLE_WIDTH, HEIGHT, TEXT_AT = 17, 1120, 330, 660  # in pixels
 
 
 def curves(run: Path) -> dict[str, tuple[list[float], list[float]]]:
@@ -41,7 +41,7 @@ def sample(report: str, number: int) -> str:
 def draw(run: Path, text: str) -> str:
     """The curves on the left and `text` on the right, as one SVG on white ground."""
     plot = line_plot(curves(run), x_label="tokens read", y_label="nats per token", title="pretraining")
-    shown = [part for line in text.splitlines() for part in textwrap.wrap(line, WIDTH, drop_whitespace=False) or [""]]
+    shown = [line if len(line) <= WIDTH else line[: WIDTH - 1] + "…" for line in text.splitlines()]
     lines = "".join(
         f'<text x="{TEXT_AT}" y="{30 + LINE_HEIGHT * number}" xml:space="preserve">{escape(line)}</text>'
         for number, line in enumerate(shown[:LINES])
@@ -50,7 +50,7 @@ def draw(run: Path, text: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WHOLE_WIDTH}" height="{HEIGHT}" '
         f'viewBox="0 0 {WHOLE_WIDTH} {HEIGHT}"><rect width="100%" height="100%" fill="white"/>'
         f'<g color="#222" transform="translate(5 10)">{plot}</g>'
-        f'<g font-family="monospace" font-size="11" fill="#222">{lines}</g></svg>\n'
+        f'<g font-family="monospace" font-size="13" fill="#222">{lines}</g></svg>\n'
     )
 
 
