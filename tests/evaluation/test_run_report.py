@@ -14,7 +14,7 @@ from lit_llm.config import PretrainConfig, SampleConfig, SamplingConfig
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.evaluation.pages import from_markdown, page
 from lit_llm.evaluation.run_report import duration, write_report
-from lit_llm.evaluation.tables import markdown_table
+from lit_llm.evaluation.tables import markdown_table, with_pictures
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.run import RunResult
 from lit_llm.training.step_lines import read_step_lines
@@ -101,7 +101,14 @@ def test_the_page_holds_everything_and_loads_nothing(trained: tuple[PretrainConf
     assert {"perplexity", "bits_per_byte"} < set(titles)
     assert result.facts.data[0].digest in found.text and result.facts.device in found.text
     for line in read_step_lines(config.folder / "samples.jsonl"):
-        assert f"step {line['step']}" in found.text and all(sample in found.text for sample in line["samples"])
+        assert f"step {line['step']}" in found.text
+        assert all(with_pictures(sample) in found.text for sample in line["samples"])
+    # an untrained model writes bytes that a page or a terminal takes for orders
+    written = "".join(sample for line in read_step_lines(config.folder / "samples.jsonl") for sample in line["samples"])
+    controls = set(map(chr, range(32))) - {"\n", "\t"}
+    assert set(written) & controls
+    for name in ("report.html", "report.md"):
+        assert not set((config.folder / name).read_bytes().decode()) & controls
     assert "learning_rate: 0.003" in found.text
     # the report is the last thing that a run writes
     times = [(config.folder / name).stat().st_mtime_ns for name in ("report.html", "report.md")]
