@@ -86,6 +86,8 @@ class RateSweep:
     """The rate that a run takes where none is given, or the one that was given."""
     trials: list[RateTrial]
     """One for each rate, the lowest first."""
+    muon_default: float | None = None
+    """Muon's rate beside `default`, which every trial multiplies along; None where the run has no Muon."""
 
     @property
     def best(self) -> RateTrial:
@@ -103,6 +105,10 @@ class RateSweep:
         if not math.isfinite(best):
             raise UserError("no loss stayed finite: give --rates lower ones, or look at the data")
         return next(trial.rate for trial in self.trials if trial.score <= best + AS_GOOD * abs(best))
+
+    def muon_rate(self, rate: float) -> float | None:
+        """Muon's rate beside an AdamW of `rate`, in two digits; None where the run has no Muon."""
+        return None if self.muon_default is None else float(f"{self.muon_default * rate / self.default:.1e}")
 
     @property
     def at_the_edge(self) -> bool:
@@ -137,12 +143,11 @@ def find_rate(
         default = first.optimizer.learning_rate
         assert default is not None
         tried = sorted({float(f"{factor * default:.1e}") for factor in FACTORS} if rates is None else set(rates))
-        sweep = RateSweep(run.stage, count_parameters(first.model), default, [])
+        muon = first.optimizer.muon_learning_rate if first.optimizer.name == "muon" else None
+        sweep = RateSweep(run.stage, count_parameters(first.model), default, [], muon)
         for rate in tried:
             trial = copy.deepcopy(first)
-            muon = trial.optimizer.muon_learning_rate
-            muon = None if muon is None else muon * rate / default
-            trial.optimizer = replace(trial.optimizer, learning_rate=rate, muon_learning_rate=muon)
+            trial.optimizer = replace(trial.optimizer, learning_rate=rate, muon_learning_rate=sweep.muon_rate(rate))
             sweep.trials.append(_try(trial, build))
             tell(sweep.trials[-1])
     return sweep
@@ -266,6 +271,8 @@ def verdict(sweep: RateSweep) -> str:
     """The suggestion and its reason in a sentence."""
     best, chosen = sweep.best, sweep.suggestion
     line = f"suggested: --optimizer.learning_rate {chosen:g}"
+    if sweep.muon_default is not None:
+        line += f" --optimizer.muon_learning_rate {sweep.muon_rate(chosen):g}"
     if chosen == best.rate:
         line += f", the best of {len(sweep.trials)}"
     else:

@@ -69,6 +69,8 @@ def test_the_lowest_of_those_as_good_is_suggested() -> None:
     assert (sweep.best.rate, sweep.suggestion) == (1e-3, 3e-4)
     assert "learning_rate 0.0003, within 1% of the best (0.001)" in verdict(sweep)
     assert "--rates can go further" in verdict(RateSweep("sft", 10**6, 1e-3, trials[:3]))
+    both = verdict(RateSweep("pretrain", 10**6, 1e-3, trials, muon_default=0.02))
+    assert "--optimizer.learning_rate 0.0003 --optimizer.muon_learning_rate 0.006, within" in both
     lost = RateSweep("sft", 10**6, 1e-3, [RateTrial(1.0, [], None, False)])
     with pytest.raises(UserError, match="no loss stayed finite"):
         assert lost.suggestion
