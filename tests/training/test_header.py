@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from conftest import MakeRun, tiny_model
 from stage_runs import make_stage, run_stage
 
@@ -34,9 +35,10 @@ def test_a_start_and_a_resume_have_a_header(make_run: MakeRun, capsys: pytest.Ca
     pretrain(config)
     parameters = 400 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
     said = capsys.readouterr().err.splitlines()
+    threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
     assert said[:2] == [
         f"pretrain  the llama architecture, {parameters:,} parameters: 2 layers, width 32, 4 heads, vocabulary 400",
-        "device    CPU (1 thread), precision 32-true, strategy one device",
+        f"device    CPU ({threads}), precision 32-true, strategy one device",
     ]
     data = re.fullmatch(r"data      tokens: ([\d,]+) in train, ([\d,]+) in validation; from (.*)", said[2])
     assert data is not None and data[3] == config.data.paths[0]
