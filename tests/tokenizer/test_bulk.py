@@ -70,7 +70,7 @@ def test_very_long_runs_neither_fail_nor_differ(bpe, run):
 def test_chunks_join_to_the_text_and_do_not_change_ids(bpe):
     text = "\n".join(SOURCES[:12])
     chunks = chunked(text)
-    assert len(chunks) > 3 and "".join(chunks) == text
+    assert len(chunks) > 1 and "".join(chunks) == text
     assert [index for chunk in chunks for index in bpe.encode(chunk)] == bpe.encode(text)
 
 
