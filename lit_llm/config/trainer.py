@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from lit_llm.config.errors import UserError
@@ -164,6 +164,19 @@ class TrainerConfig:
             raise UserError(
                 "trainer.early_stopping_patience needs validations on the way; set trainer.val_every_n_steps"
             )
+
+    def on_one_device(self) -> TrainerConfig:
+        """The same training in one process on one device, uncompiled and nothing of it spread or offloaded."""
+        return replace(
+            self,
+            devices=1,
+            num_nodes=1,
+            strategy="auto",
+            tensor_parallel_size=1,
+            sharded_checkpoints=False,
+            offload=False,
+            compile=False,
+        )
 
     def _check_strategy(self) -> None:
         """Refuse options that the strategy would ignore."""

@@ -161,20 +161,13 @@ def _small(run: RunConfig, folder: str, steps: int) -> Any:
         squeezed = min(steps, math.ceil(small.schedule.warmup_steps * steps / length))
         small.schedule = replace(small.schedule, warmup_steps=squeezed)
     small.trainer = replace(
-        small.trainer,
+        small.trainer.on_one_device(),
         max_steps=steps,
         max_tokens=None,
         max_time=None,
         early_stopping_patience=None,
         val_every_n_steps=None,
         log_every_n_steps=1,
-        devices=1,
-        num_nodes=1,
-        strategy="auto",
-        tensor_parallel_size=1,
-        sharded_checkpoints=False,
-        offload=False,
-        compile=False,
     )
     small.samples = replace(small.samples, prompts=[])
     small.run_name, small.output_root = "trial", folder

@@ -104,15 +104,8 @@ def recorded_run(config: C) -> tuple[StepRecord, C]:
                 f"but {', '.join(_FREE[1:])}"
             )
     trainer = replace(
-        recorded.trainer,
+        recorded.trainer.on_one_device(),
         accelerator=_accelerator(config.trainer.accelerator, recorded.trainer.accelerator),
-        devices=1,
-        num_nodes=1,
-        strategy="auto",
-        tensor_parallel_size=1,
-        sharded_checkpoints=False,
-        offload=False,
-        compile=False,
     )
     data = replace(recorded.data, paths=config.data.paths or recorded.data.paths)
     ckpt_path = str(_weights_of(record, config)) if record.checkpoint is not None or config.ckpt_path else None

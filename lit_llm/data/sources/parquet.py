@@ -14,6 +14,11 @@ _PARQUET_ROWS = 1024
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file, all columns.
+
+    Raises:
+        UserError: it is no readable parquet file.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -26,6 +31,11 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parquet_texts(path: Path, key: str, field: str) -> Iterator[Piece]:
+    """Yield the texts in the column `field`, each a document; `key` names the file.
+
+    Raises:
+        UserError: it is no parquet file, or has no such column of text.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -59,6 +59,18 @@ class Files:
 
 
 def row_piece(row: Any, field: str, place: tuple[str, int], where: str, replaced: int = 0) -> Piece:
+    """The text in `field` of a row, as a document of its own.
+
+    Args:
+        row: from JSON or a data set.
+        field: name of the field.
+        place: file and number of the row.
+        where: the row, for errors.
+        replaced: bytes of it that were no UTF-8.
+
+    Raises:
+        UserError: the row is no object, or the field is missing or no text.
+    """
     if not isinstance(row, dict):
         raise UserError(f"{where}: the row is {type(row).__name__}, not an object with the field {field!r}")
     if field not in row:
