@@ -1,0 +1,8 @@
+"""Options of the steps that look at one document at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+DOCUMENT_STEPS: dict[str, type[Any]] = {}
+"""The dataclass of options of each step, by the name that it has in a recipe."""

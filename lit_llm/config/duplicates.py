@@ -1,0 +1,8 @@
+"""Options of the steps that compare documents with each other, or with evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+CORPUS_STEPS: dict[str, type[Any]] = {}
+"""The dataclass of options of each step, by the name that it has in a recipe."""

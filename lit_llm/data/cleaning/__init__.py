@@ -1,0 +1,1 @@
+"""What documents go through between a source and a corpus: extraction, filters, duplicates, contamination."""
