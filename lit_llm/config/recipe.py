@@ -61,6 +61,8 @@ class ClusterConfig:
     """Memory of a job of SLURM for each core."""
     tasks: int | None = None
     """Most tasks that the work of a step is spread over; null: 1,000."""
+    sbatch_args: dict[str, str] = field(default_factory=dict)
+    """More options of sbatch, as '{"account": "nlp", "qos": "long"}'."""
     env_command: str | None = None
     """Shell command that a job of SLURM begins with, as to activate an environment."""
 

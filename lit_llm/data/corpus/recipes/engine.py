@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,9 +21,11 @@ from lit_llm.config.lock import locked
 from lit_llm.config.recipe import RecipeConfig
 from lit_llm.data.cleaning.registry import is_corpus_step
 from lit_llm.data.corpus.recipes.chain import Link, forget_steps
+from lit_llm.data.corpus.recipes.cluster import ClusterWorkers
 from lit_llm.data.corpus.recipes.result import Contents, make_result, publish
 from lit_llm.data.corpus.recipes.stages import StageRunner, stages_of
 from lit_llm.data.corpus.recipes.tallies import Tally, load_record
+from lit_llm.data.corpus.recipes.tasks import forget_sources
 from lit_llm.data.corpus.recipes.workers import LocalWorkers, Workers, available_cores
 from lit_llm.data.corpus.recipes.workspace import OpenSource, Workspace, list_sources
 
@@ -63,10 +67,12 @@ def make_corpus(config: RecipeConfig) -> CleanCorpus:
             for line in workspace.begin():
                 print(line, file=sys.stderr)
             try:
-                with _workers(config) as workers:
+                with _workers(config, workspace) as workers:
+                    _say(config, workspace, sources, workers)
                     report = _make(config, workspace, sources, workers)
             finally:
                 forget_steps()
+                forget_sources()
             return CleanCorpus(workspace.output, report, True)
     except OSError as error:
         if error.errno is None:
@@ -76,12 +82,33 @@ def make_corpus(config: RecipeConfig) -> CleanCorpus:
         where = error.filename or workspace.output
         raise UserError(f"{where}: {os.strerror(error.errno)}{again if is_full else ''}") from error
     except KeyboardInterrupt:
-        print(f"what is finished stays in {workspace.work}; the same command goes on from there", file=sys.stderr)
-        raise
+        raise KeyboardInterrupt(
+            f"interrupted; what is finished stays in {workspace.work}, and the same command goes on from there"
+        ) from None
 
 
-def _workers(config: RecipeConfig) -> LocalWorkers:
-    return LocalWorkers(config.num_workers or available_cores())
+@contextlib.contextmanager
+def _workers(config: RecipeConfig, workspace: Workspace) -> Iterator[Workers]:
+    if config.executor == "datatrove":
+        is_slurm = config.cluster.partition is not None
+        number = config.num_workers or (None if is_slurm else available_cores())
+        yield ClusterWorkers(config.cluster, number, workspace.work / "datatrove")
+    else:
+        with LocalWorkers(config.num_workers or available_cores()) as workers:
+            yield workers
+
+
+def _say(config: RecipeConfig, workspace: Workspace, sources: list[OpenSource], workers: Workers) -> None:
+    """Prints what is to be done, in a line."""
+    from rich.filesize import decimal
+
+    units = [unit for source in sources for unit in source.units]
+    sizes = [unit.size_bytes for unit in units]
+    size = "" if None in sizes else f", {decimal(sum(size or 0 for size in sizes))}"
+    steps = ", ".join(link.name for link in workspace.links[1:]) or "no step"
+    count = "1 process" if workers.number == 1 else f"{workers.number:,} processes"
+    names = ", ".join(source.config.name for source in sources)
+    print(f"{names} ({len(units):,} files{size}): {steps}; by {count} into {config.output}", file=sys.stderr)
 
 
 def _make(config: RecipeConfig, workspace: Workspace, sources: list[OpenSource], workers: Workers) -> dict[str, Any]:

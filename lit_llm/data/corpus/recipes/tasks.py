@@ -5,9 +5,11 @@ What these functions import is imported by every process: nothing here needs tor
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from time import perf_counter
 
@@ -16,7 +18,7 @@ from lit_llm.data.cleaning.step import CorpusStep
 from lit_llm.data.corpus.recipes.chain import Chain, Link, corpus_step
 from lit_llm.data.corpus.recipes.parts import read_part, text_bytes
 from lit_llm.data.corpus.recipes.tallies import ReadRecord, Tally, save_record
-from lit_llm.data.sources.document import Skipped, SourceDocument, Unit
+from lit_llm.data.sources.document import DocumentSource, Skipped, SourceDocument, Unit
 from lit_llm.data.sources.opening import open_source
 
 EMPTY = "empty document"
@@ -65,8 +67,14 @@ def read_units(task: ReadTask) -> None:
     save_record(task.record, vars(record))
 
 
+@lru_cache(maxsize=64)
+def _opened(config: str) -> DocumentSource:
+    """A source, opened once in each process, as finding its units may take a while."""
+    return open_source(SourceConfig(**json.loads(config)))
+
+
 def _documents(task: ReadTask, record: ReadRecord) -> Iterator[SourceDocument]:
-    source = open_source(task.source)
+    source = _opened(json.dumps(vars(task.source)))
     for unit in task.units:
         for found in source.read(unit):
             if isinstance(found, Skipped):
@@ -75,6 +83,11 @@ def _documents(task: ReadTask, record: ReadRecord) -> Iterator[SourceDocument]:
                 record.skip(Skipped(found.id, EMPTY))
             else:
                 yield found
+
+
+def forget_sources() -> None:
+    """Lets go of the sources that this process has opened, which may have changed when they are read again."""
+    _opened.cache_clear()
 
 
 @dataclass(frozen=True)
