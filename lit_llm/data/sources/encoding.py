@@ -67,6 +67,11 @@ def _open_zstandard(file: Any) -> io.BufferedReader:
 _UNZIPPERS = {".gz": gzip.open, ".zst": _open_zstandard, ".bz2": bz2.open}
 
 
+def marked_encoding(head: bytes) -> str | None:
+    """The codec that a byte order mark says, one that takes the mark off; None without one."""
+    return next((name for mark, name in _MARKS if head.startswith(mark)), None)
+
+
 def find_encoding(path: StoredFile) -> str | None:
     """The codec of a text file (unzipped where it is compressed), one that takes the byte order mark off.
 
@@ -75,7 +80,7 @@ def find_encoding(path: StoredFile) -> str | None:
     """
     with open_file(path) as file:
         head = file.read(_PROBE_BYTES)
-    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
+    encoding = marked_encoding(head) or "utf-8"
     return None if encoding.startswith("utf-8") and b"\0" in head else encoding
 
 

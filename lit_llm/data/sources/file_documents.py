@@ -18,6 +18,8 @@ from lit_llm.data.sources.rows import has_rows
 from lit_llm.data.sources.source import END_OF_TEXT
 from lit_llm.data.sources.text_documents import code_documents, text_documents
 from lit_llm.data.sources.text_files import PROSE_SUFFIXES
+from lit_llm.data.sources.web_archives import archive_documents
+from lit_llm.data.sources.web_pages import HTML_SUFFIXES, html_documents
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,10 @@ class FileDocuments:
         kind = self._kind(path)
         if kind == "rows":
             return row_file_documents(path, key, self._config, maker)
+        if kind == "html":
+            return html_documents(path, key, maker)
+        if kind in ("warc", "wet"):
+            return archive_documents(path, key, maker, texts=kind == "wet")
         if kind == "code" and self._config.document_separator in ("auto", None):
             license = "PSF-2.0" if self._config.path == "stdlib" else None
             return code_documents(path, key, maker, license)
@@ -92,7 +98,12 @@ class FileDocuments:
             return self._config.format
         if has_rows(path):
             return "rows"
-        return "code" if code_language(content_suffix(path), path.name) else "text"
+        suffix = content_suffix(path)
+        if suffix in HTML_SUFFIXES:
+            return "html"
+        if suffix in (".warc", ".wet"):
+            return suffix[1:]
+        return "code" if code_language(suffix, path.name) else "text"
 
 
 def reading(documents: Iterator[SourceDocument | Skipped], file: FoundFile) -> Iterator[SourceDocument | Skipped]:
