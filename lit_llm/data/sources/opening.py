@@ -1,58 +1,39 @@
-"""The source that a recipe names, opened."""
+"""The source of documents that a recipe names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import xxhash
-
 from lit_llm.config import UserError
 from lit_llm.config.recipe import SourceConfig
-from lit_llm.data.sources.document import DocumentSource, Skipped, SourceDocument, Unit
-from lit_llm.data.sources.encoding import read_text
-from lit_llm.data.sources.files import content_suffix, find_files
-from lit_llm.data.sources.rows import json_line_rows
-
-
-class _Files:
-    """Text files, each a document, and rows of .jsonl files."""
-
-    def __init__(self, config: SourceConfig) -> None:
-        self._config = config
-        self._root, self._files, self.description = find_files(config.path, "sources.path")
-
-    def units(self) -> list[Unit]:
-        """See `DocumentSource`."""
-        units = []
-        for path in self._files:
-            stat = path.stat()
-            units.append(Unit(path.relative_to(self._root).as_posix(), stat.st_size, str(stat.st_mtime_ns)))
-        return units
-
-    def read(self, unit: Unit) -> Iterator[SourceDocument | Skipped]:
-        """See `DocumentSource`."""
-        path, config = Path(self._root) / unit.name, self._config
-        if content_suffix(path) != ".jsonl":
-            text = read_text(path)
-            yield SourceDocument(
-                unit.name, config.name, text, xxhash.xxh3_128_hexdigest(text.encode()), license=config.license
-            )
-            return
-        try:
-            for number, row, _ in json_line_rows(path):
-                name, text = f"{unit.name}:{number}", row.get(config.text_field)
-                if not isinstance(text, str):
-                    yield Skipped(name, f"no field {config.text_field!r}")
-                    continue
-                digest = xxhash.xxh3_128_hexdigest(text.encode())
-                yield SourceDocument(
-                    name, config.name, text, digest, row.get("url"), license=row.get("license") or config.license
-                )
-        except UserError as error:
-            yield Skipped(str(path), "broken JSON", str(error))
+from lit_llm.data.sources.document import DocumentSource
+from lit_llm.data.sources.file_documents import FileDocuments
+from lit_llm.data.sources.hub_documents import HubDocuments
+from lit_llm.data.sources.packages import PREFIX, PackageDocuments
 
 
 def open_source(config: SourceConfig) -> DocumentSource:
-    """The source of a recipe's entry."""
-    return _Files(config)
+    """Finds the units of a source.
+
+    Raises:
+        UserError: there is nothing at the path, or an option could do nothing for what is there.
+    """
+    if not config.path:
+        raise UserError("a source has no path; name a file, a folder, a glob, hf:NAME, packages:NAME or stdlib")
+    if config.path.startswith("hf:") and not config.path.startswith("hf://"):
+        _refuse(config, "format", "document_separator")
+        return HubDocuments(config)
+    if config.path.startswith(PREFIX):
+        _refuse(config, "format", "document_separator", "id_field")
+        return PackageDocuments(config)
+    return FileDocuments(config)
+
+
+def _refuse(config: SourceConfig, *names: str) -> None:
+    """Refuses options that could do nothing, unless they are as they are by default.
+
+    Raises:
+        UserError: one of them is given.
+    """
+    default = SourceConfig()
+    for name in names:
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(f"{name} is given, but can do nothing for {config.path}; leave it out")
