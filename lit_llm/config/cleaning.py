@@ -10,8 +10,11 @@ from lit_llm.config.quality_rules import (
     GopherQualityConfig,
     GopherRepetitionConfig,
 )
+from lit_llm.config.text_filters import LanguageConfig, UnicodeConfig
 
 DOCUMENT_STEPS: dict[str, type[Any]] = {
+    "unicode": UnicodeConfig,
+    "language": LanguageConfig,
     "gopher_quality": GopherQualityConfig,
     "gopher_repetition": GopherRepetitionConfig,
     "c4_quality": C4QualityConfig,

@@ -31,7 +31,8 @@ def _characters(belongs: Callable[[str], bool]) -> str:
     return "".join(f"{re.escape(chr(low))}-{re.escape(chr(high))}" for low, high in ranges)
 
 
-_COMBINING = _characters(lambda character: unicodedata.category(character) in ("Mn", "Mc", "Me"))
+COMBINING = _characters(lambda character: unicodedata.category(character) in ("Mn", "Mc", "Me"))
+"""Combining marks, as the inside of a regular expression's class."""
 # Punctuation, symbols, control and format characters. The underscore belongs to names, and joiners to their words.
 _MARKS = _characters(
     lambda character: (
@@ -43,7 +44,7 @@ _MARKS = _characters(
 )
 _WORD = rf"[^\s{_MARKS}{_WITHOUT_SPACES}]+"
 _TOKEN = re.compile(
-    rf"{_WORD}(?:[.'’]{_WORD}|,[0-9]+)*|[{_WITHOUT_SPACES}][{_COMBINING}]*"
+    rf"{_WORD}(?:[.'’]{_WORD}|,[0-9]+)*|[{_WITHOUT_SPACES}][{COMBINING}]*"
     rf"|\.+|-+|=+|\*+|#+|~+|/+|<+|>+|\|+|[{_MARKS}]"
 )
 _MARK = re.compile(f"[{_MARKS}]")

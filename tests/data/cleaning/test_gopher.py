@@ -52,7 +52,7 @@ def prose(number_of_words: int) -> str:
         (prose(100) + "... x" * 12, {}, "more than 0.1 ellipses per word"),
         ("\n".join(f"- the of {word}" for word in prose(60).split()), {"min_alphabetic_words": 0.7},
          "more than 0.9 of the lines with a bullet"),
-        ("\n".join(f"the of {word}…" for word in prose(9).split()), 
+        ("\n".join(f"the of {word}…" for word in prose(9).split()),
          {"min_words": 0, "max_ellipsis_ratio": None, "min_mean_word_length": 2},
          "more than 0.3 of the lines end in an ellipsis"),
         (prose(80) + " 12345" * 20, {}, None),
