@@ -8,13 +8,13 @@ from types import ModuleType
 from lit_llm.config.errors import UserError
 
 
-def optional_module(name: str, purpose: str, package: str = "'lit-llm[data]'") -> ModuleType:
+def optional_module(name: str, purpose: str, extra: str) -> ModuleType:
     """The module `name` of an optional library.
 
     Args:
         name: As in an import, "resiliparse.parse.lang".
         purpose: What needs it, the subject of the message.
-        package: What pip is to install.
+        extra: The extra of this package that installs it.
 
     Raises:
         UserError: the library is not installed, or cannot be imported.
@@ -22,4 +22,5 @@ def optional_module(name: str, purpose: str, package: str = "'lit-llm[data]'") -
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f"{purpose} needs {name.partition('.')[0]} ({error}): pip install {package}") from error
+        package = name.partition(".")[0]
+        raise UserError(f"{purpose} needs {package} ({error}): pip install 'lit-llm[{extra}]'") from error

@@ -79,7 +79,7 @@ class Language:
 
 def _py3langid(options: LanguageConfig) -> tuple[Detector, Collection[str]]:
     """Probabilities out of py3langid's log-likelihoods of all languages, tempered by the length as its own are."""
-    rank = optional_module("py3langid", "the step language").rank
+    rank = optional_module("py3langid", "the step language", "data").rank
 
     def detect(text: str) -> tuple[str, float]:
         ranks = rank(text)
@@ -92,7 +92,7 @@ def _py3langid(options: LanguageConfig) -> tuple[Detector, Collection[str]]:
 
 
 def _resiliparse(options: LanguageConfig) -> tuple[Detector, Collection[str]]:
-    lang = optional_module("resiliparse.parse.lang", "the step language with detector: resiliparse")
+    lang = optional_module("resiliparse.parse.lang", "the step language with detector: resiliparse", "data")
 
     def detect(text: str) -> tuple[str, float]:
         language, distance = lang.detect_fast(text, cutoff=_FARTHEST)
@@ -106,9 +106,12 @@ def _fasttext(options: LanguageConfig) -> tuple[Detector, Collection[str]]:
     path = Path(str(options.model))
     if not path.is_file():
         raise UserError(f"model is {path}, which is no file: the step language needs a model of fastText there")
-    load = optional_module("fasttext", "the step language with detector: fasttext", "fasttext-predict").load_model
     try:
-        model = load(str(path))
+        import fasttext
+    except ImportError as error:
+        raise UserError(f"detector: fasttext needs fasttext ({error}): pip install fasttext-predict") from error
+    try:
+        model = fasttext.load_model(str(path))
     except ValueError as error:
         raise UserError(f"model {path} is no model of fastText: {error}") from error
 

@@ -145,8 +145,8 @@ def _repairing() -> Edit:
     Raises:
         UserError: ftfy is not installed.
     """
-    ftfy = optional_module("ftfy", "the step unicode with mojibake: true")
-    is_bad = optional_module("ftfy.badness", "the step unicode with mojibake: true").is_bad
+    ftfy = optional_module("ftfy", "the step unicode with mojibake: true", "data")
+    is_bad = optional_module("ftfy.badness", "the step unicode with mojibake: true", "data").is_bad
     config = ftfy.TextFixerConfig(
         unescape_html=False,
         remove_terminal_escapes=False,

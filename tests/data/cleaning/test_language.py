@@ -135,7 +135,7 @@ def test_a_detector_that_is_not_installed(
     monkeypatch.setitem(sys.modules, module, None)
     (tmp_path / "model").touch()
     model = str(tmp_path / "model") if detector == "fasttext" else None
-    with pytest.raises(UserError, match=f"the step language.* needs .*{fix}"):
+    with pytest.raises(UserError, match=f" needs {detector} .*{fix}"):
         Language(LanguageConfig(detector=detector, model=model))
 
 
