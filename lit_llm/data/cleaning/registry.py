@@ -8,7 +8,14 @@ from typing import Any
 from lit_llm.data.cleaning.step import CorpusStep, DocumentStep
 
 # Each class is made from its options, the dataclass of that name in `lit_llm.config.cleaning` or `.duplicates`.
-_DOCUMENT_STEPS: dict[str, str] = {}
+_DOCUMENT_STEPS: dict[str, str] = {
+    "unicode": "lit_llm.data.cleaning.unicode:Unicode",
+    "language": "lit_llm.data.cleaning.language:Language",
+    "gopher_quality": "lit_llm.data.cleaning.gopher:GopherQuality",
+    "gopher_repetition": "lit_llm.data.cleaning.gopher:GopherRepetition",
+    "c4_quality": "lit_llm.data.cleaning.web_pages:C4Quality",
+    "fineweb_quality": "lit_llm.data.cleaning.web_pages:FineWebQuality",
+}
 _CORPUS_STEPS: dict[str, str] = {}
 
 
