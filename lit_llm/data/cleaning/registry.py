@@ -9,7 +9,11 @@ from lit_llm.data.cleaning.step import CorpusStep, DocumentStep
 
 # Each class is made from its options, the dataclass of that name in `lit_llm.config.cleaning` or `.duplicates`.
 _DOCUMENT_STEPS: dict[str, str] = {}
-_CORPUS_STEPS: dict[str, str] = {}
+_CORPUS_STEPS: dict[str, str] = {
+    "exact_documents": "lit_llm.data.cleaning.duplicates.exact_documents:ExactDocuments",
+    "exact_lines": "lit_llm.data.cleaning.duplicates.exact_lines:ExactLines",
+    "near_duplicates": "lit_llm.data.cleaning.duplicates.near_duplicates:NearDuplicates",
+}
 
 
 def is_corpus_step(name: str) -> bool:
