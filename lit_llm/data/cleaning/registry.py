@@ -16,7 +16,11 @@ _DOCUMENT_STEPS: dict[str, str] = {
     "c4_quality": "lit_llm.data.cleaning.web_pages:C4Quality",
     "fineweb_quality": "lit_llm.data.cleaning.web_pages:FineWebQuality",
 }
-_CORPUS_STEPS: dict[str, str] = {}
+_CORPUS_STEPS: dict[str, str] = {
+    "exact_documents": "lit_llm.data.cleaning.duplicates.exact_documents:ExactDocuments",
+    "exact_lines": "lit_llm.data.cleaning.duplicates.exact_lines:ExactLines",
+    "near_duplicates": "lit_llm.data.cleaning.duplicates.near_duplicates:NearDuplicates",
+}
 
 
 def is_corpus_step(name: str) -> bool:
