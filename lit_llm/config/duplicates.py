@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-CORPUS_STEPS: dict[str, type[Any]] = {}
+from lit_llm.config.substrings import SubstringsOptions
+
+CORPUS_STEPS: dict[str, type[Any]] = {"substrings": SubstringsOptions}
 """The dataclass of options of each step, by the name that it has in a recipe."""

@@ -11,7 +11,9 @@ from lit_llm.data.cleaning.step import CorpusStep, DocumentStep
 _DOCUMENT_STEPS: dict[str, str] = {
     "decontaminate": "lit_llm.data.cleaning.decontamination:Decontaminate",
 }
-_CORPUS_STEPS: dict[str, str] = {}
+_CORPUS_STEPS: dict[str, str] = {
+    "substrings": "lit_llm.data.cleaning.substrings:RepeatedSubstrings",
+}
 
 
 def is_corpus_step(name: str) -> bool:
