@@ -92,11 +92,11 @@ def first_occurrences(tokens: np.ndarray, allowed: np.ndarray, length: int) -> t
     sizes = np.bincount(group, minlength=1)
     several = sizes[group] > 1
     order, group = order[several], group[several]
-    by_place = np.lexsort((order, group))
-    order, group = order[by_place], group[by_place]
-    begins = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]])) if len(group) else np.zeros(0, int)
-    first = np.repeat(order[begins], np.diff(np.append(begins, len(order))))
-    return order, first
+    if not len(order):
+        return order, order
+    begins = np.flatnonzero(np.concatenate([[True], group[1:] != group[:-1]]))
+    first = np.minimum.reduceat(order, begins)
+    return order, np.repeat(first, np.diff(np.append(begins, len(order))))
 
 
 def joined(intervals: np.ndarray) -> np.ndarray:
