@@ -10,6 +10,10 @@ from itertools import takewhile
 from pathlib import Path
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.remote import StoredFile
+
+COMPRESSED_SUFFIXES = frozenset({".gz", ".zst", ".bz2"})
+"""The suffixes that say how a file is packed, and follow the one that says what is inside."""
 
 # Installed packages, tests, and the generated tables of encodings and pydoc_data: they are no code that people write,
 # and so repetitive that a small model learns them first and writes little else.
@@ -54,9 +58,9 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
     return root, files, f"{description}, {len(files):,} {'file' if len(files) == 1 else 'files'}"
 
 
-def content_suffix(path: Path) -> str:
+def content_suffix(path: StoredFile) -> str:
     """The suffix that says what is inside: of x.jsonl.gz, .jsonl."""
-    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSED_SUFFIXES else path).suffix.lower()
 
 
 def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
