@@ -10,6 +10,7 @@ from lit_llm.config.quality_rules import (
     GopherQualityConfig,
     GopherRepetitionConfig,
 )
+from lit_llm.config.references import REFERENCE_STEPS
 from lit_llm.config.text_filters import LanguageConfig, UnicodeConfig
 
 DOCUMENT_STEPS: dict[str, type[Any]] = {
@@ -19,5 +20,6 @@ DOCUMENT_STEPS: dict[str, type[Any]] = {
     "gopher_repetition": GopherRepetitionConfig,
     "c4_quality": C4QualityConfig,
     "fineweb_quality": FineWebQualityConfig,
+    **REFERENCE_STEPS,
 }
 """The dataclass of options of each step, by the name that it has in a recipe."""

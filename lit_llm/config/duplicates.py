@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_llm.config.errors import UserError
+from lit_llm.config.substrings import SubstringsOptions
 
 
 @dataclass
@@ -79,5 +80,6 @@ CORPUS_STEPS: dict[str, type[Any]] = {
     "exact_documents": ExactDocumentsConfig,
     "exact_lines": ExactLinesConfig,
     "near_duplicates": NearDuplicatesConfig,
+    "substrings": SubstringsOptions,
 }
 """The dataclass of options of each step, by the name that it has in a recipe."""

@@ -15,11 +15,13 @@ _DOCUMENT_STEPS: dict[str, str] = {
     "gopher_repetition": "lit_llm.data.cleaning.gopher:GopherRepetition",
     "c4_quality": "lit_llm.data.cleaning.web_pages:C4Quality",
     "fineweb_quality": "lit_llm.data.cleaning.web_pages:FineWebQuality",
+    "decontaminate": "lit_llm.data.cleaning.decontamination:Decontaminate",
 }
 _CORPUS_STEPS: dict[str, str] = {
     "exact_documents": "lit_llm.data.cleaning.duplicates.exact_documents:ExactDocuments",
     "exact_lines": "lit_llm.data.cleaning.duplicates.exact_lines:ExactLines",
     "near_duplicates": "lit_llm.data.cleaning.duplicates.near_duplicates:NearDuplicates",
+    "substrings": "lit_llm.data.cleaning.substrings:RepeatedSubstrings",
 }
 
 
