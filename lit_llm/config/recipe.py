@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -131,6 +132,11 @@ def _step_options(entry: Any, number: int) -> tuple[str, Any]:
         raise UserError(f"step {number} of the recipe, {name!r}, is unknown; the steps are {', '.join(STEPS)}")
     if not isinstance(values or {}, dict):
         raise UserError(f"step {number} of the recipe, {name}: its options must be names with values")
+    known = [each.name for each in dataclasses.fields(STEPS[name])]
+    if unknown := [option for option in values or {} if option not in known]:
+        raise UserError(
+            f"step {number} of the recipe, {name}, has no option {unknown[0]}; it has {', '.join(known) or 'none'}"
+        )
     try:
         options = from_plain(STEPS[name], values or {})
         check_types(options, "")

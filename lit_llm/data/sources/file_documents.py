@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from lit_llm.config import UserError
 from lit_llm.config.recipe import SourceConfig
@@ -36,6 +37,11 @@ class FoundFile:
     path: StoredFile
     size_bytes: int | None
 
+    @property
+    def modified(self) -> str | None:
+        """The time of a file of this machine."""
+        return str(self.path.stat().st_mtime_ns) if isinstance(self.path, Path) else None
+
 
 class FileDocuments:
     """Documents of a file, a folder, a glob or the standard library, local or remote.
@@ -62,7 +68,7 @@ class FileDocuments:
 
     def units(self) -> list[Unit]:
         """The files, in the order of their paths."""
-        return [Unit(file.key, file.size_bytes) for file in self._files.values()]
+        return [Unit(file.key, file.size_bytes, file.modified) for file in self._files.values()]
 
     def read(self, unit: Unit) -> Iterator[SourceDocument | Skipped]:
         """Yields the documents of a file.

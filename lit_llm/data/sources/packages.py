@@ -51,7 +51,7 @@ class PackageDocuments:
 
     def units(self) -> list[Unit]:
         """The files, package by package in the order of their paths."""
-        return [Unit(file.key, file.size_bytes) for file, _ in self._files.values()]
+        return [Unit(file.key, file.size_bytes, file.modified) for file, _ in self._files.values()]
 
     def read(self, unit: Unit) -> Iterator[SourceDocument | Skipped]:
         """Yields the document of a file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
+from lit_llm.config import UserError
 from lit_llm.data.cleaning.registry import build_step
 from lit_llm.data.cleaning.step import CorpusStep, DocumentStep
 from lit_llm.data.corpus.recipes.parts import PartWriter, text_bytes
@@ -67,6 +69,19 @@ def corpus_step(link: Link) -> CorpusStep:
     step = build_step(link.name, link.options)
     assert isinstance(step, CorpusStep)
     return step
+
+
+def check_steps(links: Sequence[Link]) -> None:
+    """Makes each step once, so that what is wrong with its options shows before anything is read.
+
+    Raises:
+        UserError: an option names a file that is missing, or a library is not installed.
+    """
+    for link in links:
+        try:
+            build_step(link.name, link.options)
+        except UserError as error:
+            raise UserError(f"step {link.number} of the recipe, {link.name}: {error}") from None
 
 
 def forget_steps() -> None:

@@ -20,7 +20,7 @@ from lit_llm.config.files import replace_file, write_json
 from lit_llm.config.lock import locked
 from lit_llm.config.recipe import RecipeConfig
 from lit_llm.data.cleaning.registry import is_corpus_step
-from lit_llm.data.corpus.recipes.chain import Link, forget_steps
+from lit_llm.data.corpus.recipes.chain import Link, check_steps, forget_steps
 from lit_llm.data.corpus.recipes.cluster import ClusterWorkers
 from lit_llm.data.corpus.recipes.result import Contents, make_result, publish
 from lit_llm.data.corpus.recipes.stages import StageRunner, stages_of
@@ -64,6 +64,7 @@ def make_corpus(config: RecipeConfig) -> CleanCorpus:
                 workspace.clear()
             if workspace.is_finished():
                 return CleanCorpus(workspace.output, load_record(workspace.report), False)
+            check_steps(workspace.links[1:])
             for line in workspace.begin():
                 print(line, file=sys.stderr)
             try:

@@ -21,9 +21,6 @@ from lit_llm.data.corpus.recipes.tallies import ReadRecord, Tally, save_record
 from lit_llm.data.sources.document import DocumentSource, Skipped, SourceDocument, Unit
 from lit_llm.data.sources.opening import open_source
 
-EMPTY = "empty document"
-"""Why a document that has white space alone is skipped."""
-
 
 @dataclass(frozen=True)
 class ReadTask:
@@ -79,8 +76,6 @@ def _documents(task: ReadTask, record: ReadRecord) -> Iterator[SourceDocument]:
         for found in source.read(unit):
             if isinstance(found, Skipped):
                 record.skip(found)
-            elif not found.text or found.text.isspace():
-                record.skip(Skipped(found.id, EMPTY))
             else:
                 yield found
 

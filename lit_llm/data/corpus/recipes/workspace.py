@@ -27,10 +27,13 @@ from lit_llm.config.serialization import shown
 from lit_llm.data.corpus.recipes.chain import Link
 from lit_llm.data.corpus.recipes.tallies import load_record
 from lit_llm.data.sources.document import Unit
+from lit_llm.data.sources.files import find_files
 from lit_llm.data.sources.opening import open_source
 
 FORMAT = 1
 """Counts up whenever the same recipe would give other results, as a step or the engine has changed."""
+FILE_OPTIONS = frozenset({"file", "files", "model", "path", "positives", "negatives"})
+"""Options of steps that name files, on whose content the result depends."""
 _OURS = frozenset(
     {".lock", "work", ".documents", "documents", "recipe.yaml", "report.json", "data_card.md", "data_report.html"}
 )
@@ -225,8 +228,23 @@ class Workspace:
 
 
 def _facts(options: Any) -> dict[str, Any]:
-    """The options of a step, and the version of what it does."""
-    return {**to_plain(options), **({"version": options.version} if hasattr(options, "version") else {})}
+    """The options of a step, the files that they name as they are now, and the version of what the step does."""
+    facts = to_plain(options)
+    for name in FILE_OPTIONS & facts.keys():
+        given = facts[name] if isinstance(facts[name], list) else [facts[name]]
+        if stamps := [stamp for path in given if isinstance(path, str) for stamp in _stamps(path)]:
+            facts[f"{name} on disk"] = digest_of(stamps)
+    return {**facts, **({"version": options.version} if hasattr(options, "version") else {})}
+
+
+def _stamps(path: str) -> list[Any]:
+    """Names, sizes and times of the files of a path; none where it is no path of this machine."""
+    try:
+        files = find_files(path, "")[1]
+    except (UserError, OSError):
+        return []
+    stats = [(file.as_posix(), file.stat()) for file in files]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
 def _source_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
