@@ -6,6 +6,7 @@ from typing import Any
 
 from lit_llm.config.quality_rules import (
     C4QualityConfig,
+    CodeQualityConfig,
     FineWebQualityConfig,
     GopherQualityConfig,
     GopherRepetitionConfig,
@@ -19,5 +20,6 @@ DOCUMENT_STEPS: dict[str, type[Any]] = {
     "gopher_repetition": GopherRepetitionConfig,
     "c4_quality": C4QualityConfig,
     "fineweb_quality": FineWebQualityConfig,
+    "code_quality": CodeQualityConfig,
 }
 """The dataclass of options of each step, by the name that it has in a recipe."""
