@@ -45,7 +45,9 @@ def show_corpus(config: RecipeConfig, corpus: CleanCorpus) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    table = Table(*(Column(name, justify="right" if name in _NUMBERS else "left") for name in _CORPUS_COLUMNS))
+    table = Table(
+        *(Column(name, justify="right" if name in _NUMBERS else "left", overflow="fold") for name in _CORPUS_COLUMNS)
+    )
     for source in corpus.report["sources"]:
         skipped = sum(entry["number"] for entry in source["skipped"].values())
         why = f"{skipped:,} skipped: {next(iter(source['skipped']))}" if skipped else ""
