@@ -11,7 +11,7 @@ from lit_llm.config.quality_rules import (
     GopherQualityConfig,
     GopherRepetitionConfig,
 )
-from lit_llm.config.text_filters import LanguageConfig, UnicodeConfig
+from lit_llm.config.text_filters import LanguageConfig, ToxicityConfig, UnicodeConfig, UrlBlocklistConfig
 
 DOCUMENT_STEPS: dict[str, type[Any]] = {
     "unicode": UnicodeConfig,
@@ -21,5 +21,7 @@ DOCUMENT_STEPS: dict[str, type[Any]] = {
     "c4_quality": C4QualityConfig,
     "fineweb_quality": FineWebQualityConfig,
     "code_quality": CodeQualityConfig,
+    "url_blocklist": UrlBlocklistConfig,
+    "toxicity": ToxicityConfig,
 }
 """The dataclass of options of each step, by the name that it has in a recipe."""

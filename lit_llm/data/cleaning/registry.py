@@ -16,6 +16,8 @@ _DOCUMENT_STEPS: dict[str, str] = {
     "c4_quality": "lit_llm.data.cleaning.web_pages:C4Quality",
     "fineweb_quality": "lit_llm.data.cleaning.web_pages:FineWebQuality",
     "code_quality": "lit_llm.data.cleaning.source_code:CodeQuality",
+    "url_blocklist": "lit_llm.data.cleaning.addresses:UrlBlocklist",
+    "toxicity": "lit_llm.data.cleaning.toxicity:Toxicity",
 }
 _CORPUS_STEPS: dict[str, str] = {}
 
