@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.cli.parsing import main
-from lit_llm.cli.results import show_comparison, show_evaluation, show_export, show_run, show_shards, show_tokenizer
+from lit_llm.cli.results import (
+    show_comparison,
+    show_corpus,
+    show_evaluation,
+    show_export,
+    show_run,
+    show_shards,
+    show_tokenizer,
+)
 from lit_llm.cli.short_help import ShortHelp
 from lit_llm.config import (
     ChatConfig,
@@ -31,6 +39,7 @@ from lit_llm.config import (
     PrepareConfig,
     PretrainConfig,
     QuickstartConfig,
+    RecipeConfig,
     RewardConfig,
     ServeConfig,
     SFTConfig,
@@ -97,6 +106,15 @@ COMMANDS = {
         "lit_llm.quickstart.run:quickstart",
         "every stage in a few minutes",
         example="--minutes 4",
+    ),
+    "clean_data": Command(
+        RecipeConfig,
+        "lit_llm.stages.clean_data:clean_data",
+        "a clean corpus from raw sources",
+        show_corpus,
+        everyday=("sources", "steps", "output", "num_workers", "memory_gib", "part_mib", "keep", "overwrite"),
+        example='--config experiments/configs/data/web.yaml --sources \'[{"path": "crawl/*.warc.gz"}]\' \\\n'
+        "    --output checkpoints/my/corpus",
     ),
     "train_tokenizer": Command(
         TokenizerTrainingConfig,

@@ -13,6 +13,7 @@ from lit_llm.config import (
     EvaluateConfig,
     ExportConfig,
     PrepareConfig,
+    RecipeConfig,
     RunConfig,
     TokenizerTrainingConfig,
 )
@@ -20,6 +21,7 @@ from lit_llm.config.notices import is_first_process
 
 if TYPE_CHECKING:
     from lit_llm.data.corpus.manifest import Manifest
+    from lit_llm.data.corpus.recipes.engine import CleanCorpus
     from lit_llm.stages.compare import Comparison
     from lit_llm.stages.evaluate import Evaluation
     from lit_llm.stages.export import Exported
@@ -38,6 +40,36 @@ HEADLINES = (
     "val/reward",
 )
 """Curves whose last value is printed at the end of a run that has them."""
+
+
+def show_corpus(config: RecipeConfig, corpus: CleanCorpus) -> None:
+    """Print what each step of a recipe has let pass as a table, and where the corpus is."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    table = Table(*(Column(name, justify="right" if name in _NUMBERS else "left") for name in _CORPUS_COLUMNS))
+    for source in corpus.report["sources"]:
+        skipped = sum(entry["number"] for entry in source["skipped"].values())
+        why = f"{skipped:,} skipped: {next(iter(source['skipped']))}" if skipped else ""
+        came = (f"{source['documents']:,}", _megabytes(source["bytes"]))
+        table.add_row(escape(source["name"]), *came, "", "", escape(why))
+    for step in corpus.report["steps"]:
+        dropped = step["documents_in"] - step["documents_out"]
+        left = (f"{step['documents_out']:,}", _megabytes(step["bytes_out"]), f"{dropped:,}", f"{step['seconds']:.1f}")
+        table.add_row(f"{step['number']} {step['name']}", *left, escape(next(iter(step["dropped"]), "")))
+    Console().print(table)
+    contents, folder = corpus.report["corpus"], corpus.folder
+    print(f"corpus  {contents['documents']:,} documents, {_megabytes(contents['bytes'])} MB in {folder / 'documents'}")
+    print(f"report  {folder / 'report.json'}")
+
+
+_CORPUS_COLUMNS = ("", "documents", "MB", "dropped", "seconds", "most often as")
+_NUMBERS = _CORPUS_COLUMNS[1:5]
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:,.1f}"
 
 
 def show_tokenizer(config: TokenizerTrainingConfig, tokenizer: Tokenizer) -> None:

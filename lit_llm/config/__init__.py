@@ -17,6 +17,7 @@ from lit_llm.config.post_training import DPOConfig, PostTrainingConfig, PPOConfi
 from lit_llm.config.presets import PRESETS, preset, preset_fields, preset_run, preset_training
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
 from lit_llm.config.rates import default_learning_rate, default_muon_learning_rate, default_warmup_steps
+from lit_llm.config.recipe import ClusterConfig, RecipeConfig, SourceConfig
 from lit_llm.config.rows import ConversationDataConfig, PreferenceDataConfig, PromptDataConfig, RowsConfig
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
@@ -32,6 +33,7 @@ __all__ = [
     "BatchConfig",
     "BeginToken",
     "ChatConfig",
+    "ClusterConfig",
     "CompareConfig",
     "ConversationDataConfig",
     "CorpusConfig",
@@ -54,6 +56,7 @@ __all__ = [
     "PretrainConfig",
     "PromptDataConfig",
     "QuickstartConfig",
+    "RecipeConfig",
     "RewardConfig",
     "RopeScaling",
     "RowsConfig",
@@ -63,6 +66,7 @@ __all__ = [
     "SamplingConfig",
     "ScheduleConfig",
     "ServeConfig",
+    "SourceConfig",
     "TokenizerTrainingConfig",
     "TrainerConfig",
     "UserError",

@@ -8,9 +8,11 @@ from typing import Any
 
 from lit_llm.config import UserError
 from lit_llm.data.sources.encoding import counted
+from lit_llm.data.sources.remote import StoredFile
 from lit_llm.data.sources.source import Piece
 
 _PARQUET_ROWS = 1024
+_BATCH_BYTES = 16 * 2**20
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -31,7 +33,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parquet_texts(path: Path, key: str, field: str) -> Iterator[Piece]:
-    """Yield the texts in the column `field`, each a document; `key` names the file.
+    """Yields the texts in the column `field`, each a document; `key` names the file.
 
     Raises:
         UserError: it is no parquet file, or has no such column of text.
@@ -53,11 +55,65 @@ def parquet_texts(path: Path, key: str, field: str) -> Iterator[Piece]:
             raise UserError(f"{path}: column {field!r} is {kind}, not string; set corpus.text_field to a text column")
         index = 0
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
-            # As bytes: pyarrow does not check that its strings are valid UTF-8, and fails on those that are not.
-            for value in batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
+            for text, invalid in _decoded(batch.column(0)):
                 where = f"{path} row {index}"
-                if value is None:
+                if text is None:
                     raise UserError(f"{where}: field {field!r} is NoneType, not a string; leave the row out")
-                text, invalid = counted(lambda value=value: value.decode("utf-8", "lit_llm.replace"))
                 yield Piece(text, f"{key}:{index}", text, True, invalid, key)
                 index += 1
+
+
+def parquet_scalars(path: StoredFile) -> Iterator[tuple[int, dict[str, Any], int]]:
+    """Yields the rows of a file, without its nested columns, in batches whose memory is bounded.
+
+    Returns:
+        The number of each row from 0, its values, and how many bytes of it became U+FFFD.
+
+    Raises:
+        OSError: it is no parquet file, or is broken.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as stored, pq.ParquetFile(stored) as file:
+            names = [field.name for field in file.schema_arrow if not _is_nested(field.type)]
+            number = 0
+            for group in range(file.num_row_groups):
+                found = file.metadata.row_group(group)
+                rows = max(1, min(_PARQUET_ROWS, _BATCH_BYTES * found.num_rows // max(1, found.total_byte_size)))
+                for batch in file.iter_batches(rows, row_groups=[group], columns=names):
+                    columns = [_values(batch.column(name)) for name in names]
+                    for index in range(batch.num_rows):
+                        row = {name: column[index][0] for name, column in zip(names, columns, strict=True)}
+                        yield number, row, sum(column[index][1] for column in columns)
+                        number += 1
+    except pa.ArrowException as error:
+        raise OSError(str(error).splitlines()[0]) from None
+
+
+def _is_nested(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_nested(kind))
+
+
+def _values(column: Any) -> list[tuple[Any, int]]:
+    """Each value of a column, and how many bytes of it became U+FFFD."""
+    import pyarrow as pa
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if kind in (pa.string(), pa.large_string(), pa.string_view()):
+        return list(_decoded(column))
+    if pa.types.is_timestamp(kind):
+        # Python's times have microseconds.
+        column = column.cast(pa.timestamp("us", kind.tz), safe=False)
+    return [(value, 0) for value in column.to_pylist()]
+
+
+def _decoded(column: Any) -> Iterator[tuple[str | None, int]]:
+    """The strings of a column; pyarrow does not check that they are valid UTF-8, and fails on those that are not."""
+    import pyarrow as pa
+
+    for value in column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
+        yield (None, 0) if value is None else counted(lambda value=value: value.decode("utf-8", "lit_llm.replace"))
