@@ -34,9 +34,9 @@ FORMAT = 1
 """Counts up whenever the same recipe would give other results, as a step or the engine has changed."""
 FILE_OPTIONS = frozenset({"file", "files", "model", "path", "positives", "negatives"})
 """Options of steps that name files, on whose content the result depends."""
-_OURS = frozenset(
-    {".lock", "work", ".documents", "documents", "recipe.yaml", "report.json", "data_card.md", "data_report.html"}
-)
+PAGES = ("recipe.yaml", "data_card.md", "data_report.html")
+"""What is written beside the report, and goes with it."""
+_OURS = frozenset({".lock", "work", ".documents", "documents", "report.json", *PAGES})
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ class Workspace:
     def clear(self) -> None:
         """Removes the corpus and all work."""
         self.report.unlink(missing_ok=True)
-        for name in ("recipe.yaml", "data_card.md", "data_report.html"):
+        for name in PAGES:
             (self.output / name).unlink(missing_ok=True)
         for folder in (self.unfinished, self.output / "documents", self.work):
             shutil.rmtree(folder, ignore_errors=True)
