@@ -4,5 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-DOCUMENT_STEPS: dict[str, type[Any]] = {}
+from lit_llm.config.extraction import ExtractConfig
+
+DOCUMENT_STEPS: dict[str, type[Any]] = {
+    "extract": ExtractConfig,
+}
 """The dataclass of options of each step, by the name that it has in a recipe."""

@@ -8,7 +8,9 @@ from typing import Any
 from lit_llm.data.cleaning.step import CorpusStep, DocumentStep
 
 # Each class is made from its options, the dataclass of that name in `lit_llm.config.cleaning` or `.duplicates`.
-_DOCUMENT_STEPS: dict[str, str] = {}
+_DOCUMENT_STEPS: dict[str, str] = {
+    "extract": "lit_llm.data.cleaning.extraction:Extraction",
+}
 _CORPUS_STEPS: dict[str, str] = {}
 
 
