@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lit_llm.config.extraction import ExtractConfig
 from lit_llm.config.quality_rules import (
     C4QualityConfig,
     CodeQualityConfig,
@@ -30,5 +31,6 @@ DOCUMENT_STEPS: dict[str, type[Any]] = {
     "code_quality": CodeQualityConfig,
     "url_blocklist": UrlBlocklistConfig,
     "toxicity": ToxicityConfig,
+    "extract": ExtractConfig,
 }
 """The dataclass of options of each step, by the name that it has in a recipe."""

@@ -19,6 +19,7 @@ _DOCUMENT_STEPS: dict[str, str] = {
     "code_quality": "lit_llm.data.cleaning.source_code:CodeQuality",
     "url_blocklist": "lit_llm.data.cleaning.addresses:UrlBlocklist",
     "toxicity": "lit_llm.data.cleaning.toxicity:Toxicity",
+    "extract": "lit_llm.data.cleaning.extraction:Extraction",
 }
 _CORPUS_STEPS: dict[str, str] = {
     "exact_documents": "lit_llm.data.cleaning.duplicates.exact_documents:ExactDocuments",
