@@ -17,6 +17,7 @@ from typing import Any
 
 from lit_llm.cli.parsing import main
 from lit_llm.cli.results import (
+    show_classifier,
     show_comparison,
     show_corpus,
     show_evaluation,
@@ -28,6 +29,7 @@ from lit_llm.cli.results import (
 from lit_llm.cli.short_help import ShortHelp
 from lit_llm.config import (
     ChatConfig,
+    ClassifierConfig,
     CompareConfig,
     DPOConfig,
     EvaluateConfig,
@@ -115,6 +117,18 @@ COMMANDS = {
         everyday=("sources", "steps", "output", "num_workers", "memory_gib", "part_mib", "keep", "overwrite"),
         example='--config experiments/configs/data/web.yaml --sources \'[{"path": "crawl/*.warc.gz"}]\' \\\n'
         "    --output checkpoints/my/corpus",
+    ),
+    "train_classifier": Command(
+        ClassifierConfig,
+        "lit_llm.stages.classifier:train_classifier",
+        "a classifier of quality from two corpora, for clean_data",
+        show_classifier,
+        everyday=(
+            *("positives.path", "positives.text_field", "negatives.path", "negatives.text_field", "output"),
+            *("max_documents", "ngrams", "epochs", "held_out", "seed", "overwrite"),
+        ),
+        example="--positives.path 'wiki/*.parquet' --negatives.path 'crawl/*.warc.gz' \\\n"
+        "    --output checkpoints/my/classifier",
     ),
     "train_tokenizer": Command(
         TokenizerTrainingConfig,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from lit_llm.config import (
+    ClassifierConfig,
     CompareConfig,
     EvaluateConfig,
     ExportConfig,
@@ -22,6 +23,7 @@ from lit_llm.config.notices import is_first_process
 if TYPE_CHECKING:
     from lit_llm.data.corpus.manifest import Manifest
     from lit_llm.data.corpus.recipes.engine import CleanCorpus
+    from lit_llm.stages.classifier import TrainedClassifier
     from lit_llm.stages.compare import Comparison
     from lit_llm.stages.evaluate import Evaluation
     from lit_llm.stages.export import Exported
@@ -72,6 +74,20 @@ _NUMBERS = _CORPUS_COLUMNS[1:5]
 
 def _megabytes(number: int) -> str:
     return f"{number / 1e6:,.1f}"
+
+
+def show_classifier(config: ClassifierConfig, trained: TrainedClassifier) -> None:
+    """Print what a classifier of quality is worth on the documents that were held out, and where it is."""
+    for split in ("training", "held-out"):
+        positives, negatives = (trained.documents[f"{split} {kind}"] for kind in ("positives", "negatives"))
+        print(
+            f"{split:8}  {positives:,} documents of {config.positives.path}, {negatives:,} of {config.negatives.path}"
+        )
+    print(f"area under the curve, held out: {trained.area_under_curve:.4f}")
+    print("threshold  precision  recall  negatives kept")
+    for at in trained.measures:
+        print(f"{at.threshold:9.2f}  {at.precision:9.4f}  {at.recall:6.4f}  {at.negatives_kept:14.4f}")
+    print(f"classifier  {trained.folder}")
 
 
 def show_tokenizer(config: TokenizerTrainingConfig, tokenizer: Tokenizer) -> None:

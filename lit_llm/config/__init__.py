@@ -1,6 +1,7 @@
 """Configuration: dataclasses that import neither torch nor lightning."""
 
 from lit_llm.config.chat import ChatConfig
+from lit_llm.config.classifier import ClassifierConfig
 from lit_llm.config.compare import CompareConfig
 from lit_llm.config.corpus import CorpusConfig, PrepareConfig, TokenizerTrainingConfig
 from lit_llm.config.data import BatchConfig, DataConfig
@@ -33,6 +34,7 @@ __all__ = [
     "BatchConfig",
     "BeginToken",
     "ChatConfig",
+    "ClassifierConfig",
     "ClusterConfig",
     "CompareConfig",
     "ConversationDataConfig",

@@ -59,7 +59,22 @@ class DecontaminateOptions(EvaluationTexts):
             raise UserError(f"max_pieces is {self.max_pieces}; it must be at least 1")
 
 
+@dataclass
+class QualityClassifierOptions:
+    """Drop what a trained classifier takes for the worse of two corpora."""
+
+    model: str = ""
+    """Folder of a classifier, made by train_classifier."""
+    threshold: float = 0.5
+    """A document whose probability of being of the better corpus is below this is dropped."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.threshold <= 1.0:
+            raise UserError(f"threshold is {self.threshold}; it must be a probability, from 0 to 1")
+
+
 REFERENCE_STEPS: dict[str, type[Any]] = {
+    "quality_classifier": QualityClassifierOptions,
     "decontaminate": DecontaminateOptions,
 }
 """The dataclass of options of each step, by the name that it has in a recipe."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lit_llm.config.optional import optional_package
+from lit_llm.config.extras import optional_module
 
 SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -50,7 +50,7 @@ class WordHashes(dict[str, int]):
     def __init__(self, form: Callable[[str], str] = str) -> None:
         super().__init__()
         self._form = form
-        self._digest = optional_package("xxhash", "data", "comparing texts").xxh3_64_intdigest
+        self._digest = optional_module("xxhash", "comparing texts", "data").xxh3_64_intdigest
 
     def __missing__(self, word: str) -> int:
         if len(self) >= _MOST_WORDS:

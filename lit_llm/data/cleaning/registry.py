@@ -15,6 +15,7 @@ _DOCUMENT_STEPS: dict[str, str] = {
     "gopher_repetition": "lit_llm.data.cleaning.gopher:GopherRepetition",
     "c4_quality": "lit_llm.data.cleaning.web_pages:C4Quality",
     "fineweb_quality": "lit_llm.data.cleaning.web_pages:FineWebQuality",
+    "quality_classifier": "lit_llm.data.cleaning.quality_classifier:QualityClassifier",
     "decontaminate": "lit_llm.data.cleaning.decontamination:Decontaminate",
     "code_quality": "lit_llm.data.cleaning.source_code:CodeQuality",
     "url_blocklist": "lit_llm.data.cleaning.addresses:UrlBlocklist",

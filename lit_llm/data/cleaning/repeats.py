@@ -9,10 +9,11 @@ so that each share of the hashes can be decided by itself. Consecutive windows w
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 
-from lit_llm.config.optional import optional_package
+from lit_llm.config.extras import optional_module
 from lit_llm.data.cleaning.ngrams import SPACELESS, has_spaceless, inside_word, window_hashes
 
 STRETCH = np.dtype([("start", "<u8"), ("windows", "<u4")])
@@ -22,6 +23,15 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 _TOKEN_OR_CHARACTER = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+|[^\w\s]")
 # Smallest hashes are small; times an odd number they are spread over all of the range again.
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def suffix_arrays() -> Any:
+    """The library of suffix arrays, libdivsufsort (Mori).
+
+    Raises:
+        UserError: it is not installed.
+    """
+    return optional_module("pydivsufsort", "the step substrings", "data")
 
 
 def token_pattern(text: str) -> re.Pattern[str]:
@@ -81,7 +91,7 @@ def first_occurrences(tokens: np.ndarray, allowed: np.ndarray, length: int) -> t
     """
     if not len(tokens):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    suffixes = optional_package("pydivsufsort", "data", "the step substrings")
+    suffixes = suffix_arrays()
     values, ids = np.unique(tokens, return_inverse=True)
     ids = ids.astype(np.min_scalar_type(len(values) - 1))
     order = suffixes.divsufsort(ids)

@@ -19,6 +19,7 @@ from lit_llm.data.cleaning.repeats import (
     first_occurrences,
     joined,
     stretches,
+    suffix_arrays,
     token_pattern,
     without_tokens,
 )
@@ -59,15 +60,19 @@ class RepeatedSubstrings:
 
     Attributes:
         counts: Documents that were cut, cuts and bytes taken out.
+
+    Raises:
+        UserError: a library is not installed.
     """
 
     def __init__(self, options: SubstringsOptions) -> None:
         self.counts: Counter[str] = Counter()
         self._options = options
+        self._words = WordHashes()
+        suffix_arrays()
 
     def index(self, documents: Iterable[SourceDocument], part: int, folder: Path) -> None:
         """Writes the tokens of a part, where its documents begin, and its stretches in the order of their hashes."""
-        words = WordHashes()
         starts: list[int] = []
         batch: list[np.ndarray] = []
         begun, total, found = 0, 0, []
@@ -86,7 +91,7 @@ class RepeatedSubstrings:
 
             for document in documents:
                 starts.append(total)
-                batch.append(words.of(token_pattern(document.text).findall(document.text)))
+                batch.append(self._words.of(token_pattern(document.text).findall(document.text)))
                 total += len(batch[-1])
                 if total - begun >= _BATCH_TOKENS:
                     flush()
