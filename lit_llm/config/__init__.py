@@ -27,6 +27,7 @@ from lit_llm.config.post_training import (
 from lit_llm.config.presets import PRESETS, preset, preset_fields, preset_run, preset_training
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
 from lit_llm.config.rates import default_learning_rate, default_muon_learning_rate, default_warmup_steps
+from lit_llm.config.remote import RemoteConfig
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serialization import check_finite, flatten, from_plain, to_plain
@@ -63,6 +64,7 @@ __all__ = [
     "PretrainConfig",
     "PromptDataConfig",
     "QuickstartConfig",
+    "RemoteConfig",
     "RewardConfig",
     "RopeScaling",
     "RowsConfig",
