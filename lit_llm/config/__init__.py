@@ -32,6 +32,7 @@ from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConf
 from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serialization import check_finite, flatten, from_plain, to_plain
 from lit_llm.config.serving import ServeConfig
+from lit_llm.config.tokenizer_evaluation import TokenizerEvaluationConfig
 from lit_llm.config.trainer import TrainerConfig
 
 __all__ = [
@@ -74,6 +75,7 @@ __all__ = [
     "SamplingConfig",
     "ScheduleConfig",
     "ServeConfig",
+    "TokenizerEvaluationConfig",
     "TokenizerTrainingConfig",
     "TrainerConfig",
     "UserError",
