@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lit_llm.config.errors import UserError
+from lit_llm.config.remote import RemoteConfig
 
 LONGEST_DEFAULT = 1024
 """The sequence length that is taken where none is given and the model could read more."""
@@ -82,7 +83,7 @@ class DataConfig(BatchConfig):
     """Windows of token shards: which, in what mix, and how they are batched."""
 
     paths: list[str] = field(default_factory=list)
-    """Folders written by prepare_data; several are mixed."""
+    """Folders written by prepare_data, or their URLs (s3://, gs://, hf://, http://, ...); several are mixed."""
     weights: list[float] | None = None
     """Share of the samples from each path (any positive numbers); null weighs by tokens."""
     mask_documents: bool = False
@@ -90,7 +91,9 @@ class DataConfig(BatchConfig):
     validation_windows: int | None = None
     """Read only this many validation windows, evenly spread; null reads the whole split."""
     verify: bool = True
-    """Check the sha256 of every shard when the run starts."""
+    """Check the sha256 of every shard when the run starts; blocks of remote shards are always checked as they come."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How shards behind a URL are read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
