@@ -7,8 +7,8 @@
 The corpus is the Python code of the installed packages in documents of some 4 kB, and, where that is not enough, the
 same in other alphabets; a twentieth are exact copies of earlier documents, a twentieth have one word in a hundred
 replaced. Two kinds of pairs are planted in it: near-duplicates, and documents that have a quarter of their text in
-common. It is streamed from disk. Every measurement is the processor time of one worker in a process of its own, all but that of
-reading.
+common. It is streamed from disk. Every measurement is the processor time of one worker in a process of its own, without
+that of reading.
 
 datatrove splits text with spaCy, which few machines have: here it splits at white space, which is faster.
 Without datatrove or rensa the lines that need them are left out. The last line of the output is JSON.

@@ -52,6 +52,22 @@ class HashRange:
         """How many documents of the corpus have each hash, [hashes], int64."""
         return np.add.reduceat(self.amounts.astype(np.int64), self.starts[:-1])
 
+    def largest(self, chosen: np.ndarray, number: int) -> list[list[int]]:
+        """The most frequent hashes with the first document that has each.
+
+        Args:
+            chosen: Which hashes count, [hashes], bool.
+            number: How many are asked for.
+
+        Returns:
+            For each how many documents have it, the part and the row of the first; of equally frequent ones the earlier.
+        """
+        totals, first = self.totals()[chosen], self.starts[:-1][chosen]
+        best = np.lexsort((self.rows[first], self.parts[first], -totals))[:number]
+        first = first[best]
+        found: list[list[int]] = np.stack([totals[best], self.parts[first], self.rows[first]], axis=1).tolist()
+        return found
+
     def later(self) -> np.ndarray:
         """The records that are not the first of their hash, [n - hashes]."""
         is_later = np.ones(len(self.parts), bool)
