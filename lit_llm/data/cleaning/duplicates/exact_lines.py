@@ -26,8 +26,9 @@ class ExactLines:
 
     Lines end at "\\n" and are compared by the XXH3-64 of what stands between the blanks at their ends.
 
-    Disk: 20 bytes for each different line of a part, and the names of the documents. Memory: that of `HashIndex`; 40 bytes for each line of a part
-    while it is indexed; when it is gone over, some 100 for each line that it loses somewhere.
+    Disk: 20 bytes for each different line of a part, and the names of the documents. Memory: that of `HashIndex`; 40
+    bytes for each line of a part while it is indexed; when it is gone over, some 100 for each line that it loses
+    somewhere.
 
     Args:
         options: Which lines, and what may be left of a document.
