@@ -103,13 +103,14 @@ class NearDuplicates:
             return found if options.keep == "longest" else np.zeros_like(found)
 
         similarity = partial(_similarity, folder, starts) if options.verify is not None else None
-        clusters.choose(lengths, similarity, options.verify or 0.0)
+        left = clusters.choose(lengths, similarity, options.verify or 0.0)
         removed = sum(int(clusters.removed(part).sum()) for part in range(len(starts) - 1))
         similar = "" if options.verify is None else f", and of what is less than {options.verify:g} similar to it"
         return {
             **clusters.facts(),
             "documents removed": removed,
             "which stays": f"the {options.keep} of a cluster{similar}",
+            **({"documents that stay as their cluster is too diverse": left} if left else {}),
             "probability that a pair is found, by Jaccard similarity": {
                 f"{s / 20:g}": round(1 - (1 - (s / 20) ** options.rows) ** options.bands, 4) for s in range(10, 20)
             },
