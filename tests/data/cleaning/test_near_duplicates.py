@@ -11,6 +11,7 @@ from corpus_steps import documents, dropped, in_parts, run_step
 
 from lit_llm.config import UserError
 from lit_llm.config.duplicates import NearDuplicatesConfig
+from lit_llm.data.cleaning.duplicates import near_clusters
 from lit_llm.data.cleaning.registry import build_step
 from lit_llm.data.cleaning.step import CorpusStep
 
@@ -75,7 +76,9 @@ def test_as_many_pairs_are_found_as_theory_says(tmp_path: Path, shared: int, jac
     ("keep", "verify", "expected"),
     [("first", None, [1, 2, 3]), ("longest", None, [0, 2, 3]), ("first", 0.55, [1, 3]), ("longest", 0.55, [0, 2])],
 )
-def test_which_of_a_chain_stays(tmp_path: Path, keep: str, verify: float | None, expected: list[int]) -> None:
+def test_which_of_a_chain_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: str, verify: float | None, expected: list[int]
+) -> None:
     """Each text has a similarity of 0.66 with the next, and of at most 0.43 with others; bands of one row join what has
     any hash in common. What is less similar than `verify` to the one that stays forms a group of its own."""
     text = words(random.Random(1), 2000)
@@ -87,6 +90,13 @@ def test_which_of_a_chain_stays(tmp_path: Path, keep: str, verify: float | None,
     example = facts["largest clusters"][0]
     assert [int(name["id"]) for name in example["removed"]] == expected
     assert len(example["kept"]) == 4 - len(expected)
+    assert "documents that stay as their cluster is too diverse" not in facts
+
+    monkeypatch.setattr(near_clusters, "MOST_ROUNDS", 1)
+    once, facts = run_step(step(bands=100, rows=1, keep=keep, verify=verify), [documents(*texts)], tmp_path)
+    left = {"first": 2, "longest": 1}[keep] if verify else None
+    assert facts.get("documents that stay as their cluster is too diverse") == left
+    assert dropped(once) == ([1] if (keep, verify) == ("first", 0.55) else expected)
 
 
 def test_short_texts_are_compared_as_a_whole(tmp_path: Path) -> None:

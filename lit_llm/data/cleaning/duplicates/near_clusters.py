@@ -11,6 +11,10 @@ import numpy as np
 from lit_llm.data.cleaning.duplicates.clusters import EXAMPLES, DocumentNames, add_histograms, size_histogram
 from lit_llm.data.cleaning.duplicates.components import Components
 
+MOST_ROUNDS = 100
+"""How often groups are formed of what is not similar enough. It bounds the time that a group of many documents with
+little in common takes, which grows with the square of their number otherwise."""
+
 _PENDING = 2
 _CHUNK = 2**20
 
@@ -23,7 +27,9 @@ class NearClusters:
 
     The one that stays is the longest, or the first. Where a least similarity to it is asked for, what is less similar
     forms a group of its own, from which again one stays, and so on, so that every document that is removed is similar
-    to one that stays. Takes 20 bytes per document, in files mapped into memory, and 60 per document of a part.
+    to one that stays. After `MOST_ROUNDS` of these all that is left stays.
+
+    It takes 20 bytes per document, in files mapped into memory, and 60 per document of a part.
 
     Args:
         index: Folder with the names of the documents.
@@ -49,7 +55,7 @@ class NearClusters:
             least: What it has to be.
 
         Returns:
-            How often groups were formed.
+            How many documents were left after all rounds.
         """
         documents = int(self._starts[-1])
         best = np.lib.format.open_memmap(self._folder / "best.npy", "w+", np.int64, (documents,))
@@ -60,15 +66,13 @@ class NearClusters:
             np.save(self._marks(part), marks)
             if marks.any():
                 waiting.append(part)
-        rounds = 0
-        while waiting:
-            rounds += 1
+        for _ in range(MOST_ROUNDS):
             for part in waiting:
                 longest[self._roots(part)] = -1
             for part in waiting:
                 self._compete(part, lengths(part), best, longest)
             waiting = [part for part in waiting if self._settle(part, best, similarity, least)]
-        return rounds
+        return sum(self._keep_pending(part) for part in waiting)
 
     def removed(self, part: int) -> np.ndarray:
         """Whether each document of a part is removed, [documents], uint8."""
@@ -128,6 +132,14 @@ class NearClusters:
         marks[rows[is_removed]] = 1
         np.save(self._marks(part), marks)
         return bool((marks == _PENDING).any())
+
+    def _keep_pending(self, part: int) -> int:
+        """Lets the pending documents of a part stay; how many these are."""
+        marks = self.removed(part)
+        pending = marks == _PENDING
+        marks[pending] = 0
+        np.save(self._marks(part), marks)
+        return int(pending.sum())
 
     def _roots(self, part: int) -> np.ndarray:
         return self._components.find(np.arange(self._starts[part], self._starts[part + 1]))

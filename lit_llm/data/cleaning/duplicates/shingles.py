@@ -78,7 +78,7 @@ def shingles(texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]
     firsts = np.searchsorted(places, begins)
     counts = np.diff(firsts)
     firsts, ends = firsts[:-1], firsts[1:]
-    factors = random_words(length, length + 1)
+    factors = random_words(length, length)
 
     hashes = np.zeros(len(words), np.uint64)
     if (whole := len(words) - length + 1) > 0:
@@ -91,7 +91,7 @@ def shingles(texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]
 
     is_short = (counts > 0) & (counts < length)
     short, shorts = firsts[is_short], counts[is_short]
-    hashes[short] = shorts.astype(np.uint64) * factors[length]
+    hashes[short] = 0
     for place in range(length - 1):
         has = shorts > place
         hashes[short[has]] += words[short[has] + place] * factors[place]
