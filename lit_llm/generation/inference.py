@@ -14,20 +14,24 @@ from lit_llm.model import Decoder, KVCache
 
 @contextmanager
 def inference(model: Decoder, sharded: bool) -> Iterator[None]:
-    """Run the block in evaluation mode and without gradients; afterwards the model is in its former mode.
+    """Run the block in evaluation mode, without gradients and without cuDNN's attention; then all is as before.
+
+    cuDNN plans each new length for some 50 ms (H100), and a text has another one at every token.
 
     Args:
         model: the decoder.
         sharded: whether its weights are spread over ranks. They are gathered into memory that training uses again,
             which must not be made in inference mode.
     """
-    was_training = model.training
+    was_training, by_cudnn = model.training, torch.backends.cuda.cudnn_sdp_enabled()
     if was_training:
         model.eval()
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with torch.no_grad() if sharded else torch.inference_mode():
             yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(by_cudnn)
         if was_training:
             model.train()
 
