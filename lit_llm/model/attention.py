@@ -246,10 +246,13 @@ def _needs_equal_heads(q: Tensor, mask: Tensor | None) -> bool:
     return mask is not None and not cudnn
 
 
-@torch.compiler.assume_constant_result
 def _cudnn_comes_first(device: int | None) -> bool:
     """Whether torch asks cuDNN for attention before it writes out the scores: on data-centre Hopper and Blackwell."""
     return torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability(device) in ((9, 0), (10, 0))
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler for it
+_cudnn_comes_first._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def softcapped_attention(
