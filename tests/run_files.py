@@ -19,6 +19,9 @@ from lit_llm.training.checkpoint_files import saved_checkpoints
 # order of their names, in which 10 comes before 9: it starts where its length stays the same.
 event_file_writer._global_uid = event_file_writer.AtomicCounter(10**6)
 
+# Curves that the clock and the machine have a part in: they differ from run to run.
+TIMED = {f"throughput/{name}" for name in ("tokens_per_second", "data_wait_share", "peak_memory_gib", "mfu")}
+
 
 def event_folder(config: RunConfig) -> Path:
     """Where TensorBoard's files are: the one folder in tensorboard/, which is named after the stage."""

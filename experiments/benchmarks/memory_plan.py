@@ -108,7 +108,7 @@ def training_step(config: PretrainConfig, device: str) -> Callable[[], None]:
     inputs, targets = tokens[:, :-1], tokens[:, 1:].flatten()
 
     def loss(hidden: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
-        options = {"chunk_tokens": config.loss_chunk_tokens, "softcap": config.model.logits_softcap}
+        options = {"chunk_tokens": config.loss_chunk(targets.device.type), "softcap": config.model.logits_softcap}
         return linear_cross_entropy(hidden.flatten(0, 1), head.weight, targets, **options)
 
     def step() -> None:

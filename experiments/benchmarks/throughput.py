@@ -67,7 +67,7 @@ def our_step(config: ModelConfig, tokens: torch.Tensor, dtype: torch.dtype | Non
         total = model(
             inputs,
             head=lambda hidden, head: linear_cross_entropy(
-                hidden.flatten(0, 1), head.weight, targets, chunk_tokens=PretrainConfig().loss_chunk_tokens
+                hidden.flatten(0, 1), head.weight, targets, chunk_tokens=PretrainConfig().loss_chunk(inputs.device.type)
             ),
         )
         return total / targets.numel()

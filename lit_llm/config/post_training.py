@@ -13,7 +13,7 @@ from lit_llm.config.notices import tell_once
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.rates import Stage
 from lit_llm.config.rows import ConversationDataConfig, PreferenceDataConfig, PromptDataConfig, RowsConfig
-from lit_llm.config.run import RunConfig, SampleConfig
+from lit_llm.config.run import RunConfig, SampleConfig, check_loss_chunk, loss_chunk_on
 from lit_llm.config.trainer import TrainerConfig
 
 SMOOTHED_LOSSES = ("sigmoid", "robust", "exo")
@@ -43,8 +43,8 @@ class PostTrainingConfig(RunConfig):
     """Dropout of the model while it is trained."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Train low-rank additions instead of all weights."""
-    loss_chunk_tokens: int | None = 512
-    """Tokens whose logits exist at a time in the loss; null holds them all at once."""
+    loss_chunk_tokens: int | Literal["auto"] | None = "auto"
+    """Tokens whose logits exist at a time in the loss; auto: 512 on the CPU and 2048 on a GPU; null: all at once."""
     sample_prompts: int = 3
     """Prompts of the validation rows that are answered at each validation, besides samples.prompts."""
     samples: SampleConfig = field(default_factory=_samples)
@@ -60,10 +60,13 @@ class PostTrainingConfig(RunConfig):
             raise UserError("epochs and trainer.max_tokens both say how long the run is; give one of the two")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"dropout is {self.dropout}; it must be from 0 to below 1")
-        if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
-            raise UserError(f"loss_chunk_tokens is {self.loss_chunk_tokens}; it must be at least 1, or null")
+        check_loss_chunk(self.loss_chunk_tokens)
         if self.sample_prompts < 0:
             raise UserError(f"sample_prompts is {self.sample_prompts}; it must be at least 0")
+
+    def loss_chunk(self, device_type: str) -> int | None:
+        """Tokens whose logits exist at a time on a type of device; None: all."""
+        return loss_chunk_on(self.loss_chunk_tokens, device_type)
 
     def set_steps(self, samples: int) -> None:
         """Put the steps of `epochs`, where they are given, into trainer.max_steps.
@@ -143,7 +146,7 @@ class RewardConfig(PostTrainingConfig):
             raise UserError("score_margin_scale has no effect without use_margins; leave one of them out")
         if self.sample_prompts or self.samples.prompts:
             raise UserError("a reward model writes no text; leave sample_prompts at 0 and samples.prompts empty")
-        if self.loss_chunk_tokens != 512:
+        if self.loss_chunk_tokens != "auto":
             raise UserError("loss_chunk_tokens has no effect on a reward model, which has no logits; leave it out")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import UserError
@@ -155,6 +155,27 @@ class RunConfig:
         return Path(self.output_root) / self.run_name
 
 
+def check_loss_chunk(tokens: int | str | None) -> None:
+    """Check an option `loss_chunk_tokens`.
+
+    Raises:
+        UserError: it is no number of tokens.
+    """
+    if isinstance(tokens, int) and tokens < 1:
+        raise UserError(f"loss_chunk_tokens is {tokens}; it must be at least 1, auto, or null")
+
+
+def loss_chunk_on(tokens: int | Literal["auto"] | None, device_type: str) -> int | None:
+    """Tokens whose logits exist at a time on a type of device; None: all.
+
+    Each chunk adds to the gradient of the whole head, which takes a GPU as long as a part of the products of 512
+    tokens; processors are fastest with what stays in their caches.
+    """
+    if tokens == "auto":
+        return 512 if device_type == "cpu" else 2048
+    return tokens
+
+
 @dataclass
 class PretrainConfig(RunConfig):
     """Train a decoder on shards to predict the next token."""
@@ -163,15 +184,14 @@ class PretrainConfig(RunConfig):
     """Folder of the run inside output_root."""
     data: DataConfig = field(default_factory=DataConfig)
     """The data."""
-    loss_chunk_tokens: int | None = 512
-    """Tokens whose logits exist at a time in the loss; null holds them all at once."""
+    loss_chunk_tokens: int | Literal["auto"] | None = "auto"
+    """Tokens whose logits exist at a time in the loss; auto: 512 on the CPU and 2048 on a GPU; null: all at once."""
     z_loss: float = 0.0
     """Weight of the squared log-partition term that keeps logits small (PaLM uses 1e-4)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
-            raise UserError(f"loss_chunk_tokens is {self.loss_chunk_tokens}; it must be at least 1, or null")
+        check_loss_chunk(self.loss_chunk_tokens)
         if self.z_loss < 0:
             raise UserError(f"z_loss is {self.z_loss}; it must be at least 0")
         if self.model.output != "tokens" or self.model.value_head:
@@ -183,6 +203,10 @@ class PretrainConfig(RunConfig):
         """Fit the windows to the model, once that is known; see `BatchConfig.fit_length`."""
         context = self.model.max_position_embeddings
         return self.data.fit_length(context, f"model.max_position_embeddings {context}")
+
+    def loss_chunk(self, device_type: str) -> int | None:
+        """Tokens whose logits exist at a time on a type of device; None: all."""
+        return loss_chunk_on(self.loss_chunk_tokens, device_type)
 
 
 def _in_words(count: int) -> str:

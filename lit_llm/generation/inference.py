@@ -14,20 +14,30 @@ from lit_llm.model import Decoder, KVCache
 
 @contextmanager
 def inference(model: Decoder, sharded: bool) -> Iterator[None]:
-    """Run the block in evaluation mode and without gradients; afterwards the model is in its former mode.
+    """Run in evaluation mode, without gradients, cuDNN's attention and compiled blocks; then all is as before.
+
+    A text has another length at every token. cuDNN's attention plans each new one for some 50 ms (H100), and blocks
+    that are compiled for training would be compiled again for each layer and then given up.
 
     Args:
         model: the decoder.
         sharded: whether its weights are spread over ranks. They are gathered into memory that training uses again,
             which must not be made in inference mode.
     """
-    was_training = model.training
+    was_training, by_cudnn = model.training, torch.backends.cuda.cudnn_sdp_enabled()
+    compiled_calls = [(block, block._compiled_call_impl) for block in model.blocks]
     if was_training:
         model.eval()
+    for block, _ in compiled_calls:
+        block._compiled_call_impl = None
+    torch.backends.cuda.enable_cudnn_sdp(False)
     try:
         with torch.no_grad() if sharded else torch.inference_mode():
             yield
     finally:
+        torch.backends.cuda.enable_cudnn_sdp(by_cudnn)
+        for block, call in compiled_calls:
+            block._compiled_call_impl = call
         if was_training:
             model.train()
 

@@ -69,13 +69,13 @@ def save_gguf(
         UserError: llama.cpp has no such architecture, positions or tokenizer, the package gguf is not installed, or
             the file cannot be written.
     """
+    reason = why_not_gguf(config, tokenizer)
+    if reason is not None:
+        raise UserError(reason)
     try:
         import gguf
     except ImportError:
         raise UserError("writing GGUF needs the package gguf: pip install gguf") from None
-    reason = why_not_gguf(config, tokenizer)
-    if reason is not None:
-        raise UserError(reason)
     tensors = _tensors(config, weights)
     types = {name: _type_of(tensor, kind) for name, tensor in tensors.items()}
     try:

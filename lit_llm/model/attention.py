@@ -193,7 +193,7 @@ class Attention(nn.Module):
 def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, context: AttentionContext, dropout: float, scale: float | None = None
 ) -> Tensor:
-    """torch's fused attention; grouped queries share keys and values inside the kernel.
+    """torch's fused attention; grouped queries share keys and values inside the kernel where one can.
 
     Args:
         q: [b, n_h, t, d].
@@ -212,18 +212,47 @@ def fused_attention(
     # on CPU the bfloat16 kernel's backward takes over twice as long as the float32 one
     if dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
         q = q.float()
+    k, v = k.to(q.dtype), v.to(q.dtype)
+    b, n_h, t, d = q.shape
+    is_causal, group = context.is_causal, n_h // k.size(1)
+    if group > 1 and t == 1:  # a group's queries stand as tokens of one head, which every kernel takes
+        q, is_causal, group = q.reshape(b, -1, group, d), False, 1
+    elif group > 1 and _needs_equal_heads(q, context.mask):
+        k, v, group = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), 1
     with without_autocast(q.device.type):
         out = F.scaled_dot_product_attention(
             q,
-            k.to(q.dtype),
-            v.to(q.dtype),
+            k,
+            v,
             attn_mask=context.mask,
             dropout_p=dropout,
-            is_causal=context.is_causal,
-            enable_gqa=q.size(1) != k.size(1),
+            is_causal=is_causal,
+            enable_gqa=group > 1,
             scale=scale,
         )
-    return out.to(dtype)
+    return out.reshape(b, n_h, t, d).to(dtype)
+
+
+def _needs_equal_heads(q: Tensor, mask: Tensor | None) -> bool:
+    """Whether no fused CUDA kernel takes fewer heads of keys than of queries, so that torch would write out the scores.
+
+    Of those that compute in tiles flash takes them without a mask, cuDNN with one; both in half precision only.
+    """
+    if q.device.type != "cuda":
+        return False
+    if q.dtype not in (torch.bfloat16, torch.float16):
+        return True
+    cudnn = q.size(3) <= 128 and not torch.are_deterministic_algorithms_enabled() and _cudnn_comes_first(q.device.index)
+    return mask is not None and not cudnn
+
+
+def _cudnn_comes_first(device: int | None) -> bool:
+    """Whether torch asks cuDNN for attention before it writes out the scores: on data-centre Hopper and Blackwell."""
+    return torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability(device) in ((9, 0), (10, 0))
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler for it
+_cudnn_comes_first._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def softcapped_attention(

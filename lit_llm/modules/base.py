@@ -42,6 +42,7 @@ from lit_llm.optimization import (
     gradient_norm,
     scale_gradients,
 )
+from lit_llm.planning import training_flops_per_token
 
 
 class LanguageModule(L.LightningModule):
@@ -136,6 +137,10 @@ class LanguageModule(L.LightningModule):
     def tokens_of(self, batch: dict[str, Tensor]) -> int:
         """Count the tokens that the model reads in a micro-batch, padding included, for the throughput."""
         return batch["tokens"].numel()
+
+    def flops_per_token(self) -> float | None:
+        """Count the operations of a step, forward and backward, for each of `tokens_of`; None: they do not follow."""
+        return training_flops_per_token(self.config.model, self.config.data.length, frozen=self.lora.active)
 
     @property
     def nominal_tokens(self) -> int:

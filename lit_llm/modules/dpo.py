@@ -22,6 +22,7 @@ from lit_llm.model import Decoder, TokenLogProbs, token_log_probs
 from lit_llm.model.lora import adapters_off
 from lit_llm.modules.base import LanguageModule
 from lit_llm.objectives import IGNORE_INDEX, PreferenceLoss, sequence_log_probs, tail_weights
+from lit_llm.planning import training_flops_per_token
 
 
 class DPOModule(LanguageModule):
@@ -121,6 +122,14 @@ class DPOModule(LanguageModule):
         """Count the tokens that are not padding."""
         return int(batch["lengths"].sum())
 
+    def flops_per_token(self) -> float:
+        """Count those of the policy, and of the forward pass of a reference that reads each batch as well."""
+        policy = training_flops_per_token(self.config.model, self.config.data.length, frozen=self.lora.active)
+        if not self.loss.needs_reference or self.config.reference == "precomputed":
+            return policy
+        # of a whole step the forward pass is a third
+        return policy + training_flops_per_token(self.config.model, self.config.data.length) / 3
+
     def _note(
         self,
         arguments: tuple[Tensor | None, ...],
@@ -147,7 +156,7 @@ class DPOModule(LanguageModule):
 
     def _token_log_probs(self, model: Decoder, batch: dict[str, Tensor], with_entropy: bool = False) -> TokenLogProbs:
         """Of the targets [2b, t]."""
-        chunk_tokens = self.config.loss_chunk_tokens
+        chunk_tokens = self.config.loss_chunk(batch["tokens"].device.type)
         return token_log_probs(
             model, batch["tokens"], batch["targets"], chunk_tokens=chunk_tokens, with_entropy=with_entropy
         )

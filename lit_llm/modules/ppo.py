@@ -265,7 +265,7 @@ class PPOModule(LanguageModule):
                 head,
                 targets,
                 temperature=self.config.temperature,
-                chunk_tokens=self.config.loss_chunk_tokens,
+                chunk_tokens=self.config.loss_chunk(targets.device.type),
                 with_entropy=True,
             )
             assert entropy is not None
@@ -299,6 +299,9 @@ class PPOModule(LanguageModule):
     def tokens_of(self, batch: dict[str, Any]) -> int:
         """Count the tokens of the round's prompts and answers, without padding."""
         return self._tokens_read
+
+    def flops_per_token(self) -> None:
+        """Give none: a round also writes each of the tokens, and reads them with several models."""
 
     @property
     def nominal_tokens(self) -> int:

@@ -29,7 +29,7 @@ class PretrainingModule(LanguageModule):
                 hidden.flatten(0, 1),
                 head.weight,
                 targets.flatten(),
-                chunk_tokens=config.loss_chunk_tokens,
+                chunk_tokens=config.loss_chunk(targets.device.type),
                 softcap=config.model.logits_softcap,
                 z_loss=config.z_loss if training and isinstance(config, PretrainConfig) else 0.0,
                 num_classes=config.model.vocab_size,

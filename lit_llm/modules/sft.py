@@ -43,7 +43,10 @@ class SFTModule(PretrainingModule):
 
         def read(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
             arguments = hidden.flatten(0, 1), head.weight, targets.flatten()
-            options = {"chunk_tokens": config.loss_chunk_tokens, "num_classes": config.model.vocab_size}
+            options = {
+                "chunk_tokens": config.loss_chunk(targets.device.type),
+                "num_classes": config.model.vocab_size,
+            }
             loss = linear_cross_entropy(*arguments, softcap=config.model.logits_softcap, **options)
             return loss, linear_correct(*arguments, **options)
 

@@ -35,6 +35,11 @@ def product_dtypes(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:
     return operand, torch.bfloat16 if native else torch.float32
 
 
+def _kernels_convert(product: Tensor, wide: torch.dtype) -> bool:
+    """Whether a kernel that reads or writes `product` and computes in a wider type spares passes that convert it."""
+    return product.is_cuda and product.dtype != wide
+
+
 class SupervisedRows:
     """Which of n tokens are supervised.
 
@@ -101,6 +106,7 @@ class HeadChunks:
         self._logits = self.buffer()
         self._product = self._logits if product == self.dtype else torch.empty_like(self._logits, dtype=product)
         self._tanh = None if softcap is None else self.buffer()
+        self._converts = self._tanh is None and _kernels_convert(self._product, self.dtype)
 
     def __iter__(self) -> Iterator[slice]:
         """Iterate over the chunks, each as a slice of the supervised tokens."""
@@ -113,16 +119,41 @@ class HeadChunks:
 
     def logits(self, chunk: slice) -> Tensor:
         """[r, C] capped and divided by the temperature, in a buffer that the caller may overwrite."""
-        inputs = self.inputs[chunk]
-        logits, product = self._logits[: inputs.size(0)], self._product[: inputs.size(0)]
-        scale = 1.0 / (self.temperature if self.softcap is None else self.softcap)
-        torch.addmm(product, inputs, self.head.t(), beta=0, alpha=scale, out=product)
+        product = self._multiplied(chunk)
+        logits = self._logits[: product.size(0)]
         if self.softcap is not None and self._tanh is not None:
-            tanh = self._tanh[: inputs.size(0)].copy_(product).tanh_()
+            tanh = self._tanh[: product.size(0)].copy_(product).tanh_()
             torch.mul(tanh, self.softcap / self.temperature, out=logits)
         elif product.dtype != logits.dtype:  # else they are the same memory
             logits.copy_(product)
         return logits
+
+    def _multiplied(self, chunk: slice) -> Tensor:
+        """Multiply by the head and by what `logits` is scaled with: [r, C] in the type of the matrix products."""
+        inputs = self.inputs[chunk]
+        product = self._product[: inputs.size(0)]
+        scale = 1.0 / (self.temperature if self.softcap is None else self.softcap)
+        return torch.addmm(product, inputs, self.head.t(), beta=0, alpha=scale, out=product)
+
+    def log_probs(self, chunk: slice) -> tuple[Tensor, Tensor]:
+        """The log-softmax [r, C] of `logits`, in their buffer, and the logits of the targets [r, 1]."""
+        index = self.targets[chunk].unsqueeze(1)
+        if self._converts:
+            product = self._multiplied(chunk)
+            logits = self._logits[: product.size(0)]
+            return torch.log_softmax(product, 1, dtype=self.dtype, out=logits), product.gather(1, index).to(self.dtype)
+        logits = self.logits(chunk)
+        of_targets = logits.gather(1, index)
+        return torch.log_softmax(logits, 1, out=logits), of_targets
+
+    def softmax_gradients(self, log_probs: Tensor, chunk: slice) -> Tensor:
+        """`loss_gradients` of the softmax itself, from what `log_probs` gave for the chunk; it may be overwritten."""
+        if not self._converts:
+            return self.loss_gradients(log_probs.exp_(), chunk)
+        index = self.targets[chunk].unsqueeze(1)
+        of_targets = log_probs.gather(1, index).exp_().sub_(1.0)
+        gradients = torch.exp(log_probs, out=self._product[: log_probs.size(0)])
+        return gradients.scatter_(1, index, of_targets.to(gradients.dtype))
 
     def loss_gradients(self, probs: Tensor, chunk: slice) -> Tensor:
         """d(-log p(target)) / d(inputs @ head.T), times the temperature: [r, C] in the type of the matrix products.

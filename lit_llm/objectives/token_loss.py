@@ -151,21 +151,19 @@ def _loss_and_gradients(
     grad_weight = weight.new_zeros(weight.shape, dtype=chunks.dtype) if need_weight else None
     loss = hidden.new_zeros((), dtype=chunks.dtype)
     for chunk in chunks:
-        logits = chunks.logits(chunk)
-        index = chunks.targets[chunk].unsqueeze(1)
-        target_logits = logits.gather(1, index)
-        log_probs = torch.log_softmax(logits, 1, out=logits)
-        target_log_probs = log_probs.gather(1, index)
+        log_probs, target_logits = chunks.log_probs(chunk)
+        target_log_probs = log_probs.gather(1, chunks.targets[chunk].unsqueeze(1))
         loss -= target_log_probs.sum()
         if options.z_loss:
             log_normaliser = target_logits - target_log_probs
             loss += options.z_loss * log_normaliser.square().sum()
         if not need_hidden and not need_weight:
             continue
-        probs = log_probs.exp_()
         if options.z_loss:
-            probs *= 1 + 2 * options.z_loss * log_normaliser
-        grad_logits = chunks.loss_gradients(probs, chunk)
+            probs = log_probs.exp_().mul_(1 + 2 * options.z_loss * log_normaliser)
+            grad_logits = chunks.loss_gradients(probs, chunk)
+        else:
+            grad_logits = chunks.softmax_gradients(log_probs, chunk)
         if grad_inputs is not None:
             torch.mm(grad_logits, chunks.head, out=grad_inputs[chunk])
         if grad_weight is not None:

@@ -47,7 +47,7 @@ def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     return counts
 
 
-def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+def training_flops_per_token(config: ModelConfig, sequence_length: int, frozen: bool = False) -> float:
     """Count the floating-point operations of a forward and backward pass for each token of a window.
 
     Counted on the meta device from the operations that the decoder runs, so it holds for every architecture. Causal
@@ -56,12 +56,16 @@ def training_flops_per_token(config: ModelConfig, sequence_length: int) -> float
     Args:
         config: the decoder's configuration.
         sequence_length: tokens in a window.
+        frozen: the weights get no gradients, which are a third of all; that of the embedding is passed back through
+            every block, as adapters need it. What these compute themselves is not counted.
     """
     # blocks repeat with a period of at most two (value embeddings), so a deep model follows from two shallow ones
     shallow = 2 + config.num_layers % 2
     if config.num_layers <= shallow + 2:
-        return _count(config, sequence_length) / sequence_length
-    few, more = (_count(replace(config, num_layers=layers), sequence_length) for layers in (shallow, shallow + 2))
+        return _count(config, sequence_length, frozen) / sequence_length
+    few, more = (
+        _count(replace(config, num_layers=layers), sequence_length, frozen) for layers in (shallow, shallow + 2)
+    )
     return (few + (config.num_layers - shallow) // 2 * (more - few)) / sequence_length
 
 
@@ -71,20 +75,23 @@ def _outputs(model: Decoder, hidden: Tensor, head: nn.Linear) -> Tensor:
     return torch.cat(outputs, dim=-1)
 
 
-def _count(config: ModelConfig, sequence_length: int) -> int:
+def _count(config: ModelConfig, sequence_length: int, frozen: bool = False) -> int:
     """Count the operations of one window, and remember them: the runs of a process often have the same model."""
-    key = f"{config} {sequence_length}"
+    key = f"{config} {sequence_length} {frozen}"
     if key not in _counted:
-        _counted[key] = _count_anew(config, sequence_length)
+        _counted[key] = _count_anew(config, sequence_length, frozen)
     return _counted[key]
 
 
 _counted: dict[str, int] = {}
 
 
-def _count_anew(config: ModelConfig, sequence_length: int) -> int:
+def _count_anew(config: ModelConfig, sequence_length: int, frozen: bool) -> int:
     with torch.device("meta"):
         model = Decoder(config)
+        if frozen:
+            model.requires_grad_(False)
+            model.embedding.register_forward_hook(lambda module, inputs, embedded: embedded.requires_grad_())
         tokens = torch.zeros(1, sequence_length, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
             model(tokens, head=partial(_outputs, model)).sum().backward()

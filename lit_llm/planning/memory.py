@@ -141,7 +141,7 @@ def rehearsed(
         # sharded gradients are not kept whole between micro-batches
         accumulated=placement.accumulation > 1 and placement.kind == "replicas",
         documents=config.data.mask_documents,
-        loss_chunk_tokens=config.loss_chunk_tokens,
+        loss_chunk_tokens=config.loss_chunk(device),
         z_loss=config.z_loss,
     )
     return _rehearse(_as_key(_local(config.model, placement.tensor_parallel)), step, device)

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_llm.config import RunConfig, UserError
-from lit_llm.training.strategies import data_parallel_processes, number_of_processes
+from lit_llm.config import PostTrainingConfig, PretrainConfig, RewardConfig, RunConfig, UserError
+from lit_llm.training.strategies import data_parallel_processes, is_on_gpu, number_of_processes
 
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED", re.I
@@ -62,13 +62,15 @@ def advice_on_memory(config: RunConfig) -> str:
         knobs.append(f"data.micro_batch_size to {smaller} (from {micro_batch}; the batch and the result stay the same)")
     if trainer.activation_checkpointing != "full":
         knobs.append("trainer.activation_checkpointing to full")
-    if getattr(config, "loss_chunk_tokens", 0) is None:
-        knobs.append("loss_chunk_tokens to 512")
+    if isinstance(config, PretrainConfig | PostTrainingConfig) and not isinstance(config, RewardConfig):
+        chunk = config.loss_chunk("cuda" if is_on_gpu(trainer) else "cpu")
+        if chunk is None or chunk > 512:
+            knobs.append("loss_chunk_tokens to 512")
     if number_of_processes(trainer) > 1 and trainer.strategy in ("auto", "ddp"):
         knobs.append("trainer.strategy to fsdp")
     if trainer.precision == "32-true":
         knobs.append("trainer.precision to bf16-mixed")
-    if trainer.strategy in ("fsdp", "deepspeed") and torch.cuda.is_available() and not trainer.offload:
+    if trainer.strategy in ("fsdp", "deepspeed") and is_on_gpu(trainer) and not trainer.offload:
         knobs.append("trainer.offload to true")
     if data.length > 1:
         knobs.append(f"data.sequence_length below {data.length}")
@@ -107,8 +109,8 @@ def distributed_defaults(folder: Path, environment: Mapping[str, str]) -> dict[s
     return {names[0]: value for names, value in wanted.items() if not any(name in environment for name in names)}
 
 
-def set_distributed_defaults(folder: Path) -> None:
-    """Put `distributed_defaults` in place on CUDA; NCCL reads them when the process group is made."""
-    if torch.cuda.is_available():
-        os.environ.update(distributed_defaults(folder, os.environ))
-        (folder / "flight_recorder").mkdir(parents=True, exist_ok=True)
+def set_distributed_defaults(config: RunConfig) -> None:
+    """Put `distributed_defaults` in place for ranks on CUDA; NCCL reads them when the process group is made."""
+    if is_on_gpu(config.trainer) and number_of_processes(config.trainer) > 1:
+        os.environ.update(distributed_defaults(config.folder, os.environ))
+        (config.folder / "flight_recorder").mkdir(parents=True, exist_ok=True)

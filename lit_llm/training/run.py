@@ -17,7 +17,6 @@ from lit_llm.config import PostTrainingConfig, RunConfig, TrainerConfig, UserErr
 from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.interop import GenerationSettings, generation_settings, save_model_folder
 from lit_llm.interop.peft import save_adapter
-from lit_llm.planning import training_flops_per_token
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint import CheckpointPolicy
 from lit_llm.training.checkpoint_files import step_of
@@ -98,7 +97,7 @@ def fit(
     """
     resume_from = _begin(config, data)
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
-    speed = Throughput(training_flops_per_token(config.model, config.data.length))
+    speed = Throughput(module.flops_per_token())
     if prompts is None:
         prompts = SamplePrompts.of_texts(config.samples.prompts, tokenizer)
     end = EndOfRun(config, CheckpointPolicy(config.folder / "checkpoints", config.trainer))
@@ -142,7 +141,7 @@ def _begin(config: RunConfig, data: ResumableDataModule) -> str | None:
     """Refuse what cannot be run, make the settings of the process, and return the checkpoint to go on from."""
     check_patience(config, data)
     check_loggers(config)
-    set_distributed_defaults(config.folder)
+    set_distributed_defaults(config)
     set_matmul_precision(config.trainer)
     return checkpoint_to_resume(config)
 

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torchmetrics import Metric
 
 from lit_llm.config import UserError
 from lit_llm.distributed.ranks import rank
@@ -103,7 +104,11 @@ class ShardedStrategy(ModelParallelStrategy):
             super().model_to_device()
             return
         assert self.model is not None
+        # what `to` of the whole module would do besides moving its parameters
+        self.model._device = self.root_device
         for module in self.model.modules():
+            if isinstance(module, Metric):
+                module.to(self.root_device)
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, buffer.to(self.root_device))
 

@@ -33,19 +33,20 @@ def peak_memory_gib(device: torch.device) -> float:
 class Throughput(L.Callback):
     """Logs tokens seen, tokens per second, the share of time spent waiting for data, MFU and peak memory.
 
-    Time spent validating does not count. MFU is left out on a device whose peak is unknown.
+    Time spent validating does not count. MFU is left out on a device whose peak is unknown, and in a stage whose
+    operations do not follow from its tokens.
 
     Tokens are those that the module reads on this rank, times the ranks that share the batch.
 
     Args:
-        flops_per_token: forward and backward, counted.
+        flops_per_token: forward and backward, counted; None: they are not known.
 
     Attributes:
         tokens: seen so far, those before a resume included.
         tokens_per_second: speed at the last point.
     """
 
-    def __init__(self, flops_per_token: float) -> None:
+    def __init__(self, flops_per_token: float | None) -> None:
         self.flops_per_token = flops_per_token
         self.tokens = 0
         self.tokens_per_second = 0.0
@@ -99,7 +100,7 @@ class Throughput(L.Callback):
             "throughput/peak_memory_gib": peak_memory_gib(pl_module.device),
         }
         peak = peak_flops(pl_module.device)
-        if peak is not None:
+        if peak is not None and self.flops_per_token is not None:
             values["throughput/mfu"] = self.tokens_per_second * self.flops_per_token / (peak * trainer.world_size)
         pl_module.record(values, step)
         self._restart(trainer)

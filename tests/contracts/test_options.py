@@ -269,6 +269,10 @@ def test_loss_chunk_tokens(make_run: MakeRun) -> None:
     assert found[7] == pytest.approx(found[None], abs=1e-5)
     assert found[2048] == pytest.approx(found[None], abs=1e-5)
     assert found[7] != found[2048]  # other sums, so the option has reached the loss
+    plain = make_run("plain").loss_chunk
+    assert (plain("cpu"), plain("cuda"), config.loss_chunk("cpu")) == (512, 2048, 2048)
+    with pytest.raises(UserError, match="loss_chunk_tokens is 0; it must be at least 1, auto, or null"):
+        make_run("none", loss_chunk_tokens=0)
 
 
 # data

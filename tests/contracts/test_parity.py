@@ -160,7 +160,10 @@ def test_what_we_write_transformers_reads(
     if family == "qwen2":  # whose folders transformers reads with Qwen's tokenizer only
         tokenizer = Tokenizer.load(save_foreign_tokenizer("qwen", tmp_path / "tokenizer"))
     assert save_model_folder(tmp_path, reference.config, reference.weights, tokenizer, form="huggingface") == family
-    model, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    # in some versions the default attention leaves a soft cap of the scores out
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, output_loading_info=True, attn_implementation="eager"
+    )
     assert not any(report.values()), report
     assert type(model).__name__ == json.loads((reference.folder / "config.json").read_text())["architectures"][0]
     with torch.no_grad():

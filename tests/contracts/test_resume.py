@@ -15,14 +15,11 @@ import lightning as L
 import pytest
 import yaml
 from conftest import ROOT, MakeRun
-from run_files import all_curves, assert_identical
+from run_files import TIMED, all_curves, assert_identical
 
 from lit_llm.config import PretrainConfig, to_plain
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint_io import read_checkpoint
-
-# what is measured on the clock differs from run to run
-TIMED = ("throughput/tokens_per_second", "throughput/data_wait_share", "throughput/peak_memory_gib")
 
 
 class Crash(L.Callback):

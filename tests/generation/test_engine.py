@@ -86,6 +86,23 @@ def test_the_context_is_filled_to_its_last_token(model: Decoder) -> None:
         assert written[1] == int(model(torch.tensor([[*text, written[0]]]))[0, -1].argmax())
 
 
+def test_what_plans_or_compiles_for_each_length_is_left_out() -> None:
+    model = random_decoder(tiny_model("llama-10m"))
+    seen = []
+    model.blocks[0].register_forward_pre_hook(lambda *_: seen.append(torch.backends.cuda.cudnn_sdp_enabled()))
+    written = generate(model, [prompt(model, 4)], GREEDY, eos_id=None)
+
+    def by_compiler(*arguments: object) -> None:
+        raise AssertionError("a block that was compiled for training")
+
+    for block in model.blocks:
+        block._compiled_call_impl = by_compiler
+    assert generate(model, [prompt(model, 4)], GREEDY, eos_id=None) == written
+    assert seen and not any(seen) and torch.backends.cuda.cudnn_sdp_enabled()
+    with pytest.raises(AssertionError, match="compiled for training"):
+        model(torch.zeros(1, 4, dtype=torch.long))
+
+
 def test_the_seed_decides_the_text() -> None:
     model = random_decoder(tiny_model("llama-10m"), std=0.1)
     texts = [prompt(model, 4)] * 3

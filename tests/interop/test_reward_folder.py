@@ -106,7 +106,11 @@ def test_transformers_gives_our_scores(family: str, tmp_path: Path, tokenizer: T
     model = random_decoder(language.as_score(), std=0.1)
     folder = tmp_path / "model"
     assert save_model_folder(folder, model.config, model.state_dict(), tokenizer) == family
-    theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    theirs, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        output_loading_info=True,
+        attn_implementation="eager",  # in some versions the default one leaves a soft cap of the scores out
+    )
     assert not any(report.values()), report
     assert type(theirs).__name__.endswith("ForSequenceClassification")
     assert (theirs.config.num_labels, theirs.config.pad_token_id) == (1, tokenizer.pad_id)

@@ -55,6 +55,51 @@ def test_both_kernels_against_plain_loops(n_h: int, n_kv: int, window: int | Non
     assert largest_difference(out, by_hand(q, k, v, window or 7, softcap)) < TOLERANCE
 
 
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("n_h", "n_kv"), [(6, 2), (3, 1)])
+def test_one_grouped_query_is_the_last_of_a_text(n_h: int, n_kv: int, window: int | None) -> None:
+    q, k, v = random_heads(n_h, n_kv, 7, 8)
+    mask = None if window is None else (torch.arange(7) > 6 - window).view(1, 1, 1, 7)
+    out = fused_attention(q[:, :, -1:], k, v, AttentionContext(None, mask, False), 0.0)
+    assert out.shape == (2, n_h, 1, 8)
+    assert largest_difference(out, by_hand(q, k, v, window or 7, None)[:, :, -1:]) < TOLERANCE
+    # of a text of one token
+    alone = fused_attention(q[:, :, :1], k[:, :, :1], v[:, :, :1], AttentionContext(None, None, True), 0.0)
+    assert largest_difference(alone[:, :, 0], v[:, :, 0].repeat_interleave(n_h // n_kv, 1)) < TOLERANCE
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("by_cudnn", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 1024])
+@pytest.mark.parametrize("masked", [True, False])
+def test_no_scores_are_written_out_on_cuda(masked: bool, tokens: int, dtype: torch.dtype, by_cudnn: bool) -> None:
+    """Grouped heads, whose scores would take 2 x 16 x 1024 x 1024 numbers."""
+    q, k, v = (x.cuda().to(dtype) for x in random_heads(16, 4, 1024, 64))
+    q = q[:, :, -tokens:].requires_grad_()
+    mask, is_causal = attention_mask(1024, window=100 if masked else None, document_ids=None, device=q.device)
+    mask = None if mask is None else mask[:, :, -tokens:]
+    context = AttentionContext(None, mask, is_causal and tokens > 1)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(by_cudnn)
+    try:
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        out = fused_attention(q, k, v, context, 0.0)
+        out.sum().backward()
+        taken = torch.cuda.max_memory_allocated() - held
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+    assert taken < 2 * 16 * tokens * 1024 * dtype.itemsize + 2**23 * (tokens == 1)
+    expected = fused_attention(*(x.detach().cpu().float() for x in (q, k, v)), _on_cpu(context), 0.0)
+    assert largest_difference(out.cpu().float(), expected) < (1e-2 if dtype == torch.bfloat16 else 1e-4) * 8
+
+
+def _on_cpu(context: AttentionContext) -> AttentionContext:
+    return replace(context, mask=None if context.mask is None else context.mask.cpu())
+
+
 def test_a_huge_soft_cap_changes_nothing_and_a_small_one_does() -> None:
     plain = random_decoder(tiny_model("llama-10m"))
     tokens = random_tokens(plain.config, 2, 16)

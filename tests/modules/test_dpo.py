@@ -242,6 +242,8 @@ def test_the_table_is_that_of_the_live_reference(tmp_path: Path, policy: Path, o
         reference = torch.stack(live._reference(batch, split), 1)
         torch.testing.assert_close(kept._table[split], reference, atol=1e-5, rtol=0)
     assert len(tables(kept.config)) == 2  # one for each split
+    # a table spares a forward pass of a step, which has the three of the policy besides
+    assert live.flops_per_token() == pytest.approx(4 / 3 * kept.flops_per_token())
 
 
 def test_the_table_is_found_again_and_made_anew_when_something_changes(

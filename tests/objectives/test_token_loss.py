@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lit_llm.objectives import IGNORE_INDEX, cross_entropy_sum, linear_cross_entropy
+from lit_llm.objectives import IGNORE_INDEX, cross_entropy_sum, head_chunks, linear_cross_entropy
 from lit_llm.objectives.token_loss import _loss_and_gradients, _Options
 
 N, D, V = 37, 8, 23
@@ -185,6 +185,32 @@ def test_native_bfloat16_products_agree_with_emulated_ones(softcap):
     for got, want in zip(native, emulated, strict=True):
         assert got.dtype == torch.float32
         assert (got - want).norm() <= 0.01 * want.norm()
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_kernels_that_convert_compute_the_same(z_loss, monkeypatch):
+    """As on CUDA; the CPU converts before and after."""
+    hidden, weight, targets = (tensor.detach() for tensor in problem())
+    options = _Options(10, None, z_loss, V, torch.bfloat16, torch.bfloat16)
+    passes = _loss_and_gradients(hidden, weight, targets, options, True, True)
+    monkeypatch.setattr(head_chunks, "_kernels_convert", lambda product, wide: True)
+    # which is an error where the result of a pass is not of the type that the next one reads
+    for got, want in zip(_loss_and_gradients(hidden, weight, targets, options, True, True), passes, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0}, {"z_loss": 0.01}, {"num_classes": 17}])
+def test_bfloat16_on_cuda(options):
+    hidden, weight, targets = problem(classes=17)
+    expected = value_and_grads(hidden, weight, targets, chunk_tokens=None, **options)
+    on_device = [tensor.detach().cuda().requires_grad_() for tensor in (hidden, weight)]
+    with torch.autocast("cuda", torch.bfloat16):
+        actual = value_and_grads(*on_device, targets.cuda(), chunk_tokens=10, **options)
+    for got, want in zip(actual, expected, strict=True):
+        assert got.dtype == torch.float32
+        assert (got.cpu() - want).norm() <= 0.01 * want.norm()
 
 
 def test_bfloat16_inputs_get_bfloat16_gradients():

@@ -38,6 +38,9 @@ def test_a_tiny_model_by_hand(softcap: float | None) -> None:
     attention = 2 * length * heads * d  # scores, and the mix of values
     forward = 2 * (layers * (projections + 3 * width * inner + attention) + width * vocab)
     assert training_flops_per_token(config, length) == 3 * forward
+    # frozen weights have no gradients; attention, which has no weights, is passed back through as before
+    weights = layers * (projections + 3 * width * inner) + width * vocab
+    assert training_flops_per_token(config, length, frozen=True) == 3 * forward - 2 * weights
 
 
 @pytest.mark.parametrize(("name", "layers"), [("llama-10m", 5), ("modern-1m", 6), ("modern-1m", 7)])

@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import pytest
 from conftest import MakeRun
-from run_files import all_curves, event_folder, largest_file, tensorboard_events
+from run_files import TIMED, all_curves, event_folder, largest_file, tensorboard_events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams.metadata import (
@@ -112,9 +112,6 @@ def test_lines_of_steps(tmp_path: Path) -> None:
     assert [line["step"] for line in read_step_lines(path)] == [1, 4, 5]
     assert read_step_lines(path)[-1] == {"step": 5, "again": True}
     assert read_step_lines(tmp_path / "none.jsonl") == []
-
-
-TIMED = {f"throughput/{name}" for name in ("tokens_per_second", "data_wait_share", "peak_memory_gib")}
 
 
 class Crash(L.Callback):

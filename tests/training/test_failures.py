@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,7 @@ def test_advice_names_what_is_not_done_yet_and_the_cheapest_first(make_run: Make
     # each disappears once it is done
     config.data.micro_batch_size = 1
     config.trainer.activation_checkpointing = "full"
-    config.loss_chunk_tokens = 512
+    config.loss_chunk_tokens = "auto"  # which is 512 on a CPU
     config.trainer.strategy = "fsdp"
     config.trainer.precision = "bf16-mixed"
     assert advice_on_memory(config) == "set data.sequence_length below 32"
@@ -105,6 +107,14 @@ def test_another_error_stays_what_it_is(make_run: MakeRun) -> None:
 # ranks
 
 
+@pytest.fixture
+def no_store_is_left() -> Iterator[None]:
+    """A store of processes writes to its file when it is collected, which ends the process where files may not grow."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.usefixtures("no_store_is_left")
 @pytest.mark.parametrize("peer", ["dies", "hangs"])
 def test_a_lost_rank(peer: str, make_run: MakeRun, tmp_path: Path) -> None:
     """Two processes over gloo; the other one dies, or does not come to the second collective in time."""
@@ -169,15 +179,17 @@ def test_the_names_are_those_of_the_installed_torch() -> None:
         assert code.find(b"TORCH_FR_DUMP_TEMP_FILE\0") >= 0
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="it is set on CUDA")
-def test_nothing_is_set_without_cuda(tmp_path: Path) -> None:
+def test_nothing_is_set_without_ranks_on_cuda(make_run: MakeRun) -> None:
     before = dict(os.environ)
-    set_distributed_defaults(tmp_path)
-    assert dict(os.environ) == before and not list(tmp_path.iterdir())
+    for name, trainer in (("cpu", {"devices": 2}), ("alone", {"accelerator": "auto", "devices": 1})):
+        config = make_run(name, trainer=trainer)
+        set_distributed_defaults(config)
+        assert dict(os.environ) == before and not config.folder.exists()
 
 
 @pytest.mark.gpu
-def test_cuda_has_the_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_on_cuda_have_the_defaults(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_run(trainer={"accelerator": "gpu", "devices": 2})
     monkeypatch.setattr(os, "environ", {})
-    set_distributed_defaults(tmp_path)
-    assert os.environ == distributed_defaults(tmp_path, {}) and (tmp_path / "flight_recorder").is_dir()
+    set_distributed_defaults(config)
+    assert os.environ == distributed_defaults(config.folder, {}) and (config.folder / "flight_recorder").is_dir()
