@@ -47,7 +47,7 @@ def test_remote_files_are_read_as_local_ones(in_memory):
     folder, address = in_memory
     local, remote_files = read_all(folder, name="x"), read_all(address, name="x")
     assert remote_files == local and len(local[0]) == 10 and len(local[1]) == 1
-    for pattern in ("*.jsonl.gz", "sub/*.txt", "**/*.txt"):
+    for pattern in ("*.jsonl.gz", "?.html", "sub/*.txt", "**/*.txt"):
         found = read_all(f"{address}/{pattern}", name="x")
         assert found == read_all(folder / pattern, name="x") and found[0]
     one, _ = read_all(f"{address}/sub/a.txt", name="x")
