@@ -122,3 +122,16 @@ def test_durability() -> None:
     assert figures["flips_noticed"] + figures["flips_of_no_effect"] == figures["flips"] == 20
     assert figures["flips_noticed"] >= 15
     assert figures["resident_growth_mib"] < 100
+
+
+@pytest.mark.slow
+def test_extraction() -> None:
+    for module in ("resiliparse", "trafilatura"):
+        pytest.importorskip(module, exc_type=ImportError)
+    if not any(Path("/usr/share/doc").rglob("*.html")):
+        pytest.skip("no HTML in /usr/share/doc; apt-get install python3-doc")
+    figures = last_line("extraction")
+    assert_reported(figures, "f1", "f1_by_page", "f1_python_manual", "mb_per_s", "pages", "megabytes")
+    assert 0.95 < figures["f1"]["lit_llm"] < 1 and figures["f1"]["all text"] < 0.84 < figures["f1"]["trafilatura"]
+    speeds = figures["mb_per_s"]
+    assert figures["speed_over_trafilatura"] == pytest.approx(speeds["lit_llm"] / speeds["trafilatura"], rel=0.02)

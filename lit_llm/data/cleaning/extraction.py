@@ -30,9 +30,13 @@ _NAMES = (
     *("toc", "share", "sharing", "footer", "byline", "tags", "login", "respond", "rating", "ratings", "stats"),
     *("vote", "votes", "votecell"),
 )
+_BOXES = ("div:not(.section)", "ul")
 _NAMED_AROUND = (
-    *(f'[{attribute}*="{part}"]' for part in _NAME_PARTS for attribute in ("class", "id")),
-    *(f'[{attribute}~="{name}"]' for name in _NAMES for attribute in ("class", "id")),
+    *(f'[class*="{part}"]' for part in _NAME_PARTS),
+    *(f'[class~="{name}"]' for name in _NAMES),
+    # Sections have ids that are made of their titles, and what is about cookies is none for them.
+    *(f'{box}[id*="{part}"]' for part in _NAME_PARTS for box in _BOXES),
+    *(f'{box}[id="{name}"]' for name in _NAMES for box in _BOXES),
 )
 """CSS selectors of what pages mostly call the things around their main content."""
 _NESTING = 4

@@ -137,7 +137,7 @@ def find_remote_files(path: str, option: str) -> tuple[list[tuple[str, RemotePat
     fsspec = optional_module("fsspec", f"{option} {path!r}", "data")
     try:
         filesystem, inner = fsspec.core.url_to_fs(path)
-        if has_magic(inner) and "?" not in inner:
+        if has_magic(inner) and not ("://" in inner and "?" in inner):  # what follows ? in a web address is no pattern
             root = _fixed_part(inner)
             found = filesystem.glob(inner, detail=True)
         elif filesystem.isfile(inner) or not filesystem.isdir(inner):

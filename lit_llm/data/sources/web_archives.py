@@ -153,7 +153,7 @@ def _records(path: StoredFile, limit: int, texts: bool) -> Iterator[_Record | _D
                         damage = None
                     if record.record_type & wanted:
                         yield _read(record, limit)
-                    elif record.record_type & kinds.unknown:
+                    elif record.record_type in (kinds.unknown, kinds.no_type):
                         yield _Damage(offset, f"at byte {offset:,}: it is of no type that there is")
                     is_whole = True
                 begin = None

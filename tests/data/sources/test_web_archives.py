@@ -4,7 +4,7 @@ import zlib
 import pytest
 from data.sources.archives import PACK, http, page, record
 from data.sources.reading import read_all, reasons
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_llm.data.sources.http_responses import parse_response
@@ -126,6 +126,9 @@ def test_what_follows_a_broken_header_of_a_plain_archive_is_read(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
+@example(place=10, junk=b"\0", pack="")
+@example(place=100, junk=b"\0" * 6, pack=".zst")
+@example(place=0, junk=b"\0", pack=".gz")
 @given(place=st.integers(0, 20_000), junk=st.binary(min_size=1, max_size=40), pack=st.sampled_from([".gz", ".zst", ""]))
 def test_damage_anywhere_costs_no_more_than_the_records_that_it_touches(tmp_path_factory, place, junk, pack):
     folder = tmp_path_factory.mktemp("damage")
