@@ -11,7 +11,7 @@ from lit_llm.config.quality_rules import (
     GopherQualityConfig,
     GopherRepetitionConfig,
 )
-from lit_llm.config.text_filters import LanguageConfig, ToxicityConfig, UnicodeConfig, UrlBlocklistConfig
+from lit_llm.config.text_filters import LanguageConfig, PiiConfig, ToxicityConfig, UnicodeConfig, UrlBlocklistConfig
 
 DOCUMENT_STEPS: dict[str, type[Any]] = {
     "unicode": UnicodeConfig,
@@ -23,5 +23,6 @@ DOCUMENT_STEPS: dict[str, type[Any]] = {
     "code_quality": CodeQualityConfig,
     "url_blocklist": UrlBlocklistConfig,
     "toxicity": ToxicityConfig,
+    "pii": PiiConfig,
 }
 """The dataclass of options of each step, by the name that it has in a recipe."""

@@ -18,6 +18,7 @@ _DOCUMENT_STEPS: dict[str, str] = {
     "code_quality": "lit_llm.data.cleaning.source_code:CodeQuality",
     "url_blocklist": "lit_llm.data.cleaning.addresses:UrlBlocklist",
     "toxicity": "lit_llm.data.cleaning.toxicity:Toxicity",
+    "pii": "lit_llm.data.cleaning.personal_data:Pii",
 }
 _CORPUS_STEPS: dict[str, str] = {}
 
