@@ -27,6 +27,7 @@ _CORPUS_STEPS: dict[str, str] = {
     "exact_lines": "lit_llm.data.cleaning.duplicates.exact_lines:ExactLines",
     "near_duplicates": "lit_llm.data.cleaning.duplicates.near_duplicates:NearDuplicates",
     "substrings": "lit_llm.data.cleaning.substrings:RepeatedSubstrings",
+    "pii": "lit_llm.data.cleaning.personal_data:Pii",
 }
 
 
