@@ -136,7 +136,7 @@ def _resolve_model(config: PlanConfig) -> None:
     config.fit_length()
     if config.model.vocab_size is not None:
         return
-    folder = Path(config.data.paths[0]) / "tokenizer" if config.data.paths else None
+    folder = Path(config.data.folders[0]) / "tokenizer" if config.data.folders else None
     if folder is None or not (folder / "tokenizer.json").exists():
         where = "data.paths is empty" if folder is None else f"there is no tokenizer in {folder} yet"
         raise UserError(f"model.vocab_size is not set and {where}; add --model.vocab_size 32000, or what it will be")

@@ -10,6 +10,7 @@ from lit_llm.config.export import ExportConfig
 from lit_llm.config.find_rate import FindRateConfig
 from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.lora import LoraConfig
+from lit_llm.config.mix import MixConfig
 from lit_llm.config.model import PROJECTIONS, ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.plan import PlanConfig
@@ -52,6 +53,7 @@ __all__ = [
     "GenerateConfig",
     "LoadConfig",
     "LoraConfig",
+    "MixConfig",
     "ModelConfig",
     "NonFiniteStep",
     "OptimizerConfig",

@@ -48,6 +48,7 @@ _NOT_LEARNED = frozenset(
     }
 )
 _NOT_LEARNED_GROUPS = ("samples.", "trainer.")
+_PATH_OF_CORPUS = re.compile(r"data\.mix\.corpora\..+\.path")
 _LEARNED_OF_TRAINER = frozenset({"trainer.precision", "trainer.gradient_clip_val"})
 _HELD = re.compile(r"# (?:holds|held) from step (\d+)(?: to step (\d+))?")
 _KEPT = re.compile(r"config\.(\d+)\.yaml")
@@ -97,6 +98,8 @@ def _is_learned(name: str, saved: dict[str, Any], config: RunConfig, step: int) 
         return to_plain(config).get("lora", {}).get("rank", 0) > 0 or hasattr(config, "reference_model")
     if name in _LEARNED_OF_TRAINER:
         return True
+    if _PATH_OF_CORPUS.fullmatch(name):  # as with data.paths
+        return False
     return name not in _NOT_LEARNED and not name.startswith(_NOT_LEARNED_GROUPS)
 
 
@@ -108,6 +111,11 @@ def _other_rates(saved: dict[str, Any], config: RunConfig, step: int) -> bool:
         != learning_rate_factor(each, config.schedule, config.trainer.max_steps)
         for each in range(step)
     )
+
+
+def _reordered(data: Any) -> list[Difference]:
+    """The mix of the samples so far, where this run would not have had it, be it for its options or for its length."""
+    return [] if data.reordered is None else [Difference("the mix", *data.reordered, learned=True)]
 
 
 class RunRecord(L.Callback):
@@ -137,6 +145,7 @@ class RunRecord(L.Callback):
             return
         self._saved = checkpoint[CONFIG_KEY]
         self._differences = differences(checkpoint[CONFIG_KEY], self.config, checkpoint["global_step"])
+        self._differences += _reordered(trainer.datamodule)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             for each in self._differences:
                 print(f"{'changed' if each.learned else 'differs'}: {each}", file=sys.stderr)
