@@ -9,6 +9,7 @@ from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
 from lit_llm.config.find_rate import FindRateConfig
 from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
+from lit_llm.config.inspect_data import InspectConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.mix import MixConfig
 from lit_llm.config.model import PROJECTIONS, ModelConfig, RopeScaling
@@ -51,6 +52,7 @@ __all__ = [
     "ExportConfig",
     "FindRateConfig",
     "GenerateConfig",
+    "InspectConfig",
     "LoadConfig",
     "LoraConfig",
     "MixConfig",

@@ -232,6 +232,31 @@ def write_config(config: RunConfig, step: int, saved: dict[str, Any] | None) -> 
     replace_file(path, _note(step, kept) + body)
 
 
+def recorded_configurations(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The configurations that a run's steps were trained with, each with the number of steps before it, in order.
+
+    Those of steps that a run went back from are left out.
+
+    Raises:
+        UserError: the folder has none, or one cannot be read.
+    """
+    paths = [path for path in (folder / "config.yaml", *_kept_configs(folder).values()) if path.is_file()]
+    if not paths:
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    found: dict[int, dict[str, Any]] = {}
+    for path in paths:
+        held = _HELD.match(path.read_text(encoding="utf-8"))
+        if path.name != "config.yaml" and (held is None or held[2] is None):
+            continue
+        first, body = _read_record(path)
+        try:
+            values = yaml.safe_load(body)
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]})") from None
+        found.setdefault(first, values)
+    return sorted(found.items())
+
+
 def _note(first: int, before: Path | None) -> str:
     """Make the first line of a config.yaml that does not hold for the whole run; an empty text where it does."""
     if first == 0:

@@ -36,6 +36,10 @@ class ShardInfo:
     """UTF-8 bytes of the text that the tokens spell."""
     sha256: str
     """Digest of the whole file."""
+    documents_file: str | None = None
+    """File in the same folder that says where each of its documents came from; None in shards of before there was."""
+    documents_sha256: str | None = None
+    """Digest of that file."""
 
 
 @dataclass
@@ -174,6 +178,8 @@ def _wrong_shards(manifest: Manifest) -> str | None:
             return f"documents of {shard.file} is {shard.documents}, and it has {shard.tokens} tokens"
         if shard.bytes > _LARGEST_TOKEN * shard.tokens:
             return f"bytes of {shard.file} is {shard.bytes}, which its {shard.tokens} tokens cannot spell"
+        if shard.documents_file is not None and not _is_plain_name(shard.documents_file):
+            return f"{shard.documents_file!r} is not the name of a file in the same folder"
         if shard.file in names:
             return f"{shard.file} is listed twice"
         names.add(shard.file)

@@ -159,7 +159,8 @@ class TokenDataModule(ResumableDataModule):
             return
         read, would_read, ours = (self._until_now(each) for each in (mix, planned, self.mix.stretches))
         if would_read != ours:
-            self.reordered = self._in_words(read), self._in_words(ours)
+            sized = any(stretch.batch_size != self.config.batch_size for stretch in read)
+            self.reordered = self._in_words(read, sized), self._in_words(ours, sized)
         if read != ours:
             self._follow(self._plan(Done(tuple(read), self.samples_consumed)))
 
@@ -217,8 +218,8 @@ class TokenDataModule(ResumableDataModule):
         ]
         return [self._in_words(self.mix.stretches), f"in all, {', '.join(read)}"]
 
-    def _in_words(self, stretches: Sequence[Stretch]) -> str:
-        """The shares of stretches, and the step from which each holds."""
+    def _in_words(self, stretches: Sequence[Stretch], sized: bool = False) -> str:
+        """The shares of stretches, and the step from which each holds; `sized`: and always the batch size."""
         parts, step, before = [], 0, None
         for stretch in stretches:
             if before is not None:
@@ -226,7 +227,7 @@ class TokenDataModule(ResumableDataModule):
             named = zip(self.config.names, stretch.shares, strict=True)
             shares = ", ".join(f"{name} {100 * share:.3g}%" for name, share in named if share)
             parts.append(shares if before is None else f"from step {step:,} on {shares}")
-            if before is not None and before.batch_size != stretch.batch_size:
+            if sized or (before is not None and before.batch_size != stretch.batch_size):
                 parts[-1] += f" in batches of {stretch.batch_size}"
             before = stretch
         return "; ".join(parts)

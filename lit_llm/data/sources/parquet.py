@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_llm.config import UserError
 from lit_llm.data.sources.encoding import counted
+from lit_llm.data.sources.origin import ORIGIN_FIELDS, Origin
 from lit_llm.data.sources.source import Piece
 
 _PARQUET_ROWS = 1024
@@ -51,13 +52,35 @@ def parquet_texts(path: Path, key: str, field: str) -> Iterator[Piece]:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if kind not in (pa.string(), pa.large_string(), pa.string_view()):
             raise UserError(f"{path}: column {field!r} is {kind}, not string; set corpus.text_field to a text column")
+        known = [name for name in ORIGIN_FIELDS if name != field and name in file.schema_arrow.names]
         index = 0
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field, *known]):
+            origins = _origins(batch, known, f"{key}:{{}}", index)
             # As bytes: pyarrow does not check that its strings are valid UTF-8, and fails on those that are not.
-            for value in batch.column(0).cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
+            texts = batch.column(field).cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+            for value, origin in zip(texts, origins, strict=True):
                 where = f"{path} row {index}"
                 if value is None:
                     raise UserError(f"{where}: field {field!r} is NoneType, not a string; leave the row out")
                 text, invalid = counted(lambda value=value: value.decode("utf-8", "lit_llm.replace"))
-                yield Piece(text, f"{key}:{index}", text, True, invalid, key)
+                yield Piece(text, f"{key}:{index}", text, True, invalid, key, origin=origin)
                 index += 1
+
+
+def _origins(batch: Any, names: list[str], key: str, first: int) -> list[Origin]:
+    """What the columns of these names say of each row of a batch; `key` with the number of a row names it."""
+    import pyarrow as pa
+
+    columns = {}
+    for name in names:
+        column = batch.column(name)
+        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+        if kind in (pa.string(), pa.large_string(), pa.string_view()):
+            values = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
+            columns[name] = [None if value is None else value.decode("utf-8", "replace") for value in values]
+        elif pa.types.is_integer(kind) or pa.types.is_date(kind):
+            columns[name] = column.to_pylist()
+        elif pa.types.is_timestamp(kind):  # Python's times have microseconds
+            columns[name] = column.cast(pa.timestamp("us", kind.tz), safe=False).to_pylist()
+    rows = ({name: values[row] for name, values in columns.items()} for row in range(batch.num_rows))
+    return [Origin.of_row(row, key.format(first + number)) for number, row in enumerate(rows)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.origin import Origin
 
 PIECE_BYTES = 16 * 2**20
 """A text file above this size is read in pieces."""
@@ -28,6 +29,7 @@ class Piece:
         replaced_bytes: How many bytes were no valid UTF-8 and became U+FFFD.
         file: Path of its file from the corpus root.
         further: How many documents of the same text file came before it.
+        origin: What its row says of where it came from; None where there is no more than the key.
     """
 
     text: str
@@ -37,6 +39,7 @@ class Piece:
     replaced_bytes: int
     file: str
     further: int = 0
+    origin: Origin | None = None
 
 
 @dataclass
@@ -85,7 +88,8 @@ def row_piece(row: Any, field: str, place: tuple[str, int], where: str, replaced
         halves = sum("\ud800" <= character <= "\udfff" for character in text)
         text = text.encode("utf-32-le", "surrogatepass").decode("utf-32-le", "replace")
         replaced += 3 * halves
-    return Piece(text, "{}:{}".format(*place), text, True, replaced, place[0])
+    key = "{}:{}".format(*place)
+    return Piece(text, key, text, True, replaced, place[0], origin=Origin.of_row(row, key))
 
 
 class Source(Protocol):
