@@ -41,6 +41,14 @@ def test_preparation_kills() -> None:
 
 
 @pytest.mark.slow
+def test_recipe_kills() -> None:
+    figures = last_line("recipe_kills")
+    assert_reported(figures, "kills", "records", "documents", "parts", "equal_bytes", "adds_up")
+    assert figures["kills"] == 3 and figures["equal_bytes"] is figures["adds_up"] is True
+    assert figures["documents"] > 100 and figures["parts"] > 1
+
+
+@pytest.mark.slow
 def test_throughput() -> None:
     pytest.importorskip("transformers")
     figures = last_line("throughput", "--modes", "eager", "eager+full")

@@ -16,12 +16,24 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.cli.parsing import main
-from lit_llm.cli.results import show_comparison, show_evaluation, show_export, show_run, show_shards, show_tokenizer
+from lit_llm.cli.results import (
+    show_classifier,
+    show_comparison,
+    show_contamination,
+    show_corpus,
+    show_evaluation,
+    show_export,
+    show_run,
+    show_shards,
+    show_tokenizer,
+)
 from lit_llm.cli.short_help import ShortHelp
 from lit_llm.cli.windows import show_windows
 from lit_llm.config import (
     ChatConfig,
+    ClassifierConfig,
     CompareConfig,
+    ContaminationConfig,
     DPOConfig,
     EvaluateConfig,
     ExportConfig,
@@ -33,6 +45,7 @@ from lit_llm.config import (
     PrepareConfig,
     PretrainConfig,
     QuickstartConfig,
+    RecipeConfig,
     RewardConfig,
     ServeConfig,
     SFTConfig,
@@ -99,6 +112,39 @@ COMMANDS = {
         "lit_llm.quickstart.run:quickstart",
         "every stage in a few minutes",
         example="--minutes 4",
+    ),
+    "clean_data": Command(
+        RecipeConfig,
+        "lit_llm.stages.clean_data:clean_data",
+        "a clean corpus from raw sources",
+        show_corpus,
+        everyday=("sources", "steps", "output", "num_workers", "memory_gib", "part_mib", "keep", "overwrite"),
+        example='--config experiments/configs/data/web.yaml --sources \'[{"path": "crawl/*.warc.gz"}]\' \\\n'
+        "    --output checkpoints/my/corpus",
+    ),
+    "train_classifier": Command(
+        ClassifierConfig,
+        "lit_llm.stages.classifier:train_classifier",
+        "a classifier of quality from two corpora, for clean_data",
+        show_classifier,
+        everyday=(
+            *("positives.path", "positives.text_field", "negatives.path", "negatives.text_field", "output"),
+            *("max_documents", "ngrams", "epochs", "held_out", "seed", "overwrite"),
+        ),
+        example="--positives.path 'wiki/*.parquet' --negatives.path 'crawl/*.warc.gz' \\\n"
+        "    --output checkpoints/my/classifier",
+    ),
+    "contamination": Command(
+        ContaminationConfig,
+        "lit_llm.stages.contamination:contamination",
+        "which rows of evaluations a corpus has",
+        show_contamination,
+        words="files",
+        everyday=(
+            *("files", "fields", "n", "short", "min_words", "corpus.path", "corpus.text_field", "corpus.id_field"),
+            *("shown_rows", "num_workers", "output", "overwrite"),
+        ),
+        example="gsm8k_test.jsonl 'mmlu/test/*.csv' --corpus.path checkpoints/my/corpus --output found.json",
     ),
     "train_tokenizer": Command(
         TokenizerTrainingConfig,

@@ -53,8 +53,8 @@ def main(
         run(config)
     except UserError as error:
         _fail(str(error), error.exit_status)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
+    except KeyboardInterrupt as stopped:
+        _fail(str(stopped) or "interrupted", 130)
     except OSError as error:
         if error.filename is None:
             raise

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from lit_llm.config import (
+    ClassifierConfig,
     CompareConfig,
+    ContaminationConfig,
     EvaluateConfig,
     ExportConfig,
     PrepareConfig,
+    RecipeConfig,
     RunConfig,
     TokenizerTrainingConfig,
 )
@@ -17,7 +23,10 @@ from lit_llm.config.notices import is_first_process
 
 if TYPE_CHECKING:
     from lit_llm.data.corpus.manifest import Manifest
+    from lit_llm.data.corpus.recipes.engine import CleanCorpus
+    from lit_llm.stages.classifier import TrainedClassifier
     from lit_llm.stages.compare import Comparison
+    from lit_llm.stages.contamination import Contamination
     from lit_llm.stages.evaluate import Evaluation
     from lit_llm.stages.export import Exported
     from lit_llm.tokenizer import Tokenizer
@@ -35,6 +44,73 @@ HEADLINES = (
     "val/reward",
 )
 """Curves whose last value is printed at the end of a run that has them."""
+
+
+def show_corpus(config: RecipeConfig, corpus: CleanCorpus) -> None:
+    """Print what each step of a recipe has let pass as a table, and where the corpus is."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Column, Table
+
+    table = Table(
+        *(Column(name, justify="right" if name in _NUMBERS else "left", overflow="fold") for name in _CORPUS_COLUMNS)
+    )
+    for source in corpus.report["sources"]:
+        skipped = sum(entry["number"] for entry in source["skipped"].values())
+        why = f"{skipped:,} skipped: {next(iter(source['skipped']))}" if skipped else ""
+        came = (f"{source['documents']:,}", _megabytes(source["bytes"]))
+        table.add_row(escape(source["name"]), *came, "", "", escape(why))
+    for step in corpus.report["steps"]:
+        dropped = step["documents_in"] - step["documents_out"]
+        left = (f"{step['documents_out']:,}", _megabytes(step["bytes_out"]), f"{dropped:,}", f"{step['seconds']:.1f}")
+        table.add_row(f"{step['number']} {step['name']}", *left, escape(next(iter(step["dropped"]), "")))
+    Console().print(table)
+    contents, folder = corpus.report["corpus"], corpus.folder
+    print(f"corpus  {contents['documents']:,} documents, {_megabytes(contents['bytes'])} MB in {folder / 'documents'}")
+    print(f"report  {folder / 'report.json'}")
+
+
+_CORPUS_COLUMNS = ("", "documents", "MB", "dropped", "seconds", "most often as")
+_NUMBERS = _CORPUS_COLUMNS[1:5]
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:,.1f}"
+
+
+def show_classifier(config: ClassifierConfig, trained: TrainedClassifier) -> None:
+    """Print what a classifier of quality is worth on the documents that were held out, and where it is."""
+    for split in ("training", "held-out"):
+        positives, negatives = (trained.documents[f"{split} {kind}"] for kind in ("positives", "negatives"))
+        print(
+            f"{split:8}  {positives:,} documents of {config.positives.path}, {negatives:,} of {config.negatives.path}"
+        )
+    print(f"area under the curve, held out: {trained.area_under_curve:.4f}")
+    print("threshold  precision  recall  negatives kept")
+    for at in trained.measures:
+        print(f"{at.threshold:9.2f}  {at.precision:9.4f}  {at.recall:6.4f}  {at.negatives_kept:14.4f}")
+    print(f"classifier  {trained.folder}")
+
+
+def show_contamination(config: ContaminationConfig, result: Contamination) -> None:
+    """Print how many rows of each evaluation a corpus has, the first of them, and where the list of all is."""
+    print(f"corpus  {result.corpus}: {result.documents:,} documents, {_megabytes(result.bytes)} MB")
+    for reason, number in result.skipped.items():
+        print(f"left out  {reason} ({number:,})")
+    print(f"looked for  {result.runs:,} runs of words ({_megabytes(result.index_bytes)} MB of memory)")
+    for each in result.evaluations:
+        print(
+            f"{each.file}: {each.found:,} of {each.rows:,} rows in the corpus ({each.found / each.rows:.2%}), "
+            f"{each.mostly:,} of them for at least {config.share:.0%}, in {each.documents:,} documents"
+        )
+        if each.looked_for < each.rows:
+            print(f"    too short to be looked for: {each.rows - each.looked_for:,}")
+        for row in each.found_rows[: config.shown_rows]:
+            print(f"    row {row.row}: {row.found} of {row.runs} runs, in {', '.join(row.documents)}")
+        if len(each.found_rows) > config.shown_rows:
+            print(f"    and {len(each.found_rows) - config.shown_rows:,} more")
+    if config.output is not None:
+        print(f"rows  {config.output}")
 
 
 def show_tokenizer(config: TokenizerTrainingConfig, tokenizer: Tokenizer) -> None:
@@ -60,8 +136,19 @@ def show_run(config: RunConfig, result: RunResult | None) -> None:
             print(f"{name} {result.metrics[name]:.4f}")
     print(f"model folder  {result.model_folder}")
     if "tensorboard" in config.trainer.loggers:
-        print(f"curves        tensorboard --logdir {config.output_root}")
+        print(f"curves        tensorboard --logdir {config.output_root}, then open {curves_page(result.metrics)}")
     print(f"report        {result.folder / 'report.html'} (and report.md)")
+
+
+def curves_page(metrics: Mapping[str, float]) -> str:
+    """Return the address of TensorBoard's page on this machine with the losses of validation pinned to its top.
+
+    Args:
+        metrics: the last value of each curve.
+    """
+    losses = sorted(name for name in metrics if name.startswith("val/loss"))
+    pins = json.dumps([{"plugin": "scalars", "tag": name} for name in losses], separators=(",", ":"))
+    return "http://localhost:6006/" + (f"?pinnedCards={quote(pins, safe='')}#timeseries" if losses else "")
 
 
 def show_export(config: ExportConfig, exported: Exported) -> None:

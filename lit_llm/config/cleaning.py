@@ -4,5 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-DOCUMENT_STEPS: dict[str, type[Any]] = {}
+from lit_llm.config.extraction import ExtractConfig
+from lit_llm.config.quality_rules import (
+    C4QualityConfig,
+    CodeQualityConfig,
+    FineWebQualityConfig,
+    GopherQualityConfig,
+    GopherRepetitionConfig,
+)
+from lit_llm.config.references import REFERENCE_STEPS
+from lit_llm.config.text_filters import (
+    LanguageConfig,
+    ToxicityConfig,
+    UnicodeConfig,
+    UrlBlocklistConfig,
+)
+
+DOCUMENT_STEPS: dict[str, type[Any]] = {
+    "unicode": UnicodeConfig,
+    "language": LanguageConfig,
+    "gopher_quality": GopherQualityConfig,
+    "gopher_repetition": GopherRepetitionConfig,
+    "c4_quality": C4QualityConfig,
+    "fineweb_quality": FineWebQualityConfig,
+    **REFERENCE_STEPS,
+    "code_quality": CodeQualityConfig,
+    "url_blocklist": UrlBlocklistConfig,
+    "toxicity": ToxicityConfig,
+    "extract": ExtractConfig,
+}
 """The dataclass of options of each step, by the name that it has in a recipe."""

@@ -116,6 +116,8 @@ def _is(option: Any, value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
     if get_origin(option) is list:
         return isinstance(value, list) and all(_is(get_args(option)[0], each) for each in value)
+    if get_origin(option) is dict:
+        return isinstance(value, dict)
     return isinstance(value, option)
 
 

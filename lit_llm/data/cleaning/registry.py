@@ -8,8 +8,26 @@ from typing import Any
 from lit_llm.data.cleaning.step import CorpusStep, DocumentStep
 
 # Each class is made from its options, the dataclass of that name in `lit_llm.config.cleaning` or `.duplicates`.
-_DOCUMENT_STEPS: dict[str, str] = {}
-_CORPUS_STEPS: dict[str, str] = {}
+_DOCUMENT_STEPS: dict[str, str] = {
+    "unicode": "lit_llm.data.cleaning.unicode:Unicode",
+    "language": "lit_llm.data.cleaning.language:Language",
+    "gopher_quality": "lit_llm.data.cleaning.gopher:GopherQuality",
+    "gopher_repetition": "lit_llm.data.cleaning.gopher:GopherRepetition",
+    "c4_quality": "lit_llm.data.cleaning.web_pages:C4Quality",
+    "fineweb_quality": "lit_llm.data.cleaning.web_pages:FineWebQuality",
+    "quality_classifier": "lit_llm.data.cleaning.quality_classifier:QualityClassifier",
+    "decontaminate": "lit_llm.data.cleaning.decontamination:Decontaminate",
+    "code_quality": "lit_llm.data.cleaning.source_code:CodeQuality",
+    "url_blocklist": "lit_llm.data.cleaning.addresses:UrlBlocklist",
+    "toxicity": "lit_llm.data.cleaning.toxicity:Toxicity",
+    "extract": "lit_llm.data.cleaning.extraction:Extraction",
+}
+_CORPUS_STEPS: dict[str, str] = {
+    "exact_documents": "lit_llm.data.cleaning.duplicates.exact_documents:ExactDocuments",
+    "exact_lines": "lit_llm.data.cleaning.duplicates.exact_lines:ExactLines",
+    "near_duplicates": "lit_llm.data.cleaning.duplicates.near_duplicates:NearDuplicates",
+    "substrings": "lit_llm.data.cleaning.substrings:RepeatedSubstrings",
+}
 
 
 def is_corpus_step(name: str) -> bool:

@@ -11,14 +11,10 @@ from typing import Literal
 from lit_llm.config import CorpusConfig, UserError
 from lit_llm.data.corpus.splits import SPLITS, Document, HashSplit, Split, Splitter, TailSplit, wanted_splits
 from lit_llm.data.sources.hub import HubSource
-from lit_llm.data.sources.source import PIECE_BYTES, Files, Piece, Source
+from lit_llm.data.sources.source import END_OF_TEXT, PIECE_BYTES, Files, Piece, Source
 from lit_llm.data.sources.text_files import FileSource
 
 __all__ = ["END_OF_TEXT", "SPLITS", "Corpus", "CorpusCounts", "Document", "Split"]
-
-END_OF_TEXT = "<|endoftext|>"
-"""What ends a document in the text files that others write, and what our own tokenizers call the token for it."""
-
 
 ENOUGH_DOCUMENTS = 10
 """`corpus.split auto` takes a hash where that gives each split at least so many documents."""

@@ -57,10 +57,13 @@ class Unit:
     Attributes:
         name: Names the unit within its source.
         size_bytes: Its size as it is stored; None where that is not known.
+        modified: What changes when its content does, as the time of a file or the tag of an object; None where that is
+            not known.
     """
 
     name: str
     size_bytes: int | None = None
+    modified: str | None = None
 
 
 class DocumentSource(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import gzip
 import io
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.remote import StoredFile
 
 # A mark of UTF-32 begins with one of UTF-16, and so comes first.
 _MARKS = (
@@ -47,24 +49,42 @@ def counted(decode: Callable[[], str]) -> tuple[str, int]:
     return text, _invalid.bytes - before
 
 
-def open_file(path: Path) -> Any:
-    """The file, open for reading bytes, unzipped where it is .gz."""
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")
+def open_file(path: StoredFile) -> Any:
+    """The file, open for reading bytes, unzipped where it is .gz, .zst or .bz2."""
+    unzip = _UNZIPPERS.get(path.suffix.lower())
+    if unzip is None:
+        return path.open("rb")
+    return unzip(path if isinstance(path, Path) else path.open("rb"))
 
 
-def find_encoding(path: Path) -> str | None:
-    """The codec of a text file (unzipped where it is .gz), one that takes the byte order mark off.
+def _open_zstandard(file: Any) -> io.BufferedReader:
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
+
+
+# Where the file ends too early or is broken, reading raises OSError (without an errno), EOFError or zlib.error.
+_UNZIPPERS = {".gz": gzip.open, ".zst": _open_zstandard, ".bz2": bz2.open}
+
+
+def marked_encoding(head: bytes) -> str | None:
+    """The codec that a byte order mark says, one that takes the mark off; None without one."""
+    return next((name for mark, name in _MARKS if head.startswith(mark)), None)
+
+
+def find_encoding(path: StoredFile) -> str | None:
+    """The codec of a text file (unzipped where it is compressed), one that takes the byte order mark off.
 
     Returns:
         What the mark says, "utf-8" without one; None where there are NUL bytes that no mark explains: it is no text.
     """
     with open_file(path) as file:
         head = file.read(_PROBE_BYTES)
-    encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
+    encoding = marked_encoding(head) or "utf-8"
     return None if encoding.startswith("utf-8") and b"\0" in head else encoding
 
 
-def require_encoding(path: Path) -> str:
+def require_encoding(path: StoredFile) -> str:
     """The codec of a file that has to be text; see `find_encoding`.
 
     Raises:
@@ -93,8 +113,13 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def read_lines(path: Path) -> Iterator[tuple[str, int]]:
+def read_lines(path: StoredFile, limit: int = -1) -> Iterator[tuple[str | None, int]]:
     """The lines of a text file, ended by \\n alone, each with the number of bytes in it that became U+FFFD.
+
+    Args:
+        path: The file, unzipped where it is compressed.
+        limit: A line that has not ended after so many bytes (in UTF-16 and UTF-32 characters) comes as None, and is
+            not kept in memory; -1: none does.
 
     Raises:
         UserError: the file is no text.
@@ -102,12 +127,28 @@ def read_lines(path: Path) -> Iterator[tuple[str, int]]:
     encoding = require_encoding(path)
     with open_file(path) as file:
         if not encoding.startswith("utf-8"):
-            lines = iter(io.TextIOWrapper(file, encoding=encoding, errors="lit_llm.replace", newline="\n"))
+            wide = io.TextIOWrapper(file, encoding=encoding, errors="lit_llm.replace", newline="\n")
             while True:
-                line, invalid = counted(lambda: next(lines, ""))
+                line, invalid = counted(lambda: wide.readline(limit))
                 if not line:
                     return
-                yield line, invalid
-        for number, line in enumerate(file):
-            codec = "utf-8" if number else encoding
-            yield counted(lambda line=line, codec=codec: line.decode(codec, "lit_llm.replace"))
+                yield (line, invalid) if _ends(line, limit) else (_pass_line(wide, "\n"), 0)
+        number = 0
+        while line := file.readline(limit):
+            if _ends(line, limit):
+                codec = "utf-8" if number else encoding
+                yield counted(lambda line=line, codec=codec: line.decode(codec, "lit_llm.replace"))
+            else:
+                yield _pass_line(file, b"\n"), 0
+            number += 1
+
+
+def _ends(line: str | bytes, limit: int) -> bool:
+    """Whether a line that was read up to `limit` is whole."""
+    return len(line) != limit or line[-1:] in ("\n", b"\n")
+
+
+def _pass_line(file: Any, end: str | bytes) -> None:
+    """Reads on to the end of a line, of which little is held at a time."""
+    while (rest := file.readline(_PROBE_BYTES)) and not rest.endswith(end):
+        pass

@@ -10,6 +10,10 @@ from itertools import takewhile
 from pathlib import Path
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.remote import StoredFile
+
+COMPRESSED_SUFFIXES = frozenset({".gz", ".zst", ".bz2"})
+"""The suffixes that say how a file is packed, and follow the one that says what is inside."""
 
 # Installed packages, tests, and the generated tables of encodings and pydoc_data: they are no code that people write,
 # and so repetitive that a small model learns them first and writes little else.
@@ -29,7 +33,7 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
         The folder they are in, the files in the order of their paths, and what they are in words.
 
     Raises:
-        UserError: the path leads to no file.
+        UserError: the path leads to no file, or to a corpus that is not finished.
     """
     if path == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
@@ -38,7 +42,7 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
     elif Path(path).is_file():
         return Path(path).parent, [Path(path)], path
     elif Path(path).is_dir():
-        root, description = Path(path), f"folder {path}"
+        root, description = Path(path), f"{'corpus' if _is_corpus(Path(path)) else 'folder'} {path}"
         files = list(_walk(root))
     elif has_magic(path):
         parts = Path(path).parts
@@ -54,13 +58,23 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
     return root, files, f"{description}, {len(files):,} {'file' if len(files) == 1 else 'files'}"
 
 
-def content_suffix(path: Path) -> str:
+def content_suffix(path: StoredFile) -> str:
     """The suffix that says what is inside: of x.jsonl.gz, .jsonl."""
-    return (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSED_SUFFIXES else path).suffix.lower()
 
 
 def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders."""
+    """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders.
+
+    Of a corpus that a recipe has made these are its documents, and not its reports, nor what steps have left.
+
+    Raises:
+        UserError: there is a corpus that is not finished.
+    """
+    if _is_corpus(folder):
+        folder = folder / "documents"
+    elif (folder / "work" / "recipe.json").is_file():
+        raise UserError(f"{folder} is a corpus that is not finished; run clean_data with its recipe again")
     for entry in folder.iterdir():
         if entry.name.startswith("."):
             continue
@@ -69,6 +83,11 @@ def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path
                 yield from _walk(entry, excluded)
         elif entry.is_file():
             yield entry
+
+
+def _is_corpus(folder: Path) -> bool:
+    """Whether a recipe has made this folder, see `lit_llm.data.corpus.recipes`."""
+    return (folder / "recipe.yaml").is_file() and (folder / "documents").is_dir()
 
 
 def _hidden(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +44,37 @@ class HubDataset:
         subset, split = [*rest, "", ""][:2]
         return cls(name, subset or None, split or cls.split)
 
-    def rows(self) -> Iterator[dict[str, Any]]:
+    def rows(self, shard: int | None = None) -> Iterator[dict[str, Any]]:
         """The rows, streamed.
+
+        Args:
+            shard: Only those of this shard, from 0; None: all.
 
         Raises:
             UserError: the data set cannot be loaded.
         """
+        with self._loading():
+            stream = self._stream()
+            yield from stream if shard is None else stream.shard(stream.num_shards, shard)
+
+    def num_shards(self) -> int:
+        """The number of its shards, mostly files.
+
+        Raises:
+            UserError: the data set cannot be loaded.
+        """
+        with self._loading():
+            return int(self._stream().num_shards)
+
+    def _stream(self) -> Any:
         import datasets
 
+        return datasets.load_dataset(self.name, self.subset, split=self.split, streaming=True)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
         try:
-            yield from datasets.load_dataset(self.name, self.subset, split=self.split, streaming=True)
+            yield
         except Exception as error:  # datasets raises whatever its file systems and parsers do
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             configuration = f"configuration {self.subset!r}, " if self.subset else ""

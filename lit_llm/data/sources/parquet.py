@@ -9,9 +9,11 @@ from typing import Any
 from lit_llm.config import UserError
 from lit_llm.data.sources.encoding import counted
 from lit_llm.data.sources.origin import ORIGIN_FIELDS, Origin
+from lit_llm.data.sources.remote import StoredFile
 from lit_llm.data.sources.source import Piece
 
 _PARQUET_ROWS = 1024
+_BATCH_BYTES = 16 * 2**20
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -32,7 +34,7 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def parquet_texts(path: Path, key: str, field: str) -> Iterator[Piece]:
-    """Yield the texts in the column `field`, each a document; `key` names the file.
+    """Yields the texts in the column `field`, each a document; `key` names the file.
 
     Raises:
         UserError: it is no parquet file, or has no such column of text.
@@ -56,31 +58,72 @@ def parquet_texts(path: Path, key: str, field: str) -> Iterator[Piece]:
         index = 0
         for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field, *known]):
             origins = _origins(batch, known, f"{key}:{{}}", index)
-            # As bytes: pyarrow does not check that its strings are valid UTF-8, and fails on those that are not.
-            texts = batch.column(field).cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-            for value, origin in zip(texts, origins, strict=True):
+            for (text, invalid), origin in zip(_decoded(batch.column(field)), origins, strict=True):
                 where = f"{path} row {index}"
-                if value is None:
+                if text is None:
                     raise UserError(f"{where}: field {field!r} is NoneType, not a string; leave the row out")
-                text, invalid = counted(lambda value=value: value.decode("utf-8", "lit_llm.replace"))
                 yield Piece(text, f"{key}:{index}", text, True, invalid, key, origin=origin)
                 index += 1
 
 
 def _origins(batch: Any, names: list[str], key: str, first: int) -> list[Origin]:
     """What the columns of these names say of each row of a batch; `key` with the number of a row names it."""
-    import pyarrow as pa
-
-    columns = {}
-    for name in names:
-        column = batch.column(name)
-        kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        if kind in (pa.string(), pa.large_string(), pa.string_view()):
-            values = column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist()
-            columns[name] = [None if value is None else value.decode("utf-8", "replace") for value in values]
-        elif pa.types.is_integer(kind) or pa.types.is_date(kind):
-            columns[name] = column.to_pylist()
-        elif pa.types.is_timestamp(kind):  # Python's times have microseconds
-            columns[name] = column.cast(pa.timestamp("us", kind.tz), safe=False).to_pylist()
+    columns = {name: [value for value, _ in _values(batch.column(name))] for name in names}
     rows = ({name: values[row] for name, values in columns.items()} for row in range(batch.num_rows))
     return [Origin.of_row(row, key.format(first + number)) for number, row in enumerate(rows)]
+
+
+def parquet_scalars(path: StoredFile) -> Iterator[tuple[int, dict[str, Any], int]]:
+    """Yields the rows of a file, without its nested columns, in batches whose memory is bounded.
+
+    Returns:
+        The number of each row from 0, its values, and how many bytes of it became U+FFFD.
+
+    Raises:
+        OSError: it is no parquet file, or is broken.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with path.open("rb") as stored, pq.ParquetFile(stored) as file:
+            names = [field.name for field in file.schema_arrow if not _is_nested(field.type)]
+            number = 0
+            for group in range(file.num_row_groups):
+                found = file.metadata.row_group(group)
+                rows = max(1, min(_PARQUET_ROWS, _BATCH_BYTES * found.num_rows // max(1, found.total_byte_size)))
+                for batch in file.iter_batches(rows, row_groups=[group], columns=names):
+                    columns = [_values(batch.column(name)) for name in names]
+                    for index in range(batch.num_rows):
+                        row = {name: column[index][0] for name, column in zip(names, columns, strict=True)}
+                        yield number, row, sum(column[index][1] for column in columns)
+                        number += 1
+    except pa.ArrowException as error:
+        raise OSError(str(error).splitlines()[0]) from None
+
+
+def _is_nested(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_nested(kind))
+
+
+def _values(column: Any) -> list[tuple[Any, int]]:
+    """Each value of a column, and how many bytes of it became U+FFFD."""
+    import pyarrow as pa
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if kind in (pa.string(), pa.large_string(), pa.string_view()):
+        return list(_decoded(column))
+    if pa.types.is_timestamp(kind):
+        # Python's times have microseconds.
+        column = column.cast(pa.timestamp("us", kind.tz), safe=False)
+    return [(value, 0) for value in column.to_pylist()]
+
+
+def _decoded(column: Any) -> Iterator[tuple[str | None, int]]:
+    """The strings of a column; pyarrow does not check that they are valid UTF-8, and fails on those that are not."""
+    import pyarrow as pa
+
+    for value in column.cast(pa.large_string()).cast(pa.large_binary()).to_pylist():
+        yield (None, 0) if value is None else counted(lambda value=value: value.decode("utf-8", "lit_llm.replace"))

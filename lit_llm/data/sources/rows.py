@@ -6,37 +6,60 @@ import json
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError
 from lit_llm.config.json_text import parse_json
 from lit_llm.data.sources.encoding import counted, open_file, read_lines, require_encoding
-from lit_llm.data.sources.files import content_suffix, find_files
+from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, find_files
 from lit_llm.data.sources.hub import HubDataset
 from lit_llm.data.sources.parquet import parquet_rows
+from lit_llm.data.sources.remote import StoredFile
 
 ROW_SUFFIXES = frozenset({".jsonl", ".ndjson", ".json", ".parquet"})
-"""The suffixes of files that hold rows; .gz may follow each but .parquet."""
-
+"""The suffixes of files that hold rows; one of `COMPRESSED_SUFFIXES` may follow each but .parquet."""
 
 _ROW_GAP = re.compile(r"[\s,]*")
 
 
-def json_line_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
+@dataclass(frozen=True)
+class BrokenRow:
+    """Stands for a row that cannot be read; `reason` says why, and is empty where it is longer than was allowed."""
+
+    reason: str = ""
+
+
+def json_lines(path: StoredFile, limit: int = -1) -> Iterator[tuple[int, Any | BrokenRow, int]]:
     """Yields for each row of a .jsonl file its line number from 1, its value, and how many bytes became U+FFFD.
+
+    Args:
+        path: The file.
+        limit: A longer line is not kept; see `read_lines`.
+
+    Raises:
+        UserError: the file is no text.
+    """
+    for number, (line, invalid) in enumerate(read_lines(path, limit), start=1):
+        if line is None:
+            yield number, BrokenRow(), 0
+        elif line.strip():
+            try:
+                yield number, parse_json(line), invalid
+            except ValueError as error:
+                yield number, BrokenRow(str(getattr(error, "msg", error))), invalid
+
+
+def json_line_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
+    """As `json_lines`.
 
     Raises:
         UserError: a line is not JSON.
     """
-    for number, (line, invalid) in enumerate(read_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except ValueError as error:
-            reason = getattr(error, "msg", error)
-            raise UserError(f"{path}:{number}: broken JSON ({reason}); repair or remove the line") from None
+    for number, row, invalid in json_lines(path):
+        if isinstance(row, BrokenRow):
+            raise UserError(f"{path}:{number}: broken JSON ({row.reason}); repair or remove the line")
         yield number, row, invalid
 
 
@@ -87,7 +110,7 @@ def iterate_rows(path: str, option: str) -> Iterator[tuple[str, int, Any]]:
         for number, row in enumerate(HubDataset.parse(path, option).rows(), start=1):
             yield path, number, row
         return
-    files = [file for file in find_files(path, option)[1] if _has_rows(file)]
+    files = [file for file in find_files(path, option)[1] if has_rows(file)]
     if not files:
         raise UserError(f"{option} {path!r}: no rows there; give files that end in .json, .jsonl or .parquet")
     for file in files:
@@ -98,8 +121,10 @@ def iterate_rows(path: str, option: str) -> Iterator[tuple[str, int, Any]]:
             raise UserError(f"{file}: cannot be read ({error}); repair or remove it") from None
 
 
-def _has_rows(path: Path) -> bool:
-    return content_suffix(path) in ROW_SUFFIXES and (content_suffix(path) != ".parquet" or path.suffix.lower() != ".gz")
+def has_rows(path: StoredFile) -> bool:
+    """Whether a file is, by its name, one that has rows."""
+    is_packed_parquet = content_suffix(path) == ".parquet" and path.suffix.lower() in COMPRESSED_SUFFIXES
+    return content_suffix(path) in ROW_SUFFIXES and not is_packed_parquet
 
 
 def _rows_of(path: Path) -> Iterator[tuple[int, Any]]:

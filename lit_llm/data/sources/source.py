@@ -9,6 +9,9 @@ from typing import Any, Protocol
 from lit_llm.config import UserError
 from lit_llm.data.sources.origin import Origin
 
+END_OF_TEXT = "<|endoftext|>"
+"""What ends a document in the text files that others write, and what our own tokenizers call the token for it."""
+
 PIECE_BYTES = 16 * 2**20
 """A text file above this size is read in pieces."""
 
@@ -81,15 +84,22 @@ def row_piece(row: Any, field: str, place: tuple[str, int], where: str, replaced
     text = row[field]
     if not isinstance(text, str):
         raise UserError(f"{where}: field {field!r} is {type(text).__name__}, not a string; leave the row out")
+    text, halves = without_surrogates(text)
+    key = "{}:{}".format(*place)
+    return Piece(text, key, text, True, replaced + halves, place[0], origin=Origin.of_row(row, key))
+
+
+def without_surrogates(text: str) -> tuple[str, int]:
+    """The text with U+FFFD for each half of a surrogate pair, which JSON can spell; and as how many bytes they count.
+
+    As UTF-8, each would be three invalid bytes.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:
-        # JSON can spell half a surrogate pair; as UTF-8 that would be three invalid bytes.
         halves = sum("\ud800" <= character <= "\udfff" for character in text)
-        text = text.encode("utf-32-le", "surrogatepass").decode("utf-32-le", "replace")
-        replaced += 3 * halves
-    key = "{}:{}".format(*place)
-    return Piece(text, key, text, True, replaced, place[0], origin=Origin.of_row(row, key))
+        return text.encode("utf-32-le", "surrogatepass").decode("utf-32-le", "replace"), 3 * halves
+    return text, 0
 
 
 class Source(Protocol):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from lit_llm.config import CorpusConfig, UserError
 from lit_llm.data.sources.encoding import counted, find_encoding, open_file, require_encoding
-from lit_llm.data.sources.files import content_suffix, find_files
+from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, find_files
 from lit_llm.data.sources.parquet import parquet_texts
+from lit_llm.data.sources.remote import StoredFile
 from lit_llm.data.sources.rows import ROW_SUFFIXES, json_line_rows, json_list_rows
 from lit_llm.data.sources.source import PIECE_BYTES, Files, Piece, row_piece
 from lit_llm.tokenizer.bulk import LINE_CUT, SAFE_CUT
@@ -92,7 +93,7 @@ class FileSource:
 
     def size_bytes(self) -> int | None:
         """The size of all files in bytes; None where some are compressed."""
-        if any(path.suffix in (".gz", ".parquet") for path in self.files):
+        if any(path.suffix in {".parquet", *COMPRESSED_SUFFIXES} for path in self.files):
             return None
         return sum(path.stat().st_size for path in self.files)
 
@@ -128,7 +129,7 @@ class FileSource:
         elif suffix == ".json":
             yield from _json_list(path, key, self._field)
         elif encoding := require_encoding(path) if self._named else find_encoding(path):
-            yield from _text(path, key, encoding, self._piece_bytes, separators)
+            yield from text_pieces(path, key, encoding, self._piece_bytes, separators)
         else:
             self.binary_files.add(key)
 
@@ -157,7 +158,9 @@ def _mostly_valid(pieces: Iterator[Piece], path: Path) -> Iterator[Piece]:
     judge()
 
 
-def _text(path: Path, key: str, encoding: str, piece_bytes: int, separators: Separators | None) -> Iterator[Piece]:
+def text_pieces(
+    path: StoredFile, key: str, encoding: str, piece_bytes: int, separators: Separators | None
+) -> Iterator[Piece]:
     """Yields the documents of a text file in pieces; white space alone between two separators is no document."""
     decoder = codecs.getincrementaldecoder(encoding)(errors="lit_llm.replace")
     buffer, replaced, ended = "", 0, False

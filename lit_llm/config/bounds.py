@@ -1,0 +1,52 @@
+"""Bounds of options, checked where a dataclass of them is made."""
+
+from __future__ import annotations
+
+from lit_llm.config.errors import UserError
+
+
+def check_at_least(options: object, least: float, *names: str) -> None:
+    """Refuse a field below `least`; null passes.
+
+    Raises:
+        UserError: names the first such field.
+    """
+    for name in names:
+        value = getattr(options, name)
+        if isinstance(value, int | float) and value < least:
+            raise UserError(f"{name} is {value}; it must be at least {least:g}")
+
+
+def check_shares(options: object, *names: str) -> None:
+    """Refuse a field, or a number in a list, outside of 0 to 1; null passes.
+
+    Raises:
+        UserError: names the first such field.
+    """
+    for name in names:
+        value = getattr(options, name)
+        for share in value if isinstance(value, list) else [value]:
+            if isinstance(share, int | float) and not 0 <= share <= 1:
+                raise UserError(f"{name} is {value}; a share must be between 0 and 1")
+
+
+def check_order(options: object, low: str, high: str) -> None:
+    """Refuse a lower bound above its upper bound; null passes.
+
+    Raises:
+        UserError: names both fields.
+    """
+    least, most = getattr(options, low), getattr(options, high)
+    if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
+        raise UserError(f"{low} is {least}, above {high}, which is {most}; no document could pass")
+
+
+def check_no_blank(options: object, *names: str) -> None:
+    """Refuse an empty entry in a list of texts.
+
+    Raises:
+        UserError: names the first such field.
+    """
+    for name in names:
+        if any(isinstance(entry, str) and not entry.strip() for entry in getattr(options, name)):
+            raise UserError(f"{name} has an empty entry")

@@ -1,0 +1,135 @@
+"""Documents of files, of this machine or remote ones: each file is a unit, read as what its name says it is."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lit_llm.config import UserError
+from lit_llm.config.recipe import SourceConfig
+from lit_llm.data.sources.code import code_language
+from lit_llm.data.sources.document import Skipped, SourceDocument, Unit
+from lit_llm.data.sources.files import content_suffix, find_files
+from lit_llm.data.sources.making import BROKEN_FILE, DocumentMaker
+from lit_llm.data.sources.remote import StoredFile, find_remote_files, is_remote
+from lit_llm.data.sources.row_documents import row_file_documents
+from lit_llm.data.sources.rows import has_rows
+from lit_llm.data.sources.source import END_OF_TEXT
+from lit_llm.data.sources.text_documents import code_documents, text_documents
+from lit_llm.data.sources.text_files import PROSE_SUFFIXES
+from lit_llm.data.sources.web_archives import archive_documents
+from lit_llm.data.sources.web_pages import HTML_SUFFIXES, html_documents
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file of a source.
+
+    Attributes:
+        key: Its path from the source's root.
+        path: Where it is.
+        size_bytes: As it is stored; None where that is not known.
+    """
+
+    key: str
+    path: StoredFile
+    size_bytes: int | None
+
+    @property
+    def modified(self) -> str | None:
+        """The time of a file of this machine."""
+        return str(self.path.stat().st_mtime_ns) if isinstance(self.path, Path) else None
+
+
+class FileDocuments:
+    """Documents of a file, a folder, a glob or the standard library, local or remote.
+
+    Args:
+        config: The source; its `path` names files.
+
+    Raises:
+        UserError: there is no such file, or an option of `config` could do nothing for the files that there are.
+    """
+
+    def __init__(self, config: SourceConfig) -> None:
+        self._config = config
+        self._maker = DocumentMaker.of(config)
+        self.description, files = _find(config.path)
+        self._files = {file.key: file for file in files}
+        kinds = {self._kind(file.path) for file in files}
+        if config.document_separator not in ("auto", None) and not kinds & {"text", "code"}:
+            raise UserError(
+                f"document_separator is given, but {config.path} has no text files that it could stand in; leave it out"
+            )
+        if config.id_field is not None and "rows" not in kinds:
+            raise UserError(f"id_field is given, but {config.path} has no rows; leave it out")
+
+    def units(self) -> list[Unit]:
+        """The files, in the order of their paths."""
+        return [Unit(file.key, file.size_bytes, file.modified) for file in self._files.values()]
+
+    def read(self, unit: Unit) -> Iterator[SourceDocument | Skipped]:
+        """Yields the documents of a file.
+
+        Raises:
+            UserError: the file cannot be opened, or a connection is lost for good.
+        """
+        file = self._files[unit.name]
+        yield from reading(self._documents(file), file)
+
+    def _documents(self, file: FoundFile) -> Iterator[SourceDocument | Skipped]:
+        path, key, maker = file.path, file.key, self._maker
+        kind = self._kind(path)
+        if kind == "rows":
+            return row_file_documents(path, key, self._config, maker)
+        if kind == "html":
+            return html_documents(path, key, maker)
+        if kind in ("warc", "wet"):
+            return archive_documents(path, key, maker, texts=kind == "wet")
+        if kind == "code" and self._config.document_separator in ("auto", None):
+            license = "PSF-2.0" if self._config.path == "stdlib" else None
+            return code_documents(path, key, maker, license)
+        return text_documents(path, key, maker, self._separators(path))
+
+    def _separators(self, path: StoredFile) -> tuple[str, ...]:
+        separator = self._config.document_separator
+        if separator == "auto":
+            return (END_OF_TEXT,) if content_suffix(path) in PROSE_SUFFIXES else ()
+        return () if separator is None else (separator,)
+
+    def _kind(self, path: StoredFile) -> str:
+        if self._config.format != "auto":
+            return self._config.format
+        if has_rows(path):
+            return "rows"
+        suffix = content_suffix(path)
+        if suffix in HTML_SUFFIXES:
+            return "html"
+        if suffix in (".warc", ".wet"):
+            return suffix[1:]
+        return "code" if code_language(suffix, path.name) else "text"
+
+
+def reading(documents: Iterator[SourceDocument | Skipped], file: FoundFile) -> Iterator[SourceDocument | Skipped]:
+    """Passes on what is read of a file, up to where it is broken.
+
+    Raises:
+        UserError: the file cannot be read for a reason that is not in the file.
+    """
+    try:
+        yield from documents
+    except (OSError, EOFError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:
+            raise UserError(f"{file.path}: cannot be read ({error}); correct that, or leave it out") from None
+        yield Skipped(file.key, BROKEN_FILE, str(error))
+
+
+def _find(path: str) -> tuple[str, list[FoundFile]]:
+    """What the files of a path are in words, and the files."""
+    if is_remote(path):
+        found, description = find_remote_files(path, "path")
+        return description, [FoundFile(*each) for each in found]
+    root, files, description = find_files(path, "path")
+    return description, [FoundFile(file.relative_to(root).as_posix(), file, file.stat().st_size) for file in files]
