@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lit_llm.config.errors import UserError
 from lit_llm.config.mix import MixConfig, names_of_paths
@@ -108,6 +109,12 @@ class DataConfig(BatchConfig):
         if self.mix.corpora and (self.paths or self.weights):
             name = "paths" if self.paths else "weights"
             raise UserError(f"data.{name} and data.mix.corpora are given; use one of the two (--data.{name} null)")
+
+    @staticmethod
+    def folders_in(values: Any) -> list[str]:
+        """`folders` of the options that a file has of a run's data, be they of a pretraining run or another."""
+        corpora = (values.get("mix") or {}).get("corpora") or {}
+        return [corpus["path"] for corpus in corpora.values()] or values.get("paths") or []
 
     @property
     def folders(self) -> list[str]:

@@ -57,3 +57,11 @@ def test_the_names_of_paths_are_short_and_different() -> None:
     assert names_of_paths(["a/x/b", "c/x/b", "c/y/d"]) == ["b_0", "b_1", "d"]
     assert names_of_paths(["same", "same"]) == ["same_0", "same_1"]
     assert DataConfig(paths=["x/web/shards", "x/code/shards"]).names == ["web", "code"]
+
+
+def test_the_folders_of_a_file_are_those_of_its_options() -> None:
+    mixed = parse(PretrainConfig, ["--data.mix.corpora", TWO])
+    plain = DataConfig(paths=["x", "y"])
+    assert DataConfig.folders_in(to_plain(mixed)["data"]) == mixed.data.folders == ["a", "b"]
+    assert DataConfig.folders_in(to_plain(plain)) == plain.folders == ["x", "y"]
+    assert DataConfig.folders_in({}) == []

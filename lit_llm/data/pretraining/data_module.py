@@ -80,18 +80,23 @@ class TokenDataModule(ResumableDataModule):
         """Whether a path has the split."""
         return bool(self.splits[split])
 
-    @cached_property
+    @property
     def splits(self) -> dict[str, list[ShardedTokens]]:
         """The token arrays of each split, one for each path that has the split; every path has "train"."""
+        return {split: list(sources.values()) for split, sources in self._opened.items()}
+
+    @cached_property
+    def _opened(self) -> dict[str, dict[int, ShardedTokens]]:
+        """The token arrays of each split by the number of their path."""
         if not self.config.folders:
             raise UserError("data.paths is empty; give it folders written by experiments/prepare_data.py")
-        splits = {split: [ShardedTokens(folder / split) for folder in self._folders_with(split)] for split in SPLITS}
-        self._check_tokenizers([source for sources in splits.values() for source in sources])
-        return splits
-
-    def _folders_with(self, split: str) -> list[Path]:
-        """The folders that have a split, which all have to with "train"."""
-        return [folder for folder in map(Path, self.config.folders) if split == "train" or (folder / split).is_dir()]
+        opened: dict[str, dict[int, ShardedTokens]] = {split: {} for split in SPLITS}
+        for number, path in enumerate(map(Path, self.config.folders)):
+            for split in SPLITS:
+                if split == "train" or (path / split).is_dir():
+                    opened[split][number] = ShardedTokens(path / split)
+        self._check_tokenizers([source for sources in opened.values() for source in sources.values()])
+        return opened
 
     @property
     def vocab_size(self) -> int:
@@ -268,7 +273,6 @@ class TokenDataModule(ResumableDataModule):
         says which of them each window is of.
         """
         config = self.config
-        folders = list(map(Path, config.folders))
         manifest = self.splits["train"][0].manifest
         return EvaluationWindows(
             self.splits[split],
@@ -279,7 +283,7 @@ class TokenDataModule(ResumableDataModule):
             config.validation_windows if split == "validation" else None,
             rank,
             world_size,
-            [folders.index(folder) for folder in self._folders_with(split)] if len(folders) > 1 else None,
+            list(self._opened[split]) if len(config.folders) > 1 else None,
         )
 
     def validation_lines(self) -> list[str]:
@@ -287,13 +291,12 @@ class TokenDataModule(ResumableDataModule):
         names = self.config.names
         if len(names) == 1 or not self.has_split("validation"):
             return []
-        having = {list(map(Path, self.config.folders)).index(folder) for folder in self._folders_with("validation")}
         read = self.evaluation_dataset("validation", 0, 1).read_numbers()
         return [
             f"{name} has no val/loss of its own: "
             + (
                 "data.validation_windows reads none of its windows"
-                if number in having
+                if number in self._opened["validation"]
                 else "it has no validation split"
             )
             for number, name in enumerate(names)
