@@ -116,8 +116,10 @@ def test_a_round_has_its_shares_to_one_sample_and_counts_say_so(batch: int) -> N
     size = sum(stretch.quotas)
     assert size % batch == 0 and size >= 65536
     assert np.abs(np.array(stretch.quotas) - np.array(weights) * size).max() < 1
-    order = MixtureOrder([9, 9, 9, 9], [stretch], seed=2)
-    sources, _, _ = order.lookup(np.arange(size + 77))
+    order = MixtureOrder([10**6] * 4, [stretch], seed=2)
+    sources, epochs, windows = order.lookup(np.arange(size + 77))
+    # a window is read once, in the rounds that follow, too
+    assert not epochs.any() and len(set(zip(sources.tolist(), windows.tolist(), strict=True))) == size + 77
     for samples in (0, 1, batch, size // 2 + 1, size - 1, size, size + 77):
         assert order.counts(samples) == np.bincount(sources[:samples], minlength=4).tolist()
     assert order.counts(size) == list(stretch.quotas)
