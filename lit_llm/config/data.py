@@ -93,7 +93,8 @@ class DataConfig(BatchConfig):
     mask_documents: bool = False
     """Keep attention and positions inside each document of a window."""
     validation_windows: int | None = None
-    """Read only this many validation windows, evenly spread; null reads the whole split."""
+    """Read only this many validation windows, evenly spread over all corpora, so that each weighs by its tokens in
+    val/loss; null reads the whole split."""
     verify: bool = True
     """Check the sha256 of every shard when the run starts."""
 

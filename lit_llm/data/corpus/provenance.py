@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lit_llm.data.corpus.shards import ShardedTokens
 
 _AGAIN = "copy it again or prepare the data again with --overwrite true"
+_values_of = attrgetter(*ORIGIN_FIELDS)
 _ROWS = 1 << 15  # in a row group, which is all that is held of a file that is written
 
 
@@ -67,7 +69,7 @@ class ProvenanceWriter:
             self._rows.pop()
         elif len(self._rows) >= _ROWS:
             self._write()
-        self._rows.append((self._end, complete, *astuple(origin)))
+        self._rows.append((self._end, complete, *_values_of(origin)))
         self._last = complete, origin
 
     def close(self) -> tuple[str, str]:
