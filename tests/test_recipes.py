@@ -30,6 +30,7 @@ from lit_llm.stages.pretrain import pretrain
 
 CONFIGS = ROOT / "experiments" / "configs"
 RECIPES = sorted((CONFIGS / "pretrain").glob("*.yaml"))
+MIXES = sorted((CONFIGS / "mix").glob("*.yaml"))
 KINDS: dict[str, type[PostTrainingConfig]] = {
     "sft": SFTConfig,
     "reward": RewardConfig,
@@ -68,6 +69,26 @@ def test_one_step(recipe: Path, shards: Path, tmp_path: Path) -> None:
     result = pretrain(config)
     assert 4.0 < result.metrics["train/loss"] < 8.0
     assert torch.load(config.folder / "checkpoints" / "step_00000001.ckpt", weights_only=True)["global_step"] == 1
+
+
+@pytest.mark.parametrize("recipe", MIXES, ids=lambda path: path.stem)
+def test_a_mix_for_any_recipe(recipe: Path, shards: Path, short_documents: Path, tmp_path: Path) -> None:
+    """It takes the place of a recipe's paths; the comment above it says how to make each corpus."""
+    text = recipe.read_text().replace("\\\n#", " ")
+    lines = [shlex.split(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#   python")]
+    assert [Path(words[1]).stem for words in lines] == ["train_tokenizer", "prepare_data", "prepare_data", "pretrain"]
+    made = [parse(PrepareConfig, words[2:]).output for words in lines if Path(words[1]).stem == "prepare_data"]
+    config = parse(PretrainConfig, lines[-1][2:])
+    assert config.run_name == recipe.stem and config.data.folders == made
+    assert config.trainer.max_steps == parse(PretrainConfig, lines[-1][2:4]).trainer.max_steps
+    places = []
+    for name, folder in zip(config.data.names, (shards, short_documents), strict=True):
+        places += [f"--data.mix.corpora.{name}.path", str(folder)]
+    few = "--trainer.max_steps 10 --data.batch_size 10 --data.mix.corpora.code.max_epochs 0.1"
+    small = [*SMALL, *few.split(), "--data.validation_windows", "null"]
+    result = pretrain(parse(PretrainConfig, [*lines[-1][2:], *small, *places, "--output_root", str(tmp_path)]))
+    assert {f"val/loss/{name}" for name in config.data.names} <= result.metrics.keys()
+    assert result.metrics["data/share/code"] == pytest.approx(0.7, abs=0.05)
 
 
 def commands_above(recipe: Path) -> dict[str, list[str]]:

@@ -29,6 +29,7 @@ from lit_llm.cli.results import (
     show_tokenizer_evaluation,
 )
 from lit_llm.cli.short_help import ShortHelp
+from lit_llm.cli.windows import show_windows
 from lit_llm.config import (
     ChatConfig,
     ClassifierConfig,
@@ -39,6 +40,7 @@ from lit_llm.config import (
     ExportConfig,
     FindRateConfig,
     GenerateConfig,
+    InspectConfig,
     PlanConfig,
     PPOConfig,
     PrepareConfig,
@@ -169,6 +171,13 @@ COMMANDS = {
         everyday=("tokenizer", "num_workers", *_CORPUS),
         example="--corpus.path 'texts/*.txt' --tokenizer checkpoints/my/tokenizer \\\n"
         "    --output checkpoints/my/shards",
+    ),
+    "inspect_data": Command(
+        InspectConfig,
+        "lit_llm.stages.inspect_data:inspect_data",
+        "text and origin of what a step has read",
+        show_windows,
+        example="--run checkpoints/pretrain --step 500 --row 3",
     ),
     "plan": Command(
         PlanConfig,

@@ -11,7 +11,9 @@ from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
 from lit_llm.config.find_rate import FindRateConfig
 from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
+from lit_llm.config.inspect_data import InspectConfig
 from lit_llm.config.lora import LoraConfig
+from lit_llm.config.mix import MixConfig
 from lit_llm.config.model import PROJECTIONS, ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.plan import PlanConfig
@@ -49,8 +51,10 @@ __all__ = [
     "ExportConfig",
     "FindRateConfig",
     "GenerateConfig",
+    "InspectConfig",
     "LoadConfig",
     "LoraConfig",
+    "MixConfig",
     "ModelConfig",
     "NonFiniteStep",
     "OptimizerConfig",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lit_llm.config.errors import UserError
+from lit_llm.config.mix import MixConfig, names_of_paths
 from lit_llm.config.remote import RemoteConfig
 
 LONGEST_DEFAULT = 1024
@@ -86,10 +89,13 @@ class DataConfig(BatchConfig):
     """Folders written by prepare_data, or their URLs (s3://, gs://, hf://, http://, ...); several are mixed."""
     weights: list[float] | None = None
     """Share of the samples from each path (any positive numbers); null weighs by tokens."""
+    mix: MixConfig = field(default_factory=MixConfig)
+    """Named corpora with weights, limits and phases, in place of paths and weights."""
     mask_documents: bool = False
     """Keep attention and positions inside each document of a window."""
     validation_windows: int | None = None
-    """Read only this many validation windows, evenly spread; null reads the whole split."""
+    """Read only this many validation windows, evenly spread over all corpora, so that each weighs by its tokens in
+    val/loss; null reads the whole split."""
     verify: bool = True
     """Check the sha256 of every shard when the run starts; blocks of remote shards are always checked as they come."""
     remote: RemoteConfig = field(default_factory=RemoteConfig)
@@ -104,3 +110,34 @@ class DataConfig(BatchConfig):
                 raise UserError(f"data.weights has {len(self.weights)} numbers for {len(self.paths)} data.paths")
             if min(self.weights, default=1.0) <= 0:
                 raise UserError("data.weights must all be above 0; leave a path out instead")
+        if self.mix.corpora and (self.paths or self.weights):
+            name = "paths" if self.paths else "weights"
+            raise UserError(f"data.{name} and data.mix.corpora are given; use one of the two (--data.{name} null)")
+
+    @staticmethod
+    def folders_in(values: Any) -> list[str]:
+        """`folders` of the options that a file has of a run's data, be they of a pretraining run or another."""
+        corpora = (values.get("mix") or {}).get("corpora") or {}
+        return [corpus["path"] for corpus in corpora.values()] or values.get("paths") or []
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders of shards: `paths`, or those of the mix."""
+        return [corpus.path for corpus in self.mix.corpora.values()] or self.paths
+
+    @property
+    def names(self) -> list[str]:
+        """What each of `folders` is called in curves: its name in the mix, or one made from its path."""
+        return list(self.mix.corpora) or names_of_paths(self.paths)
+
+    def moved_to(self, folders: Sequence[str]) -> DataConfig:
+        """The same with other `folders`, in the same order; without any, the same."""
+        if not folders or not self.mix.corpora:
+            return replace(self, paths=list(folders) or self.paths)
+        if len(folders) != len(self.mix.corpora):
+            raise UserError(
+                f"data.paths has {len(folders)} folders for the {len(self.mix.corpora)} of data.mix.corpora"
+            )
+        corpora = zip(self.mix.corpora.items(), folders, strict=True)
+        moved = {name: replace(corpus, path=folder) for (name, corpus), folder in corpora}
+        return replace(self, mix=replace(self.mix, corpora=moved))

@@ -47,8 +47,8 @@ class RunConfig:
     resume_changed: bool = False
     """Go on although settings that change what is learned (batch size, optimizer, schedule, precision, objective) are
     not those that the checkpoint was made with. Each is named; the earlier configuration is kept as config.1.yaml and
-    so on. Another model, lora, order of the data or seed is refused in any case: a new run starts from this one's model
-    with init_from."""
+    so on. A mix holds from there on, and what has been read stays as it was. Another model, lora, content of the data
+    or seed is refused in any case: a new run starts from this one's model with init_from."""
     overwrite: bool = False
     """Delete what an earlier run of this name left, and start again."""
     replay: str | None = None

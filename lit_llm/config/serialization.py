@@ -47,10 +47,22 @@ def check_finite(config: Any, prefix: str = "") -> None:
         name, value = prefix + field.name, getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             check_finite(value, f"{name}.")
-        for number in value if isinstance(value, (list, tuple)) else [value]:
+        for key, number in _members(value):
+            if dataclasses.is_dataclass(number):
+                check_finite(number, f"{name}{key}.")
             if isinstance(number, float) and not math.isfinite(number):
                 off = "; null turns it off" if field.name == "gradient_clip_val" else ""
-                raise UserError(f"{name} is {value}; it must be a finite number{off}")
+                where, shown_value = (f"{name}{key}", number) if isinstance(value, dict) else (name, value)
+                raise UserError(f"{where} is {shown_value}; it must be a finite number{off}")
+
+
+def _members(value: Any) -> list[tuple[str, Any]]:
+    """What is in a list or dict, each with how its place in it is written; of anything else, itself."""
+    if isinstance(value, dict):
+        return [(f".{key}", each) for key, each in value.items()]
+    if isinstance(value, list | tuple):
+        return [(f"[{number}]", each) for number, each in enumerate(value)]
+    return [] if dataclasses.is_dataclass(value) else [("", value)]
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -130,4 +142,8 @@ def _convert(hint: Any, value: Any) -> Any:
     for option in _options(hint):
         if isinstance(option, type) and dataclasses.is_dataclass(option) and isinstance(value, dict):
             return from_plain(option, value)
+        if get_origin(option) is dict and isinstance(value, dict):
+            return {key: _convert(get_args(option)[1], each) for key, each in value.items()}
+        if get_origin(option) is list and isinstance(value, list):
+            return [_convert(get_args(option)[0], each) for each in value]
     return value

@@ -23,6 +23,8 @@ from lit_llm.training.step_lines import read_step_lines
 
 DATA_HEADER = ("split", "where", "how much", "digest")
 """Names of the columns in the table of the data."""
+MIX_HEADER = ("corpus", "samples", "share of the samples", "read")
+"""Names of the columns in the table of a mix."""
 _MOST_ROWS = 12
 """At most so many steps are in the table of curves in report.md, and so many validations show their samples."""
 
@@ -117,6 +119,13 @@ def _data_rows(result: RunResult) -> list[tuple[str, str, str, str]]:
     return [(each.split, each.where, each.amount, each.digest) for each in result.facts.data]
 
 
+def _mix_rows(result: RunResult) -> list[tuple[str, str, str, str]]:
+    return [
+        (each.corpus, f"{each.samples:,}", f"{100 * each.share:.2f}%", f"{each.epochs:.2f} times")
+        for each in result.facts.mix
+    ]
+
+
 def last_values(result: RunResult) -> list[tuple[str, str]]:
     """List the last value of each curve as (name, value), those of validation and test first."""
     named = {name: value for name, value in result.metrics.items() if "/" in name}
@@ -134,6 +143,8 @@ def _html(contents: _Contents) -> str:
     parts += [pages.heading("Last values"), pages.table(("curve", "value"), last_values(contents.result))]
     if contents.result.facts.data:
         parts += [pages.heading("Data files"), pages.table(DATA_HEADER, _data_rows(contents.result))]
+    if contents.result.facts.mix:
+        parts += [pages.heading("Mix"), pages.table(MIX_HEADER, _mix_rows(contents.result))]
     for title, body in contents.sections:
         parts += [pages.heading(title), pages.from_markdown(body)]
     if contents.samples:
@@ -159,6 +170,8 @@ def _markdown(contents: _Contents) -> str:
         parts += ["## Curves", curves]
     if contents.result.facts.data:
         parts += ["## Data files", markdown_table(DATA_HEADER, _data_rows(contents.result))]
+    if contents.result.facts.mix:
+        parts += ["## Mix", markdown_table(MIX_HEADER, _mix_rows(contents.result))]
     for title, body in contents.sections:
         parts += [f"## {title}", body]
     if contents.result.samples:

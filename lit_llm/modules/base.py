@@ -324,11 +324,14 @@ class LanguageModule(L.LightningModule):
 
     def _add_statistics(self, batch: dict[str, Tensor]) -> None:
         loss_sum, tokens = self.token_loss(batch, training=False)
-        num_bytes = torch.zeros((), device=self.device)
-        if self.token_bytes is not None and self.counts_tokens:
-            targets = batch["targets"]
-            num_bytes = self.token_bytes[targets.clamp(min=0)].masked_fill(targets < 0, 0).sum()
+        num_bytes = self.bytes_of(batch["targets"]) if self.counts_tokens else torch.zeros((), device=self.device)
         self.validation_statistics.update(loss_sum, tokens, num_bytes)
+
+    def bytes_of(self, targets: Tensor) -> Tensor:
+        """Count the UTF-8 bytes of the supervised ones of target ids [b, t]; 0 where they are not known."""
+        if self.token_bytes is None:
+            return torch.zeros((), device=self.device)
+        return self.token_bytes[targets.clamp(min=0)].masked_fill(targets < 0, 0).sum()
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss`, the stage's means, and per token `val/perplexity` and `val/bits_per_byte`."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_llm.config import ExportConfig, ModelConfig, UserError, flatten
+from lit_llm.config import DataConfig, ExportConfig, ModelConfig, UserError, flatten
 from lit_llm.evaluation.model_card import ModelCard, license_of, stage_of_options, write_card
 from lit_llm.interop import (
     GenerationSettings,
@@ -235,7 +235,7 @@ def tokenizer_of(run: dict[str, Any]) -> Path:
     Raises:
         UserError: it is not there any more.
     """
-    paths = run.get("data", {}).get("paths") or []
+    paths = DataConfig.folders_in(run.get("data", {}))
     folder = Path(paths[0]) / "tokenizer" if paths else None
     if folder is None or not folder.is_dir():
         raise UserError(f"the tokenizer of the run is not at {folder}; give one with --tokenizer FOLDER")

@@ -40,18 +40,20 @@ def build_pretraining(config: PretrainConfig) -> tuple[PretrainingModule, TokenD
     Raises:
         UserError: something is wrong with the shards, the tokenizer or the model folder.
     """
-    if not config.data.paths:
+    folders = config.data.folders
+    if not folders:
         raise UserError("data.paths is empty; give it a folder written by experiments/prepare_data.py")
-    for path in config.data.paths:
+    for path in folders:
         require_shards(path)
-    tokenizer = load_tokenizer(config.data.paths[0], config.data.remote)
+    tokenizer = load_tokenizer(folders[0], config.data.remote)
     if config.init_from is not None:
         config.model = read_model_config(Path(config.init_from))
     tell([config.fit_length()])
     fit_vocabulary(config, tokenizer)
-    data = TokenDataModule(config.data, tokenizer, config.seed)
+    config.set_steps_of_tokens(float(config.data.length))
+    data = TokenDataModule(config.data, tokenizer, config.seed, config.trainer.max_steps)
     data.setup("fit")  # what is wrong with the shards is said before there is a run folder
-    config.set_steps_of_tokens(data.tokens_per_sample)
+    tell([*data.mix.lines, *data.validation_lines()])
     choose_rates(config)
     return PretrainingModule(config, torch.tensor(tokenizer.byte_lengths())), data, tokenizer
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_llm.config import UserError
+from lit_llm.config import DataConfig, UserError
 from lit_llm.data.sources.encoding import read_text
 
 if TYPE_CHECKING:
@@ -76,11 +76,12 @@ def _validation_text(folder: Path, tokenizer: Tokenizer) -> QualityText | None:
     if run is None:
         return None
     try:
-        shards = Path(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]["paths"][0])
+        options = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["data"]
+        shards = Path(DataConfig.folders_in(options)[0])
         tokens = ShardedTokens(shards / "validation")
         tokens.check_tokenizer(tokenizer)
         ids = tokens.read(0, min(len(tokens), MOST_TOKENS)).tolist()
-    except (UserError, OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError):
+    except (UserError, OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError):
         return None
     return QualityText(f"the validation text of {run}", (tokenizer.decode(ids, skip_special=True),))
 

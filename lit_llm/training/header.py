@@ -96,6 +96,7 @@ def header_lines(
         (config.stage, _model_line(config, module)),
         ("device", _device_line(trainer, config)),
         ("data", trainer.datamodule.summary),  # type: ignore[attr-defined]
+        *(("mix", line) for line in trainer.datamodule.mix_lines(trainer.max_steps)),  # type: ignore[attr-defined]
         ("length", _length_line(config, trainer)),
         *(("ends", line) for line in _end_lines(config)),
     ]

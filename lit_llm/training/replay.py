@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lit_llm.config import PretrainConfig, RunConfig, UserError, flatten, from_plain, to_plain
+from lit_llm.config import DataConfig, PretrainConfig, RunConfig, UserError, flatten, from_plain, to_plain
 from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint_files import checkpoint_name, saved_checkpoints, step_of
@@ -107,7 +107,11 @@ def recorded_run(config: C) -> tuple[StepRecord, C]:
         recorded.trainer.on_one_device(),
         accelerator=_accelerator(config.trainer.accelerator, recorded.trainer.accelerator),
     )
-    data = replace(recorded.data, paths=config.data.paths or recorded.data.paths)
+    data: Any = recorded.data
+    if isinstance(data, DataConfig):
+        data = data.moved_to(config.data.paths)
+    else:
+        data = replace(data, paths=config.data.paths or data.paths)
     ckpt_path = str(_weights_of(record, config)) if record.checkpoint is not None or config.ckpt_path else None
     # a checkpoint has all weights of a pretraining run; the other stages take their tokenizer from the folder, too
     init_from = None if isinstance(recorded, PretrainConfig) and ckpt_path is not None else recorded.init_from
@@ -165,8 +169,10 @@ def replay_step(
     Raises:
         UserError: the data is not the recorded run's, or the checkpoint is damaged.
     """
+    data.adopt(record.fingerprint)
     if data.fingerprint != record.fingerprint:
-        raise UserError(f"{', '.join(config.data.paths)} is not the data of the recorded run; give its data.paths")
+        where = config.data.folders if isinstance(config.data, DataConfig) else config.data.paths
+        raise UserError(f"{', '.join(where)} is not the data of the recorded run; give its data.paths")
     trainer = _device_of(config)
     module.configure_model()
     checkpoint = None if config.ckpt_path is None else Path(config.ckpt_path)

@@ -28,6 +28,7 @@ from lit_llm.training.guards import StepGuard
 from lit_llm.training.header import RunHeader
 from lit_llm.training.interrupt import GracefulStop
 from lit_llm.training.loggers import build_loggers, check_loggers, close_loggers
+from lit_llm.training.mixing import MixCurves
 from lit_llm.training.optimizer_state import NamedOptimizerState
 from lit_llm.training.profiling import StepProfiler
 from lit_llm.training.progress import TrainingProgress
@@ -169,6 +170,7 @@ def _callbacks(
         NamedOptimizerState(),
         ExactResume(config.seed, config.data.batch_size // accumulation),
         *measuring,
+        MixCurves(),
         StepGuard(config),
         StepProfiler(config.folder / "profile", config.trainer.profile_steps),
         *([TrainingProgress()] if config.trainer.enable_progress_bar else []),

@@ -32,6 +32,20 @@ class DataFacts:
     """Where its text came from, as hf:NAME, with commas between several."""
 
 
+@dataclass(frozen=True)
+class MixFacts:
+    """What a run has read of one corpus of a mix."""
+
+    corpus: str
+    """Its name."""
+    samples: int
+    """Samples of it."""
+    share: float
+    """Share of all samples."""
+    epochs: float
+    """How often it has been read."""
+
+
 @dataclass
 class RunFacts:
     """What is said of a run at its end."""
@@ -46,6 +60,8 @@ class RunFacts:
     """Its val/loss."""
     data: list[DataFacts] = field(default_factory=list)
     """The data."""
+    mix: list[MixFacts] = field(default_factory=list)
+    """What was read of each corpus, where several were mixed."""
 
 
 def run_facts(trainer: L.Trainer, data: Any, seconds: float) -> RunFacts:
@@ -61,7 +77,7 @@ def run_facts(trainer: L.Trainer, data: Any, seconds: float) -> RunFacts:
     device = device_in_words(trainer.strategy.root_device)
     if trainer.world_size > 1:
         device = f"{trainer.world_size} ranks, each on {device}"
-    return RunFacts(seconds, device, *best, list(_data_facts(data)))
+    return RunFacts(seconds, device, *best, list(_data_facts(data)), list(_mix_facts(data)))
 
 
 def device_in_words(device: torch.device) -> str:
@@ -74,6 +90,13 @@ def device_in_words(device: torch.device) -> str:
     name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _mix_facts(data: Any) -> Iterator[MixFacts]:
+    if isinstance(data, TokenDataModule) and len(data.config.names) > 1 and data.samples_consumed:
+        read = data.samples_consumed
+        for name, count, epochs in zip(data.config.names, data.counts(read), data.epochs(read), strict=True):
+            yield MixFacts(name, count, count / read, epochs)
 
 
 def _data_facts(data: Any) -> Iterator[DataFacts]:

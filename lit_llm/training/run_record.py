@@ -48,6 +48,7 @@ _NOT_LEARNED = frozenset(
     }
 )
 _NOT_LEARNED_GROUPS = ("samples.", "trainer.", "data.remote.")
+_PATH_OF_CORPUS = re.compile(r"data\.mix\.corpora\..+\.path")
 _LEARNED_OF_TRAINER = frozenset({"trainer.precision", "trainer.gradient_clip_val"})
 _HELD = re.compile(r"# (?:holds|held) from step (\d+)(?: to step (\d+))?")
 _KEPT = re.compile(r"config\.(\d+)\.yaml")
@@ -97,6 +98,8 @@ def _is_learned(name: str, saved: dict[str, Any], config: RunConfig, step: int) 
         return to_plain(config).get("lora", {}).get("rank", 0) > 0 or hasattr(config, "reference_model")
     if name in _LEARNED_OF_TRAINER:
         return True
+    if _PATH_OF_CORPUS.fullmatch(name):  # as with data.paths
+        return False
     return name not in _NOT_LEARNED and not name.startswith(_NOT_LEARNED_GROUPS)
 
 
@@ -108,6 +111,11 @@ def _other_rates(saved: dict[str, Any], config: RunConfig, step: int) -> bool:
         != learning_rate_factor(each, config.schedule, config.trainer.max_steps)
         for each in range(step)
     )
+
+
+def _reordered(data: Any) -> list[Difference]:
+    """The mix of the samples so far, where this run would not have had it, be it for its options or for its length."""
+    return [] if data.reordered is None else [Difference("the mix", *data.reordered, learned=True)]
 
 
 class RunRecord(L.Callback):
@@ -137,6 +145,7 @@ class RunRecord(L.Callback):
             return
         self._saved = checkpoint[CONFIG_KEY]
         self._differences = differences(checkpoint[CONFIG_KEY], self.config, checkpoint["global_step"])
+        self._differences += _reordered(trainer.datamodule)  # type: ignore[attr-defined]
         if trainer.is_global_zero:
             for each in self._differences:
                 print(f"{'changed' if each.learned else 'differs'}: {each}", file=sys.stderr)
@@ -221,6 +230,31 @@ def write_config(config: RunConfig, step: int, saved: dict[str, Any] | None) -> 
         print(f"the configuration until step {step} is kept in {kept}", file=sys.stderr)
     replace_file(kept, f"# held from step {first} to step {step}\n{earlier}")
     replace_file(path, _note(step, kept) + body)
+
+
+def recorded_configurations(folder: Path) -> list[tuple[int, dict[str, Any]]]:
+    """The configurations that a run's steps were trained with, each with the number of steps before it, in order.
+
+    Those of steps that a run went back from are left out.
+
+    Raises:
+        UserError: the folder has none, or one cannot be read.
+    """
+    paths = [path for path in (folder / "config.yaml", *_kept_configs(folder).values()) if path.is_file()]
+    if not paths:
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    found: dict[int, dict[str, Any]] = {}
+    for path in paths:
+        held = _HELD.match(path.read_text(encoding="utf-8"))
+        if path.name != "config.yaml" and (held is None or held[2] is None):
+            continue
+        first, body = _read_record(path)
+        try:
+            values = yaml.safe_load(body)
+        except yaml.YAMLError as error:
+            raise UserError(f"{path} is damaged ({str(error).splitlines()[0]})") from None
+        found.setdefault(first, values)
+    return sorted(found.items())
 
 
 def _note(first: int, before: Path | None) -> str:

@@ -42,6 +42,10 @@ class ShardInfo:
     block_crc32: str = ""
     """CRC-32 of each 256 KiB of the file, of eight hexadecimal digits, one after another: a part of a shard that was
     fetched alone is checked by it. Empty in manifests of before there was one."""
+    documents_file: str | None = None
+    """File in the same folder that says where each of its documents came from; None in shards of before there was."""
+    documents_sha256: str | None = None
+    """Digest of that file."""
 
 
 @dataclass
@@ -195,6 +199,8 @@ def _wrong_shards(manifest: Manifest) -> str | None:
             return f"bytes of {shard.file} is {shard.bytes}, which its {shard.tokens} tokens cannot spell"
         if not re.fullmatch(r"([0-9a-f]{8})*", shard.block_crc32):
             return f"block_crc32 of {shard.file} is no row of checksums of eight hexadecimal digits"
+        if shard.documents_file is not None and not _is_plain_name(shard.documents_file):
+            return f"{shard.documents_file!r} is not the name of a file in the same folder"
         if shard.file in names:
             return f"{shard.file} is listed twice"
         names.add(shard.file)

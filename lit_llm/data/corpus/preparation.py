@@ -8,7 +8,7 @@ from the last one writes the same bytes as a run that was not interrupted.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lit_llm.config.files import write_json
 from lit_llm.config.json_text import parse_json
 from lit_llm.data.corpus.documents import Corpus, Document
 from lit_llm.data.corpus.manifest import ShardInfo
+from lit_llm.data.corpus.provenance import ProvenanceWriter
 from lit_llm.data.corpus.shards import ShardWriter, token_dtype
 from lit_llm.tokenizer import Tokenizer
 
@@ -49,7 +50,7 @@ class CorpusEncoder:
         self.progress = progress
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._eot = np.array([tokenizer.eot_id], dtype=self._dtype)
-        self._writers: dict[str, ShardWriter] = {}
+        self._writers: dict[str, tuple[ShardWriter, ProvenanceWriter]] = {}
         self._uncommitted_documents = 0
         self._uncommitted_tokens = 0
 
@@ -62,7 +63,9 @@ class CorpusEncoder:
                 tokens = np.concatenate([tokens, self._eot])
             num_bytes = len(document.text.encode("utf-8"))
             if len(tokens):
-                self._writer(document.split).append(tokens, int(document.final), num_bytes)
+                shard, provenance = self._writer(document.split)
+                shard.append(tokens, int(document.final), num_bytes)
+                provenance.append(len(tokens), document.final, document.provenance)
             total += num_bytes
             self._uncommitted_documents += 1
             self._uncommitted_tokens += len(tokens)
@@ -72,8 +75,10 @@ class CorpusEncoder:
 
     def commit(self) -> None:
         """Closes the open shards and records them; an interruption from here on leaves them as they are."""
-        for split, writer in self._writers.items():
-            self.progress.shards[split].append(writer.close())
+        for split, (shard, provenance) in self._writers.items():
+            info = shard.close()
+            file, sha256 = provenance.close()
+            self.progress.shards[split].append(replace(info, documents_file=file, documents_sha256=sha256))
         self._writers = {}
         self.progress.documents += self._uncommitted_documents
         self._uncommitted_documents = self._uncommitted_tokens = 0
@@ -81,13 +86,15 @@ class CorpusEncoder:
 
     def discard(self) -> None:
         """Drops the shards that are not complete."""
-        for writer in self._writers.values():
-            writer.discard()
+        for writers in self._writers.values():
+            for writer in writers:
+                writer.discard()
 
-    def _writer(self, split: str) -> ShardWriter:
+    def _writer(self, split: str) -> tuple[ShardWriter, ProvenanceWriter]:
         if split not in self._writers:
-            number = len(self.progress.shards[split])
-            self._writers[split] = ShardWriter(self.output / split / f"shard_{number:05d}.npy", self._dtype)
+            number, folder = len(self.progress.shards[split]), self.output / split
+            shard = ShardWriter(folder / f"shard_{number:05d}.npy", self._dtype)
+            self._writers[split] = shard, ProvenanceWriter(folder / f"documents_{number:05d}.parquet")
         return self._writers[split]
 
 
@@ -131,7 +138,12 @@ def begin_preparation(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpu
             path.unlink(missing_ok=True)
         elif path.is_file():
             progress = _load_progress(path, made_from)
-        finished = {output / split / shard.file for split, shards in progress.shards.items() for shard in shards}
+        finished = {
+            output / split / file
+            for split, shards in progress.shards.items()
+            for shard in shards
+            for file in (shard.file, shard.documents_file or shard.file)
+        }
         for file in _files(output):
             if file not in finished:
                 file.unlink()
@@ -147,7 +159,7 @@ def begin_preparation(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpu
 
 def _files(output: Path) -> list[Path]:
     """The files that a run writes into the folders of the splits."""
-    patterns = ("shard_*.npy", "*.tmp", "manifest.json")
+    patterns = ("shard_*.npy", "documents_*.parquet", "*.tmp", "manifest.json")
     return [file for split in ("train", "validation", "test") for p in patterns for file in (output / split).glob(p)]
 
 
@@ -166,6 +178,7 @@ def _load_progress(path: Path, made_from: dict[str, Any]) -> PreparationProgress
         )
     for split, infos in progress.shards.items():
         for info in infos:
-            if not (path.parent / split / info.file).is_file():
-                raise UserError(f"{path.parent / split / info.file} is gone; start again with --overwrite true")
+            for name in (info.file, info.documents_file or info.file):
+                if not (path.parent / split / name).is_file():
+                    raise UserError(f"{path.parent / split / name} is gone; start again with --overwrite true")
     return progress

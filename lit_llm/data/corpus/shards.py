@@ -216,6 +216,15 @@ class ShardedTokens:
         shard = bisect_right(self._ends, position)
         return self.files[shard], position - self._starts[shard]
 
+    def shard_at(self, position: int) -> tuple[int, int]:
+        """The number of the shard that holds token `position`, and the token's place in it."""
+        shard = bisect_right(self._ends, position)
+        return shard, position - self._starts[shard]
+
+    def first_token(self, shard: int) -> int:
+        """The place in the split of a shard's first token."""
+        return self._starts[shard]
+
     def count(self, token: int, start: int, length: int) -> int:
         """How often `token` stands among tokens [start, start + length)."""
         steps = range(start, start + length, _COUNT_AT_ONCE)

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import Literal, Protocol
 
 from lit_llm.config import CorpusConfig
+from lit_llm.data.sources.origin import Origin
 from lit_llm.data.sources.source import Piece
 
 Split = Literal["train", "validation", "test"]
@@ -26,12 +27,19 @@ class Document:
             for the further documents of a text file.
         final: Whether the document ends here, in this split. The pieces of a document follow each other, and
             end-of-text belongs after the final one only.
+        origin: Where it comes from, as far as is known.
     """
 
     text: str
     split: Split
     key: str
     final: bool = True
+    origin: Origin | None = None
+
+    @property
+    def provenance(self) -> Origin:
+        """Where it comes from: `origin`, or no more than the key."""
+        return self.origin or Origin(self.key)
 
 
 def wanted_splits(config: CorpusConfig) -> list[Split]:
@@ -75,7 +83,7 @@ class HashSplit:
     def documents(self, pieces: Iterable[Piece]) -> Iterator[Document]:
         """See `Splitter`."""
         for piece in pieces:
-            yield Document(piece.text, self.of(piece.hash_key), piece.key, piece.final)
+            yield Document(piece.text, self.of(piece.hash_key), piece.key, piece.final, piece.origin)
 
 
 class TailSplit:
@@ -118,7 +126,7 @@ class TailSplit:
             if piece.file != file:
                 file, position, current = piece.file, 0, 0
             ends = self._ends.get(piece.file, (0, 0))
-            whole = Document(piece.text, SPLITS[current], piece.key, piece.final)
+            whole = Document(piece.text, SPLITS[current], piece.key, piece.final, piece.origin)
             start, end = 0, len(piece.text)
             while start < end:
                 while current < self._last and position >= ends[current]:

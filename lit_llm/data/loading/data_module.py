@@ -26,6 +26,8 @@ class ResumableDataModule(LightningDataModule):
 
     Attributes:
         samples_consumed: samples that the optimizer steps so far have read, over all ranks.
+        reordered: where the samples before the point that a run goes on from would be others here, how they were mixed
+            and how they would be, in words; else None. The order of the samples after it is that of this run.
     """
 
     causes: ClassVar[dict[str, str]] = {"seed": "the seed"}
@@ -36,6 +38,7 @@ class ResumableDataModule(LightningDataModule):
         self.config = config
         self.seed = seed
         self.samples_consumed = 0
+        self.reordered: tuple[str, str] | None = None
         self.train_loader: TimedDataLoader | None = None
 
     @property
@@ -126,6 +129,20 @@ class ResumableDataModule(LightningDataModule):
         self.samples_consumed = state["samples_consumed"]
 
     # What the stages and modules use.
+
+    def adopt(self, fingerprint: dict[str, Any]) -> None:
+        """Takes what of the order another run's `fingerprint` says and the options of this one do not; mostly nothing.
+
+        What still differs afterwards is other data.
+        """
+
+    def mix_lines(self, steps: int) -> list[str]:
+        """What is mixed in a run of so many steps, in which shares, in lines for a reader; none where nothing is."""
+        return []
+
+    def mix_curves(self, first_step: int, last_step: int) -> dict[str, float]:
+        """Curves of what is mixed, for the steps after the first `first_step` up to `last_step`; none: nothing is."""
+        return {}
 
     def advance(self, num_samples: int) -> None:
         """Counts samples as consumed: micro_batch_size x world_size after each micro-batch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,8 +11,10 @@ from lit_llm.data.corpus.remote_shards import open_split
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.data.loading.loader import ConsumedBatchSampler, TimedDataLoader
+from lit_llm.data.loading.order import Stretch
+from lit_llm.data.pretraining.mix_plan import Done, MixPlan, plan_mix
 from lit_llm.data.pretraining.read_ahead import read_ahead
-from lit_llm.data.pretraining.windows import EvaluationWindows, WindowDataset
+from lit_llm.data.pretraining.windows import EvaluationWindows, WindowDataset, grid_of
 from lit_llm.data.progress import byte_progress
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ class TokenDataModule(ResumableDataModule):
         config: options.
         tokenizer: must be the one that the shards were encoded with; None: the shards need only agree with each other.
         seed: keys the order of the samples.
+        max_steps: length of the run, which phases and limits of a mix need; None where there are none.
 
     Raises:
         UserError: shards are missing, damaged, of another tokenizer, or too small; any method may raise it, as they are
@@ -36,16 +40,19 @@ class TokenDataModule(ResumableDataModule):
     causes: ClassVar[dict[str, str]] = {
         "train_tokens": "the number of training tokens",
         "train_digests": "the content of the training shards",
-        "weights": "data.weights",
         "sequence_length": "data.sequence_length",
         "windows": "how an epoch is cut into windows",
         "seed": "the seed",
     }
     config: DataConfig
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer | None, seed: int) -> None:
+    def __init__(
+        self, config: DataConfig, tokenizer: Tokenizer | None, seed: int, max_steps: int | None = None
+    ) -> None:
         super().__init__(config, seed)
         self.tokenizer = tokenizer
+        self.max_steps = max_steps
+        self._is_changed = False
 
     # The hooks of Lightning.
 
@@ -65,7 +72,8 @@ class TokenDataModule(ResumableDataModule):
             _ = self.train_dataset
         if stage == "test" and not self.splits["test"]:
             raise UserError(
-                f"{', '.join(self.config.paths)} has no test split; prepare the data with corpus.test_fraction above 0"
+                f"{', '.join(self.config.folders)} has no test split; prepare the data with corpus.test_fraction above "
+                "0"
             )
 
     # What the stages and modules use.
@@ -74,36 +82,46 @@ class TokenDataModule(ResumableDataModule):
         """Whether a path has the split."""
         return bool(self.splits[split])
 
-    @cached_property
+    @property
     def splits(self) -> dict[str, list[ShardedTokens]]:
         """The token arrays of each split, one for each path that has the split; every path has "train"."""
-        if not self.config.paths:
+        return {split: list(sources.values()) for split, sources in self._opened.items()}
+
+    @cached_property
+    def _opened(self) -> dict[str, dict[int, ShardedTokens]]:
+        """The token arrays of each split by the number of their path."""
+        if not self.config.folders:
             raise UserError("data.paths is empty; give it folders written by experiments/prepare_data.py")
-        splits: dict[str, list[ShardedTokens]] = {split: [] for split in SPLITS}
-        for path in self.config.paths:
+        opened: dict[str, dict[int, ShardedTokens]] = {split: {} for split in SPLITS}
+        for number, path in enumerate(self.config.folders):
             for split in SPLITS:
                 source = open_split(path, split, self.config.remote)
                 if source is not None:
-                    splits[split].append(source)
-        self._check_tokenizers([source for sources in splits.values() for source in sources])
-        return splits
+                    opened[split][number] = source
+        self._check_tokenizers([source for sources in opened.values() for source in sources.values()])
+        return opened
 
     @property
     def vocab_size(self) -> int:
         """Every token is below this."""
         return self.splits["train"][0].manifest.vocab_size
 
-    @property
-    def weights(self) -> list[float]:
-        """Share of the samples from each path: data.weights, or its tokens."""
-        return list(self.config.weights or [len(source) for source in self.splits["train"]])
+    @cached_property
+    def mix(self) -> MixPlan:
+        """Which share of the samples is from each path, along the run."""
+        return self._plan(None)
+
+    def _plan(self, done: Done | None) -> MixPlan:
+        sources = self.splits["train"]
+        windows = [grid_of(source, self.config.length).num_windows for source in sources]
+        return plan_mix(self.config, list(map(len, sources)), windows, self.seed, self.max_steps, done)
 
     @cached_property
     def train_dataset(self) -> WindowDataset:
         """The endless stream of training windows, by sample index."""
         return WindowDataset(
             self.splits["train"],
-            self.weights,
+            self.mix.stretches,
             self.config.length,
             self.seed,
             self.splits["train"][0].manifest.eot_id,
@@ -114,21 +132,122 @@ class TokenDataModule(ResumableDataModule):
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the samples and their order depend on."""
         sources = self.splits["train"]
-        total = sum(self.weights)
+        shares: dict[str, Any] = {"weights": [1.0]}
+        if len(sources) > 1:
+            # the whole run as its options plan it, and as it is: samples before a change of options stay as they were
+            planned = self._plan(None) if self._is_changed else self.mix
+            shares = {"planned": _plain(planned.stretches), "mix": _plain(self.mix.stretches)}
         return {
             "train_tokens": [len(source) for source in sources],
             "train_digests": [source.manifest.digest for source in sources],
-            "weights": [weight / total for weight in self.weights],
+            **shares,
             "sequence_length": self.config.length,
             "windows": "ring",  # checkpoints of other cuts do not go on as if nothing had changed
             "seed": self.seed,
         }
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state; see `ResumableDataModule`.
+
+        Samples that the saved run has read stay as they were read. Where this run would have read others, as its mix or
+        its batch size is another, `reordered` says so, and this run's mix holds for the samples to come.
+        """
+        super().load_state_dict(state)
+        saved = state["fingerprint"]
+        if len(self.splits["train"]) == 1 or (self.trainer is not None and self.trainer.state.fn != "fit"):
+            return
+        if "mix" not in saved:
+            raise UserError(
+                "the checkpoint is of a version that mixed paths in another order, which is gone; start a new run with "
+                "init_from"
+            )
+        planned, mix = (list(map(Stretch.from_list, saved[name])) for name in ("planned", "mix"))
+        if planned == self.mix.stretches:  # the same options, be it that some others came before them
+            self._follow(MixPlan(mix, self.mix.lines))
+            return
+        read, would_read, ours = (self._until_now(each) for each in (mix, planned, self.mix.stretches))
+        if would_read != ours:
+            sized = any(stretch.batch_size != self.config.batch_size for stretch in read)
+            self.reordered = self._in_words(read, sized), self._in_words(ours, sized)
+        if read != ours:
+            self._follow(self._plan(Done(tuple(read), self.samples_consumed)))
+
+    def adopt(self, fingerprint: dict[str, Any]) -> None:
+        """Takes the samples and their order from a `fingerprint` of the same corpora."""
+        if len(self.splits["train"]) > 1 and "mix" in fingerprint:
+            self._follow(MixPlan([Stretch.from_list(each) for each in fingerprint["mix"]], []))
+
+    def _follow(self, mix: MixPlan) -> None:
+        """Reads samples as in `mix` from here on, whatever the options plan."""
+        self._is_changed = self.mix.stretches != mix.stretches
+        self.__dict__.pop("train_dataset", None)
+        self.mix = mix
+
+    def _until_now(self, stretches: Sequence[Stretch]) -> list[Stretch]:
+        """The stretches that the samples so far are of."""
+        return [stretch for stretch in stretches if stretch.first < self.samples_consumed]
+
+    def samples_at(self, step: int) -> int:
+        """How many samples the first so many optimizer steps of a run of several paths read."""
+        done = 0
+        for stretch, after in zip(self.mix.stretches, self.mix.stretches[1:], strict=False):
+            steps = (after.first - stretch.first) // stretch.batch_size
+            if step <= done + steps:
+                return stretch.first + (step - done) * stretch.batch_size
+            done += steps
+        last = self.mix.stretches[-1]
+        return last.first + (step - done) * last.batch_size
+
+    def mix_curves(self, first_step: int, last_step: int) -> dict[str, float]:
+        """Curves of a mix: the share of each path in some steps, and how often it has been read by the end of them.
+
+        Args:
+            first_step: steps before them.
+            last_step: steps up to the last of them.
+        """
+        names = self.config.names
+        if len(names) == 1:
+            return {}
+        first, last = self.samples_at(first_step), self.samples_at(last_step)
+        before, after = self.counts(first), self.counts(last)
+        shares = [(late - early) / (last - first) for early, late in zip(before, after, strict=True)]
+        return {
+            **{f"data/share/{name}": share for name, share in zip(names, shares, strict=True)},
+            **{f"data/epochs/{name}": epochs for name, epochs in zip(names, self.epochs(last), strict=True)},
+        }
+
+    def mix_lines(self, steps: int) -> list[str]:
+        """The shares of a mix along a run of so many steps, and how often each corpus is read, for a reader."""
+        if len(self.config.names) == 1:
+            return []
+        read = [
+            f"{name} {epochs:.3g} times"
+            for name, epochs in zip(self.config.names, self.epochs(self.samples_at(steps)), strict=True)
+        ]
+        return [self._in_words(self.mix.stretches), f"in all, {', '.join(read)}"]
+
+    def _in_words(self, stretches: Sequence[Stretch], sized: bool = False) -> str:
+        """The shares of stretches, and the step from which each holds; `sized`: and always the batch size."""
+        parts, step, before = [], 0, None
+        for stretch in stretches:
+            if before is not None:
+                step += (stretch.first - before.first) // before.batch_size
+            named = zip(self.config.names, stretch.shares, strict=True)
+            shares = ", ".join(f"{name} {100 * share:.3g}%" for name, share in named if share)
+            parts.append(shares if before is None else f"from step {step:,} on {shares}")
+            if sized or (before is not None and before.batch_size != stretch.batch_size):
+                parts[-1] += f" in batches of {stretch.batch_size}"
+            before = stretch
+        return "; ".join(parts)
+
+    def counts(self, samples: int) -> list[int]:
+        """How many of the first `samples` samples are from each path."""
+        return self.train_dataset.order.counts(samples)
+
     def epochs(self, samples: int) -> list[float]:
         """How often the first `samples` samples go through each path."""
-        order = self.train_dataset.order
-        shares = order.quotas / order.block_size
-        return [samples * share / count for share, count in zip(shares.tolist(), order.num_windows, strict=True)]
+        windows = self.train_dataset.order.num_windows
+        return [count / number for count, number in zip(self.counts(samples), windows, strict=True)]
 
     def passes(self, samples: int) -> float:
         """How often the first `samples` samples go through the path that is read most often."""
@@ -138,7 +257,7 @@ class TokenDataModule(ResumableDataModule):
     def summary(self) -> str:
         """See `ResumableDataModule`."""
         amounts = [f"{sum(map(len, self.splits[split])):,} in {split}" for split in SPLITS if self.splits[split]]
-        return f"tokens: {', '.join(amounts)}; from {', '.join(self.config.paths)}"
+        return f"tokens: {', '.join(amounts)}; from {', '.join(self.config.folders)}"
 
     @property
     def tokens_per_sample(self) -> float:
@@ -157,7 +276,8 @@ class TokenDataModule(ResumableDataModule):
     def evaluation_dataset(self, split: str, rank: int, world_size: int) -> EvaluationWindows:
         """One rank's windows of "validation" or "test"; `EvaluationWindows` says which.
 
-        data.validation_windows limits the validation split only: a test reads everything.
+        data.validation_windows limits the validation split only: a test reads everything. With several paths, a batch
+        says which of them each window is of.
         """
         config = self.config
         manifest = self.splits["train"][0].manifest
@@ -170,7 +290,25 @@ class TokenDataModule(ResumableDataModule):
             config.validation_windows if split == "validation" else None,
             rank,
             world_size,
+            list(self._opened[split]) if len(config.folders) > 1 else None,
         )
+
+    def validation_lines(self) -> list[str]:
+        """Which corpora of a mix have no validation loss of their own, and why."""
+        names = self.config.names
+        if len(names) == 1 or not self.has_split("validation"):
+            return []
+        read = self.evaluation_dataset("validation", 0, 1).read_numbers()
+        return [
+            f"{name} has no val/loss of its own: "
+            + (
+                "data.validation_windows reads none of its windows"
+                if number in self._opened["validation"]
+                else "it has no validation split"
+            )
+            for number, name in enumerate(names)
+            if number not in read
+        ]
 
     def _check_tokenizers(self, sources: list[ShardedTokens]) -> None:
         first = sources[0]
@@ -182,3 +320,7 @@ class TokenDataModule(ResumableDataModule):
                     f"{source.folder} and {first.folder} were encoded with different tokenizers; prepare one of them "
                     "again with the tokenizer of the other"
                 )
+
+
+def _plain(stretches: Sequence[Stretch]) -> list[list[Any]]:
+    return [stretch.as_list() for stretch in stretches]

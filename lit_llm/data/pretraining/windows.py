@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_llm.config import UserError
-from lit_llm.data.loading.order import MixtureOrder, mix
+from lit_llm.data.loading.order import MixtureOrder, Stretch, mix
 from lit_llm.objectives import IGNORE_INDEX
 
 if TYPE_CHECKING:
@@ -153,6 +153,18 @@ class WindowGrid:
         return window * whole + np.minimum(window, rest)
 
 
+def grid_of(source: TokenSource, sequence_length: int) -> WindowGrid:
+    """How windows cut a source.
+
+    Raises:
+        UserError: it is shorter than one window; the message names it.
+    """
+    try:
+        return WindowGrid(len(source), sequence_length)
+    except UserError as error:
+        raise UserError(f"{source.folder}: {error}") from None
+
+
 class WindowDataset(Dataset):
     """Training windows by sample index: an endless, shuffled, mixed stream that any index can be asked of.
 
@@ -164,7 +176,8 @@ class WindowDataset(Dataset):
 
     Args:
         sources: the token arrays to mix: shards, or plain arrays as `ArrayTokens`.
-        weights: positive share of the samples from each source.
+        weights: positive share of the samples from each source; or the stretches of `MixtureOrder`, where shares are
+            exact in batches of a given size, or change.
         sequence_length: T.
         seed: keys the order and the phases.
         eot_id: token that ends a document; None where nothing tells documents apart.
@@ -179,7 +192,7 @@ class WindowDataset(Dataset):
     def __init__(
         self,
         sources: Sequence[TokenSource],
-        weights: Sequence[float],
+        weights: Sequence[float] | Sequence[Stretch],
         sequence_length: int,
         seed: int,
         eot_id: int | None = None,
@@ -188,12 +201,7 @@ class WindowDataset(Dataset):
         if mask_documents and eot_id is None:
             raise UserError("mask_documents needs the token that ends a document; give eot_id")
         self.sources = list(sources)
-        self.grids = []
-        for source in self.sources:
-            try:
-                self.grids.append(WindowGrid(len(source), sequence_length))
-            except UserError as error:
-                raise UserError(f"{source.folder}: {error}") from None
+        self.grids = [grid_of(source, sequence_length) for source in self.sources]
         self.order = MixtureOrder([grid.num_windows for grid in self.grids], weights, seed)
         self.sequence_length = sequence_length
         self.seed = seed
@@ -265,7 +273,8 @@ class EvaluationWindows(Dataset):
     The last window of a source is filled up with `pad_id`, ignored. Rank r has windows r, r + W, ...; ranks that would
     have fewer get windows that are ignored as a whole (sample_ids -1), so that all have the same number.
 
-    Batches are as in `WindowDataset`; sample_ids are window numbers.
+    Batches are as in `WindowDataset`; sample_ids are window numbers. Where sources have numbers, a batch has source_ids
+    [b], too: that of each window's source (-1 where the window is ignored as a whole).
 
     Args:
         sources: the token arrays, one after another, as of `WindowDataset`; no window crosses from one to the next.
@@ -276,6 +285,7 @@ class EvaluationWindows(Dataset):
         num_windows: read only this many windows, evenly spread; None reads all.
         rank: this process.
         world_size: processes in all.
+        numbers: of the sources; None: they have none.
 
     Raises:
         UserError: there is not one target; or documents are to be masked, and there is no `eot_id`.
@@ -291,6 +301,7 @@ class EvaluationWindows(Dataset):
         num_windows: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         if mask_documents and eot_id is None:
             raise UserError("mask_documents needs the token that ends a document; give eot_id")
@@ -301,6 +312,7 @@ class EvaluationWindows(Dataset):
         self.mask_documents = mask_documents
         self.rank = rank
         self.world_size = world_size
+        self.numbers = numbers
         counts = [-(-max(0, len(source) - 1) // sequence_length) for source in self.sources]
         self._first = np.cumsum([0, *counts])
         self.total_windows = int(self._first[-1])
@@ -308,6 +320,15 @@ class EvaluationWindows(Dataset):
             folders = ", ".join(str(source.folder) for source in self.sources)
             raise UserError(f"{folders} has fewer than 2 tokens, so there is nothing to evaluate on; use more text")
         self.num_windows = min(num_windows or self.total_windows, self.total_windows)
+
+    def read_numbers(self) -> set[int]:
+        """The numbers of the sources that have a window among those that are read, on any rank."""
+        windows = np.arange(self.num_windows) * self.total_windows // self.num_windows
+        numbers = range(len(self.sources)) if self.numbers is None else self.numbers
+        return {numbers[source] for source in np.unique(self._source(windows)).tolist()}
+
+    def _source(self, windows: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._first, windows, side="right") - 1
 
     def __len__(self) -> int:
         """Windows of this rank, the same for every rank."""
@@ -322,25 +343,26 @@ class EvaluationWindows(Dataset):
         length = self.sequence_length
         tokens = np.full((len(indices), length), self.pad_id, dtype=np.int64)
         targets = np.full((len(indices), length), IGNORE_INDEX, dtype=np.int64)
-        sample_ids = np.full(len(indices), -1, dtype=np.int64)
+        sample_ids, source_ids = np.full((2, len(indices)), -1, dtype=np.int64)
         for row, index in enumerate(indices):
             position = index * self.world_size + self.rank
             if position >= self.num_windows:
                 continue
             window = position * self.total_windows // self.num_windows
-            source = int(np.searchsorted(self._first, window, side="right")) - 1
+            source = int(self._source(np.array(window)))
             start = (window - int(self._first[source])) * length
             read = self.sources[source].read(start, min(length + 1, len(self.sources[source]) - start))
             tokens[row, : len(read) - 1] = read[:-1]
             targets[row, : len(read) - 1] = read[1:]
-            sample_ids[row] = window
-        return make_batch(
+            sample_ids[row], source_ids[row] = window, source if self.numbers is None else self.numbers[source]
+        batch = make_batch(
             torch.from_numpy(tokens),
             torch.from_numpy(targets),
             torch.from_numpy(sample_ids),
             self.eot_id,
             self.mask_documents,
         )
+        return batch if self.numbers is None else {**batch, "source_ids": torch.from_numpy(source_ids)}
 
 
 def make_batch(

@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_llm.config import UserError
 from lit_llm.data.sources.encoding import counted
+from lit_llm.data.sources.origin import ORIGIN_FIELDS, Origin
 from lit_llm.data.sources.remote import StoredFile
 from lit_llm.data.sources.source import Piece
 
@@ -53,14 +54,23 @@ def parquet_texts(path: Path, key: str, field: str) -> Iterator[Piece]:
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if kind not in (pa.string(), pa.large_string(), pa.string_view()):
             raise UserError(f"{path}: column {field!r} is {kind}, not string; set corpus.text_field to a text column")
+        known = [name for name in ORIGIN_FIELDS if name != field and name in file.schema_arrow.names]
         index = 0
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
-            for text, invalid in _decoded(batch.column(0)):
+        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=[field, *known]):
+            origins = _origins(batch, known, f"{key}:{{}}", index)
+            for (text, invalid), origin in zip(_decoded(batch.column(field)), origins, strict=True):
                 where = f"{path} row {index}"
                 if text is None:
                     raise UserError(f"{where}: field {field!r} is NoneType, not a string; leave the row out")
-                yield Piece(text, f"{key}:{index}", text, True, invalid, key)
+                yield Piece(text, f"{key}:{index}", text, True, invalid, key, origin=origin)
                 index += 1
+
+
+def _origins(batch: Any, names: list[str], key: str, first: int) -> list[Origin]:
+    """What the columns of these names say of each row of a batch; `key` with the number of a row names it."""
+    columns = {name: [value for value, _ in _values(batch.column(name))] for name in names}
+    rows = ({name: values[row] for name, values in columns.items()} for row in range(batch.num_rows))
+    return [Origin.of_row(row, key.format(first + number)) for number, row in enumerate(rows)]
 
 
 def parquet_scalars(path: StoredFile) -> Iterator[tuple[int, dict[str, Any], int]]:

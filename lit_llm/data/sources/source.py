@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.origin import Origin
 
 END_OF_TEXT = "<|endoftext|>"
 """What ends a document in the text files that others write, and what our own tokenizers call the token for it."""
@@ -31,6 +32,7 @@ class Piece:
         replaced_bytes: How many bytes were no valid UTF-8 and became U+FFFD.
         file: Path of its file from the corpus root.
         further: How many documents of the same text file came before it.
+        origin: What its row says of where it came from; None where there is no more than the key.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Piece:
     replaced_bytes: int
     file: str
     further: int = 0
+    origin: Origin | None = None
 
 
 @dataclass
@@ -82,7 +85,8 @@ def row_piece(row: Any, field: str, place: tuple[str, int], where: str, replaced
     if not isinstance(text, str):
         raise UserError(f"{where}: field {field!r} is {type(text).__name__}, not a string; leave the row out")
     text, halves = without_surrogates(text)
-    return Piece(text, "{}:{}".format(*place), text, True, replaced + halves, place[0])
+    key = "{}:{}".format(*place)
+    return Piece(text, key, text, True, replaced + halves, place[0], origin=Origin.of_row(row, key))
 
 
 def without_surrogates(text: str) -> tuple[str, int]:

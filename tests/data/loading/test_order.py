@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from math import ceil, floor
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from lit_llm.config import UserError
-from lit_llm.data.loading.order import MixtureOrder, Permutation
+from lit_llm.data.loading.order import MixtureOrder, Permutation, Stretch
 
 
 def test_is_a_bijection() -> None:
@@ -80,35 +85,97 @@ def test_each_epoch_of_one_source_visits_every_window_once_in_an_order_of_its_ow
     assert len({tuple(row) for row in rows.tolist()}) == 4
 
 
-def test_mixture_has_exact_proportions_in_every_block_and_whole_epochs() -> None:
+def batches_of(order: MixtureOrder, first: int, batch_size: int, number: int) -> np.ndarray:
+    """How many samples of each source are in each of some batches [number, sources]."""
+    sources, _, _ = order.lookup(np.arange(first, first + number * batch_size))
+    return np.stack([np.bincount(row, minlength=len(order.num_windows)) for row in sources.reshape(number, batch_size)])
+
+
+WEIGHTS = st.lists(st.floats(0.1, 100) | st.integers(1, 9), min_size=2, max_size=7)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(WEIGHTS, st.integers(1, 700), st.integers(0, 99), st.integers(0, 2**40))
+def test_every_batch_has_its_shares_to_one_sample(weights: list[float], batch: int, seed: int, skipped: int) -> None:
+    order = MixtureOrder([13] * len(weights), [Stretch.of(weights, batch)], seed)
+    number = max(2, 2000 // batch)
+    counts = batches_of(order, skipped * batch, batch, number)
+    exact = [Fraction(str(float(weight))) for weight in weights]
+    shares = [batch * weight / sum(exact) for weight in exact]
+    for source, share in enumerate(shares):
+        assert floor(share) <= counts[:, source].min() <= counts[:, source].max() <= ceil(share)
+    # so far, not more than a few samples off, from any point on and however the share is rounded
+    so_far = np.cumsum(counts, axis=0) - np.outer(np.arange(1, number + 1), np.array(shares, dtype=float))
+    assert np.abs(so_far).max() < 2 + np.log2(65536)
+
+
+@pytest.mark.parametrize("batch", [1, 6, 64, 100_000])
+def test_a_round_has_its_shares_to_one_sample_and_counts_say_so(batch: int) -> None:
+    weights = [0.7, 0.2, 0.0999, 0.0001]
+    stretch = Stretch.of(weights, batch)
+    size = sum(stretch.quotas)
+    assert size % batch == 0 and size >= 65536
+    assert np.abs(np.array(stretch.quotas) - np.array(weights) * size).max() < 1
+    order = MixtureOrder([10**6] * 4, [stretch], seed=2)
+    sources, epochs, windows = order.lookup(np.arange(size + 77))
+    # a window is read once, in the rounds that follow, too
+    assert not epochs.any() and len(set(zip(sources.tolist(), windows.tolist(), strict=True))) == size + 77
+    for samples in (0, 1, batch, size // 2 + 1, size - 1, size, size + 77):
+        assert order.counts(samples) == np.bincount(sources[:samples], minlength=4).tolist()
+    assert order.counts(size) == list(stretch.quotas)
+
+
+def test_epochs_of_a_mixture_are_whole_and_go_on_across_its_stretches() -> None:
     num_windows = [37, 500, 4]
-    order = MixtureOrder(num_windows, [5.0, 3.0, 2.0], seed=1, block_size=100)
+    order = MixtureOrder(
+        num_windows,
+        [Stretch.of([5, 3, 2], 10), Stretch.of([0, 1, 9], 10, first=500), Stretch.of([1, 1, 0], 4, first=800)],
+        seed=1,
+    )
+    assert batches_of(order, 0, 10, 50).tolist() == [[5, 3, 2]] * 50
+    assert batches_of(order, 500, 10, 30).tolist() == [[0, 1, 9]] * 30
+    assert batches_of(order, 800, 4, 50).tolist() == [[2, 2, 0]] * 50
     sources, epochs, windows = order.lookup(np.arange(1000))
-    for block in sources.reshape(10, 100):
-        assert np.bincount(block).tolist() == [50, 30, 20]
     for source, count in enumerate(num_windows):
         chosen = sources == source
-        # Samples of one source come epoch after epoch, each window once in each.
-        assert (np.diff(epochs[chosen]) >= 0).all()
+        # No window is read again before all have been read, up to the order within a batch.
+        assert epochs[chosen].max() == (chosen.sum() - 1) // count
         for epoch in range(int(chosen.sum()) // count):
             assert sorted(windows[chosen & (epochs == epoch)].tolist()) == list(range(count))
-    # Slots are mixed, not in runs.
-    assert (np.diff(sources) != 0).mean() > 0.4
+    assert order.counts(1000) == np.bincount(sources).tolist()
+    assert order.counts(500) == np.bincount(sources[:500]).tolist()
+    with pytest.raises(ValueError, match="whole batches"):
+        MixtureOrder([9, 9], [Stretch.of([1, 1], 8), Stretch.of([1, 2], 8, first=20)], seed=1)
+    # Samples are mixed inside a batch, not in runs, and each place of a batch has samples of every source.
+    first = sources[:500].reshape(50, 10)
+    assert (np.diff(first, axis=1) != 0).mean() > 0.4
+    assert all(set(column) == {0, 1, 2} for column in first.T.tolist())
 
 
 def test_lookup_is_a_pure_function_of_the_index() -> None:
-    arguments = ([37, 500], [0.25, 0.75], 9)
-    whole = np.stack(MixtureOrder(*arguments).lookup(np.arange(70_000)))
-    shuffled = np.random.default_rng(0).permutation(70_000)
-    again = np.stack(MixtureOrder(*arguments).lookup(shuffled))
+    arguments = ([37, 500], [Stretch.of([0.25, 0.75], 8), Stretch.of([0.5, 0.5], 6, first=800)])
+    whole = np.stack(MixtureOrder(*arguments, 9).lookup(np.arange(3000)))
+    shuffled = np.random.default_rng(0).permutation(3000)
+    again = np.stack(MixtureOrder(*arguments, 9).lookup(shuffled))
     assert np.array_equal(again, whole[:, shuffled])
-    assert not np.array_equal(whole, np.stack(MixtureOrder(*arguments[:2], 10).lookup(np.arange(70_000))))
+    assert not np.array_equal(whole, np.stack(MixtureOrder(*arguments, 10).lookup(np.arange(3000))))
+    far = np.arange(10**12, 10**12 + 600)
+    assert np.bincount(MixtureOrder(*arguments, 9).lookup(far)[0]).tolist() == [300, 300]
+
+
+def test_plain_shares_are_those_of_any_part_of_the_samples() -> None:
+    order = MixtureOrder([37, 500], [1, 3], seed=0)
+    for first in (0, 1000, 70_000):
+        assert np.bincount(order.lookup(np.arange(first, first + 400))[0]).tolist() == pytest.approx([100, 300], abs=3)
 
 
 def test_shares_are_rounded_by_largest_remainder() -> None:
-    assert MixtureOrder([1, 1, 1], [1, 1, 1], seed=0, block_size=100).quotas.tolist() == [34, 33, 33]
+    assert Stretch.of([1, 1, 1]).quotas == (21846, 21845, 21845)
+    assert Stretch.of([0.7, 0.2, 0.1], 10).quotas == (57344, 16384, 8192)
 
 
-def test_a_weight_that_gets_no_slot_is_an_error() -> None:
+def test_a_weight_that_gets_no_sample_is_an_error() -> None:
     with pytest.raises(UserError, match=r"weight of path 1 .* 1\.0e-07 .*too small"):
         MixtureOrder([10, 10], [1.0, 1e-7], seed=0)
+    with pytest.raises(UserError, match=r"weight of tiny is 1\.0e-07 .*too small"):
+        Stretch.of([1.0, 1e-7], names=["large", "tiny"])
