@@ -46,7 +46,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(documents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizer")
     corpus = CorpusConfig(str(documents), split="hash", validation_fraction=0.2)
-    train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=400, output=str(folder)))
+    train_tokenizer(TokenizerTrainingConfig(corpus, vocab_size=335, output=str(folder)))
     return folder
 
 
