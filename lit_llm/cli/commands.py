@@ -19,6 +19,7 @@ from lit_llm.cli.parsing import main
 from lit_llm.cli.results import (
     show_classifier,
     show_comparison,
+    show_contamination,
     show_corpus,
     show_evaluation,
     show_export,
@@ -31,6 +32,7 @@ from lit_llm.config import (
     ChatConfig,
     ClassifierConfig,
     CompareConfig,
+    ContaminationConfig,
     DPOConfig,
     EvaluateConfig,
     ExportConfig,
@@ -129,6 +131,18 @@ COMMANDS = {
         ),
         example="--positives.path 'wiki/*.parquet' --negatives.path 'crawl/*.warc.gz' \\\n"
         "    --output checkpoints/my/classifier",
+    ),
+    "contamination": Command(
+        ContaminationConfig,
+        "lit_llm.stages.contamination:contamination",
+        "which rows of evaluations a corpus has",
+        show_contamination,
+        words="files",
+        everyday=(
+            *("files", "fields", "n", "short", "min_words", "corpus.path", "corpus.text_field", "corpus.id_field"),
+            *("shown_rows", "num_workers", "output", "overwrite"),
+        ),
+        example="gsm8k_test.jsonl 'mmlu/test/*.csv' --corpus.path checkpoints/my/corpus --output found.json",
     ),
     "train_tokenizer": Command(
         TokenizerTrainingConfig,

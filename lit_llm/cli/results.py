@@ -11,6 +11,7 @@ from urllib.parse import quote
 from lit_llm.config import (
     ClassifierConfig,
     CompareConfig,
+    ContaminationConfig,
     EvaluateConfig,
     ExportConfig,
     PrepareConfig,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from lit_llm.data.corpus.recipes.engine import CleanCorpus
     from lit_llm.stages.classifier import TrainedClassifier
     from lit_llm.stages.compare import Comparison
+    from lit_llm.stages.contamination import Contamination
     from lit_llm.stages.evaluate import Evaluation
     from lit_llm.stages.export import Exported
     from lit_llm.tokenizer import Tokenizer
@@ -88,6 +90,27 @@ def show_classifier(config: ClassifierConfig, trained: TrainedClassifier) -> Non
     for at in trained.measures:
         print(f"{at.threshold:9.2f}  {at.precision:9.4f}  {at.recall:6.4f}  {at.negatives_kept:14.4f}")
     print(f"classifier  {trained.folder}")
+
+
+def show_contamination(config: ContaminationConfig, result: Contamination) -> None:
+    """Print how many rows of each evaluation a corpus has, the first of them, and where the list of all is."""
+    print(f"corpus  {result.corpus}: {result.documents:,} documents, {_megabytes(result.bytes)} MB")
+    for reason, number in result.skipped.items():
+        print(f"left out  {reason} ({number:,})")
+    print(f"looked for  {result.runs:,} runs of words ({_megabytes(result.index_bytes)} MB of memory)")
+    for each in result.evaluations:
+        print(
+            f"{each.file}: {each.found:,} of {each.rows:,} rows in the corpus ({each.found / each.rows:.2%}), "
+            f"{each.mostly:,} of them for at least {config.share:.0%}, in {each.documents:,} documents"
+        )
+        if each.looked_for < each.rows:
+            print(f"    too short to be looked for: {each.rows - each.looked_for:,}")
+        for row in each.found_rows[: config.shown_rows]:
+            print(f"    row {row.row}: {row.found} of {row.runs} runs, in {', '.join(row.documents)}")
+        if len(each.found_rows) > config.shown_rows:
+            print(f"    and {len(each.found_rows) - config.shown_rows:,} more")
+    if config.output is not None:
+        print(f"rows  {config.output}")
 
 
 def show_tokenizer(config: TokenizerTrainingConfig, tokenizer: Tokenizer) -> None:

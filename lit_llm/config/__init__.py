@@ -3,6 +3,7 @@
 from lit_llm.config.chat import ChatConfig
 from lit_llm.config.classifier import ClassifierConfig
 from lit_llm.config.compare import CompareConfig
+from lit_llm.config.contamination import ContaminationConfig
 from lit_llm.config.corpus import CorpusConfig, PrepareConfig, TokenizerTrainingConfig
 from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
@@ -37,6 +38,7 @@ __all__ = [
     "ClassifierConfig",
     "ClusterConfig",
     "CompareConfig",
+    "ContaminationConfig",
     "ConversationDataConfig",
     "CorpusConfig",
     "DPOConfig",
