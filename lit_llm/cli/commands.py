@@ -26,6 +26,7 @@ from lit_llm.cli.results import (
     show_run,
     show_shards,
     show_tokenizer,
+    show_tokenizer_evaluation,
 )
 from lit_llm.cli.short_help import ShortHelp
 from lit_llm.cli.windows import show_windows
@@ -49,6 +50,7 @@ from lit_llm.config import (
     RewardConfig,
     ServeConfig,
     SFTConfig,
+    TokenizerEvaluationConfig,
     TokenizerTrainingConfig,
 )
 
@@ -153,6 +155,13 @@ COMMANDS = {
         show_tokenizer,
         everyday=("kind", "vocab_size", *_CORPUS),
         example="--corpus.path 'texts/*.txt' --vocab_size 8192 --output checkpoints/my/tokenizer",
+    ),
+    "evaluate_tokenizer": Command(
+        TokenizerEvaluationConfig,
+        "lit_llm.stages.evaluate_tokenizer:evaluate_tokenizer",
+        "how short a tokenizer makes texts",
+        show_tokenizer_evaluation,
+        example="--tokenizer checkpoints/my/tokenizer --against '[gpt2]' --texts '[held_out.txt]'",
     ),
     "prepare_data": Command(
         PrepareConfig,

@@ -17,6 +17,7 @@ from lit_llm.config import (
     PrepareConfig,
     RecipeConfig,
     RunConfig,
+    TokenizerEvaluationConfig,
     TokenizerTrainingConfig,
 )
 from lit_llm.config.notices import is_first_process
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lit_llm.stages.compare import Comparison
     from lit_llm.stages.contamination import Contamination
     from lit_llm.stages.evaluate import Evaluation
+    from lit_llm.stages.evaluate_tokenizer import TokenizerEvaluation
     from lit_llm.stages.export import Exported
     from lit_llm.tokenizer import Tokenizer
     from lit_llm.training.run import RunResult
@@ -180,3 +182,10 @@ def show_evaluation(config: EvaluateConfig, evaluation: Evaluation) -> None:
     """Print the tables of an evaluation, and where its files are."""
     print(evaluation.markdown)
     print(f"report   {evaluation.folder / 'evaluation.md'}\nnumbers  {evaluation.folder / 'evaluation.json'}")
+
+
+def show_tokenizer_evaluation(config: TokenizerEvaluationConfig, evaluation: TokenizerEvaluation) -> None:
+    """Print the table of an evaluation of tokenizers, what to know about it, and where its numbers are."""
+    print("\n".join([evaluation.markdown, *evaluation.notes]))
+    if config.output is not None:
+        print(f"numbers  {config.output}")

@@ -22,11 +22,13 @@ from lit_llm.config.presets import PRESETS, preset, preset_fields, preset_run, p
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
 from lit_llm.config.rates import default_learning_rate, default_muon_learning_rate, default_warmup_steps
 from lit_llm.config.recipe import ClusterConfig, RecipeConfig, SourceConfig
+from lit_llm.config.remote import RemoteConfig
 from lit_llm.config.rows import ConversationDataConfig, PreferenceDataConfig, PromptDataConfig, RowsConfig
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serialization import check_finite, flatten, from_plain, to_plain
 from lit_llm.config.serving import ServeConfig
+from lit_llm.config.tokenizer_evaluation import TokenizerEvaluationConfig
 from lit_llm.config.trainer import TrainerConfig
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "PromptDataConfig",
     "QuickstartConfig",
     "RecipeConfig",
+    "RemoteConfig",
     "RewardConfig",
     "RopeScaling",
     "RowsConfig",
@@ -75,6 +78,7 @@ __all__ = [
     "ScheduleConfig",
     "ServeConfig",
     "SourceConfig",
+    "TokenizerEvaluationConfig",
     "TokenizerTrainingConfig",
     "TrainerConfig",
     "UserError",

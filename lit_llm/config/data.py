@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_llm.config.errors import UserError
 from lit_llm.config.mix import MixConfig, names_of_paths
+from lit_llm.config.remote import RemoteConfig
 
 LONGEST_DEFAULT = 1024
 """The sequence length that is taken where none is given and the model could read more."""
@@ -85,7 +86,7 @@ class DataConfig(BatchConfig):
     """Windows of token shards: which, in what mix, and how they are batched."""
 
     paths: list[str] = field(default_factory=list)
-    """Folders written by prepare_data; several are mixed."""
+    """Folders written by prepare_data, or their URLs (s3://, gs://, hf://, http://, ...); several are mixed."""
     weights: list[float] | None = None
     """Share of the samples from each path (any positive numbers); null weighs by tokens."""
     mix: MixConfig = field(default_factory=MixConfig)
@@ -96,7 +97,9 @@ class DataConfig(BatchConfig):
     """Read only this many validation windows, evenly spread over all corpora, so that each weighs by its tokens in
     val/loss; null reads the whole split."""
     verify: bool = True
-    """Check the sha256 of every shard when the run starts."""
+    """Check the sha256 of every shard when the run starts; blocks of remote shards are always checked as they come."""
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
+    """How shards behind a URL are read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

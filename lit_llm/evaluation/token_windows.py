@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lit_llm.config import CorpusConfig, UserError
+from lit_llm.config import CorpusConfig, RemoteConfig, UserError
 from lit_llm.config.notices import tell_once
+from lit_llm.config.remote import is_url
 from lit_llm.data.corpus.documents import Corpus, Document
+from lit_llm.data.corpus.remote_shards import open_split
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.tokenizer import Tokenizer
@@ -167,7 +169,7 @@ class ShardSource:
     Nothing comes before the first token, which therefore is not scored.
 
     Args:
-        folder: written by prepare_data; or the folder of a split itself.
+        folder: written by prepare_data, or its URL; or the folder of a split itself.
         split: which one.
         mask_documents: keep attention and positions inside each document of a window; its first token is not scored.
 
@@ -182,15 +184,24 @@ class ShardSource:
     kind = "shards"
 
     def __init__(self, folder: str, split: str, mask_documents: bool = False) -> None:
+        self.tokens = self._open(folder, split)
+        self.name = str(self.tokens.folder)
+        self.mask_id = self.tokens.manifest.eot_id if mask_documents else None
+
+    @staticmethod
+    def _open(folder: str, split: str) -> ShardedTokens:
+        if is_url(folder):
+            tokens = open_split(folder, split, RemoteConfig())
+            if tokens is None:
+                raise UserError(f"{folder} has no {split} split")
+            return tokens
         path = Path(folder)
         if not (path / "manifest.json").is_file():
             splits = [each for each in ("train", "validation", "test") if (path / each / "manifest.json").is_file()]
             if splits and split not in splits:
                 raise UserError(f"{folder} has no {split} split; set split to {' or '.join(splits)}")
             path = path / split
-        self.tokens = ShardedTokens(path)
-        self.name = str(path)
-        self.mask_id = self.tokens.manifest.eot_id if mask_documents else None
+        return ShardedTokens(path)
 
     @property
     def total_bytes(self) -> int:

@@ -168,7 +168,7 @@ def _open_sources(config: EvaluateConfig) -> list[TextSource | ShardSource]:
     texts = [TextSource(path, config.text_field, config.end_of_text, begins) for path in config.texts]
     shards = [ShardSource(folder, config.split, config.mask_documents) for folder in config.shards]
     if config.verify and shards:
-        total = sum(file.stat().st_size for source in shards for file in source.tokens.files)
+        total = sum(source.tokens.bytes_to_verify for source in shards)
         with byte_progress("checking shards", total) as advance:
             for source in shards:
                 source.tokens.verify(on_bytes=advance)

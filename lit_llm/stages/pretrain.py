@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from lit_llm.config import PretrainConfig, UserError
+from lit_llm.data.corpus.remote_shards import load_tokenizer
 from lit_llm.data.pretraining.data_module import TokenDataModule
 from lit_llm.data.pretraining.shard_folder import require_shards
 from lit_llm.interop import read_model_config
@@ -44,7 +45,7 @@ def build_pretraining(config: PretrainConfig) -> tuple[PretrainingModule, TokenD
         raise UserError("data.paths is empty; give it a folder written by experiments/prepare_data.py")
     for path in folders:
         require_shards(path)
-    tokenizer = Tokenizer.load(Path(folders[0]) / "tokenizer")
+    tokenizer = load_tokenizer(folders[0], config.data.remote)
     if config.init_from is not None:
         config.model = read_model_config(Path(config.init_from))
     tell([config.fit_length()])

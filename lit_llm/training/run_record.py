@@ -47,7 +47,7 @@ _NOT_LEARNED = frozenset(
         "update_micro_batch_size",
     }
 )
-_NOT_LEARNED_GROUPS = ("samples.", "trainer.")
+_NOT_LEARNED_GROUPS = ("samples.", "trainer.", "data.remote.")
 _PATH_OF_CORPUS = re.compile(r"data\.mix\.corpora\..+\.path")
 _LEARNED_OF_TRAINER = frozenset({"trainer.precision", "trainer.gradient_clip_val"})
 _HELD = re.compile(r"# (?:holds|held) from step (\d+)(?: to step (\d+))?")

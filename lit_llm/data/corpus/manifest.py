@@ -6,6 +6,7 @@ A manifest may come from a stranger, so that nothing in it is believed before it
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from lit_llm.config.json_text import parse_json
 FORMAT_VERSION = 1
 _LARGEST_COUNT = 1 << 62
 _LARGEST_TOKEN = 1 << 16  # bytes that a single token may stand for
+BLOCK_BYTES = 1 << 18
+"""Bytes of a shard that have a checksum of their own."""
 _NORMALIZED = 4  # a tokenizer that normalizes may make text shorter by this factor
 
 
@@ -36,6 +39,9 @@ class ShardInfo:
     """UTF-8 bytes of the text that the tokens spell."""
     sha256: str
     """Digest of the whole file."""
+    block_crc32: str = ""
+    """CRC-32 of each 256 KiB of the file, of eight hexadecimal digits, one after another: a part of a shard that was
+    fetched alone is checked by it. Empty in manifests of before there was one."""
     documents_file: str | None = None
     """File in the same folder that says where each of its documents came from; None in shards of before there was."""
     documents_sha256: str | None = None
@@ -108,9 +114,22 @@ class Manifest:
             )
         if not path.is_file():
             raise UserError(f"{folder} has no manifest.json; run experiments/prepare_data.py --output {folder.parent}")
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, text: bytes, path: str) -> Manifest:
+        """The manifest that the content of a manifest.json gives.
+
+        Args:
+            text: the content.
+            path: names it in messages.
+
+        Raises:
+            UserError: it is damaged, or of another format version.
+        """
         damaged = f"{path} is damaged ({{}}); prepare the data again with --overwrite true"
         try:
-            values = parse_json(path.read_bytes())
+            values = parse_json(text)
             version = values["format_version"]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(damaged.format(error)) from error
@@ -180,6 +199,8 @@ def _wrong_shards(manifest: Manifest) -> str | None:
             return f"bytes of {shard.file} is {shard.bytes}, which its {shard.tokens} tokens cannot spell"
         if shard.documents_file is not None and not _is_plain_name(shard.documents_file):
             return f"{shard.documents_file!r} is not the name of a file in the same folder"
+        if not re.fullmatch(r"([0-9a-f]{8})*", shard.block_crc32):
+            return f"block_crc32 of {shard.file} is no row of checksums of eight hexadecimal digits"
         if shard.file in names:
             return f"{shard.file} is listed twice"
         names.add(shard.file)

@@ -10,6 +10,7 @@ import hashlib
 import io
 import mmap
 import os
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,12 +20,13 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from lit_llm.config import UserError
-from lit_llm.data.corpus.manifest import Manifest, ShardInfo, cannot_spell
+from lit_llm.data.corpus.manifest import BLOCK_BYTES, Manifest, ShardInfo, cannot_spell
 
 if TYPE_CHECKING:
+    from lit_llm.data.corpus.remote_folder import RemoteFolder
     from lit_llm.tokenizer import Tokenizer
 
-_HEADER_BYTES = 128  # numpy pads the header of any 1-D array to this, so that it can be written last, in place
+HEADER_BYTES = 128  # numpy pads the header of any 1-D array to this, so that it can be written last, in place
 _MAX_OPEN = 512  # maps held open at once, below the usual limit of 1024 open files
 _FAULT_BYTES = 1 << 19  # what one fault was seen to map at most (Linux 6.18, ext4): the page cache holds large folios
 _COUNT_AT_ONCE = 1 << 24  # tokens
@@ -53,6 +55,12 @@ def file_sha256(path: Path, on_block: Callable[[bytes, bool], None] | None = Non
     return digest.hexdigest()
 
 
+def block_checksums(data: bytes) -> str:
+    """The CRC-32 of each block of `BLOCK_BYTES` of a shard's file, or of a part of it that begins with a block."""
+    starts = range(0, len(data), BLOCK_BYTES)
+    return "".join(f"{zlib.crc32(memoryview(data)[start : start + BLOCK_BYTES]):08x}" for start in starts)
+
+
 class ShardWriter:
     """Writes one shard, token by token, in bounded memory. The file gets its name only when it is complete.
 
@@ -72,7 +80,7 @@ class ShardWriter:
         self._temporary = path.with_name(path.name + ".tmp")
         with self._cleaning_up():
             self._file: IO[bytes] = self._temporary.open("wb")
-            self._file.write(bytes(_HEADER_BYTES))
+            self._file.write(bytes(HEADER_BYTES))
 
     def append(self, tokens: np.ndarray, documents: int, num_bytes: int) -> None:
         """Adds tokens.
@@ -94,17 +102,18 @@ class ShardWriter:
         np.lib.format.write_array_header_1_0(
             header, {"descr": self.dtype.str, "fortran_order": False, "shape": (self.tokens,)}
         )
-        if header.tell() != _HEADER_BYTES:
-            raise RuntimeError(f"numpy wrote a header of {header.tell()} bytes, not {_HEADER_BYTES}")
+        if header.tell() != HEADER_BYTES:
+            raise RuntimeError(f"numpy wrote a header of {header.tell()} bytes, not {HEADER_BYTES}")
         with self._cleaning_up():
             self._file.seek(0)
             self._file.write(header.getvalue())
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            sha256 = file_sha256(self._temporary)
+            checksums: list[str] = []
+            sha256 = file_sha256(self._temporary, lambda block, _: checksums.append(block_checksums(block)))
             self._temporary.replace(self.path)
-        return ShardInfo(self.path.name, self.tokens, self.documents, self.bytes, sha256)
+        return ShardInfo(self.path.name, self.tokens, self.documents, self.bytes, sha256, "".join(checksums))
 
     def discard(self) -> None:
         """Deletes the unfinished file."""
@@ -136,12 +145,15 @@ class ShardedTokens:
     """
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = Path(folder)
-        self.manifest = Manifest.load(self.folder)
-        self._ends = np.cumsum([shard.tokens for shard in self.manifest.shards], dtype=np.int64).tolist()
-        self._starts = [0, *self._ends[:-1]]
+        self._begin(Path(folder), Manifest.load(folder))
         for shard in self.manifest.shards:
             self._check_size(shard)
+
+    def _begin(self, folder: Path | RemoteFolder, manifest: Manifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._ends = np.cumsum([shard.tokens for shard in self.manifest.shards], dtype=np.int64).tolist()
+        self._starts = [0, *self._ends[:-1]]
         self._arrays: dict[int, np.ndarray] = {}
         self._maps: list[mmap.mmap] = []
         self._touched = 0
@@ -219,6 +231,11 @@ class ShardedTokens:
         pieces = (self.read(first, min(_COUNT_AT_ONCE, start + length - first)) for first in steps)
         return sum(int(np.count_nonzero(piece == token)) for piece in pieces)
 
+    @property
+    def bytes_to_verify(self) -> int:
+        """Size of what `verify` reads."""
+        return sum(path.stat().st_size for path in self.files)
+
     def verify(self, on_bytes: Any = None) -> None:
         """Checks the sha256 of every shard, and that each of its tokens is in the vocabulary.
 
@@ -233,7 +250,7 @@ class ShardedTokens:
 
             def see(block: bytes, first: bool) -> None:
                 nonlocal largest
-                tokens = np.frombuffer(block, self.manifest.dtype, offset=_HEADER_BYTES if first else 0)
+                tokens = np.frombuffer(block, self.manifest.dtype, offset=HEADER_BYTES if first else 0)
                 largest = max(largest, int(tokens.max(initial=0)))
 
             if file_sha256(path, see) != shard.sha256:
@@ -309,7 +326,7 @@ class ShardedTokens:
             if not shard.tokens:  # an empty file region cannot be mapped
                 return np.empty(0, dtype=self.manifest.dtype)
             mapped = np.memmap(
-                self.folder / shard.file, self.manifest.dtype, mode="r", offset=_HEADER_BYTES, shape=(shard.tokens,)
+                self.folder / shard.file, self.manifest.dtype, mode="r", offset=HEADER_BYTES, shape=(shard.tokens,)
             )
             self._maps.append(mapped._mmap)
             self._arrays[index] = mapped.view(np.ndarray)  # slices of a plain view cost less than slices of a memmap
@@ -325,7 +342,7 @@ class ShardedTokens:
         path = self.folder / shard.file
         if not path.is_file():
             raise UserError(f"{path} is missing; copy it again or prepare the data again with --overwrite true")
-        expected = _HEADER_BYTES + shard.tokens * np.dtype(self.manifest.dtype).itemsize
+        expected = HEADER_BYTES + shard.tokens * np.dtype(self.manifest.dtype).itemsize
         size = path.stat().st_size
         if size != expected:
             raise UserError(

@@ -134,9 +134,16 @@ class TimedDataLoader(DataLoader):
                 batch = next(batches)
             except StopIteration:
                 return
+            except UserError as error:
+                raise UserError(said_by_worker(str(error))) from error
             finally:
                 self.wait_seconds += time.perf_counter() - started
             yield batch
+
+
+def said_by_worker(message: str) -> str:
+    """The line of an error that may have come from a loader process, which has a traceback put before it."""
+    return message.rpartition("UserError: ")[2].strip()
 
 
 def use_whole_batch(batch: dict[str, Tensor]) -> dict[str, Tensor]:

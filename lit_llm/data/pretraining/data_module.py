@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_llm.config import DataConfig, UserError
+from lit_llm.data.corpus.remote_shards import open_split
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.data.loading.data_module import ResumableDataModule
+from lit_llm.data.loading.loader import ConsumedBatchSampler, TimedDataLoader
 from lit_llm.data.loading.order import Stretch
 from lit_llm.data.pretraining.mix_plan import Done, MixPlan, plan_mix
+from lit_llm.data.pretraining.read_ahead import read_ahead
 from lit_llm.data.pretraining.windows import EvaluationWindows, WindowDataset, grid_of
 from lit_llm.data.progress import byte_progress
 
@@ -59,7 +61,7 @@ class TokenDataModule(ResumableDataModule):
         if not self.config.verify:
             return
         sources = [source for sources in self.splits.values() for source in sources]
-        total = sum(path.stat().st_size for source in sources for path in source.files)
+        total = sum(source.bytes_to_verify for source in sources)
         with byte_progress("checking shards", total) as advance:
             for source in sources:
                 source.verify(on_bytes=advance)
@@ -91,10 +93,11 @@ class TokenDataModule(ResumableDataModule):
         if not self.config.folders:
             raise UserError("data.paths is empty; give it folders written by experiments/prepare_data.py")
         opened: dict[str, dict[int, ShardedTokens]] = {split: {} for split in SPLITS}
-        for number, path in enumerate(map(Path, self.config.folders)):
+        for number, path in enumerate(self.config.folders):
             for split in SPLITS:
-                if split == "train" or (path / split).is_dir():
-                    opened[split][number] = ShardedTokens(path / split)
+                source = open_split(path, split, self.config.remote)
+                if source is not None:
+                    opened[split][number] = source
         self._check_tokenizers([source for sources in opened.values() for source in sources.values()])
         return opened
 
@@ -265,6 +268,10 @@ class TokenDataModule(ResumableDataModule):
         """UTF-8 bytes of source text for each token of a split, which turns nats per token into bits per byte."""
         sources = self.splits[split]
         return sum(source.manifest.bytes for source in sources) / sum(len(source) for source in sources)
+
+    def make_train_loader(self, sampler: ConsumedBatchSampler, reported_length: int | None = None) -> TimedDataLoader:
+        """See `ResumableDataModule`; what remote shards need next is fetched ahead."""
+        return super().make_train_loader(read_ahead(sampler, self.train_dataset), reported_length)
 
     def evaluation_dataset(self, split: str, rank: int, world_size: int) -> EvaluationWindows:
         """One rank's windows of "validation" or "test"; `EvaluationWindows` says which.

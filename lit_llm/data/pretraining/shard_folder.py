@@ -6,6 +6,7 @@ from glob import has_magic
 from pathlib import Path
 
 from lit_llm.config import UserError
+from lit_llm.config.remote import is_url
 from lit_llm.data.sources.files import content_suffix
 from lit_llm.data.sources.rows import ROW_SUFFIXES
 from lit_llm.data.sources.text_files import PROSE_SUFFIXES
@@ -15,13 +16,13 @@ _TEXT_SUFFIXES = (PROSE_SUFFIXES | ROW_SUFFIXES | {".py", ".html", ".tex", ".csv
 
 
 def require_shards(path: str) -> None:
-    """Refuse a path of data.paths that is no folder of shards.
+    """Refuse a path of data.paths that is no folder of shards; what is behind a URL is seen when it is opened.
 
     Raises:
         UserError: says what is there instead, and what to do with it.
     """
     folder = Path(path)
-    if (folder / "train" / "manifest.json").is_file():
+    if is_url(path) or (folder / "train" / "manifest.json").is_file():
         return
     prepare = "experiments/prepare_data.py"
     go_on = f"not shards; go on from its model with --init_from {path}"
