@@ -41,7 +41,6 @@ def test_preparation_kills() -> None:
 
 
 @pytest.mark.slow
-<<<<<<< HEAD
 def test_recipe_kills() -> None:
     figures = last_line("recipe_kills")
     assert_reported(figures, "kills", "records", "documents", "parts", "equal_bytes", "adds_up")
@@ -50,7 +49,6 @@ def test_recipe_kills() -> None:
 
 
 @pytest.mark.slow
-=======
 def test_deduplication() -> None:
     figures = last_line("deduplication")
     assert_reported(figures, "measured", "ratio_to_datatrove", "s_curve", "terabyte_on_paper")
@@ -60,7 +58,6 @@ def test_deduplication() -> None:
     for curve in figures["s_curve"].values():
         # four deviations of 1000 pairs
         assert curve["ours"] == pytest.approx(curve["theory"], abs=4 * (0.25 / 1000) ** 0.5)
->>>>>>> engine
 
 
 @pytest.mark.slow

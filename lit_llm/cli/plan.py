@@ -137,14 +137,14 @@ def _resolve_model(config: PlanConfig) -> None:
     config.fit_length()
     if config.model.vocab_size is not None:
         return
-    folder = Path(config.data.folders[0]) / "tokenizer" if config.data.folders else None
-    remote = folder is not None and is_url(config.data.folders[0])
-    if folder is None or not (remote or (folder / "tokenizer.json").exists()):
+    path = config.data.folders[0] if config.data.folders else None
+    folder = None if path is None else Path(path) / "tokenizer"
+    if path is None or folder is None or not (is_url(path) or (folder / "tokenizer.json").exists()):
         where = "data.paths is empty" if folder is None else f"there is no tokenizer in {folder} yet"
         raise UserError(f"model.vocab_size is not set and {where}; add --model.vocab_size 32000, or what it will be")
     from lit_llm.data.corpus.remote_shards import load_tokenizer
 
-    config.model.vocab_size = load_tokenizer(config.data.folders[0], config.data.remote).vocab_size
+    config.model.vocab_size = load_tokenizer(path, config.data.remote).vocab_size
 
 
 def _placements(config: PlanConfig) -> list[Placement]:

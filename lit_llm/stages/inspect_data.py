@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lit_llm.config import InspectConfig, PretrainConfig, UserError, from_plain
+from lit_llm.config import InspectConfig, PretrainConfig, RemoteConfig, UserError, from_plain
 from lit_llm.config.data import LONGEST_DEFAULT
-from lit_llm.data.corpus.shards import ShardedTokens
+from lit_llm.data.corpus.remote_shards import load_tokenizer, open_split
 from lit_llm.data.pretraining.data_module import TokenDataModule
 from lit_llm.data.pretraining.inspection import Window, window_of_split, windows_of_samples
 from lit_llm.data.pretraining.shard_folder import require_shards
@@ -40,17 +40,18 @@ def inspect_data(config: InspectConfig) -> Inspection:
 
 
 def _of_folder(config: InspectConfig, path: str) -> Inspection:
-    folder, split = Path(path), config.split or "train"
-    if not (folder / split / "manifest.json").is_file():
-        require_shards(path)
+    split = config.split or "train"
+    require_shards(path)
+    source = open_split(path, split, RemoteConfig())
+    if source is None:
         raise UserError(f"{path} has no {split} split; give another --split")
-    source = ShardedTokens(folder / split)
     length = config.length or min(LONGEST_DEFAULT, max(1, len(source)))
     try:
         window = window_of_split(source, config.window or 0, length)
     except IndexError as error:
-        raise UserError(f"{folder / split} has no {error} of {length:,} tokens each; give a lower --window") from None
-    return Inspection(f"{folder / split}, {length:,} tokens each", [window], Tokenizer.load(folder / "tokenizer"))
+        raise UserError(f"{source.folder} has no {error} of {length:,} tokens each; give a lower --window") from None
+    tokenizer = load_tokenizer(path, RemoteConfig())
+    return Inspection(f"{source.folder}, {length:,} tokens each", [window], tokenizer)
 
 
 def _of_run(config: InspectConfig, folder: Path) -> Inspection:
@@ -63,7 +64,7 @@ def _of_run(config: InspectConfig, folder: Path) -> Inspection:
             raise UserError(f"row {config.row} of a batch of {size}; rows are 0 to {size - 1}")
         rows = range(config.row, config.row + 1)
     windows = windows_of_samples(data, range(first + rows.start, first + rows.stop))
-    tokenizer = Tokenizer.load(Path(data.config.folders[0]) / "tokenizer")
+    tokenizer = load_tokenizer(data.config.folders[0], data.config.remote)
     return Inspection(f"{folder}, step {step:,}: {size} rows of {data.config.length:,} tokens", windows, tokenizer)
 
 

@@ -197,10 +197,10 @@ def _wrong_shards(manifest: Manifest) -> str | None:
             return f"documents of {shard.file} is {shard.documents}, and it has {shard.tokens} tokens"
         if shard.bytes > _LARGEST_TOKEN * shard.tokens:
             return f"bytes of {shard.file} is {shard.bytes}, which its {shard.tokens} tokens cannot spell"
-        if not re.fullmatch(r"([0-9a-f]{8})*", shard.block_crc32):
-            return f"block_crc32 of {shard.file} is no row of checksums of eight hexadecimal digits"
         if shard.documents_file is not None and not _is_plain_name(shard.documents_file):
             return f"{shard.documents_file!r} is not the name of a file in the same folder"
+        if not re.fullmatch(r"([0-9a-f]{8})*", shard.block_crc32):
+            return f"block_crc32 of {shard.file} is no row of checksums of eight hexadecimal digits"
         if shard.file in names:
             return f"{shard.file} is listed twice"
         names.add(shard.file)

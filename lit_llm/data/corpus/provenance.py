@@ -6,6 +6,7 @@ document that does not end in a shard has a row there for the part that it has, 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from lit_llm.data.corpus.shards import file_sha256
 from lit_llm.data.sources.origin import ORIGIN_FIELDS, Origin
 
 if TYPE_CHECKING:
+    from lit_llm.data.corpus.remote_folder import RemoteFolder
     from lit_llm.data.corpus.shards import ShardedTokens
 
 _AGAIN = "copy it again or prepare the data again with --overwrite true"
@@ -190,26 +192,33 @@ def _joined(parts: list[DocumentPart]) -> list[DocumentPart]:
     return joined
 
 
-def _read(folder: Path, info: ShardInfo) -> tuple[np.ndarray, np.ndarray, Any]:
+def _read(folder: Path | RemoteFolder, info: ShardInfo) -> tuple[np.ndarray, np.ndarray, Any]:
     """Ends, completeness and all columns of the file of a shard, checked against the manifest."""
-    path = folder / str(info.documents_file)
-    if not path.is_file():
-        raise UserError(f"{path} is missing; {_AGAIN}")
-    ends, complete, table = _read_file(path, str(info.documents_sha256), path.stat().st_mtime_ns)
+    name, changed = str(info.documents_file), 0
+    path = folder / name
+    if isinstance(path, Path):
+        if not path.is_file():
+            raise UserError(f"{path} is missing; {_AGAIN}")
+        changed = path.stat().st_mtime_ns
+    ends, complete, table = _read_file(folder, name, str(info.documents_sha256), changed)
     if not len(ends) or ends[-1] != info.tokens or (np.diff(ends) <= 0).any():
         raise UserError(f"{path} does not share out the {info.tokens} tokens of {info.file}; {_AGAIN}")
     return ends, complete, table
 
 
 @lru_cache(maxsize=8)  # the windows of a batch are of few shards
-def _read_file(path: Path, sha256: str, _changed: int) -> tuple[np.ndarray, np.ndarray, Any]:
+def _read_file(
+    folder: Path | RemoteFolder, name: str, sha256: str, _changed: int
+) -> tuple[np.ndarray, np.ndarray, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if file_sha256(path) != sha256:
+    path = folder / name
+    content = path.read_bytes() if isinstance(path, Path) else cast("RemoteFolder", folder).read(name)
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{path} does not match the sha256 in its manifest; {_AGAIN}")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(pa.BufferReader(content))
         ends, complete = table["end"].to_numpy(), table["complete"].to_numpy()
         _ = [table[name] for name in ORIGIN_FIELDS]
     except (pa.ArrowException, KeyError) as error:
