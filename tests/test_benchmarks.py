@@ -41,13 +41,14 @@ def test_preparation_kills() -> None:
 
 
 @pytest.mark.slow
-<<<<<<< HEAD
 def test_recipe_kills() -> None:
     figures = last_line("recipe_kills")
     assert_reported(figures, "kills", "records", "documents", "parts", "equal_bytes", "adds_up")
     assert figures["kills"] == 3 and figures["equal_bytes"] is figures["adds_up"] is True
     assert figures["documents"] > 100 and figures["parts"] > 1
-=======
+
+
+@pytest.mark.slow
 def test_deduplication() -> None:
     figures = last_line("deduplication")
     assert_reported(figures, "measured", "ratio_to_datatrove", "s_curve", "terabyte_on_paper")
@@ -57,7 +58,6 @@ def test_deduplication() -> None:
     for curve in figures["s_curve"].values():
         # four deviations of 1000 pairs
         assert curve["ours"] == pytest.approx(curve["theory"], abs=4 * (0.25 / 1000) ** 0.5)
->>>>>>> dedup
 
 
 @pytest.mark.slow
