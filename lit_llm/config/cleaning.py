@@ -15,6 +15,7 @@ from lit_llm.config.quality_rules import (
 from lit_llm.config.references import REFERENCE_STEPS
 from lit_llm.config.text_filters import (
     LanguageConfig,
+    PiiConfig,
     ToxicityConfig,
     UnicodeConfig,
     UrlBlocklistConfig,
@@ -32,5 +33,6 @@ DOCUMENT_STEPS: dict[str, type[Any]] = {
     "url_blocklist": UrlBlocklistConfig,
     "toxicity": ToxicityConfig,
     "extract": ExtractConfig,
+    "pii": PiiConfig,
 }
 """The dataclass of options of each step, by the name that it has in a recipe."""

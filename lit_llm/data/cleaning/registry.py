@@ -21,6 +21,7 @@ _DOCUMENT_STEPS: dict[str, str] = {
     "url_blocklist": "lit_llm.data.cleaning.addresses:UrlBlocklist",
     "toxicity": "lit_llm.data.cleaning.toxicity:Toxicity",
     "extract": "lit_llm.data.cleaning.extraction:Extraction",
+    "pii": "lit_llm.data.cleaning.personal_data:Pii",
 }
 _CORPUS_STEPS: dict[str, str] = {
     "exact_documents": "lit_llm.data.cleaning.duplicates.exact_documents:ExactDocuments",
