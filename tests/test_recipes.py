@@ -10,6 +10,7 @@ import torch
 from chat_rows import pair, save_policy, talk, write_rows
 from conftest import ROOT
 from ranks import STAGES
+from recipe_comments import commands_above
 from stage_runs import chat_tokenizer
 
 from lit_llm.cli import parse
@@ -89,13 +90,6 @@ def test_a_mix_for_any_recipe(recipe: Path, shards: Path, short_documents: Path,
     result = pretrain(parse(PretrainConfig, [*lines[-1][2:], *small, *places, "--output_root", str(tmp_path)]))
     assert {f"val/loss/{name}" for name in config.data.names} <= result.metrics.keys()
     assert result.metrics["data/share/code"] == pytest.approx(0.7, abs=0.05)
-
-
-def commands_above(recipe: Path) -> dict[str, list[str]]:
-    """The scripts that the comment names, with their options."""
-    text = "\n".join(line.lstrip("# ") for line in recipe.read_text().splitlines() if line.startswith("#"))
-    commands = [shlex.split(line) for line in text.replace("\\\n", " ").splitlines() if line.startswith("python ")]
-    return {Path(words[1]).stem: words[2:] for words in commands}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
