@@ -88,6 +88,14 @@ def test_a_page_that_is_named_like_what_is_left_out_is_kept():
     assert text == words
 
 
+def test_lists_that_are_nested_little_are_no_menus():
+    items = "<li>A sentence of its own.</li><li>And a second one.</li>"
+    for before, after in (("", ""), ("<div>", "</div>"), ("<main><section>", "</section></main>")):
+        text = extract(f"<html><body>{before}<h1>News</h1><ul>{items}</ul>{after}")[0].text
+        assert text == "News\n\n  • A sentence of its own.\n  • And a second one."
+    assert "Contact" not in extract(f"<body><nav><ul><li>Contact</li></ul></nav><p>{'words ' * 30}</p>")[0].text
+
+
 def overlap(name: str) -> float:
     html, main = PAGES[name]
     page = extract_text(html, ExtractConfig())
