@@ -46,7 +46,7 @@ class _OurWords:
     """What datatrove expects of a tokenizer, over our words and sentences."""
 
     def word_tokenize(self, text: str) -> list[str]:
-        return tokens(text)
+        return list(tokens(text))
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
         return [(0, 0)] * count_sentences(text)

@@ -67,6 +67,8 @@ def language_of(document: SourceDocument, field: str) -> str | None:
 
 def code_quality(text: str, language: str, options: CodeQualityConfig) -> str | None:
     """The first rule that a file of source code fails, in words; None where it passes all."""
+    if not text.strip():
+        return "no text"
     if options.drop_xml and text[:100].lstrip("\ufeff \t\r\n").startswith("<?xml"):
         return "XML"
     if language not in options.long_lines:

@@ -42,8 +42,8 @@ BASE64 = base64.b64encode(bytes(range(256)) * 4).decode()
         ("print 'hello'\n", {}, "Python that does not parse"),
         ("print 'hello'\n", {"parse": False}, None),
         ("print 'hello'\n" * 80, {"max_parse_kib": 1}, None),
-        ("", {}, "fewer than 0.25 of the characters are letters or digits"),
-        ("", {"min_alphanumeric": None}, None),
+        ("", {}, "no text"),
+        (" \n\t", {"min_alphanumeric": None}, "no text"),
     ],
 )  # fmt: skip
 def test_each_rule(text: str, options: dict[str, Any], reason: str | None) -> None:

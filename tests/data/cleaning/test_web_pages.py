@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lit_llm.config import UserError
 from lit_llm.config.quality_rules import C4QualityConfig, FineWebQualityConfig
+from lit_llm.config.recipe import RecipeConfig
 from lit_llm.data.cleaning.gopher import alphabetic_words
 from lit_llm.data.cleaning.registry import build_step
 from lit_llm.data.cleaning.web_pages import c4_lines, fineweb_quality
@@ -163,10 +164,27 @@ def test_drawn_pages_as_in_datatrove(text: str) -> None:
 
 
 def test_words_and_sentences() -> None:
-    assert tokens("Don't: 3.14 costs $1,000... ===== foo_bar") == [
-        *("Don't", ":", "3.14", "costs", "$", "1,000", "...", "=====", "foo_bar")
-    ]
-    assert tokens("हिन्दी में 漢字 สวัสดี") == ["हिन्दी", "में", "漢", "字", "ส", "วั", "ส", "ดี"]
+    assert tokens("Don't: 3.14 costs $1,000... ===== foo_bar") == (
+        *("Don't", ":", "3.14", "costs", "$", "1,000", "...", "=====", "foo_bar"),
+    )
+    assert tokens("हिन्दी में 漢字 สวัสดี") == ("हिन्दी", "में", "漢", "字", "ส", "วั", "ส", "ดี")
+
+
+@given(st.text(st.characters(max_codepoint=127), max_size=60))
+def test_text_in_ascii_has_the_same_words_beside_a_letter_that_is_not(text: str) -> None:
+    assert (*tokens(text), "é") == tokens(text + " é")
+
+
+def test_the_same_text_is_taken_apart_once_by_steps_that_follow_each_other() -> None:
+    text = FIVE * 3
+    tokens.cache_clear()
+    for name in ("gopher_quality", "gopher_repetition", "fineweb_quality"):
+        [(_, options)] = RecipeConfig(steps=[{name: {}}]).step_options()
+        build_step(name, options)(document(text))
+    assert tokens.cache_info().misses == 1
+
+
+def test_sentences() -> None:
     assert count_words("One, two -- three!") == 3
     assert count_sentences("One. Two! Is it? “Yes.” So") == 5
     assert count_sentences("これは文です。次の文です。") == 2
