@@ -196,11 +196,12 @@ def _read(folder: Path | RemoteFolder, info: ShardInfo) -> tuple[np.ndarray, np.
     """Ends, completeness and all columns of the file of a shard, checked against the manifest."""
     name, changed = str(info.documents_file), 0
     path = folder / name
-    if isinstance(path, Path):
-        if not path.is_file():
-            raise UserError(f"{path} is missing; {_AGAIN}")
-        changed = path.stat().st_mtime_ns
-    ends, complete, table = _read_file(folder, name, str(info.documents_sha256), changed)
+    try:
+        if isinstance(path, Path):
+            changed = path.stat().st_mtime_ns
+        ends, complete, table = _read_file(folder, name, str(info.documents_sha256), changed)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {_AGAIN}") from None
     if not len(ends) or ends[-1] != info.tokens or (np.diff(ends) <= 0).any():
         raise UserError(f"{path} does not share out the {info.tokens} tokens of {info.file}; {_AGAIN}")
     return ends, complete, table

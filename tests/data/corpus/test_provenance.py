@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lit_llm.config import CorpusConfig, PrepareConfig, UserError
+from lit_llm.config import CorpusConfig, PrepareConfig, RemoteConfig, UserError
 from lit_llm.data.corpus import provenance
 from lit_llm.data.corpus.documents import Corpus
 from lit_llm.data.corpus.manifest import Manifest
 from lit_llm.data.corpus.preparation import CorpusEncoder, begin_preparation
 from lit_llm.data.corpus.provenance import DocumentPart, ProvenanceWriter, document_parts
+from lit_llm.data.corpus.remote_shards import open_split
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.data.pretraining.inspection import Window
 from lit_llm.data.sources.origin import Origin
@@ -168,6 +169,21 @@ def test_shards_without_it_are_cut_at_the_ends_of_documents(rows: Path, tmp_path
         (part.start, part.tokens, part.begins, part.ends) for part in expected
     ]
     assert {part.origin for part in parts} == {None}
+
+
+def test_shards_behind_a_url_say_it_too(rows: Path, tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    for path in (rows / "train").iterdir():
+        system.pipe_file(f"/provenance/train/{path.name}", path.read_bytes())
+    source = open_split("memory://provenance", "train", RemoteConfig(cache=str(tmp_path)))
+    assert source is not None
+    assert document_parts(source, 7, 900) == document_parts(ShardedTokens(rows / "train"), 7, 900)
+    name = source.manifest.shards[1].documents_file
+    system.rm_file(f"/provenance/train/{name}")
+    provenance._read_file.cache_clear()
+    with pytest.raises(UserError, match=rf"memory://provenance/train/{name} is missing"):
+        document_parts(source, 0, len(source))
 
 
 def test_a_file_that_is_gone_or_changed_is_named(rows: Path) -> None:
