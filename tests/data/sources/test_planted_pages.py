@@ -2,7 +2,7 @@ import sys
 from collections import Counter
 
 from conftest import ROOT
-from data.sources.reading import read_all
+from source_reading import read_all
 
 sys.path.append(str(ROOT / "experiments" / "benchmarks"))
 from known_pages import FOLDER

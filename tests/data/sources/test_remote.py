@@ -8,9 +8,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.sources.archives import http as response
-from data.sources.archives import page, record
-from data.sources.reading import read_all, reasons
+from source_reading import read_all, reasons
+from web_archives import http as response
+from web_archives import page, record
 
 from lit_llm.config import UserError
 from lit_llm.data.sources import remote

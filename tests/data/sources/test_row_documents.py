@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from data.sources.reading import read_all, reasons
+from source_reading import read_all, reasons
 
 ROWS = [
     {

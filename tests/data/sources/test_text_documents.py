@@ -5,7 +5,7 @@ import sys
 import pytest
 import xxhash
 import zstandard
-from data.sources.reading import read_all, reasons
+from source_reading import read_all, reasons
 
 from lit_llm.config import UserError
 

@@ -2,10 +2,10 @@ import gzip
 import zlib
 
 import pytest
-from data.sources.archives import PACK, http, page, record
-from data.sources.reading import read_all, reasons
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from source_reading import read_all, reasons
+from web_archives import PACK, http, page, record
 
 from lit_llm.data.sources.http_responses import parse_response
 

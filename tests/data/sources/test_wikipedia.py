@@ -1,7 +1,7 @@
 import bz2
 
 import pytest
-from data.sources.reading import read_all, reasons
+from source_reading import read_all, reasons
 
 from lit_llm.data.sources.wikitext import plain_text
 

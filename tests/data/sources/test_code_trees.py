@@ -1,7 +1,7 @@
 import importlib.metadata
 
 import pytest
-from data.sources.reading import read_all
+from source_reading import read_all
 
 from lit_llm.config import UserError
 from lit_llm.data.sources.code import code_language, is_generated, stated_license

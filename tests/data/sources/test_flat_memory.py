@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 import zstandard
-from data.sources.archives import http, record
+from web_archives import http, record
 
 from lit_llm.config.recipe import SourceConfig
 from lit_llm.data.sources.document import Skipped

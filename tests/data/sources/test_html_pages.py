@@ -1,7 +1,7 @@
 import gzip
 
 import pytest
-from data.sources.reading import read_all, reasons
+from source_reading import read_all, reasons
 
 from lit_llm.data.sources.web_pages import decode_html, starts_as_html
 
