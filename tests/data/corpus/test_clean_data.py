@@ -407,7 +407,7 @@ def test_files_that_steps_name_are_part_of_the_recipe(
 
 PLAIN_TEXT_OPTIONS = {
     "action", "detector", "domains", "fields", "keep", "language_field", "languages", "long_lines", "normalization",
-    "normalize", "remove", "short", "stop_words", "substrings", "words", "ignored", "word",
+    "normalize", "remove", "short", "stop_words", "style", "substrings", "words", "ignored", "word",
 }  # fmt: skip
 
 
