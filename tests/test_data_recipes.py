@@ -16,57 +16,12 @@ from lit_llm.config import PrepareConfig, RecipeConfig, TokenizerTrainingConfig
 from lit_llm.stages.clean_data import clean_data
 
 RECIPES = sorted((ROOT / "experiments" / "configs" / "data").glob("*.yaml"))
-WORDS = [
-    "river",
-    "teacher",
-    "village",
-    "engine",
-    "garden",
-    "painter",
-    "harbour",
-    "forest",
-    "library",
-    "kitchen",
-    "winter",
-    "market",
-    "carried",
-    "watched",
-    "painted",
-    "followed",
-    "repaired",
-    "described",
-    "crossed",
-    "remembered",
-    "measured",
-    "answered",
-    "opened",
-    "kept",
-    "letters",
-    "bridges",
-    "horses",
-    "windows",
-    "stories",
-    "lanterns",
-    "baskets",
-    "mountains",
-    "numbers",
-    "songs",
-    "clocks",
-    "stones",
-    "the",
-    "the",
-    "the",
-    "the",
-    "and",
-    "and",
-    "of",
-    "of",
-    "to",
-    "with",
-    "that",
-    "have",
-    "be",
-]
+TEXT = """
+    river teacher village engine garden painter harbour forest library kitchen winter market carried watched painted
+    followed repaired described crossed remembered measured answered opened kept letters bridges horses windows stories
+    lanterns baskets mountains numbers songs clocks stones the the the the and and of of to with that have be
+"""
+WORDS = TEXT.split()
 
 
 def prose(seed: int, sentences: int) -> str:
@@ -86,7 +41,9 @@ def web(folder: Path) -> None:
 
 def code(folder: Path) -> None:
     for number in range(5):
-        lines = [f"def {verb}_{number}(value):\n    return value * {i} + {number}\n" for i, verb in enumerate(VERBS)]
+        lines = [
+            f"def {verb}_{number}(value):\n    return value * {i} + {number}\n" for i, verb in enumerate(WORDS[12:24])
+        ]
         (folder / f"{number}.py").write_text("\n\n".join(lines[number:]))
     (folder / "copy.py").write_text((folder / "0.py").read_text())
     (folder / "broken.py").write_text("def broken(:\n    pass\n")

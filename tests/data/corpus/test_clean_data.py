@@ -407,7 +407,7 @@ def test_files_that_steps_name_are_part_of_the_recipe(
 
 PLAIN_TEXT_OPTIONS = {
     "action", "detector", "domains", "fields", "keep", "language_field", "languages", "long_lines", "normalization",
-    "normalize", "remove", "short", "stop_words", "substrings", "words", "ignored", "word",
+    "normalize", "remove", "short", "stop_words", "style", "substrings", "words", "ignored", "word",
 }  # fmt: skip
 
 
@@ -420,3 +420,16 @@ def test_every_option_that_may_name_files_is_known() -> None:
         if "str" in str(field.type) or "Literal" in str(field.type)
     }
     assert texts - FILE_OPTIONS - PLAIN_TEXT_OPTIONS == set()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_with_stages_kept_a_changed_recipe_goes_on_as_well(raw: Path, tmp_path: Path, workers: int) -> None:
+    """With one process reading and the steps after it are one pass; with two, parts are read first."""
+    output = tmp_path / "corpus"
+    clean_data(recipe(raw, output, keep="stages", num_workers=workers))
+    left = {path.parent.name for path in output.glob("work/*/*.parquet")}
+    assert left == {"02-test_upper"}  # what stands before the step that compares documents
+    for steps in ([*STEPS[:3], {"test_long": {"words": 7}}], [{"test_long": {"words": 7}}, *STEPS[1:]]):
+        clean_data(recipe(raw, output, steps, keep="stages", num_workers=workers))
+        clean_data(recipe(raw, tmp_path / "anew", steps, overwrite=True))
+        assert documents(output) == documents(tmp_path / "anew")
