@@ -41,6 +41,26 @@ def test_preparation_kills() -> None:
 
 
 @pytest.mark.slow
+def test_recipe_kills() -> None:
+    figures = last_line("recipe_kills")
+    assert_reported(figures, "kills", "records", "documents", "parts", "equal_bytes", "adds_up")
+    assert figures["kills"] == 3 and figures["equal_bytes"] is figures["adds_up"] is True
+    assert figures["documents"] > 100 and figures["parts"] > 1
+
+
+@pytest.mark.slow
+def test_deduplication() -> None:
+    figures = last_line("deduplication")
+    assert_reported(figures, "measured", "ratio_to_datatrove", "s_curve", "terabyte_on_paper")
+    found = figures["measured"]["1/near_duplicates"]
+    assert (found["pairs"], found["pairs_found"], found["pairs_wrongly_removed"]) == (20, 20, 0)
+    assert found["mb_per_second"] > 0 and 224 < found["disk_per_document"] < 600
+    for curve in figures["s_curve"].values():
+        # four deviations of 1000 pairs
+        assert curve["ours"] == pytest.approx(curve["theory"], abs=4 * (0.25 / 1000) ** 0.5)
+
+
+@pytest.mark.slow
 def test_throughput() -> None:
     pytest.importorskip("transformers")
     figures = last_line("throughput", "--modes", "eager", "eager+full")

@@ -10,6 +10,7 @@ import torch
 from chat_rows import pair, save_policy, talk, write_rows
 from conftest import ROOT
 from ranks import STAGES
+from recipe_comments import commands_above
 from stage_runs import chat_tokenizer
 
 from lit_llm.cli import parse
@@ -68,13 +69,6 @@ def test_one_step(recipe: Path, shards: Path, tmp_path: Path) -> None:
     result = pretrain(config)
     assert 4.0 < result.metrics["train/loss"] < 8.0
     assert torch.load(config.folder / "checkpoints" / "step_00000001.ckpt", weights_only=True)["global_step"] == 1
-
-
-def commands_above(recipe: Path) -> dict[str, list[str]]:
-    """The scripts that the comment names, with their options."""
-    text = "\n".join(line.lstrip("# ") for line in recipe.read_text().splitlines() if line.startswith("#"))
-    commands = [shlex.split(line) for line in text.replace("\\\n", " ").splitlines() if line.startswith("python ")]
-    return {Path(words[1]).stem: words[2:] for words in commands}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

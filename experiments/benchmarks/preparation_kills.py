@@ -12,16 +12,14 @@ the output is JSON.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+from kills import digests, kill_after
 from reporting import print_report
 
 from lit_llm.tokenizer import train_bpe
@@ -59,24 +57,6 @@ def command(folder: Path, output: str) -> list[str]:
     ]
 
 
-def kill_after(process: subprocess.Popen, shards: Path, more: int, seconds: float) -> bool:
-    """Kill a preparation when it has closed `more` shards and `seconds` have passed; False where it ends before."""
-    enough = len(list(shards.glob("*.npy"))) + more
-    while len(list(shards.glob("*.npy"))) < enough:
-        if process.poll() is not None:
-            return False
-        time.sleep(0.0005)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file below a folder."""
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="2 kills instead of --kills")
@@ -88,19 +68,23 @@ def main() -> None:
         write_corpus(folder / "corpus", DOCUMENTS_PER_KILL * (kills + 1))
         subprocess.run(command(folder, "whole"), check=True, capture_output=True)
         done = 0
+
+        def shards() -> int:
+            return len(list((folder / "killed" / "train").glob("*.npy")))
+
         for _ in range(kills):
             process = subprocess.Popen(command(folder, "killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            done += kill_after(process, folder / "killed" / "train", chance.randint(1, 2), chance.uniform(0.0, 0.004))
+            done += kill_after(process, shards, chance.randint(1, 2), chance.uniform(0.0, 0.004))
         if not (folder / "killed" / "train" / "manifest.json").exists():
             subprocess.run(command(folder, "killed"), check=True, capture_output=True)
         whole, killed = digests(folder / "whole"), digests(folder / "killed")
-        shards = sum(file.endswith(".npy") for file in whole)
+        written = sum(file.endswith(".npy") for file in whole)
     same = whole == killed
     print_report(
         "preparation under SIGKILL",
         ["kills", "shards", "files", "equal bytes"],
-        [[str(done), str(shards), str(len(whole)), "yes" if same else "NO"]],
-        {"kills": done, "shards": shards, "files": len(whole), "equal_bytes": same},
+        [[str(done), str(written), str(len(whole)), "yes" if same else "NO"]],
+        {"kills": done, "shards": written, "files": len(whole), "equal_bytes": same},
     )
     sys.exit(0 if same and done == kills else 1)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from lit_llm.config import (
     ClassifierConfig,
@@ -49,7 +52,9 @@ def show_corpus(config: RecipeConfig, corpus: CleanCorpus) -> None:
     from rich.markup import escape
     from rich.table import Column, Table
 
-    table = Table(*(Column(name, justify="right" if name in _NUMBERS else "left") for name in _CORPUS_COLUMNS))
+    table = Table(
+        *(Column(name, justify="right" if name in _NUMBERS else "left", overflow="fold") for name in _CORPUS_COLUMNS)
+    )
     for source in corpus.report["sources"]:
         skipped = sum(entry["number"] for entry in source["skipped"].values())
         why = f"{skipped:,} skipped: {next(iter(source['skipped']))}" if skipped else ""
@@ -131,8 +136,19 @@ def show_run(config: RunConfig, result: RunResult | None) -> None:
             print(f"{name} {result.metrics[name]:.4f}")
     print(f"model folder  {result.model_folder}")
     if "tensorboard" in config.trainer.loggers:
-        print(f"curves        tensorboard --logdir {config.output_root}")
+        print(f"curves        tensorboard --logdir {config.output_root}, then open {curves_page(result.metrics)}")
     print(f"report        {result.folder / 'report.html'} (and report.md)")
+
+
+def curves_page(metrics: Mapping[str, float]) -> str:
+    """Return the address of TensorBoard's page on this machine with the losses of validation pinned to its top.
+
+    Args:
+        metrics: the last value of each curve.
+    """
+    losses = sorted(name for name in metrics if name.startswith("val/loss"))
+    pins = json.dumps([{"plugin": "scalars", "tag": name} for name in losses], separators=(",", ":"))
+    return "http://localhost:6006/" + (f"?pinnedCards={quote(pins, safe='')}#timeseries" if losses else "")
 
 
 def show_export(config: ExportConfig, exported: Exported) -> None:

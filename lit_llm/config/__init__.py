@@ -15,21 +15,12 @@ from lit_llm.config.lora import LoraConfig
 from lit_llm.config.model import PROJECTIONS, ModelConfig, RopeScaling
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
 from lit_llm.config.plan import PlanConfig
-from lit_llm.config.post_training import (
-    ConversationDataConfig,
-    DPOConfig,
-    PostTrainingConfig,
-    PPOConfig,
-    PreferenceDataConfig,
-    PromptDataConfig,
-    RewardConfig,
-    RowsConfig,
-    SFTConfig,
-)
+from lit_llm.config.post_training import DPOConfig, PostTrainingConfig, PPOConfig, RewardConfig, SFTConfig
 from lit_llm.config.presets import PRESETS, preset, preset_fields, preset_run, preset_training
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
 from lit_llm.config.rates import default_learning_rate, default_muon_learning_rate, default_warmup_steps
 from lit_llm.config.recipe import ClusterConfig, RecipeConfig, SourceConfig
+from lit_llm.config.rows import ConversationDataConfig, PreferenceDataConfig, PromptDataConfig, RowsConfig
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serialization import check_finite, flatten, from_plain, to_plain

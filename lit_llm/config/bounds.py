@@ -39,3 +39,14 @@ def check_order(options: object, low: str, high: str) -> None:
     least, most = getattr(options, low), getattr(options, high)
     if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
         raise UserError(f"{low} is {least}, above {high}, which is {most}; no document could pass")
+
+
+def check_no_blank(options: object, *names: str) -> None:
+    """Refuse an empty entry in a list of texts.
+
+    Raises:
+        UserError: names the first such field.
+    """
+    for name in names:
+        if any(isinstance(entry, str) and not entry.strip() for entry in getattr(options, name)):
+            raise UserError(f"{name} has an empty entry")

@@ -140,38 +140,36 @@ class FineWebQualityConfig:
 
 @dataclass
 class CodeQualityConfig:
-    """The rules of StarCoder (Li et al. 2023, arXiv 2305.06161, section 3.1) and Codex (Chen et al. 2021, arXiv
-    2107.03374, section 3.1) for files of source code. A null turns a rule off.
+    """The rules of StarCoder (Li et al. 2023, arXiv 2305.06161, section 3.1) and of StarCoder 2 (Lozhkov et al. 2024,
+    arXiv 2402.19173, section 3) for files of source code. A null turns a rule off."""
 
-    Documents of which neither the metadata nor the name says a programming language pass as they are, unless
-    keep_others is false.
-    """
-
+    language_field: str = "code_language"
+    """What of a document's metadata says the programming language; where it does not, the file's name does."""
+    keep_others: bool = True
+    """Keep documents that are not known to be code, which no rule here looks at."""
     max_line_length: int | None = 1000
     """Longest line in characters."""
     max_mean_line_length: float | None = 100.0
     """Longest mean line in characters."""
+    long_lines: list[str] = field(default_factory=lambda: ["html", "markdown", "json", "text", "tex", "csv", "xml"])
+    """Languages whose lines may be as long as they like."""
     min_alphanumeric: float | None = 0.25
     """Least share of letters and digits among the characters."""
-    max_alphanumeric: float | None = None
-    """Largest share; The Stack v2 takes 0.9 for files of encoded data."""
     max_encoded: float | None = 0.5
-    """Largest share of characters in runs of at least encoded_run of base64, hexadecimal or \\x escapes."""
-    encoded_run: int = 64
-    """Characters without a space that make a run of encoded data."""
+    """Largest share of characters in encoded data: base64 or hexadecimal of 60 characters a line, or eight and
+    more escapes with \\x, 0x or \\u in a row."""
+    max_encoded_run: int | None = 1024
+    """Longest piece of encoded data in characters."""
     drop_generated: bool = True
-    """Drop files that say in their first lines that a program wrote them."""
+    """Drop files that say in their first lines that a program has written them."""
+    drop_xml: bool = True
+    """Drop files that begin as XML does, whatever their names say."""
     parse: bool = True
-    """Drop Python files that this Python's parser refuses, Python 2 among them."""
-    max_parse_kib: int = 1024
-    """Python files above this size are not parsed, and pass that rule: the parser takes some 100 bytes of memory for
-    each byte of source."""
-    exempt: list[str] = field(default_factory=lambda: ["html", "markdown", "json", "text", "csv", "svg", "yaml"])
-    """Languages whose lines may be as long as they like."""
-    keep_others: bool = True
-    """Keep documents that are not known to be code."""
+    """Drop Python files that the parser of this Python refuses, those for Python 2 among them."""
+    max_parse_kib: int = 256
+    """Python files above this size are not parsed, and kept. The parser may take a thousand bytes of memory for a byte
+    of source."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, 1, "max_line_length", "max_mean_line_length", "encoded_run", "max_parse_kib")
-        check_shares(self, "min_alphanumeric", "max_alphanumeric", "max_encoded")
-        check_order(self, "min_alphanumeric", "max_alphanumeric")
+        check_at_least(self, 1, "max_line_length", "max_mean_line_length", "max_encoded_run", "max_parse_kib")
+        check_shares(self, "min_alphanumeric", "max_encoded")

@@ -46,6 +46,10 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if self.max_document_bytes < 1:
             raise UserError(f"max_document_bytes is {self.max_document_bytes}; it must be at least 1")
+        if self.document_separator == "none":
+            self.document_separator = None
+        if self.document_separator == "":
+            raise UserError('document_separator is empty; give a string, "auto", or null for none')
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lit_llm.config.bounds import check_at_least, check_shares
+from lit_llm.config.bounds import check_at_least, check_no_blank, check_shares
 from lit_llm.config.errors import UserError
 
 
@@ -75,3 +75,94 @@ class LanguageConfig:
         check_at_least(self, 20, "max_characters")
         if (self.detector == "fasttext") != (self.model is not None):
             raise UserError("detector: fasttext needs a model: a file of fastText; other detectors have none")
+
+
+@dataclass
+class UrlBlocklistConfig:
+    """Drop documents by their addresses. A document without one passes."""
+
+    domains: list[str] = field(default_factory=list)
+    """Domains such as example.com, which stand for all below them, as www.example.com."""
+    files: list[str] = field(default_factory=list)
+    """Files of domains or addresses, one a line, # before remarks; hosts files, rules ||example.com^ and .gz are read
+    too. An address with a path, example.com/shop, stands for all that begin so. The lists of the University of Toulouse
+    (UT1), which FineWeb takes, are such files. A million domains take some 100 MB of memory in each process."""
+    words: list[str] = field(default_factory=list)
+    """Words of an address, which its punctuation parts, in lower case."""
+    substrings: list[str] = field(default_factory=list)
+    """What may stand anywhere in an address, in lower case."""
+    adult: bool = False
+    """Also look for a few words by which pornography names itself in English addresses."""
+
+    def __post_init__(self) -> None:
+        if not (self.domains or self.files or self.words or self.substrings or self.adult):
+            raise UserError("nothing is listed: give domains, files, words, substrings or adult: true")
+        check_no_blank(self, "domains", "files", "words", "substrings")
+
+
+@dataclass
+class ToxicityConfig:
+    """Look for listed words, and drop documents with many of them.
+
+    A list of words knows no meaning. It misses insults in common words, irony, threats and new or veiled spellings; and
+    it finds quotations, reclaimed words, medicine, education and the speech of the very groups that slurs are about,
+    whose texts C4's list removed more often than others' (Dodge et al. 2021, arXiv 2104.08758). What passes is not
+    harmless, and a share of dropped documents is no measure of toxicity.
+    """
+
+    built_in: bool = True
+    """Use the list that comes with this program: some 60 slurs and swear words of English."""
+    files: list[str] = field(default_factory=list)
+    """Files of words or phrases, one a line, # before remarks. A file named by a language, as de.txt, is for documents
+    in it, and any other one for all documents."""
+    action: Literal["drop", "score"] = "drop"
+    """drop: drop what passes both bounds. score: only write `toxic_words` and `toxic_share` into the metadata."""
+    min_words: int = 2
+    """Fewest listed words in a document that is dropped. With 1 and a max_share of 0 it is C4's rule."""
+    max_share: float = 0.005
+    """Share of listed words among all words above which a document is dropped."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 1, "min_words")
+        check_shares(self, "max_share")
+        check_no_blank(self, "files")
+        if not (self.built_in or self.files):
+            raise UserError("no words are listed: give files, or built_in: true")
+
+
+@dataclass
+class PiiConfig:
+    """Put names in the place of addresses and numbers by which a person can be found.
+
+    The rules look at form alone, and rather miss than take something else: names, postal addresses, accounts of social
+    networks and numbers written in words stay. Of the 72 lines of the test that is written for it, 30 with something to
+    mask and 42 that look alike, all are as they should be; datatrove's formatter, which knows no telephone numbers, has
+    13 of the 18 others right, and masks something in 15 of those that look alike. In 149 MB of licences, manuals and
+    sources of packages the rules find 3,254 e-mail addresses, 146 IP addresses and 49 telephone numbers; among forty of
+    each that were looked at, no e-mail address was wrong, eleven IP addresses were versions, identifiers or numbers of
+    drawings, and three telephone numbers were clauses of laws, which are now left alone.
+    """
+
+    email: bool = True
+    """Mask e-mail addresses as EMAIL_ADDRESS, but for those of domains reserved for examples, as example.com, and what
+    is followed by a colon and a path, as in git@host.org:path."""
+    ip: bool = True
+    """Mask IPv4 and IPv6 addresses as IP_ADDRESS. Four numbers below 30 are taken for a version."""
+    only_public_ip: bool = True
+    """Leave addresses that are no machine's in the internet: of private networks, loopback, documentation."""
+    phone: bool = True
+    """Mask telephone numbers as PHONE_NUMBER: with + and the code of a country; in the forms of North America,
+    (212) 555-0134 and 212-555-0134; others only after a word such as tel. or phone."""
+    credit_card: bool = False
+    """Mask numbers of 13 to 16 digits as CREDIT_CARD that begin and end as payment cards do (Luhn's check)."""
+    iban: bool = False
+    """Mask bank accounts as IBAN that are as long as their country has them, and whose check digits fit (ISO 13616)."""
+    style: Literal["plain", "brackets", "angles"] = "plain"
+    """How masks are written: EMAIL_ADDRESS, [EMAIL_ADDRESS] or <EMAIL_ADDRESS>."""
+    max_masks: int | None = None
+    """Drop a document with more of them, as a directory of people has; null keeps it."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, 0, "max_masks")
+        if not (self.email or self.ip or self.phone or self.credit_card or self.iban):
+            raise UserError("nothing is to be masked: set email, ip, phone, credit_card or iban to true")

@@ -82,7 +82,7 @@ def write_run_card(config: RunConfig, result: RunResult) -> None:
     """Write the card of a finished run into its model folder."""
     known = result.facts
     facts = [
-        ("steps", f"{known.last_step:,}"),
+        ("steps", f"{result.steps:,}"),
         ("tokens read", f"{result.tokens:,}"),
         ("time", f"{duration(known.seconds)} on {known.device}"),
     ]

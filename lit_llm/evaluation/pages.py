@@ -19,12 +19,13 @@ _STYLE = """
     font: 16px/1.5 system-ui, sans-serif; }
   h1 { margin: .5rem 0 1rem; overflow-wrap: anywhere; }
   h2 { margin: 2rem 0 .75rem; font-size: 1.25rem; }
-  .wide { overflow-x: auto; }
+  .wide { overflow-x: auto; margin: .75rem 0; }
   table { border-collapse: collapse; font-size: .95rem; }
   th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
   th { color: var(--soft); font-weight: 600; }
   td { overflow-wrap: anywhere; min-width: 6rem; font-variant-numeric: tabular-nums; }
-  .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
+  .charts { display: grid; margin: .75rem 0;
+    grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 1rem; }
   .charts > svg { width: 100%; height: auto; max-width: 44rem; padding: .5rem; border: 1px solid var(--line);
     border-radius: 8px; }
   pre { margin: .5rem 0; padding: .75rem; background: var(--raised); border-radius: 8px; white-space: pre-wrap;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning
@@ -34,31 +35,59 @@ def write_report(config: RunConfig, result: RunResult, sections: Sequence[tuple[
         result: what `fit` returned.
         sections: more of them, as (title, Markdown).
     """
-    lines = read_step_lines(config.folder / METRICS_FILE)
-    samples = [line for line in read_step_lines(config.folder / "samples.jsonl") if line.get("samples")]
-    facts = facts_of(config, result)
-    replace_file(config.folder / "report.html", _html(config, result, facts, lines, samples, sections))
-    replace_file(config.folder / "report.md", _markdown(config, result, facts, lines, samples, sections))
+    contents = _Contents(
+        config,
+        result,
+        facts_of(config, result),
+        lines=read_step_lines(config.folder / METRICS_FILE),
+        samples=[line for line in read_step_lines(config.folder / "samples.jsonl") if line.get("samples")],
+        sections=sections,
+    )
+    replace_file(config.folder / "report.html", _html(contents))
+    replace_file(config.folder / "report.md", _markdown(contents))
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """All that both reports show.
+
+    Attributes:
+        config: the run.
+        result: what `fit` returned.
+        facts: names and values that the report begins with.
+        lines: those of metrics.jsonl.
+        samples: the lines of samples.jsonl that have texts.
+        sections: more of them, as (title, Markdown).
+    """
+
+    config: RunConfig
+    result: RunResult
+    facts: Sequence[tuple[str, str]]
+    lines: Sequence[Mapping[str, Any]]
+    samples: Sequence[Mapping[str, Any]]
+    sections: Sequence[tuple[str, str]]
 
 
 def facts_of(config: RunConfig, result: RunResult) -> list[tuple[str, str]]:
     """List the facts that a report begins with, as pairs of a name and a value."""
-    model, data, trainer, known = config.model, config.data, config.trainer, result.facts
+    model, data, known = config.model, config.data, result.facts
     shape = (
         f"{count_parameters(model):,} parameters: {model.num_layers} layers, width {model.hidden_size}, "
         f"{model.num_heads} heads, vocabulary {model.vocab_size:,}"
     )
-    steps = known.last_step or trainer.max_steps
     facts = [
         ("stage", stage_of(config)),
         ("model", shape),
         *([("started from", config.init_from)] if config.init_from is not None else []),
-        ("training", f"{steps:,} steps of {data.batch_size} rows, {result.tokens:,} tokens"),
+        ("training", f"{result.steps:,} steps of {data.batch_size} rows, {result.tokens:,} tokens"),
         *([("ended early", result.ended_early)] if result.ended_early is not None else []),
-        ("optimizer", f"{config.optimizer.name}, schedule {config.schedule.name}, precision {trainer.precision}"),
+        (
+            "optimizer",
+            f"{config.optimizer.name}, schedule {config.schedule.name}, precision {config.trainer.precision}",
+        ),
         ("speed", f"{result.tokens_per_second:,.0f} tokens/s at the end"),
         ("time", f"{duration(known.seconds)}, validation and checkpoints included"),
-        ("last checkpoint", f"step {steps:,}"),
+        ("last checkpoint", f"step {result.steps:,}"),
     ]
     if known.best_step is not None:
         facts.append(("best checkpoint", f"step {known.best_step:,}, val/loss {known.best_loss:.4f}"))
@@ -95,65 +124,52 @@ def last_values(result: RunResult) -> list[tuple[str, str]]:
     return [(name, _number(named[name], ".4f")) for name in order]
 
 
-def _html(
-    config: RunConfig,
-    result: RunResult,
-    facts: Sequence[tuple[str, str]],
-    lines: Sequence[Mapping[str, Any]],
-    samples: Sequence[Mapping[str, Any]],
-    sections: Sequence[tuple[str, str]],
-) -> str:
-    parts = [pages.table(("what", "value"), facts)]
-    pictures, more = main_charts(lines), more_charts(lines)
+def _html(contents: _Contents) -> str:
+    parts = [pages.table(("what", "value"), contents.facts)]
+    pictures, more = main_charts(contents.lines), more_charts(contents.lines)
     if pictures:
         parts += [pages.heading("Curves"), pages.charts(pictures)]
     if more:
         parts.append(pages.folded(f"{len(more)} more", pages.charts(more)))
-    parts += [pages.heading("Last values"), pages.table(("curve", "value"), last_values(result))]
-    if result.facts.data:
-        parts += [pages.heading("Data files"), pages.table(DATA_HEADER, _data_rows(result))]
-    for title, body in sections:
+    parts += [pages.heading("Last values"), pages.table(("curve", "value"), last_values(contents.result))]
+    if contents.result.facts.data:
+        parts += [pages.heading("Data files"), pages.table(DATA_HEADER, _data_rows(contents.result))]
+    for title, body in contents.sections:
         parts += [pages.heading(title), pages.from_markdown(body)]
-    if samples:
+    if contents.samples:
         parts.append(pages.heading("Samples over time"))
-    for line in reversed(_spread(samples)):
+    for line in reversed(_spread(contents.samples)):
         texts = "\n".join(pages.preformatted(text) for text in line["samples"])
-        parts.append(pages.folded(f"step {line['step']:,}", texts, is_open=line is samples[-1]))
-    parts += [pages.heading("Configuration"), pages.folded("config.yaml", pages.preformatted(_configuration(config)))]
-    return pages.page(config.run_name, parts)
+        parts.append(pages.folded(f"step {line['step']:,}", texts, is_open=line is contents.samples[-1]))
+    configuration = pages.preformatted(_configuration(contents.config))
+    parts += [pages.heading("Configuration"), pages.folded("config.yaml", configuration)]
+    return pages.page(contents.config.run_name, parts)
 
 
-def _markdown(
-    config: RunConfig,
-    result: RunResult,
-    facts: Sequence[tuple[str, str]],
-    lines: Sequence[Mapping[str, Any]],
-    samples: Sequence[Mapping[str, Any]],
-    sections: Sequence[tuple[str, str]],
-) -> str:
+def _markdown(contents: _Contents) -> str:
     parts = [
-        f"# {config.run_name}",
+        f"# {contents.config.run_name}",
         "report.html shows the same with pictures of all curves.",
-        markdown_table(["what", "value"], facts),
+        markdown_table(["what", "value"], contents.facts),
         "## Last values",
-        markdown_table(["curve", "value"], last_values(result)),
+        markdown_table(["curve", "value"], last_values(contents.result)),
     ]
-    curves = _curves_table(lines)
+    curves = _curves_table(contents.lines)
     if curves:
         parts += ["## Curves", curves]
-    if result.facts.data:
-        parts += ["## Data files", markdown_table(DATA_HEADER, _data_rows(result))]
-    for title, body in sections:
+    if contents.result.facts.data:
+        parts += ["## Data files", markdown_table(DATA_HEADER, _data_rows(contents.result))]
+    for title, body in contents.sections:
         parts += [f"## {title}", body]
-    if result.samples:
+    if contents.result.samples:
         parts.append("## Samples")
-        parts += [_indented(text) for text in result.samples]
-    earlier = _spread(samples)[:-1]
+        parts += [_indented(text) for text in contents.result.samples]
+    earlier = _spread(contents.samples)[:-1]
     if earlier:
         parts.append("## Earlier samples")
     for line in reversed(earlier):
         parts += [f"### Step {line['step']:,}", *map(_indented, line["samples"])]
-    parts += ["## Configuration", _indented(_configuration(config))]
+    parts += ["## Configuration", _indented(_configuration(contents.config))]
     return "\n\n".join(parts) + "\n"
 
 

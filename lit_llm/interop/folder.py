@@ -80,26 +80,18 @@ def save_model_folder(
         UserError: a file cannot be written, `form` asks for what transformers loads and the weights are quantized or
             have a value head, or quantized weights are to be converted.
     """
-    if quantization is not None and dtype is not None:
-        raise UserError(f"weights quantized as {quantization} cannot be converted; convert the full model first")
     native = form == MODEL_TYPE or (form == "auto" and quantization is not None)
+    _check_form(config, form, native, dtype, quantization)
     family, _ = (None, "") if native else _family_of(config, tokenizer)
-    if quantization is not None and not native:
-        raise UserError(f"transformers cannot load our {quantization} weights; give the format auto or lit_llm")
-    if form == "huggingface" and config.value_head:
-        raise UserError("transformers has no place for a value head; leave it out (without_value_head)")
-    stored = dtype or next(iter(weights.values())).dtype
     settings = settings or generation_settings(tokenizer)
     if config.output == "score":  # the score of a text is that of the last token before the padding
         pad = tokenizer.pad_id
         settings = settings.with_padding(None if pad in ends_of(tokenizer) else pad)
-    values = {**_config_values(config, family), "dtype": str(stored).removeprefix("torch.")}
-    if quantization is not None:
-        values["quantization"] = quantization
-    else:
-        values |= settings.ids
+    stored = str(dtype or next(iter(weights.values())).dtype).removeprefix("torch.")
+    values = {**_config_values(config, family), "dtype": stored}
+    values |= settings.ids if quantization is None else {"quantization": quantization}
     if family is not None:
-        values["torch_dtype"] = values["dtype"]
+        values["torch_dtype"] = stored
     needs_code = family is None and quantization is None
     if needs_code:
         values |= remote_code_values(config)
@@ -113,6 +105,18 @@ def save_model_folder(
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
     return values["model_type"]
+
+
+def _check_form(
+    config: ModelConfig, form: str, native: bool, dtype: torch.dtype | None, quantization: str | None
+) -> None:
+    """Refuse a form that cannot hold the model."""
+    if quantization is not None and dtype is not None:
+        raise UserError(f"weights quantized as {quantization} cannot be converted; convert the full model first")
+    if quantization is not None and not native:
+        raise UserError(f"transformers cannot load our {quantization} weights; give the format auto or lit_llm")
+    if form == "huggingface" and config.value_head:
+        raise UserError("transformers has no place for a value head; leave it out (without_value_head)")
 
 
 def why_remote_code(config: ModelConfig, tokenizer: Tokenizer) -> str | None:

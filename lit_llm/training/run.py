@@ -96,11 +96,7 @@ def fit(
     Raises:
         UserError: bad input, a loss that is not finite, a full disk, or a request to stop.
     """
-    check_patience(config, data)
-    check_loggers(config)
-    set_distributed_defaults(config.folder)
-    set_matmul_precision(config.trainer)
-    resume_from = checkpoint_to_resume(config)
+    resume_from = _begin(config, data)
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
     speed = Throughput(training_flops_per_token(config.model, config.data.length))
     if prompts is None:
@@ -110,12 +106,7 @@ def fit(
     lines = StepLines(config.folder / "samples.jsonl", first_step, "the samples")
     samples = TextSamples(prompts, config.samples.sampling, tokenizer, lines)
     loggers = build_loggers(config, first_step, speed.tokens_at)
-    # read before the training: the folder may be gone after it
-    settings = generation_settings(
-        tokenizer,
-        None if config.init_from is None else Path(config.init_from),
-        learned_turns=isinstance(config, PostTrainingConfig),
-    )
+    settings = _settings(config, tokenizer)  # read before the training: the folder may be gone after it
     with quiet():
         trainer = build_trainer(
             config.trainer,
@@ -145,6 +136,21 @@ def fit(
         ended_early=end.reason,
         facts=run_facts(trainer, data, seconds),
     )
+
+
+def _begin(config: RunConfig, data: ResumableDataModule) -> str | None:
+    """Refuse what cannot be run, make the settings of the process, and return the checkpoint to go on from."""
+    check_patience(config, data)
+    check_loggers(config)
+    set_distributed_defaults(config.folder)
+    set_matmul_precision(config.trainer)
+    return checkpoint_to_resume(config)
+
+
+def _settings(config: RunConfig, tokenizer: Tokenizer) -> GenerationSettings:
+    """Return how the finished model's texts begin, end and are drawn."""
+    start = None if config.init_from is None else Path(config.init_from)
+    return generation_settings(tokenizer, start, learned_turns=isinstance(config, PostTrainingConfig))
 
 
 def _callbacks(

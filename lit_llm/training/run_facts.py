@@ -40,8 +40,6 @@ class RunFacts:
     """Length of the run; all starts of a resumed run count."""
     device: str = ""
     """What it ran on, in words."""
-    last_step: int = 0
-    """Optimizer steps that are done."""
     best_step: int | None = None
     """Step of the checkpoint with the lowest val/loss; None where none was saved after a validation."""
     best_loss: float | None = None
@@ -63,7 +61,7 @@ def run_facts(trainer: L.Trainer, data: Any, seconds: float) -> RunFacts:
     device = device_in_words(trainer.strategy.root_device)
     if trainer.world_size > 1:
         device = f"{trainer.world_size} ranks, each on {device}"
-    return RunFacts(seconds, device, trainer.global_step, *best, list(_data_facts(data)))
+    return RunFacts(seconds, device, *best, list(_data_facts(data)))
 
 
 def device_in_words(device: torch.device) -> str:

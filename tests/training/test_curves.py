@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-import re
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +241,22 @@ def test_wandb_without_a_network(make_run: MakeRun, monkeypatch: pytest.MonkeyPa
 
 
 def wandb_losses(path: Path) -> dict[int, float]:
-    """The training losses in a file of an offline run, by step: protocol buffers, with numbers as JSON."""
-    item = rb"%s\x82\x01.([\d.]+)"
-    both = re.compile(item % b"train/loss" + rb".*?" + item % b"trainer/global_step", re.DOTALL)
-    return {int(step): float(loss) for loss, step in both.findall(path.read_bytes())}
+    """The training losses in a file of an offline run, by step: a log of LevelDB's form whose records are messages."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, message, losses = path.read_bytes(), 7, b"", {}
+    while place + 7 <= len(content):
+        length, kind = struct.unpack_from("<4xHB", content, place)
+        if kind == 0:  # the rest of a block of 32 KiB is empty
+            place += 32768 - place % 32768
+            continue
+        message += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (2, 3):  # the message goes on in the next record
+            continue
+        items = Record.FromString(message).history.item
+        values = {item.key or "/".join(item.nested_key): item.value_json for item in items}
+        if "train/loss" in values:
+            losses[int(values["trainer/global_step"])] = float(values["train/loss"])
+        message = b""
+    return losses

@@ -17,6 +17,11 @@ _DOCUMENT_STEPS: dict[str, str] = {
     "fineweb_quality": "lit_llm.data.cleaning.web_pages:FineWebQuality",
     "quality_classifier": "lit_llm.data.cleaning.quality_classifier:QualityClassifier",
     "decontaminate": "lit_llm.data.cleaning.decontamination:Decontaminate",
+    "code_quality": "lit_llm.data.cleaning.source_code:CodeQuality",
+    "url_blocklist": "lit_llm.data.cleaning.addresses:UrlBlocklist",
+    "toxicity": "lit_llm.data.cleaning.toxicity:Toxicity",
+    "extract": "lit_llm.data.cleaning.extraction:Extraction",
+    "pii": "lit_llm.data.cleaning.personal_data:Pii",
 }
 _CORPUS_STEPS: dict[str, str] = {
     "exact_documents": "lit_llm.data.cleaning.duplicates.exact_documents:ExactDocuments",

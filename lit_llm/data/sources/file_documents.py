@@ -21,6 +21,7 @@ from lit_llm.data.sources.text_documents import code_documents, text_documents
 from lit_llm.data.sources.text_files import PROSE_SUFFIXES
 from lit_llm.data.sources.web_archives import archive_documents
 from lit_llm.data.sources.web_pages import HTML_SUFFIXES, html_documents
+from lit_llm.data.sources.wikipedia import is_wiki_dump, wiki_documents
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ class FileDocuments:
             return html_documents(path, key, maker)
         if kind in ("warc", "wet"):
             return archive_documents(path, key, maker, texts=kind == "wet")
+        if kind == "wikipedia":
+            return wiki_documents(path, key, maker)
         if kind == "code" and self._config.document_separator in ("auto", None):
             license = "PSF-2.0" if self._config.path == "stdlib" else None
             return code_documents(path, key, maker, license)
@@ -109,6 +112,8 @@ class FileDocuments:
             return "html"
         if suffix in (".warc", ".wet"):
             return suffix[1:]
+        if suffix == ".xml" and is_wiki_dump(path):
+            return "wikipedia"
         return "code" if code_language(suffix, path.name) else "text"
 
 

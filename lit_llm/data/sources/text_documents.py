@@ -35,7 +35,8 @@ def text_documents(
     parts: list[str] = []
     size = replaced = 0
     piece_bytes = min(PIECE_BYTES, maker.max_bytes)
-    for piece in text_pieces(path, key, encoding, piece_bytes, Separators(separators) if separators else None):
+    # The pieces are joined again, so that it does not matter where they are cut.
+    for piece in text_pieces(path, key, encoding, piece_bytes, Separators(separators) if separators else None, len):
         size += len(piece.text.encode())
         replaced += piece.replaced_bytes
         if size <= maker.max_bytes:

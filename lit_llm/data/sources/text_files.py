@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lit_llm.config import CorpusConfig, UserError
@@ -159,9 +159,24 @@ def _mostly_valid(pieces: Iterator[Piece], path: Path) -> Iterator[Piece]:
 
 
 def text_pieces(
-    path: StoredFile, key: str, encoding: str, piece_bytes: int, separators: Separators | None
+    path: StoredFile,
+    key: str,
+    encoding: str,
+    piece_bytes: int,
+    separators: Separators | None,
+    find_cut: Callable[[str], int] | None = None,
 ) -> Iterator[Piece]:
-    """Yields the documents of a text file in pieces; white space alone between two separators is no document."""
+    """Yields the documents of a text file in pieces; white space alone between two separators is no document.
+
+    Args:
+        path: The file.
+        key: Its path from the corpus root.
+        encoding: Its codec.
+        piece_bytes: About the size of a piece.
+        separators: What ends a document.
+        find_cut: Says where a text is to be cut in two; None: near its end, where a cut does not change its tokens.
+    """
+    find_cut = find_cut or _last_cut
     decoder = codecs.getincrementaldecoder(encoding)(errors="lit_llm.replace")
     buffer, replaced, ended = "", 0, False
     number, inside = 0, False
@@ -188,7 +203,7 @@ def text_pieces(
             if start == 0 and fresh:
                 # A cut must leave something of the document before a separator, and not begin one that may be blank.
                 room = max(0, min(before, len(buffer) - separators.begun(buffer) - 1)) if separators else before
-                start = _last_cut(buffer[:room])
+                start = find_cut(buffer[:room])
                 if separators and not inside and buffer[:start].isspace():
                     start = 0
                 if start:

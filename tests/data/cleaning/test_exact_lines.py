@@ -89,6 +89,7 @@ def test_the_defaults_keep_the_first_and_drop_what_is_too_short(
     assert [reason for *_, reason in results] == [None] * 4 + ["fewer than 300 characters without repeated lines"]
     assert facts["lines in too many documents"] == 1
     assert facts["documents that have such a line"] == {"5-8": 1}
+    assert facts["most common lines"] == [{"documents": 5, "first in": {"source": "source", "id": "0"}}]
     assert facts["which keeps such a line"] == {"first": "the first 2", "none": "none"}[keep]
 
 

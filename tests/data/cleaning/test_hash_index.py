@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tracemalloc
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from corpus_steps import serial
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lit_llm.data.cleaning.duplicates import exact_documents, exact_lines, near_duplicates
 from lit_llm.data.cleaning.duplicates.hash_index import HashIndex, HashRange
 
 HASHES = st.sampled_from([0, 1, 2**32, 2**63 - 1, 2**63, 2**63 + 2**40, 3 * 2**62, 2**64 - 2, 2**64 - 1])
@@ -40,7 +43,7 @@ def compared(folder: Path, index: HashIndex, parts: int, memory_bytes: int) -> t
 
 
 @settings(max_examples=40, deadline=None)
-@given(PARTS, st.sampled_from([160, 500, 2**30]))
+@given(PARTS, st.sampled_from([256, 800, 2**30]))
 def test_records_are_those_of_a_plain_search(parts: list[list[set[int]]], memory_bytes: int) -> None:
     with TemporaryDirectory() as folder:
         index = HashIndex(Path(folder))
@@ -68,7 +71,7 @@ def test_records_are_those_of_a_plain_search(parts: list[list[set[int]]], memory
         for part, rows_of in by_part.items()
         for row in rows_of[1:]
     )
-    assert (ranges > 1) == (80 * len(records) > memory_bytes)
+    assert (ranges > 1) == (128 * len(records) > memory_bytes)
 
 
 def test_both_halves_of_a_wide_hash_count(tmp_path: Path) -> None:
@@ -81,38 +84,49 @@ def test_both_halves_of_a_wide_hash_count(tmp_path: Path) -> None:
     assert records == [(0, 0, 0, 2), (1, 0, 1, 1), (1, 1, 0, 1), (2, 1, 1, 1)]
 
 
-@pytest.mark.parametrize("is_wide", [False, True])
-def test_a_comparison_keeps_to_its_memory(tmp_path: Path, is_wide: bool) -> None:
-    """Half of all documents are the same one, which must not fill a range."""
+@pytest.mark.parametrize("repeats", ["half of a part", "every part"])
+@pytest.mark.parametrize(
+    ("look", "is_wide"),
+    [
+        (exact_documents._mark_range, True),
+        (partial(exact_lines._allow_range, most=1, keeps_first=True), False),
+        (partial(near_duplicates._join_range, starts=np.arange(0, 80_001, 4000)), False),
+    ],
+    ids=["exact_documents", "exact_lines", "near_duplicates"],
+)
+def test_what_is_done_with_a_range_keeps_to_its_memory(tmp_path: Path, look: Any, is_wide: bool, repeats: str) -> None:
+    """One hash that half of all documents have must not fill a range; in the other case every part has all hashes."""
     index, parts, rows, memory_bytes = HashIndex(tmp_path, is_wide=is_wide), 20, 4000, 500_000
     random = np.random.default_rng(0)
+    hashes = random.integers(0, 2**64, (rows, 2 if is_wide else 1), np.uint64)
     for part in range(parts):
-        hashes = random.integers(0, 2**64, (rows, 2 if is_wide else 1), np.uint64)
-        hashes[::2] = 12345
+        if repeats == "half of a part":
+            hashes = random.integers(0, 2**64, hashes.shape, np.uint64)
+            hashes[::2] = 12345
         index.write(part, hashes, np.arange(rows, dtype=np.uint32))
+        np.save(exact_documents._marks(tmp_path, part), np.zeros(rows, np.uint8))
+        np.save(exact_lines._allowed(tmp_path, part), np.zeros(rows, np.uint32))
     peaks = []
 
-    def look(found: HashRange) -> None:
-        peaks.append(tracemalloc.get_traced_memory()[1])
-
-    def one_by_one(function: object, items: range) -> None:
+    def one_by_one(function: Any, items: range) -> None:
         for item in items:
             tracemalloc.reset_peak()
-            function(item)  # type: ignore[operator]
+            function(item)
+            peaks.append(tracemalloc.get_traced_memory()[1])
 
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
-    ranges = index.compare(parts, memory_bytes, one_by_one, look)
+    ranges = index.compare(parts, memory_bytes, one_by_one, partial(look, decision=tmp_path))
     tracemalloc.stop()
-    assert ranges == 8  # 40,020 records of at most 80 bytes
-    # What np.load itself holds, once per part, is no part of it.
-    assert memory_bytes / 4 < max(peaks) - before < memory_bytes + 2000 * parts
+    assert ranges == (16 if repeats == "half of a part" else 32)  # 40,020 or 80,000 records of at most 128 bytes
+    # What opening a file takes, per part, is no part of it.
+    assert memory_bytes / 8 < max(peaks) - before < memory_bytes + 2000 * parts
 
 
 def test_ranges_can_go_to_other_processes(tmp_path: Path) -> None:
     index = HashIndex(tmp_path)
     index.write(0, np.array([1, 2], np.uint64), np.array([0, 1], np.uint32))
-    assert index.compare(1, 80, serial, _check) == 2
+    assert index.compare(1, 128, serial, _check) == 2
 
 
 def _check(found: HashRange) -> None:

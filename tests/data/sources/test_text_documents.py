@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import sys
 
 import pytest
 import xxhash
@@ -77,9 +78,30 @@ def test_sources_that_are_not_there_or_options_of_no_effect_are_refused(tmp_path
         (tmp_path / "nosuch", {}, "no such file, folder or glob"),
         (tmp_path / "a.jsonl", {"document_separator": "\n\n"}, "document_separator is given, but .* no text files"),
         (tmp_path / "a.txt", {"id_field": "id"}, "id_field is given, but .* has no rows"),
+        (tmp_path / "a.txt", {"document_separator": ""}, "document_separator is empty"),
         ("packages:xxhash", {"format": "text"}, "format is given, but can do nothing for packages:xxhash"),
         ("hf:data", {"document_separator": None}, "document_separator is given, but can do nothing for hf:data"),
     ):
         with pytest.raises(UserError, match=message) as error:
             read_all(path, **options)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        ("xxhash", "a.txt"),
+        ("fsspec", "memory://corpus/a.txt"),
+        ("fastwarc.warc", "a.warc"),
+        ("resiliparse.parse.encoding", "a.html"),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_its_extra(tmp_path, monkeypatch, library, name):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "a.warc").write_text("a")
+    (tmp_path / "a.html").write_bytes(b"<meta charset=latin1>\xfc")
+    monkeypatch.setitem(sys.modules, library, None)
+    message = rf"needs {library.partition('.')[0]} .*pip install 'lit-llm\[data\]'"
+    with pytest.raises(UserError, match=message) as error:
+        read_all(name if "://" in name else tmp_path / name)
+    assert "\n" not in str(error.value)

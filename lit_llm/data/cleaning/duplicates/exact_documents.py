@@ -90,15 +90,13 @@ def _mark_range(found: HashRange, decision: Path) -> None:
     for part, records in found.by_part(found.later()):
         # Other ranges write to other bytes of the same file at the same time.
         np.load(_marks(decision, part), mmap_mode="r+")[found.rows[records]] = 1
-    sizes, first = found.totals(), found.starts[:-1]
+    sizes = found.totals()
     is_cluster = sizes > 1
-    sizes, first = sizes[is_cluster], first[is_cluster]
-    largest = np.lexsort((found.rows[first], found.parts[first], -sizes))[:EXAMPLES]
     facts = {
-        "clusters": len(sizes),
-        "documents": int(sizes.sum()),
-        "sizes": size_histogram(sizes),
-        "largest": [[int(sizes[i]), int(found.parts[first[i]]), int(found.rows[first[i]])] for i in largest],
+        "clusters": int(is_cluster.sum()),
+        "documents": int(sizes[is_cluster].sum()),
+        "sizes": size_histogram(sizes[is_cluster]),
+        "largest": found.largest(is_cluster, EXAMPLES),
     }
     _range_facts(decision, found.number).write_text(json.dumps(facts))
 

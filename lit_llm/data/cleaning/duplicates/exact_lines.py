@@ -15,7 +15,7 @@ import numpy as np
 
 from lit_llm.config.duplicates import ExactLinesConfig
 from lit_llm.config.extras import optional_module
-from lit_llm.data.cleaning.duplicates.clusters import add_histograms, size_histogram
+from lit_llm.data.cleaning.duplicates.clusters import EXAMPLES, DocumentNames, add_histograms, size_histogram
 from lit_llm.data.cleaning.duplicates.hash_index import HashIndex, HashRange
 from lit_llm.data.cleaning.step import ParallelMap
 from lit_llm.data.sources.document import SourceDocument
@@ -26,8 +26,9 @@ class ExactLines:
 
     Lines end at "\\n" and are compared by the XXH3-64 of what stands between the blanks at their ends.
 
-    Disk: 20 bytes for each different line of a part. Memory: that of `HashIndex`; 40 bytes for each line of a part
-    while it is indexed; when it is gone over, some 100 for each line that it loses somewhere.
+    Disk: 20 bytes for each different line of a part, and the names of the documents. Memory: that of `HashIndex`; 40
+    bytes for each line of a part while it is indexed; when it is gone over, some 100 for each line that it loses
+    somewhere.
 
     Args:
         options: Which lines, and what may be left of a document.
@@ -42,8 +43,8 @@ class ExactLines:
     def index(self, documents: Iterable[SourceDocument], part: int, folder: Path) -> None:
         """Writes the hashes of the lines, each once for a document."""
         hashes, numbers = array("Q"), array("L")
-        for document in documents:
-            found = set(self._hashes(document.text.split("\n"))) - {None}
+        for document in DocumentNames(folder, part).watch(documents):
+            found = set(self._hashes(document.text.split("\n")))
             hashes.extend(found)
             numbers.append(len(found))
         rows = np.repeat(np.arange(len(numbers), dtype=np.uint32), np.array(numbers, np.int64))
@@ -64,10 +65,15 @@ class ExactLines:
         )
         ranges = index.compare(parts, memory_bytes, parallel, look)
         facts = [json.loads(_range_facts(decision, number).read_text()) for number in range(ranges)]
+        common = sorted((line for fact in facts for line in fact["largest"]), key=lambda line: (-line[0], *line[1:]))
         first = "the first document" if self._options.max_documents == 1 else f"the first {self._options.max_documents}"
         return {
             "lines in too many documents": sum(fact["lines"] for fact in facts),
             "documents that have such a line": add_histograms(fact["documents"] for fact in facts),
+            "most common lines": [
+                {"documents": documents, "first in": DocumentNames(folder, part).read([row])[0]}
+                for documents, part, row in common[:EXAMPLES]
+            ],
             "which keeps such a line": first if self._options.keep == "first" else "none",
         }
 
@@ -92,24 +98,29 @@ class ExactLines:
         lines = document.text.split("\n")
         hashes = self._hashes(lines)
         removed = set()
-        for line in left.keys() & set(hashes):
+        for line in {line for line in hashes if line in left}:
             if left[line]:
                 left[line] -= 1
             else:
                 removed.add(line)
         if not removed:
             return None
-        kept = [line for line, hashed in zip(lines, hashes, strict=True) if hashed not in removed]
+        of_long = iter(hashes)
+        kept = [line for line in lines if not self._is_long(line) or next(of_long) not in removed]
         text = "\n".join(kept)
         self.counts["repeated lines removed"] += len(lines) - len(kept)
         self.counts["bytes of repeated lines removed"] += len(document.text.encode()) - len(text.encode())
         document.text = text
         return self.reason if len(text.strip()) < self._options.min_characters else None
 
-    def _hashes(self, lines: list[str]) -> list[int | None]:
-        """The hash of each line; None for one that is too short to matter."""
+    def _hashes(self, lines: list[str]) -> list[int]:
+        """The hashes of the lines that are long enough, in order."""
         digest, least = self._digest, self._options.min_line_characters
-        return [digest(bare.encode()) if len(bare := line.strip()) >= least else None for line in lines]
+        # The first condition is part of the second, and faster.
+        return [digest(bare.encode()) for line in lines if len(line) >= least and len(bare := line.strip()) >= least]
+
+    def _is_long(self, line: str) -> bool:
+        return len(line.strip()) >= self._options.min_line_characters
 
 
 def _allowed(decision: Path, part: int) -> Path:
@@ -140,6 +151,10 @@ def _allow_range(found: HashRange, decision: Path, most: int, keeps_first: bool)
     for part, records in found.by_part(np.arange(len(amounts))):
         # Other ranges write to other places of the same file at the same time.
         np.load(_allowed(decision, part), mmap_mode="r+")[found.positions[records]] = allowed[records]
-    repeated = totals[totals > most]
-    facts = {"lines": len(repeated), "documents": size_histogram(repeated)}
+    repeated = totals > most
+    facts = {
+        "lines": int(repeated.sum()),
+        "documents": size_histogram(totals[repeated]),
+        "largest": found.largest(repeated, EXAMPLES),
+    }
     _range_facts(decision, found.number).write_text(json.dumps(facts))

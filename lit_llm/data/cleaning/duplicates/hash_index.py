@@ -7,8 +7,8 @@ sorted and compared alone: nothing is copied on disk, and no hash has more recor
 it is.
 
 With B bytes per record (`record_bytes`: 16, or 24 with a second half of the hash) and R records, the disk holds B R
-bytes, and a range of R / 2^k records, which hashes fill evenly, needs at most 80 R / 2^k bytes of memory. Only what is
-common to many parts makes a range larger than others, by 80 bytes per part for each such hash.
+bytes, and a range of R / 2^k records, which hashes fill evenly, needs at most 128 R / 2^k bytes of memory. Only what is
+common to many parts makes a range larger than others, by 128 bytes per part for each such hash.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 
 from lit_llm.data.cleaning.step import ParallelMap
 
-_BYTES_IN_MEMORY = 80
+_BYTES_IN_MEMORY = 128
 _MOST_RANGES_LOG2 = 16
 
 
@@ -51,6 +51,22 @@ class HashRange:
     def totals(self) -> np.ndarray:
         """How many documents of the corpus have each hash, [hashes], int64."""
         return np.add.reduceat(self.amounts.astype(np.int64), self.starts[:-1])
+
+    def largest(self, chosen: np.ndarray, number: int) -> list[list[int]]:
+        """The most frequent hashes with the first document that has each.
+
+        Args:
+            chosen: Which hashes count, [hashes], bool.
+            number: How many are asked for.
+
+        Returns:
+            For each how many documents have it, and part and row of the first; of equally frequent ones the earlier.
+        """
+        totals, first = self.totals()[chosen], self.starts[:-1][chosen]
+        best = np.lexsort((self.rows[first], self.parts[first], -totals))[:number]
+        first = first[best]
+        found: list[list[int]] = np.stack([totals[best], self.parts[first], self.rows[first]], axis=1).tolist()
+        return found
 
     def later(self) -> np.ndarray:
         """The records that are not the first of their hash, [n - hashes]."""

@@ -33,7 +33,7 @@ class NearDuplicates:
     them, so that it is a near-duplicate of what has exactly the same words. Documents that agree in a band of their
     signatures are joined, and everything that is connected is a group.
 
-    Disk per document: 16 bytes for each band, 49 for the groups, up to 16 for each band in which it agrees with an
+    Disk per document: 16 bytes for each band, 37 for the groups, up to 16 for each band in which it agrees with an
     earlier document, and its name; with `verify`, 4 more for each hash of the signature. Memory: that of `HashIndex`,
     and 28 bytes per document in files mapped into memory, which the system writes out where memory is short.
 
@@ -60,7 +60,7 @@ class NearDuplicates:
         hashes = np.concatenate(bands).ravel() if bands else np.empty(0, np.uint64)
         rows = np.repeat(np.arange(len(lengths), dtype=np.uint32), self._options.bands)
         later, first = HashIndex(folder).write(part, hashes, rows)
-        np.save(folder / f"within-{part:06d}.npy", np.unique(np.stack([first, later], axis=1), axis=0))
+        np.save(folder / f"within-{part:06d}.npy", _different_pairs(first, later))
         if self._options.verify is not None:
             np.save(_signatures(folder, part), np.concatenate(signatures) if signatures else self._no_signatures())
 
@@ -136,7 +136,15 @@ def _join_range(found: HashRange, decision: Path, starts: np.ndarray) -> None:
     documents = starts[found.parts] + found.rows
     later = found.later()
     first = np.repeat(documents[found.starts[:-1]], np.diff(found.starts) - 1)
-    np.save(_edges(decision, found.number), np.unique(np.stack([first, documents[later]], axis=1), axis=0))
+    np.save(_edges(decision, found.number), _different_pairs(first, documents[later]))
+
+
+def _different_pairs(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The pairs without repetitions, [different pairs, 2]."""
+    pairs = np.stack([left, right], axis=1)[np.lexsort((right, left))]
+    is_new = np.ones(len(pairs), bool)
+    is_new[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+    return pairs[is_new]
 
 
 def _similarity(folder: Path, starts: np.ndarray, part: int, rows: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -17,13 +17,13 @@ from lit_llm.data.corpus.recipes.chain import Link
 from lit_llm.data.corpus.recipes.parts import PartWriter, read_part, text_bytes
 from lit_llm.data.corpus.recipes.stages import StageRunner
 from lit_llm.data.corpus.recipes.tallies import load_record, save_record
-from lit_llm.data.corpus.recipes.workspace import Workspace
+from lit_llm.data.corpus.recipes.workspace import PAGES, Workspace
 from lit_llm.data.sources.document import SourceDocument
 
 UNKNOWN = "unknown"
 """The language or licence of documents that have none."""
-LENGTHS = (0, 100, 200, 500, *(n * 10**power for power in (3, 4, 5) for n in (1, 2, 5)), 10**6, 10**7)
-"""Lower bounds of the classes of documents by the number of their characters."""
+LENGTHS = (100, 200, 500, *(n * 10**power for power in (3, 4, 5) for n in (1, 2, 5)), 10**6, 10**7)
+"""What parts the classes of documents by the number of their characters; the first class is below the first bound."""
 _MOST_DOMAINS = 50
 _DOMAINS_OF_PART = 500
 _DOMAINS_IN_MEMORY = 200_000
@@ -71,7 +71,7 @@ class Contents:
     @classmethod
     def empty(cls) -> Contents:
         """No document."""
-        return cls(0, 0, {}, Counter(), Counter(), Counter(), [0] * len(LENGTHS), "")
+        return cls(0, 0, {}, Counter(), Counter(), Counter(), [0] * (len(LENGTHS) + 1), "")
 
     def add(self, document: SourceDocument, num_bytes: int) -> None:
         """Counts a document."""
@@ -84,7 +84,7 @@ class Contents:
         self.licenses[document.license or UNKNOWN] += 1
         if domain := domain_of(document.url):
             self.domains[domain] += 1
-        self.lengths[bisect_right(LENGTHS, len(document.text)) - 1] += 1
+        self.lengths[bisect_right(LENGTHS, len(document.text))] += 1
 
     def merge(self, other: Contents) -> None:
         """Counts the documents of a part that follows."""
@@ -197,7 +197,8 @@ def publish(workspace: Workspace) -> None:
     if not workspace.unfinished.exists():
         return
     workspace.report.unlink(missing_ok=True)
-    (workspace.output / "recipe.yaml").unlink(missing_ok=True)
+    for name in PAGES:
+        (workspace.output / name).unlink(missing_ok=True)
     documents = workspace.output / "documents"
     if documents.exists():
         shutil.rmtree(documents)

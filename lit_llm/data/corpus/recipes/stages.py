@@ -178,18 +178,19 @@ class StageRunner:
 
     def _process(self, stage: Stage, before: Link | None) -> None:
         """Puts every part through the links that it has not been through."""
-        tasks = []
+        tasks, sizes = [], []
         for number, part in enumerate(self.parts):
             latest = stage.latest(part)
             if latest is None:
                 assert before is not None
                 index = self._workspace.index(stage.head) / "step"
                 tasks.append(PartTask(part, number, before.part(part), self._kept(stage.links), index))
+                sizes.append(Tally.load(before.tally(part)).bytes_out)
             elif latest < len(stage.links) - 1:
                 links = self._kept(stage.links[latest + 1 :])
                 tasks.append(PartTask(part, number, stage.links[latest].part(part), links))
+                sizes.append(Tally.load(stage.links[latest].tally(part)).bytes_out)
         names = [link.name for link in (stage.links if before is not None else stage.links[1:])]
-        sizes = [task.input.stat().st_size for task in tasks]
         self.work(", ".join(names), process_part, tasks, sizes)
 
     def _require_documents(self, stage: Stage) -> None:

@@ -34,9 +34,10 @@ FORMAT = 1
 """Counts up whenever the same recipe would give other results, as a step or the engine has changed."""
 FILE_OPTIONS = frozenset({"file", "files", "model", "path", "positives", "negatives"})
 """Options of steps that name files, on whose content the result depends."""
-_OURS = frozenset(
-    {".lock", "work", ".documents", "documents", "recipe.yaml", "report.json", "data_card.md", "data_report.html"}
-)
+_ON_DISK = " on disk"
+PAGES = ("recipe.yaml", "data_card.md", "data_report.html")
+"""What is written beside the report, and goes with it."""
+_OURS = frozenset({".lock", "work", ".documents", "documents", "report.json", *PAGES})
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Workspace:
     def clear(self) -> None:
         """Removes the corpus and all work."""
         self.report.unlink(missing_ok=True)
-        for name in ("recipe.yaml", "data_card.md", "data_report.html"):
+        for name in PAGES:
             (self.output / name).unlink(missing_ok=True)
         for folder in (self.unfinished, self.output / "documents", self.work):
             shutil.rmtree(folder, ignore_errors=True)
@@ -233,7 +234,7 @@ def _facts(options: Any) -> dict[str, Any]:
     for name in FILE_OPTIONS & facts.keys():
         given = facts[name] if isinstance(facts[name], list) else [facts[name]]
         if stamps := [stamp for path in given if isinstance(path, str) for stamp in _stamps(path)]:
-            facts[f"{name} on disk"] = digest_of(stamps)
+            facts[name + _ON_DISK] = digest_of(stamps)
     return {**facts, **({"version": options.version} if hasattr(options, "version") else {})}
 
 
@@ -268,7 +269,12 @@ def _source_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> str:
     names = dict.fromkeys((*before, *now))
     changed = [name for name in names if before.get(name) != now.get(name)]
-    return ", ".join(f"{name} {shown(before.get(name))} -> {shown(now.get(name))}" for name in changed)
+    return ", ".join(
+        f"{name} have changed"
+        if name.endswith(_ON_DISK)
+        else f"{name} {shown(before.get(name))} -> {shown(now.get(name))}"
+        for name in changed
+    )
 
 
 def _folder_digest(folder: Path) -> str | None:

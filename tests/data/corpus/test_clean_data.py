@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -29,7 +30,9 @@ from lit_llm.config import (
     to_plain,
 )
 from lit_llm.config.lock import locked
+from lit_llm.config.recipe import STEPS as STEP_OPTIONS
 from lit_llm.data.corpus.documents import Corpus
+from lit_llm.data.corpus.recipes.workspace import FILE_OPTIONS
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.stages.clean_data import clean_data
 from lit_llm.stages.prepare import prepare_data
@@ -125,6 +128,10 @@ def test_the_corpus_is_what_the_report_says(whole: Path) -> None:
     rows = [row for path in sorted((whole / "documents").iterdir()) for row in pq.read_table(path).to_pylist()]
     assert len(list((whole / "documents").iterdir())) == 3
     assert len(rows) == corpus["documents"] == sum(corpus["lengths"]["documents"])
+    lengths = [len(row["text"]) for row in rows]
+    below_100, below_200 = corpus["lengths"]["documents"][:2]
+    assert corpus["lengths"]["bounds"][:2] == [100, 200]
+    assert below_100 == sum(length < 100 for length in lengths) > 0 == below_200
     assert sum(len(row["text"].encode()) for row in rows) == corpus["bytes"]
     assert len({(row["source"], row["id"]) for row in rows}) == len(rows)
     assert corpus["licenses"] == {"unknown": len(rows) - 6, "CC0": 6}
@@ -370,3 +377,59 @@ def test_what_a_recipe_cannot_be(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         clean_data(RecipeConfig(**{"sources": [SourceConfig(str(raw))], "output": str(tmp_path / "corpus"), **options}))
+
+
+def test_workers_import_neither_torch_nor_transformers() -> None:
+    """Each of them would wait for seconds."""
+    code = """
+import importlib, sys
+import lit_llm.data.corpus.recipes.tasks, lit_llm.data.corpus.recipes.result
+from lit_llm.data.cleaning import registry
+for place in {**registry._DOCUMENT_STEPS, **registry._CORPUS_STEPS}.values():
+    importlib.import_module(place.partition(":")[0])
+print([name for name in ("torch", "transformers", "lightning", "datasets") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done
+
+
+def test_files_that_steps_name_are_part_of_the_recipe(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sites.txt").write_text("e1.org\n")
+    config = recipe(raw, tmp_path / "corpus", [{"url_blocklist": {"files": [str(tmp_path / "sites.txt")]}}])
+    first = clean_data(config).report["corpus"]["domains"]
+    assert "e1.org" not in first and first["e2.org"] == 30
+    (tmp_path / "sites.txt").write_text("e1.org\ne2.org\n")
+    assert list(clean_data(config).report["corpus"]["domains"]) == ["e0.org", "e3.org", "e4.org", "e5.org"]
+    assert "step 1 url_blocklist: files on disk have changed; going on" in capsys.readouterr().err
+
+
+PLAIN_TEXT_OPTIONS = {
+    "action", "detector", "domains", "fields", "keep", "language_field", "languages", "long_lines", "normalization",
+    "normalize", "remove", "short", "stop_words", "style", "substrings", "words", "ignored", "word",
+}  # fmt: skip
+
+
+def test_every_option_that_may_name_files_is_known() -> None:
+    """Its files belong to what a result depends on; a new option of text is entered here or there."""
+    texts = {
+        field.name
+        for options in STEP_OPTIONS.values()
+        for field in dataclasses.fields(options)
+        if "str" in str(field.type) or "Literal" in str(field.type)
+    }
+    assert texts - FILE_OPTIONS - PLAIN_TEXT_OPTIONS == set()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_with_stages_kept_a_changed_recipe_goes_on_as_well(raw: Path, tmp_path: Path, workers: int) -> None:
+    """With one process reading and the steps after it are one pass; with two, parts are read first."""
+    output = tmp_path / "corpus"
+    clean_data(recipe(raw, output, keep="stages", num_workers=workers))
+    left = {path.parent.name for path in output.glob("work/*/*.parquet")}
+    assert left == {"02-test_upper"}  # what stands before the step that compares documents
+    for steps in ([*STEPS[:3], {"test_long": {"words": 7}}], [{"test_long": {"words": 7}}, *STEPS[1:]]):
+        clean_data(recipe(raw, output, steps, keep="stages", num_workers=workers))
+        clean_data(recipe(raw, tmp_path / "anew", steps, overwrite=True))
+        assert documents(output) == documents(tmp_path / "anew")
