@@ -144,7 +144,7 @@ COMMANDS = {
         words="files",
         everyday=(
             *("files", "fields", "n", "short", "min_words", "corpus.path", "corpus.text_field", "corpus.id_field"),
-            *("shown_rows", "num_workers", "output", "overwrite"),
+            *("examples", "num_workers", "output", "overwrite"),
         ),
         example="gsm8k_test.jsonl 'mmlu/test/*.csv' --corpus.path checkpoints/my/corpus --output found.json",
     ),

@@ -107,10 +107,10 @@ def show_contamination(config: ContaminationConfig, result: Contamination) -> No
         )
         if each.looked_for < each.rows:
             print(f"    too short to be looked for: {each.rows - each.looked_for:,}")
-        for row in each.found_rows[: config.shown_rows]:
+        for row in each.found_rows[: config.examples]:
             print(f"    row {row.row}: {row.found} of {row.runs} runs, in {', '.join(row.documents)}")
-        if len(each.found_rows) > config.shown_rows:
-            print(f"    and {len(each.found_rows) - config.shown_rows:,} more")
+        if len(each.found_rows) > config.examples:
+            print(f"    and {len(each.found_rows) - config.examples:,} more")
     if config.output is not None:
         print(f"rows  {config.output}")
 

@@ -18,7 +18,7 @@ class ContaminationConfig(EvaluationTexts):
     share: float = 0.7
     """A row is there for the most part if the corpus has at least this share of its runs of n words (PaLM, Chowdhery
     et al. 2022: 0.7)."""
-    shown_rows: int = 5
+    examples: int = 5
     """Rows of each evaluation that are printed; output has all."""
     num_workers: int | None = None
     """Processes; null: one per core."""
@@ -31,7 +31,7 @@ class ContaminationConfig(EvaluationTexts):
         super().__post_init__()
         if not 0.0 < self.share <= 1.0:
             raise UserError(f"share is {self.share}; it must be above 0 and at most 1")
-        if self.shown_rows < 0:
-            raise UserError(f"shown_rows is {self.shown_rows}; it must be at least 0")
+        if self.examples < 0:
+            raise UserError(f"examples is {self.examples}; it must be at least 0")
         if self.num_workers is not None and self.num_workers < 1:
             raise UserError(f"num_workers is {self.num_workers}; it must be at least 1, or null")

@@ -86,7 +86,7 @@ def test_the_command_says_it_and_writes_it(
 ) -> None:
     output = tmp_path / "new" / "found.json"
     command = [str(quiz), "--corpus.path", str(folder), "--num_workers", "1", "--output", str(output)]
-    run_command("contamination", [*command, "--shown_rows", "2"])
+    run_command("contamination", [*command, "--examples", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"corpus  folder {folder}, 3 files: 5 documents, 0.0 MB"
     assert lines[1] == "left out  no field 'text' (1)"
@@ -127,7 +127,7 @@ def test_bad_input_is_one_line(options: dict[str, Any], message: str, quiz: Path
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("share", 0.0), ("share", 1.5), ("shown_rows", -1), ("num_workers", 0), ("n", 0)]
+    ("name", "value"), [("share", 0.0), ("share", 1.5), ("examples", -1), ("num_workers", 0), ("n", 0)]
 )
 def test_impossible_options(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"{name} is {value}; it must be"):
