@@ -31,6 +31,7 @@ def test_data_loading() -> None:
     assert_reported(figures, "tokens_per_second", "resident_growth_mib", "corpus_gib")
     assert all(speed > 0 for speed in figures["tokens_per_second"].values())
     assert figures["corpus_gib"] == pytest.approx(0.019, abs=1e-3)
+    assert figures["exact_at_other_world_sizes"] is True
 
 
 @pytest.mark.slow
