@@ -35,6 +35,13 @@ def test_data_loading() -> None:
 
 
 @pytest.mark.slow
+def test_bulk_tokenization() -> None:
+    figures = last_line("bulk_tokenization", "--repeats", "1")
+    assert_reported(figures, "mb_per_second", "tiktoken_ratio", "datasets_ratio")
+    assert set(figures["mb_per_second"]) == {"ours", "tiktoken", "datasets.map"}
+
+
+@pytest.mark.slow
 def test_preparation_kills() -> None:
     figures = last_line("preparation_kills")
     assert_reported(figures, "kills", "shards", "files", "equal_bytes")
