@@ -31,6 +31,14 @@ def test_data_loading() -> None:
     assert_reported(figures, "tokens_per_second", "resident_growth_mib", "corpus_gib")
     assert all(speed > 0 for speed in figures["tokens_per_second"].values())
     assert figures["corpus_gib"] == pytest.approx(0.019, abs=1e-3)
+    assert figures["exact_at_other_world_sizes"] is True
+
+
+@pytest.mark.slow
+def test_bulk_tokenization() -> None:
+    figures = last_line("bulk_tokenization", "--repeats", "1")
+    assert_reported(figures, "mb_per_second", "tiktoken_ratio", "datasets_ratio")
+    assert set(figures["mb_per_second"]) == {"ours", "tiktoken", "datasets.map"}
 
 
 @pytest.mark.slow

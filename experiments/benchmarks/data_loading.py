@@ -3,6 +3,10 @@
     python experiments/benchmarks/data_loading.py            # 2 GB in a temporary folder, about a minute
     python experiments/benchmarks/data_loading.py --quick    # 20 MB
 
+Beside it, in the same run, litdata's StreamingDataset reads the same tokens from its own format (`pip install litdata`;
+left out where it is missing), shuffled as it does, within its chunks. And ours goes on at another world size from the
+middle: the samples of every later batch are the same, which is shown.
+
 Without workers it reads one whole epoch, every window in shuffled order, and watches RssAnon + RssFile; with workers it
 reads --batches batches. The shards have just been written, so they come from the page cache: this measures the code,
 not the disk. The last line of the output is JSON.
@@ -16,6 +20,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from litdata_loading import litdata_speed
 from reporting import print_report
 
 from lit_llm.config import DataConfig
@@ -72,6 +77,33 @@ def measure(path: Path, options: argparse.Namespace, num_workers: int) -> tuple[
     return num_batches * options.batch_size * options.sequence_length / seconds, max(peak, resident_mib() - before)
 
 
+def same_samples_at_other_world_sizes(path: Path, options: argparse.Namespace) -> bool:
+    """Whether a run that goes on from its tenth batch with 1, 2 or 4 ranks reads what an uninterrupted one reads."""
+    config = DataConfig(paths=[str(path)], sequence_length=options.sequence_length, batch_size=8)
+
+    def batches(world_size: int, first: int, last: int) -> list[list[int]]:
+        data = TokenDataModule(config, None, seed=0)
+        data.samples_consumed = 8 * first
+        loaders = [
+            data.make_train_loader(data.train_sampler(rank, world_size, last - first)) for rank in range(world_size)
+        ]
+        tokens = [np.concatenate([batch["tokens"].numpy() for batch in each]) for each in zip(*loaders, strict=True)]
+        return [sorted(map(bytes, each)) for each in tokens]
+
+    straight = batches(1, 0, 20)
+    return all(batches(world_size, 10, 20) == straight[10:] for world_size in (1, 2, 4))
+
+
+def of_litdata(tokens: np.ndarray, folder: Path, options: argparse.Namespace, workers: int) -> float | None:
+    """Tokens per second of litdata; None, and a line, where it is not installed."""
+    folder.mkdir(exist_ok=True)
+    try:
+        return litdata_speed(tokens, folder, options.sequence_length, options.batch_size, options.batches, workers)
+    except ImportError as error:
+        print(f"left out: litdata ({error})")
+        return None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 MB of tokens instead of 2 GB")
@@ -86,15 +118,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         write_corpus(Path(folder) / "train", num_tokens)
         rows = {workers: measure(Path(folder), options, workers) for workers in options.workers}
+        exact = same_samples_at_other_world_sizes(Path(folder), options)
+        shards = sorted((Path(folder) / "train").glob("*.npy"))
+        tokens = np.concatenate([np.load(shard) for shard in shards])
+        others = {
+            workers: of_litdata(tokens, Path(folder) / "litdata", options, workers) for workers in options.workers
+        }
+    ratios = {workers: rows[workers][0] / other for workers, other in others.items() if other is not None}
 
     print_report(
         f"{num_tokens * 2 / 1e9:g} GB of shards",
-        ["workers", "million tokens/s", "resident growth, MiB"],
-        [[str(workers), f"{speed / 1e6:.1f}", f"{growth:.0f}"] for workers, (speed, growth) in rows.items()],
+        ["workers", "million tokens/s", "resident growth, MiB", "litdata, million tokens/s", "ours / litdata"],
+        [
+            [str(workers), f"{speed / 1e6:.1f}", f"{growth:.0f}"]
+            + ([f"{others[workers] / 1e6:.1f}", f"{ratios[workers]:.2f}"] if workers in ratios else ["-", "-"])
+            for workers, (speed, growth) in rows.items()
+        ],
         {
             "tokens_per_second": {str(workers): round(speed) for workers, (speed, _) in rows.items()},
             "resident_growth_mib": round(max(growth for _, growth in rows.values()), 1),
             "corpus_gib": round(num_tokens * 2 / 2**30, 3),
+            "litdata_ratio": {str(workers): round(ratio, 3) for workers, ratio in ratios.items()},
+            "exact_at_other_world_sizes": exact,
         },
     )
 

@@ -315,7 +315,12 @@ def run_command(name: str, arguments: Sequence[str] | None = None, program: str 
         program: what --help calls it; None: the name of the script.
     """
     command = COMMANDS[name]
-    words = command.as_options(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if command.words is not None and not given:
+        called = program or f"{name}.py"
+        print(f"usage: {called} {command.example}; {called} --help shows the options", file=sys.stderr)
+        raise SystemExit(2)
+    words = command.as_options(given)
     main(command.config, command.run, words, program, ShortHelp(command.everyday, command.example))
 
 

@@ -193,4 +193,5 @@ def _unknown_key(key: str, keys: list[str]) -> str:
             return f"there is no option {key}; here it is {ours}{note}"
     near = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
     same_name = [known for known in keys if known.rpartition(".")[2] == key.rpartition(".")[2]]
-    return f"there is no option {key}; the nearest is {(same_name or near)[0]}"
+    after = "; an option of the stage's run stands after a lone --" if {"stage", "options"} <= {*keys} else ""
+    return f"there is no option {key}; the nearest is {(same_name or near)[0]}{after}"

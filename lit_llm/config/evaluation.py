@@ -122,7 +122,12 @@ class EvaluateConfig(LoadConfig):
         Raises:
             UserError: something but preferences is given, or the model is to be quantized.
         """
-        for option in ("texts", "shards", "answers", "tasks", "reference"):
+        if self.reference is not None:
+            raise UserError(
+                f"reference is given, but {name} is a reward model, whose scores are measured as they are: a reference "
+                "belongs to a policy that DPO has trained; leave reference out"
+            )
+        for option in ("texts", "shards", "answers", "tasks"):
             if getattr(self, option):
                 raise UserError(
                     f"{option} cannot be had of {name}, which is a reward model: it gives scores, not text; leave "

@@ -77,7 +77,12 @@ def answer_log_probs(model: Decoder, tokenizer: Tokenizer, path: str, batch_size
 
 
 def preference_log_probs(
-    model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int = _ROWS, longest: int | None = None
+    model: Decoder,
+    tokenizer: Tokenizer,
+    path: Path | str,
+    batch_size: int = _ROWS,
+    longest: int | None = None,
+    tell: bool = True,
 ) -> Tensor:
     """Return the log-probabilities of the chosen and the rejected answers in a file of preferences: [pairs, 2].
 
@@ -87,8 +92,9 @@ def preference_log_probs(
         path: a file, folder, glob or hf:NAME.
         batch_size: pairs at once.
         longest: tokens of a text, which is cut after them; None: as many as the model has positions.
+        tell: say on stderr how many rows are left out or cut off.
     """
-    batches = _pairs(model, tokenizer, path, batch_size, longest)
+    batches = _pairs(model, tokenizer, path, batch_size, longest, tell)
     return torch.cat([log_probs.view(2, -1).T for log_probs, _ in _answer_log_probs(model, batches)])
 
 
@@ -118,7 +124,12 @@ def answer_scores(model: Decoder, tokenizer: Tokenizer, requests: Sequence[str],
 
 
 def _pairs(
-    model: Decoder, tokenizer: Tokenizer, path: Path | str, batch_size: int, longest: int | None = None
+    model: Decoder,
+    tokenizer: Tokenizer,
+    path: Path | str,
+    batch_size: int,
+    longest: int | None = None,
+    tell: bool = True,
 ) -> Iterable[dict[str, Any]]:
     config = PreferenceDataConfig(
         paths=[str(path)],
@@ -127,12 +138,12 @@ def _pairs(
         batch_size=batch_size,
         too_long="truncate",
     )
-    return _every_row(PreferenceDataModule(config, tokenizer, seed=0), str(path))
+    return _every_row(PreferenceDataModule(config, tokenizer, seed=0), str(path), tell)
 
 
-def _every_row(data: RowsDataModule, path: str) -> Iterable[dict[str, Any]]:
+def _every_row(data: RowsDataModule, path: str, tell: bool = True) -> Iterable[dict[str, Any]]:
     """Return batches of all rows of a file, and say on stderr how many rows are left out or cut off."""
-    for line in data.statistics_lines():
+    for line in data.statistics_lines() if tell else ():
         name, _, about = line.partition("data.paths: ")
         if about and not name:
             print(f"{path}: {about}", file=sys.stderr)

@@ -247,7 +247,7 @@ def _reference_log_probs(config: EvaluateConfig, loaded: LoadedModel) -> list[Te
     reference = load_reference(folder, loaded.model, loaded.tokenizer, device=loaded.device, dtype=dtype_of(config))
     longest = loaded.model.config.max_position_embeddings
     return [
-        preference_log_probs(reference, loaded.tokenizer, path, config.batch_size, longest)
+        preference_log_probs(reference, loaded.tokenizer, path, config.batch_size, longest, tell=False)
         for path in config.preferences
     ]
 

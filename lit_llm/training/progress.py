@@ -23,6 +23,7 @@ class TrainingProgress(L.Callback):
         self._bar: Progress | None = None
         self._clock = LineClock()
         self._first_step = 0
+        self._last_line = ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar at the step that the run starts from."""
@@ -75,9 +76,15 @@ class TrainingProgress(L.Callback):
         parts = [f"step {step}/{steps}", self._curves(trainer)]
         if self._first_step < step < steps:
             left = self._clock.seconds * (steps - step) / (step - self._first_step)
+            limit = trainer.lightning_module.config.trainer.max_seconds  # type: ignore[union-attr]
+            if limit is not None:  # whichever comes first ends the run
+                left = min(left, max(0.0, limit - self._clock.seconds))
             parts.append(f"about {in_words(left)} left")
         # without a width, so that a long line stays one line in a file
-        self.console.print("  ".join(filter(None, parts)), highlight=False, soft_wrap=True)
+        line = "  ".join(filter(None, parts))
+        if line != self._last_line:  # a validation at the end may follow a line of the same step
+            self.console.print(line, highlight=False, soft_wrap=True)
+        self._last_line = line
 
     @staticmethod
     def _curves(trainer: L.Trainer) -> str:

@@ -75,3 +75,10 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureF
     odd = run("odd", yaml.safe_dump({"seed": 2}), '{"step": 1, "val/loss": "<b>", "tokens": true}\n')
     found = compare(CompareConfig([good, odd], str(tmp_path / "compare.html")))
     assert ["val/loss", "2.5000", "-"] in found.ends and found.options == [["seed", "1", "2"]]
+
+
+def test_without_runs_the_usage_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command("compare", [], program="lit-llm compare")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: lit-llm compare checkpoints/one checkpoints/other; ")

@@ -237,7 +237,10 @@ def test_a_reward_model_ranks_held_out_pairs(tmp_path: Path, capsys: pytest.Capt
         ({"texts": ["{tmp}/x.txt"]}, "texts cannot be had of .*reward, which is a reward model: it gives scores"),
         ({"answers": ["{tmp}/x.jsonl"]}, "answers cannot be had of .*reward"),
         ({"tasks": ["arc_easy"]}, "tasks cannot be had of .*reward"),
-        ({"preferences": ["{tmp}/x.jsonl"], "reference": "{tmp}"}, "reference cannot be had of .*reward"),
+        (
+            {"preferences": ["{tmp}/x.jsonl"], "reference": "{tmp}"},
+            "reference is given, but .*reward is a reward model.*leave reference out",
+        ),
         ({"preferences": ["{tmp}/x.jsonl"], "quantize": "int8"}, "quantize cannot be had of .*reward"),
     ],
 )
@@ -463,3 +466,12 @@ def test_every_option_is_read_from_the_command_line() -> None:
     config = parse(EvaluateConfig, [*words, "--shards", "[s]", "--stride", "null", "--num_fewshot", "5"])
     assert config.texts == ["a.txt", "b/*.jsonl"] and config.tasks == ["arc_easy"] and config.num_fewshot == 5
     assert (config.quantize, config.split, config.stride) == ("int8", "train", None)
+
+
+def test_rows_left_out_are_told_once_beside_a_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, reference = (save_chat_model(tmp_path / name, seed) for seed, name in enumerate(("model", "reference")))
+    pairs = some_pairs(40)
+    pairs[3] = {**pairs[3], "rejected": pairs[3]["chosen"]}
+    rows = write_rows(tmp_path / "pairs.jsonl", pairs)
+    found(tmp_path / "out", model, preferences=[rows], reference=str(reference))
+    assert capsys.readouterr().err.count("1 of 40 rows left out") == 1

@@ -104,3 +104,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     with pytest.raises(SystemExit):
         run_command("find_rate", [*words, "--init_frm", "x"])
     assert "there is no option init_frm; the nearest is init_from" in capsys.readouterr().err
+
+
+def test_an_option_of_the_run_before_the_two_dashes_is_told_where_it_stands(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        run_command("find_rate", ["--stage", "sft", "--init_from", "checkpoints/pretrain"])
+    assert capsys.readouterr().err.rstrip().endswith("; an option of the stage's run stands after a lone --")

@@ -131,3 +131,13 @@ def test_a_line_is_not_due_at_every_step(make_run: MakeRun, capsys: pytest.Captu
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     assert len(said) == 1 and said[0].startswith("step 3/3  loss ")
     assert TrainingProgress().console.stderr
+
+
+def test_what_is_left_ends_with_max_time(make_run: MakeRun, capfd: pytest.CaptureFixture[str]) -> None:
+    """A million steps would take hours; the run ends after two seconds, and each of its lines knows."""
+    trainer = {"max_steps": 10**6, "max_time": "00:00:00:02", "val_every_n_steps": 5, "save_every_n_steps": None}
+    pretrain(make_run(trainer={**trainer, "enable_progress_bar": True}, data={"validation_windows": 2}))
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
+    told = [line.rpartition("  about ")[2] for line in lines if " left" in line]
+    assert told and all("minute" not in left and "hour" not in left and "day" not in left for left in told)
+    assert len(lines) == len(set(lines))  # none comes twice
