@@ -69,7 +69,7 @@ def show_corpus(config: RecipeConfig, corpus: CleanCorpus) -> None:
     Console().print(table)
     contents, folder = corpus.report["corpus"], corpus.folder
     print(f"corpus  {contents['documents']:,} documents, {_megabytes(contents['bytes'])} MB in {folder / 'documents'}")
-    print(f"report  {folder / 'report.json'}")
+    print(f"report  {folder / 'data_report.html'} (and data_card.md, report.json)")
 
 
 _CORPUS_COLUMNS = ("", "documents", "MB", "dropped", "seconds", "most often as")

@@ -449,3 +449,16 @@ def test_templates_of_others(loaded: LoadedModel, template: str, expected: str) 
     assert other.tokenizer.decode(prompt) == expected
     assert conversation.last is not None and conversation.last.prompt_tokens == len(prompt)
     assert say(conversation, "d") == answer_to(other, [*turns, Message("assistant", answer), user("d")])
+
+
+def test_a_model_that_was_only_pretrained_is_announced(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").symlink_to(folder)
+    said = {}
+    for options in ("schedule: {}\ninit_from: null\n", "schedule: {}\ninit_from: null\nlora: {}\n", "schedule: {}"):
+        (tmp_path / "config.yaml").write_text(options)
+        monkeypatch.setattr("sys.stdin", io.StringIO(""))
+        chat(ChatConfig(str(tmp_path), accelerator="cpu"))
+        said[options] = "was only pretrained" in capsys.readouterr().err
+    assert list(said.values()) == [True, False, False]

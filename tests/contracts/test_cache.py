@@ -13,8 +13,8 @@ from torch import Tensor
 from lit_llm.config import ModelConfig, UserError
 from lit_llm.model import Decoder, KVCache
 
-# float32 sums in another order; logits are of the order of 1 to 10
-TOLERANCE = 2e-5
+# float32 sums in another order, in two layers: some 40 units in the last place of logits up to 10
+TOLERANCE = 4e-5
 LENGTH = 24
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "multi-head": ("llama-10m", {}),

@@ -56,7 +56,7 @@ class CorpusStep(Protocol):
         Args:
             parts: How many there are.
             folder: Has the index of each part.
-            memory_bytes: What it may hold in memory at once; what needs more goes through files in `folder`.
+            memory_bytes: What each worker may hold in memory at once; what needs more goes through files in `folder`.
             parallel: Runs a function over items on all workers.
 
         Returns:

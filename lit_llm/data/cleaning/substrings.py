@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -107,7 +106,7 @@ class RepeatedSubstrings:
         for old in folder.glob("repeated-*"):
             old.unlink()
         sizes = [len(_load(folder, "hashes", part)) for part in range(parts)]
-        memory = max(_LEAST_MEMORY, memory_bytes // (os.cpu_count() or 1))
+        memory = max(_LEAST_MEMORY, memory_bytes)
         wanted = max(-(-sum(sizes) * _STRETCH_BYTES // memory), min(_MOST_SHARES, sum(sizes) // _SHARE_STRETCHES))
         shares = min(max(wanted, 1), max(sum(sizes), 1))
         share = _Share(self._options, folder, parts, shares, memory // _TOKEN_BYTES)

@@ -20,7 +20,7 @@ from lit_llm.config.files import replace_file, write_json
 from lit_llm.config.lock import locked
 from lit_llm.config.recipe import RecipeConfig
 from lit_llm.data.cleaning.registry import is_corpus_step
-from lit_llm.data.corpus.recipes.chain import Link, check_steps, forget_steps
+from lit_llm.data.corpus.recipes.chain import Link, check_steps, document_step, forget_steps
 from lit_llm.data.corpus.recipes.cluster import ClusterWorkers
 from lit_llm.data.corpus.recipes.result import Contents, make_result, publish
 from lit_llm.data.corpus.recipes.stages import StageRunner, stages_of
@@ -161,8 +161,9 @@ def _step_report(link: Link, runner: StageRunner) -> dict[str, Any]:
     total = Tally()
     for tally in runner.tallies(link):
         total.merge(tally)
-    facts: dict[str, Any] = {}
-    if is_corpus_step(link.name):
+    if not is_corpus_step(link.name):
+        facts = getattr(document_step(link), "facts", {})
+    else:
         decision = load_record(link.folder / "decision.json")
         facts = decision["facts"]
         total.seconds += decision["seconds"]

@@ -169,7 +169,8 @@ class StageRunner:
         for task in tasks:
             tally.merge(Tally.load(task.record))
         step, began = corpus_step(link), perf_counter()
-        facts = step.decide(len(self.parts), folder, self._memory_bytes, self._workers.run)
+        memory = self._memory_bytes // self._workers.number
+        facts = step.decide(len(self.parts), folder, memory, self._workers.run)
         tally.seconds += perf_counter() - began
         tally.counts.update(step.counts)
         decision = {"facts": facts, "seconds": tally.seconds, "counts": dict(tally.counts)}
