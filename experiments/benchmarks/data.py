@@ -1,8 +1,8 @@
 """The data engine on real web pages: the speed of every step, and what its work is worth to a model.
 
-    apt-get install python3-doc debian-handbook            # the pages (Debian); --pages takes other folders of HTML
-    python experiments/benchmarks/data.py                  # some 15 minutes on two cores
-    python experiments/benchmarks/data.py --quick          # a few pages and steps, to see that it runs
+    apt-get install python3-doc postgresql-doc-15 sqlite3-doc git-doc debian-handbook   # the pages, on Debian 12
+    python experiments/benchmarks/data.py            # some 15 minutes on two cores; --pages takes other folders of HTML
+    python experiments/benchmarks/data.py --quick    # a few pages and steps, to see that it runs
 
 The pages are written into a WARC file together with planted junk: spam, walls of links, exact and near copies. Every
 tenth page is held out; its text is taken by trafilatura, so that it is neither side's own. Then there are two corpora:
@@ -37,7 +37,10 @@ from lit_llm.stages.pretrain import pretrain
 from lit_llm.stages.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("/usr/share/doc/python3.11/html", "/usr/share/doc/debian-handbook/html/en-US", "/usr/share/doc/valgrind/html")
+PAGES = tuple(
+    f"/usr/share/doc/{folder}"
+    for folder in ("python3.11/html", "postgresql-doc-15/html", "sqlite3", "git-doc", "debian-handbook/html/en-US")
+)
 HELD_OUT = 10
 
 
@@ -45,7 +48,7 @@ def find_pages(folders: list[str], most: int | None) -> tuple[list[Path], list[P
     """The pages for training and those that are held out, which a hash of their paths chooses."""
     found = [path for folder in folders for path in sorted(Path(folder).rglob("*.html"))][:most]
     if not found:
-        raise SystemExit(f"no HTML pages in {', '.join(folders)}; apt-get install python3-doc debian-handbook")
+        raise SystemExit(f"no HTML pages in {', '.join(folders)}; apt-get install python3-doc postgresql-doc-15")
     digests = {path: blake2b(str(path).encode(), digest_size=2).digest() for path in found}
     held_out = [path for path in found if int.from_bytes(digests[path], "big") % HELD_OUT == 0]
     return [path for path in found if path not in set(held_out)], held_out
