@@ -51,16 +51,7 @@ def prepare_data(config: PrepareConfig) -> dict[str, Manifest]:
             file=sys.stderr,
         )
     progress = begin_preparation(config, tokenizer, corpus, output)
-    encoder = CorpusEncoder(config, tokenizer, output, progress)
-    with byte_progress("encoding", corpus.size_bytes()) as advance:
-        advance(sum(shard.bytes for shards in progress.shards.values() for shard in shards))
-        try:
-            for batch in document_batches(corpus.documents(skip=progress.documents)):
-                advance(encoder.add(batch))
-            encoder.commit()
-        except BaseException:
-            encoder.discard()
-            raise
+    _encode(CorpusEncoder(config, tokenizer, output, progress), corpus)
     manifests = {
         split: Manifest(
             tokenizer_digest=tokenizer.digest,
@@ -82,6 +73,20 @@ def prepare_data(config: PrepareConfig) -> dict[str, Manifest]:
     (output / "progress.json").unlink()
     corpus.counts.say()
     return manifests
+
+
+def _encode(encoder: CorpusEncoder, corpus: Corpus) -> None:
+    """Write the shards that are still to be written."""
+    progress = encoder.progress
+    with byte_progress("encoding", corpus.size_bytes()) as advance:
+        advance(sum(shard.bytes for shards in progress.shards.values() for shard in shards))
+        try:
+            for batch in document_batches(corpus.documents(skip=progress.documents)):
+                advance(encoder.add(batch))
+            encoder.commit()
+        except BaseException:
+            encoder.discard()
+            raise
 
 
 def _check_not_empty(config: PrepareConfig, manifests: dict[str, Manifest]) -> None:
