@@ -33,6 +33,12 @@ _ZERO_WIDTH = re.compile(
 _MANY_COMBINING = re.compile(f"([{COMBINING}]{{{_MOST_COMBINING}}})[{COMBINING}]+")
 _TERMINAL_ESCAPES = re.compile("\x1b\\[[0-9;]{0,40}[a-zA-Z]")
 _C1 = re.compile("[\x80-\x9f]")
+# What an edit but the repair and the normalization takes away or replaces, of ASCII and beyond it
+_ODD_ASCII = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
+_ODD = re.compile(
+    "[\x80-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufdd0-\ufdef\ufeff\ufff9-\ufffb\ufffe\uffff"
+    "\U000e0000-\U000e007f]"
+)
 
 
 def line_feeds(text: str) -> tuple[str, int]:
@@ -92,10 +98,11 @@ class Unicode:
         """
         self.counts: Counter[str] = Counter()
         self._options = options
+        self._is_bad, repaired = _repair() if options.mojibake else (_never, line_feeds)
         edits: list[tuple[str, bool, Edit]] = [
             ("line ends replaced", options.line_ends, line_feeds),
             ("terminal escapes removed", options.mojibake, without_terminal_escapes),
-            ("lines of mojibake repaired", options.mojibake, _repairing() if options.mojibake else line_feeds),
+            ("lines of mojibake repaired", options.mojibake, repaired),
             ("line ends replaced", options.line_ends, other_line_feeds),
             ("control characters removed", options.control_characters, without_controls),
             ("bidi controls removed", options.bidi_controls, without_bidi_controls),
@@ -108,7 +115,9 @@ class Unicode:
     def __call__(self, document: SourceDocument) -> str | None:
         """Changes the text; why the document is dropped, or None."""
         text = document.text
-        for _ in range(_MOST_ROUNDS):  # what one edit takes away can make work for one before it
+        for _ in range(
+            _MOST_ROUNDS if self._needs_edits(text) else 0
+        ):  # what one edit takes away can make work for one before it
             before = text
             for name, edit in self._edits:
                 text, number = edit(text)
@@ -121,6 +130,20 @@ class Unicode:
         if most is not None and share(text.count("\ufffd"), len(text)) > most:
             return f"more than {most:g} of the characters could not be decoded"
         return None if text.strip() else "no text"
+
+    def _needs_edits(self, text: str) -> bool:
+        """Whether any edit could change the text; most texts are told by one look that none can."""
+        if _ODD_ASCII.search(text) is not None:
+            return True
+        if text.isascii():
+            return False
+        rest = "\n".join([line for line in text.split("\n") if not line.isascii()])
+        return (
+            _ODD.search(rest) is not None
+            or self._is_bad(rest)
+            or fewer_combining_marks(rest)[1] > 0
+            or self._normalized(rest)[0] != rest
+        )
 
     def _normalized(self, text: str) -> tuple[str, int]:
         form = self._options.normalization
@@ -139,8 +162,12 @@ class Unicode:
         return text
 
 
-def _repairing() -> Edit:
-    """The repair of wrongly decoded text by ftfy, line by line, of the lines that look wrong to it.
+def _never(text: str) -> bool:
+    return False
+
+
+def _repair() -> tuple[Callable[[str], bool], Edit]:
+    """Whether a text looks wrongly decoded to ftfy, and its repair, line by line.
 
     Raises:
         UserError: ftfy is not installed.
@@ -163,7 +190,10 @@ def _repairing() -> Edit:
         if text.isascii() or not (_C1.search(text) or is_bad(text)):
             return text, 0
         lines = text.split("\n")
-        fixed = [line if line.isascii() else ftfy.fix_text(line, config) for line in lines]
+        fixed = [
+            ftfy.fix_text(line, config) if not line.isascii() and (_C1.search(line) or is_bad(line)) else line
+            for line in lines
+        ]
         return "\n".join(fixed), sum(map(str.__ne__, lines, fixed))
 
-    return repaired
+    return is_bad, repaired
