@@ -173,7 +173,8 @@ class ShardedTokens:
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)} in {self.folder}")
         out = np.empty(length, dtype=self.manifest.dtype)
-        self._read_into(start, out)
+        if length:
+            self._read_into(start, out)
         self._require_known(out)
         return out
 
@@ -195,10 +196,11 @@ class ShardedTokens:
             raise IndexError(f"a window of {length} tokens is not among the {size} tokens of {self.folder}")
         out = np.empty((len(starts), length), dtype=self.manifest.dtype)
         for row, start in zip(out, starts.tolist(), strict=True):
-            inside = min(length, size - start)
-            self._read_into(start, row[:inside])
-            if inside < length:
-                self._read_into(0, row[inside:])
+            if start + length <= size:
+                self._read_into(start, row)
+            else:
+                self._read_into(start, row[: size - start])
+                self._read_into(0, row[size - start :])
         self._require_known(out)
         return out
 
@@ -281,19 +283,26 @@ class ShardedTokens:
         return {**self.__dict__, "_open": {}, "_closing": []}
 
     def _read_into(self, start: int, out: np.ndarray) -> None:
-        """Fills `out` [length], of the type of the shards, with the tokens from `start` on."""
-        shard, length = bisect_right(self._ends, start), len(out)
-        while length:
-            offset, count = start - self._starts[shard], min(length, self._ends[shard] - start)
-            # By a call and not a map: a map's pages count as memory of this process, and giving them back so that it
-            # does not grow, and then touching them again, takes several times as long as the call.
-            piece = out if count == len(out) else out[len(out) - length :][:count]
-            read = os.preadv(self._descriptor(shard), (piece,), HEADER_BYTES + offset * out.itemsize) if count else 0
-            start, length = start + read // out.itemsize, length - read // out.itemsize
-            if read == piece.nbytes:
-                shard += 1
-            elif read < out.itemsize:
+        """Fills `out` [length, at least 1], of the type of the shards, with the tokens from `start` on."""
+        shard = bisect_right(self._ends, start)
+        while start + len(out) > self._ends[shard]:
+            count = self._ends[shard] - start
+            self._read_shard(shard, start, out[:count])
+            start, out, shard = start + count, out[count:], shard + 1
+        self._read_shard(shard, start, out)
+
+    def _read_shard(self, shard: int, start: int, out: np.ndarray) -> None:
+        # By a call and not a map: a map's pages count as memory of this process, and giving them back so that it does
+        # not grow, and then touching them again, takes several times as long as the call.
+        if shard not in self._open:
+            self._open_shard(shard)
+        at = HEADER_BYTES + (start - self._starts[shard]) * out.itemsize
+        read = os.preadv(self._open[shard], (out,), at)
+        if read < out.nbytes:  # the file ends here, or the call was cut short
+            if read < out.itemsize:
                 self._check_size(self.manifest.shards[shard])
+            whole = read // out.itemsize
+            self._read_shard(shard, start + whole, out[whole:])
 
     def _require_known(self, tokens: np.ndarray) -> None:
         """Refuses tokens that no vocabulary has, whatever becomes of them: an embedding on a GPU would end the process.
@@ -317,16 +326,13 @@ class ShardedTokens:
                 "the folder again or prepare the data again with --overwrite true"
             )
 
-    def _descriptor(self, shard: int) -> int:
-        """The file of a shard, opened when first asked for."""
-        if shard not in self._open:
-            if len(self._open) >= _MAX_OPEN:
-                for close in self._closing:
-                    close()
-                self._open, self._closing = {}, []
-            self._open[shard] = os.open(self.folder / self.manifest.shards[shard].file, os.O_RDONLY)
-            self._closing.append(weakref.finalize(self, os.close, self._open[shard]))
-        return self._open[shard]
+    def _open_shard(self, shard: int) -> None:
+        if len(self._open) >= _MAX_OPEN:
+            for close in self._closing:
+                close()
+            self._open, self._closing = {}, []
+        self._open[shard] = os.open(self.folder / self.manifest.shards[shard].file, os.O_RDONLY)
+        self._closing.append(weakref.finalize(self, os.close, self._open[shard]))
 
     def _check_size(self, shard: ShardInfo) -> None:
         path = self.folder / shard.file
