@@ -7,9 +7,9 @@ Beside it, in the same run, litdata's StreamingDataset reads the same tokens fro
 left out where it is missing), shuffled as it does, within its chunks. And ours goes on at another world size from the
 middle: the samples of every later batch are the same, which is shown.
 
-Without workers it reads one whole epoch, every window in shuffled order, and watches RssAnon + RssFile; with workers it
-reads --batches batches. The shards have just been written, so they come from the page cache: this measures the code,
-not the disk. The last line of the output is JSON.
+Without workers each reads one whole epoch, every window in shuffled order, and RssAnon + RssFile of ours is watched;
+with workers each reads --batches batches. Both give a training int64 inputs and targets. The shards have just been
+written, so they come from the page cache: this measures the code, not the disk. The last line of the output is JSON.
 """
 
 from __future__ import annotations
@@ -97,8 +97,9 @@ def same_samples_at_other_world_sizes(path: Path, options: argparse.Namespace) -
 def of_litdata(tokens: np.ndarray, folder: Path, options: argparse.Namespace, workers: int) -> float | None:
     """Tokens per second of litdata; None, and a line, where it is not installed."""
     folder.mkdir(exist_ok=True)
+    batches = options.batches if workers else len(tokens) // (options.sequence_length * options.batch_size)
     try:
-        return litdata_speed(tokens, folder, options.sequence_length, options.batch_size, options.batches, workers)
+        return litdata_speed(tokens, folder, options.sequence_length, options.batch_size, batches, workers)
     except ImportError as error:
         print(f"left out: litdata ({error})")
         return None

@@ -27,7 +27,7 @@ class BatchConfig:
     validation_batch_size: int | None = None
     """Rows per device in validation; null: as in training."""
     num_workers: int = 0
-    """Loader processes; 0 reads in the training process, which is the fastest for memory-mapped shards."""
+    """Loader processes; 0 reads in the training process, which is the fastest for shards of this machine."""
     prefetch_factor: int = 4
     """Batches that each loader process keeps ready."""
     pin_memory: bool | None = None

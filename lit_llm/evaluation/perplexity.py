@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import UserError
-from lit_llm.data.pretraining.windows import make_batch
+from lit_llm.data.pretraining.batches import make_batch
 from lit_llm.evaluation.token_windows import Source, TextSource, Window, WindowOptions
 from lit_llm.model import Decoder, token_log_probs
 from lit_llm.objectives import IGNORE_INDEX

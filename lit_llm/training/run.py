@@ -260,7 +260,7 @@ class quiet(warnings.catch_warnings):
         super().__enter__()
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         for pattern in (
-            ".*does not have many workers.*",  # memory-mapped shards are fastest without
+            ".*does not have many workers.*",  # shards of this machine are read fastest without
             ".*your dataloader is not resumable.*",  # the data module resumes, not the loader
             ".*number of training batches.*",
             ".*Checkpoint directory.*exists and is not empty.*",

@@ -1,4 +1,4 @@
-"""Shards: token arrays on disk as plain .npy files beside a manifest, opened by memory map.
+"""Shards: token arrays on disk as plain .npy files beside a manifest, read where a token is asked for.
 
 A folder holds one split: shard_00000.npy, shard_00001.npy, ... (1-D; uint16 where the vocabulary fits, else uint32) and
 manifest.json. `numpy.load` reads a shard and `sha256sum` checks one; no other tool is needed.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-import mmap
 import os
+import weakref
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -27,10 +27,8 @@ if TYPE_CHECKING:
     from lit_llm.tokenizer import Tokenizer
 
 HEADER_BYTES = 128  # numpy pads the header of any 1-D array to this, so that it can be written last, in place
-_MAX_OPEN = 512  # maps held open at once, below the usual limit of 1024 open files
-_FAULT_BYTES = 1 << 19  # what one fault was seen to map at most (Linux 6.18, ext4): the page cache holds large folios
-_COUNT_AT_ONCE = 1 << 24  # tokens
-_RELEASE_BYTES = 1 << 26  # mapped memory after which the pages are given back
+_MAX_OPEN = 512  # shards held open at once, below the usual limit of 1024 open files
+_TOKENS_AT_ONCE = 1 << 24
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -154,9 +152,8 @@ class ShardedTokens:
         self.manifest = manifest
         self._ends = np.cumsum([shard.tokens for shard in self.manifest.shards], dtype=np.int64).tolist()
         self._starts = [0, *self._ends[:-1]]
-        self._arrays: dict[int, np.ndarray] = {}
-        self._maps: list[mmap.mmap] = []
-        self._touched = 0
+        self._open: dict[int, int] = {}  # file descriptors by shard
+        self._closing: list[weakref.finalize] = []
 
     def __len__(self) -> int:
         """Tokens in the split."""
@@ -176,7 +173,8 @@ class ShardedTokens:
         if start < 0 or length < 0 or start + length > len(self):
             raise IndexError(f"tokens {start} to {start + length} of {len(self)} in {self.folder}")
         out = np.empty(length, dtype=self.manifest.dtype)
-        self._read_into(start, out)
+        if length:
+            self._read_into(start, out)
         self._require_known(out)
         return out
 
@@ -188,7 +186,7 @@ class ShardedTokens:
             length: tokens in each, at most those of the split.
 
         Returns:
-            int64 [n, length].
+            [n, length], in the type of the shards.
 
         Raises:
             IndexError: a range does not begin inside the split, or is longer.
@@ -196,12 +194,13 @@ class ShardedTokens:
         starts, size = np.asarray(starts, dtype=np.int64), len(self)
         if len(starts) and (starts.min() < 0 or starts.max() >= size or length > size):
             raise IndexError(f"a window of {length} tokens is not among the {size} tokens of {self.folder}")
-        out = np.empty((len(starts), length), dtype=np.int64)
+        out = np.empty((len(starts), length), dtype=self.manifest.dtype)
         for row, start in zip(out, starts.tolist(), strict=True):
-            inside = min(length, size - start)
-            self._read_into(start, row[:inside])
-            if inside < length:
-                self._read_into(0, row[inside:])
+            if start + length <= size:
+                self._read_into(start, row)
+            else:
+                self._read_into(start, row[: size - start])
+                self._read_into(0, row[size - start :])
         self._require_known(out)
         return out
 
@@ -227,9 +226,7 @@ class ShardedTokens:
 
     def count(self, token: int, start: int, length: int) -> int:
         """How often `token` stands among tokens [start, start + length)."""
-        steps = range(start, start + length, _COUNT_AT_ONCE)
-        pieces = (self.read(first, min(_COUNT_AT_ONCE, start + length - first)) for first in steps)
-        return sum(int(np.count_nonzero(piece == token)) for piece in pieces)
+        return sum(int(np.count_nonzero(self.read(*piece) == token)) for piece in _in_pieces(start, start + length))
 
     @property
     def bytes_to_verify(self) -> int:
@@ -282,20 +279,30 @@ class ShardedTokens:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A map cannot be pickled; a loader worker opens its own.
-        return {**self.__dict__, "_arrays": {}, "_maps": [], "_touched": 0}
+        # An open file is of this process alone; a loader worker opens its own.
+        return {**self.__dict__, "_open": {}, "_closing": []}
 
     def _read_into(self, start: int, out: np.ndarray) -> None:
-        done, shard = 0, bisect_right(self._ends, start)
-        while done < len(out):
-            offset = start + done - self._starts[shard]
-            piece = self._array(shard)[offset : offset + len(out) - done]
-            out[done : done + len(piece)] = piece
-            done += len(piece)
-            shard += 1
-        self._touched += out.size * np.dtype(self.manifest.dtype).itemsize + _FAULT_BYTES
-        if self._touched >= _RELEASE_BYTES:
-            self._release()
+        """Fills `out` [length, at least 1], of the type of the shards, with the tokens from `start` on."""
+        shard = bisect_right(self._ends, start)
+        while start + len(out) > self._ends[shard]:
+            count = self._ends[shard] - start
+            self._read_shard(shard, start, out[:count])
+            start, out, shard = start + count, out[count:], shard + 1
+        self._read_shard(shard, start, out)
+
+    def _read_shard(self, shard: int, start: int, out: np.ndarray) -> None:
+        # By a call and not a map: a map's pages count as memory of this process, and giving them back so that it does
+        # not grow, and then touching them again, takes several times as long as the call.
+        if shard not in self._open:
+            self._open_shard(shard)
+        at = HEADER_BYTES + (start - self._starts[shard]) * out.itemsize
+        read = os.preadv(self._open[shard], (out,), at)
+        if read < out.nbytes:  # the file ends here, or the call was cut short
+            if read < out.itemsize:
+                self._check_size(self.manifest.shards[shard])
+            whole = read // out.itemsize
+            self._read_shard(shard, start + whole, out[whole:])
 
     def _require_known(self, tokens: np.ndarray) -> None:
         """Refuses tokens that no vocabulary has, whatever becomes of them: an embedding on a GPU would end the process.
@@ -306,9 +313,11 @@ class ShardedTokens:
         largest = int(tokens.max(initial=0))
         if largest < self.manifest.vocab_size:
             return
-        for index, file in enumerate(self.files):
-            array = self._array(index)
-            self._require_token(int(array.max(initial=0)), file)
+        for shard, file in enumerate(self.files):
+            for start, length in _in_pieces(self._starts[shard], self._ends[shard]):
+                piece = np.empty(length, dtype=self.manifest.dtype)
+                self._read_into(start, piece)
+                self._require_token(int(piece.max()), file)
 
     def _require_token(self, largest: int, path: Path) -> None:
         if largest >= self.manifest.vocab_size:
@@ -317,26 +326,13 @@ class ShardedTokens:
                 "the folder again or prepare the data again with --overwrite true"
             )
 
-    def _array(self, index: int) -> np.ndarray:
-        """Shard `index`, mapped when first asked for."""
-        if index not in self._arrays:
-            if len(self._arrays) >= _MAX_OPEN:
-                self._arrays, self._maps = {}, []
-            shard = self.manifest.shards[index]
-            if not shard.tokens:  # an empty file region cannot be mapped
-                return np.empty(0, dtype=self.manifest.dtype)
-            mapped = np.memmap(
-                self.folder / shard.file, self.manifest.dtype, mode="r", offset=HEADER_BYTES, shape=(shard.tokens,)
-            )
-            self._maps.append(mapped._mmap)
-            self._arrays[index] = mapped.view(np.ndarray)  # slices of a plain view cost less than slices of a memmap
-        return self._arrays[index]
-
-    def _release(self) -> None:
-        """Gives the mapped pages back: they stay in the page cache but no longer count as this process's memory."""
-        self._touched = 0
-        for mapped in self._maps:
-            mapped.madvise(mmap.MADV_DONTNEED)
+    def _open_shard(self, shard: int) -> None:
+        if len(self._open) >= _MAX_OPEN:
+            for close in self._closing:
+                close()
+            self._open, self._closing = {}, []
+        self._open[shard] = os.open(self.folder / self.manifest.shards[shard].file, os.O_RDONLY)
+        self._closing.append(weakref.finalize(self, os.close, self._open[shard]))
 
     def _check_size(self, shard: ShardInfo) -> None:
         path = self.folder / shard.file
@@ -349,3 +345,9 @@ class ShardedTokens:
                 f"{path} has {size} bytes and its manifest says {expected}, so it is truncated or not the same shard; "
                 "copy it again or prepare the data again with --overwrite true"
             )
+
+
+def _in_pieces(start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Tokens [start, end) in parts that fit memory: the first token and the length of each."""
+    for first in range(start, end, _TOKENS_AT_ONCE):
+        yield first, min(_TOKENS_AT_ONCE, end - first)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_llm.config import UserError
+from lit_llm.data.loading.packed import PackedBatch, PackedDataset
 
 
 def micro_batch_shape(batch_size: int, micro_batch_size: int | None, world_size: int) -> tuple[int, int]:
@@ -97,7 +98,8 @@ class TimedDataLoader(DataLoader):
     reports as its length may be set, as Lightning counts the micro-batches before a resume as fetched from it.
 
     Args:
-        dataset: has `__getitems__`, which returns a batch.
+        dataset: has `__getitems__`, which returns a batch; where it has `pack`, loader processes pass on what that
+            returns, a `PackedBatch`.
         reported_length: what `len` gives; None: the batches that an iterator yields.
         **options: of `torch.utils.data.DataLoader`.
 
@@ -107,6 +109,8 @@ class TimedDataLoader(DataLoader):
 
     def __init__(self, dataset: Dataset, reported_length: int | None = None, **options: Any) -> None:
         options.setdefault("collate_fn", use_whole_batch)
+        if options.get("num_workers") and hasattr(dataset, "pack"):
+            dataset = PackedDataset(dataset)
         super().__init__(dataset, generator=torch.Generator(), **options)
         self.reported_length = reported_length
         self.wait_seconds = 0.0
@@ -132,6 +136,8 @@ class TimedDataLoader(DataLoader):
             started = time.perf_counter()
             try:
                 batch = next(batches)
+                if isinstance(batch, PackedBatch):
+                    batch = batch.unpack()
             except StopIteration:
                 return
             except UserError as error:

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_llm.config import UserError
+from lit_llm.data.loading.look_ahead import LookAhead
 from lit_llm.data.loading.order import MixtureOrder, Stretch, mix
+from lit_llm.data.pretraining.batches import Batch, PackedWindows, make_batch
 from lit_llm.objectives import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from lit_llm.data.loading.stream import Decodes
-
-Batch = dict[str, Tensor]
 
 
 class TokenSource(Protocol):
@@ -40,7 +39,7 @@ class TokenSource(Protocol):
         """Tokens [start, start + length)."""
 
     def read_windows(self, starts: np.ndarray, length: int) -> np.ndarray:
-        """Several ranges of one length, int64 [n, length]; past the end each goes on from the beginning."""
+        """Several ranges of one length, integers [n, length]; past the end each goes on from the beginning."""
 
     def locate(self, position: int) -> tuple[Path, int]:
         """The file that holds a token, and the token's place in it."""
@@ -93,10 +92,10 @@ class ArrayTokens:
             length: tokens in each.
 
         Returns:
-            int64 [n, length].
+            [n, length], in the type of the array.
         """
         places = np.asarray(starts, dtype=np.int64)[:, None] + np.arange(length)
-        return self.tokens[places % len(self)].astype(np.int64)
+        return self.tokens[places % len(self)]
 
     def locate(self, position: int) -> tuple[Path, int]:
         """The name of the array, and `position` itself."""
@@ -207,6 +206,8 @@ class WindowDataset(Dataset):
         self.seed = seed
         self.eot_id = eot_id
         self.mask_documents = mask_documents
+        self._last = np.array([len(source) - 1 for source in self.sources], dtype=np.int64)
+        self._starts = LookAhead(self.starts)
 
     def starts(self, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Source, first token and number of targets of each sample; int64 [n] each."""
@@ -244,27 +245,25 @@ class WindowDataset(Dataset):
 
     def __getitems__(self, sample_ids: Sequence[int]) -> Batch:
         """A whole batch."""
+        return self.pack(sample_ids).unpack()
+
+    def pack(self, sample_ids: Sequence[int]) -> PackedWindows:
+        """A whole batch, as it was read."""
         ids = np.asarray(sample_ids, dtype=np.int64)
-        sources, starts, lengths = self.starts(ids)
-        windows = np.empty((len(ids), self.sequence_length + 1), dtype=np.int64)
-        last = np.empty_like(starts)
-        for source in np.unique(sources):
-            chosen = sources == source
-            windows[chosen] = self.sources[source].read_windows(starts[chosen], self.sequence_length + 1)
-            last[chosen] = len(self.sources[source]) - 1
-        columns = np.arange(self.sequence_length)
-        # Nothing predicts the first token of a corpus, though it follows the last.
-        joins = starts[:, None] + columns == last[:, None]
-        targets = windows[:, 1:].copy()
-        targets[joins | (columns >= lengths[:, None])] = IGNORE_INDEX
-        return make_batch(
-            torch.from_numpy(windows)[:, :-1],
-            torch.from_numpy(targets),
-            torch.from_numpy(ids),
-            self.eot_id,
-            self.mask_documents,
-            torch.from_numpy(joins),
-        )
+        sources, starts, lengths = self._starts(ids)
+        chosen = {source: np.flatnonzero(sources == source) for source in np.unique(sources).tolist()}
+        read = {
+            source: self.sources[source].read_windows(starts[rows], self.sequence_length + 1)
+            for source, rows in chosen.items()
+        }
+        if len(read) == 1:
+            (windows,) = read.values()
+        else:
+            types = {part.dtype for part in read.values()}
+            windows = np.empty((len(ids), self.sequence_length + 1), types.pop() if len(types) == 1 else np.int64)
+            for source, rows in chosen.items():
+                windows[rows] = read[source]
+        return PackedWindows(windows, lengths, self._last[sources] - starts, ids, self.eot_id, self.mask_documents)
 
 
 class EvaluationWindows(Dataset):
@@ -363,32 +362,3 @@ class EvaluationWindows(Dataset):
             self.mask_documents,
         )
         return batch if self.numbers is None else {**batch, "source_ids": torch.from_numpy(source_ids)}
-
-
-def make_batch(
-    tokens: Tensor,
-    targets: Tensor,
-    sample_ids: Tensor,
-    eot_id: int | None,
-    mask_documents: bool,
-    joins: Tensor | None = None,
-) -> Batch:
-    """The dict that a module is given; see `WindowDataset`. Writes to `targets`.
-
-    Args:
-        tokens: [b, T].
-        targets: [b, T].
-        sample_ids: [b].
-        eot_id: token that ends a document.
-        mask_documents: also return document_ids.
-        joins: further ends of documents, bool [b, T].
-    """
-    batch = {"tokens": tokens.contiguous(), "targets": targets, "sample_ids": sample_ids}
-    if mask_documents:
-        ends = tokens == eot_id
-        if joins is not None:
-            ends = ends | joins
-        targets[ends] = IGNORE_INDEX
-        # An end-of-text token belongs to the document that it ends.
-        batch["document_ids"] = ends.cumsum(dim=1) - ends.long()
-    return batch

@@ -1,9 +1,10 @@
-"""Shards: round trip, boundaries, memory maps, damage."""
+"""Shards: round trip, boundaries, open files, damage."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import resource
 from pathlib import Path
@@ -58,7 +59,7 @@ def test_reads_across_boundaries(folder: Path, tokens: np.ndarray) -> None:
         assert np.array_equal(source.read(start, length), tokens[start : start + length])
     starts = np.array([0, 295, 305, 648, 980])
     windows = source.read_windows(starts, 20)
-    assert windows.dtype == np.int64
+    assert windows.dtype == np.uint16
     assert np.array_equal(windows, np.stack([tokens[s : s + 20] for s in starts]))
     # Windows go on from the beginning after the end.
     assert np.array_equal(source.read_windows(np.array([990, 999]), 1000), [np.roll(tokens, 10), np.roll(tokens, 1)])
@@ -70,7 +71,7 @@ def test_reads_across_boundaries(folder: Path, tokens: np.ndarray) -> None:
             source.read_windows(np.array([0, start]), length)
 
 
-def test_pickles_without_its_maps(folder: Path, tokens: np.ndarray) -> None:
+def test_pickles_without_its_open_files(folder: Path, tokens: np.ndarray) -> None:
     source = ShardedTokens(folder)
     source.read(0, 1000)
     data = pickle.dumps(source)
@@ -78,26 +79,39 @@ def test_pickles_without_its_maps(folder: Path, tokens: np.ndarray) -> None:
     assert np.array_equal(pickle.loads(data).read(0, 1000), tokens)
 
 
-def test_released_and_reopened_maps_still_read(
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_few_files_are_open_at_once_and_none_afterwards(
     folder: Path, tokens: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_RELEASE_BYTES", 1)
+    def open_shards() -> int:
+        return sum(folder in file.resolve().parents for file in Path("/proc/self/fd").iterdir())
+
     monkeypatch.setattr(module, "_MAX_OPEN", 2)
     source = ShardedTokens(folder)
     for _ in range(3):
         assert np.array_equal(source.read(0, 1000), tokens)
-    assert len(source._maps) <= 2
+        assert 0 < open_shards() <= 2
+    del source
+    assert open_shards() == 0
+
+
+@pytest.mark.parametrize("cut", [3, 200])
+def test_a_shard_that_is_cut_while_it_is_read_is_named(folder: Path, cut: int) -> None:
+    source = ShardedTokens(folder)
+    source.read(0, 1)
+    os.truncate(folder / "shard_00000.npy", 128 + 2 * 300 - cut)
+    with pytest.raises(UserError, match=r"shard_00000.npy has \d+ bytes and its manifest says 728"):
+        source.read_windows(np.array([0, 250]), 100)
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process, mapped files included."""
+    """Resident memory of this process, parts of files that are mapped included."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
-def test_resident_memory_stays_flat_while_everything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resident_memory_stays_flat_while_everything_is_read(tmp_path: Path) -> None:
     size = 1 << 25
-    monkeypatch.setattr(module, "_RELEASE_BYTES", 1 << 23)
     write_split(tmp_path, [np.zeros(size, dtype=np.uint16)])
     source = ShardedTokens(tmp_path)
     source.read(0, 1)

@@ -11,9 +11,11 @@ import pytest
 import torch
 from recorded_batches import Recorder, trainer_for
 from shard_files import write_split
+from torch.utils.data import DataLoader
 
 from lit_llm.config import DataConfig, UserError
 from lit_llm.data.loading.loader import ConsumedBatchSampler, micro_batch_shape
+from lit_llm.data.pretraining.batches import PackedWindows
 from lit_llm.data.pretraining.data_module import TokenDataModule
 
 
@@ -73,6 +75,38 @@ def test_a_new_batch_size_goes_on_from_the_same_sample(path: str) -> None:
     data = make(path, batch_size=6, micro_batch_size=3)
     data.advance(20)
     assert [sorted(step) for step in steps_of(data, 1, 2)] == [list(range(20, 26)), list(range(26, 32))]
+
+
+@pytest.mark.parametrize("mask_documents", [False, True])
+def test_loader_processes_pass_on_what_is_read_without_them(tmp_path: Path, path: str, mask_documents: bool) -> None:
+    """Of a mix whose tokens are 2 and 4 bytes wide, and of one path."""
+    wide = write_corpus(tmp_path / "wide", 900, vocab_size=70_000)
+    for paths in ([path, wide], path):
+        alone, helped = (
+            list(data.make_train_loader(data.train_sampler(0, 1, 30)))
+            for data in (make(paths, mask_documents=mask_documents, num_workers=workers) for workers in (0, 2))
+        )
+        assert len(alone) == len(helped) == 30
+        for expected, batch in zip(alone, helped, strict=True):
+            assert batch.keys() == expected.keys()
+            for name, tensor in batch.items():
+                assert tensor.dtype == torch.int64 and torch.equal(tensor, expected[name]), name
+
+
+def test_a_loader_process_passes_on_tokens_as_narrow_as_they_are_stored(path: str) -> None:
+    data = make(path, num_workers=1)
+    passed_on = next(DataLoader.__iter__(data.make_train_loader(data.train_sampler(0, 1, 1))))
+    assert isinstance(passed_on, PackedWindows)
+    assert passed_on.windows.shape == (8, 9) and passed_on.windows.dtype == np.uint16
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_for_a_gpu_are_pinned(path: str, num_workers: int) -> None:
+    data = make(path, num_workers=num_workers)
+    for batch in data.make_train_loader(data.train_sampler(0, 1, 3)):
+        assert all(tensor.is_pinned() for tensor in batch.values())
 
 
 def test_a_batch_that_does_not_divide_is_an_error(path: str) -> None:
