@@ -75,7 +75,7 @@ class PageText:
 
 
 def extract_text(html: str, options: ExtractConfig) -> PageText | None:
-    """Takes the text out of a page; None where it cannot be parsed, or not in time and memory that grow with its length.
+    """Takes the text out of a page; None where it cannot be parsed, or takes time by the square of its length.
 
     The latter is a page with blocks more than 256 deep in each other, more than 5,000 attributes of a tag, or elements
     such as <font> which are not closed, so that HTML's rules open them again in block after block.

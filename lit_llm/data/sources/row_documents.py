@@ -42,7 +42,8 @@ class RowDocuments:
         if not isinstance(row, dict):
             return Skipped(where, "not an object", f"it is {type(row).__name__}")
         if row.get(field) is None:
-            return Skipped(where, f"no field {field!r}", f"there are {', '.join(map(str, row)) or 'none'}")
+            there = "it is null" if field in row else f"there are {', '.join(map(str, row)) or 'none'}"
+            return Skipped(where, f"no field {field!r}", there)
         text = row[field]
         if not isinstance(text, str):
             return Skipped(where, f"field {field!r} is not text", f"it is {type(text).__name__}")

@@ -361,6 +361,8 @@ def test_overwriting_starts_again(raw: Path, whole: Path, tmp_path: Path) -> Non
             "step 1 of the recipe, test_long, has no option wards; it has words",
         ),
         ({"steps": ["test_long", {"test_long": {"words": "x"}}]}, "step 2 of the recipe, test_long: words is 'x'"),
+        # What an option must be is said before it is compared to anything.
+        ({"steps": [{"near_duplicates": {"bands": "x"}}]}, "near_duplicates: bands is 'x'; it must be a whole number"),
         ({"num_workers": 0}, "num_workers is 0; it must be at least 1"),
         ({"part_mib": 0}, "part_mib is 0; it must be above 0"),
         ({"memory_gib": -1.0}, "memory_gib is -1.0; it must be above 0"),
