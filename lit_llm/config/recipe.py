@@ -29,7 +29,8 @@ class SourceConfig:
     text_field: str = "text"
     """Field of a row that holds the text."""
     id_field: str | None = None
-    """Field of a row that names the document; null: file and row number."""
+    """Field of a row that names the document, with the file before it where there are several; null: file and row
+    number."""
     url_field: str | None = "url"
     """Field of a row that holds the address; where a row has none, the document has none."""
     date_field: str | None = "date"

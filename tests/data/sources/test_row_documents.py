@@ -104,6 +104,14 @@ def test_an_id_that_a_row_before_had_is_followed_by_the_rows_number(tmp_path):
     assert reasons(skipped) == [("a.jsonl:3", "no field 'id'")]
 
 
+def test_ids_of_several_files_are_not_the_same(tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        write(tmp_path / name, [{"text": f"one of {name}", "id": 7}, {"text": "two", "id": 7}])
+    documents, _ = read_all(tmp_path, id_field="id")
+    assert [each.id for each in documents] == ["a.jsonl:7", "a.jsonl:7#2", "b.jsonl:7", "b.jsonl:7#2"]
+    assert all(each.metadata == {"id": 7} for each in documents)
+
+
 def test_parquet_of_other_types(tmp_path):
     raw = pa.array([b"ok", b"a\xffb"], type=pa.binary())
     column = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
