@@ -355,6 +355,7 @@ def test_overwriting_starts_again(raw: Path, whole: Path, tmp_path: Path) -> Non
         ({"sources": [SourceConfig()]}, "source 1 of the recipe has no path"),
         ({"sources": [SourceConfig("a", "x"), SourceConfig("b", "x")]}, "two sources are called 'x'"),
         ({"sources": [SourceConfig("/no/such")]}, "no such file"),
+        ({"sources": [SourceConfig(".")], "output": "corpora/a"}, "output corpora/a is inside source ., which would"),
         ({"steps": ["no_such"]}, "step 1 of the recipe, 'no_such', is unknown; the steps are "),
         (
             {"steps": [{"test_long": {"wards": 1}}]},
