@@ -46,9 +46,14 @@ _HOSTS = ("docs.pages.example", "www.pages.example", "wiki.pages.example")
 _DAY = "2024-05-{:02d}T12:00:00Z"
 
 
+def html_files(folder: Path) -> list[Path]:
+    """The HTML files below a folder, in the order of their paths; some folders have such a name, too."""
+    return sorted(path for path in folder.rglob("*.html") if path.is_file())
+
+
 def find_pages() -> list[Path]:
     """The HTML of this machine's documentation and of the Python packages that are installed."""
-    found = sorted(Path("/usr/share/doc").rglob("*.html"))
+    found = html_files(Path("/usr/share/doc"))
     for package in sorted(importlib.metadata.distributions(), key=lambda each: each.name):
         files = (Path(str(file.locate())) for file in package.files or () if file.suffix == ".html")
         found += sorted(file for file in files if file.is_file())
@@ -172,7 +177,7 @@ def main() -> None:
     parser.add_argument("--no_junk", action="store_true", help="the real pages alone")
     options = parser.parse_args()
     folders = options.pages
-    pages = [page for folder in folders for page in sorted(Path(folder).rglob("*.html"))] if folders else find_pages()
+    pages = [page for folder in folders for page in html_files(Path(folder))] if folders else find_pages()
     if not pages:
         raise SystemExit("no HTML pages; apt-get install python3-doc debian-handbook, or name folders with --pages")
     junk = dict.fromkeys(JUNK, 0.0) if options.no_junk else None

@@ -126,6 +126,10 @@ def explain(message: str, keys: list[str], words: list[str]) -> str:
 def _wrong_value(line: str, words: list[str]) -> str:
     """Say what an option's value is and what it must be; `line` names the option by one or more "Parser key"."""
     key = ".".join(re.findall(r"Parser key \"([\w.]+)\":", line))
+    item = re.search(r"dot import path string: (.*)|valid subclass of \w+\. Got value: (.*?) Subclass types", line)
+    if item is not None:
+        like = "{path: texts/}" if key == "sources" else "{name: value}"
+        return f"{key} has {item[1] or item[2]}; each of its entries must be a group of options, as '[{like}]'"
     given = re.search(r"Got value: (.*?)(?= - Expected| Given value type|$)", line)
     wanted = re.findall(r"Expected an? (.*?)(?=\. Got| - | Given|$)", line)
     if given is not None:

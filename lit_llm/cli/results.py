@@ -58,8 +58,9 @@ def show_corpus(config: RecipeConfig, corpus: CleanCorpus) -> None:
         *(Column(name, justify="right" if name in _NUMBERS else "left", overflow="fold") for name in _CORPUS_COLUMNS)
     )
     for source in corpus.report["sources"]:
-        skipped = sum(entry["number"] for entry in source["skipped"].values())
-        why = f"{skipped:,} skipped: {next(iter(source['skipped']))}" if skipped else ""
+        numbers = {reason: entry["number"] for reason, entry in source["skipped"].items()}
+        most = max(numbers, key=numbers.__getitem__, default="")
+        why = f"{sum(numbers.values()):,} skipped, {numbers[most]:,} as {most}" if numbers else ""
         came = (f"{source['documents']:,}", _megabytes(source["bytes"]))
         table.add_row(escape(source["name"]), *came, "", "", escape(why))
     for step in corpus.report["steps"]:

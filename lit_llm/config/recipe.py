@@ -9,7 +9,7 @@ from typing import Any, Literal
 from lit_llm.config.cleaning import DOCUMENT_STEPS
 from lit_llm.config.duplicates import CORPUS_STEPS
 from lit_llm.config.errors import UserError
-from lit_llm.config.serialization import check_types, from_plain
+from lit_llm.config.serialization import check_values, from_plain
 
 STEPS: dict[str, type[Any]] = {**DOCUMENT_STEPS, **CORPUS_STEPS}
 """The dataclass of options of every step."""
@@ -29,7 +29,8 @@ class SourceConfig:
     text_field: str = "text"
     """Field of a row that holds the text."""
     id_field: str | None = None
-    """Field of a row that names the document; null: file and row number."""
+    """Field of a row that names the document, with the file before it where there are several; null: file and row
+    number."""
     url_field: str | None = "url"
     """Field of a row that holds the address; where a row has none, the document has none."""
     date_field: str | None = "date"
@@ -142,8 +143,8 @@ def _step_options(entry: Any, number: int) -> tuple[str, Any]:
             f"step {number} of the recipe, {name}, has no option {unknown[0]}; it has {', '.join(known) or 'none'}"
         )
     try:
+        check_values(STEPS[name], values or {}, "")
         options = from_plain(STEPS[name], values or {})
-        check_types(options, "")
     except UserError as error:
         raise UserError(f"step {number} of the recipe, {name}: {error}") from None
     return name, options

@@ -85,12 +85,19 @@ def check_types(config: Any, prefix: str) -> None:
     Raises:
         UserError: names the first such field, and what it must be.
     """
-    hints = _hints(type(config))
-    for field in dataclasses.fields(config):
-        value, options = getattr(config, field.name), _options(hints[field.name])
+    check_values(
+        type(config), {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}, prefix
+    )
+
+
+def check_values(kind: type[Any], values: dict[str, Any], prefix: str) -> None:
+    """Refuse, as `check_types` does, values by the names of fields of a dataclass that is yet to be made of them."""
+    hints = _hints(kind)
+    for name, value in values.items():
+        options = _options(hints[name])
         if not any(_is(option, value) for option in options):
             words = " or ".join(_in_words(option) for option in options)
-            raise UserError(f"{prefix}{field.name} is {shown(value)}; it must be {words}")
+            raise UserError(f"{prefix}{name} is {shown(value)}; it must be {words}")
 
 
 def shown(value: Any, most: int = 60) -> str:

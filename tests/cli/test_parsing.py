@@ -33,6 +33,7 @@ from lit_llm.config import (
     preset_run,
     to_plain,
 )
+from lit_llm.config.recipe import RecipeConfig
 from lit_llm.stages.pretrain import pretrain
 
 SCRIPTS = {name: command.config for name, command in COMMANDS.items()}
@@ -96,6 +97,18 @@ def test_a_wrong_command_line_is_one_line_and_status_2(
     assert status == 2
     assert text.startswith("error: ") and text.count("\n") == 1
     assert message in text
+
+
+@pytest.mark.parametrize("entry", ["texts/", "5", "null"])
+def test_a_source_that_is_no_group_of_options_is_answered_with_one(
+    entry: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, text = failure(capsys, "--sources", f"[{entry}]", kind=RecipeConfig)
+    assert status == 2 and text.count("\n") == 1
+    shown = "None" if entry == "null" else entry
+    assert (
+        text == f"error: sources has {shown}; each of its entries must be a group of options, as '[{{path: texts/}}]'\n"
+    )
 
 
 @pytest.mark.parametrize(("kind", "key"), [(PrepareConfig, "corpus.hf_split"), (EvaluateConfig, "hf_split")])

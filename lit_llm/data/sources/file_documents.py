@@ -84,7 +84,7 @@ class FileDocuments:
         path, key, maker = file.path, file.key, self._maker
         kind = self._kind(path)
         if kind == "rows":
-            return row_file_documents(path, key, self._config, maker)
+            return row_file_documents(path, key, self._config, maker, len(self._files) == 1)
         if kind == "html":
             return html_documents(path, key, maker)
         if kind in ("warc", "wet"):

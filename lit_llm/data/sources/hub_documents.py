@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 from lit_llm.config.recipe import SourceConfig
 from lit_llm.data.sources.document import Skipped, SourceDocument, Unit
@@ -32,7 +33,11 @@ class HubDocuments:
         Raises:
             UserError: the data set cannot be loaded.
         """
-        return [Unit(f"shard {number}") for number in range(self._dataset.num_shards())]
+        return [Unit(f"shard {number}") for number in range(self._num_shards)]
+
+    @cached_property
+    def _num_shards(self) -> int:
+        return self._dataset.num_shards()
 
     def read(self, unit: Unit) -> Iterator[SourceDocument | Skipped]:
         """Yields the documents of a shard; the id of each is the shard and the row in it, unless a field has it.
@@ -41,6 +46,6 @@ class HubDocuments:
             UserError: the data set cannot be loaded.
         """
         shard = int(unit.name.removeprefix("shard "))
-        documents = RowDocuments(self._config, DocumentMaker.of(self._config))
+        documents = RowDocuments(self._config, DocumentMaker.of(self._config), self._num_shards == 1)
         for number, row in enumerate(self._dataset.rows(shard)):
             yield documents.of_row(row, f"{self._dataset.split}-{shard:05d}", number)

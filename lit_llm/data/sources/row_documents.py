@@ -29,11 +29,14 @@ class RowDocuments:
     Args:
         config: Names the fields.
         maker: Of the source.
+        is_only: Whether the source has no other unit. Otherwise the unit's name goes before an id that `id_field`
+            gives, as others may have the same one; the field is then in the metadata, too.
     """
 
-    def __init__(self, config: SourceConfig, maker: DocumentMaker) -> None:
+    def __init__(self, config: SourceConfig, maker: DocumentMaker, is_only: bool) -> None:
         self._config = config
         self._maker = maker
+        self._is_only = is_only
         self._ids = UniqueIds()
 
     def of_row(self, row: Any, key: str, number: int, replaced: int = 0) -> SourceDocument | Skipped:
@@ -42,7 +45,8 @@ class RowDocuments:
         if not isinstance(row, dict):
             return Skipped(where, "not an object", f"it is {type(row).__name__}")
         if row.get(field) is None:
-            return Skipped(where, f"no field {field!r}", f"there are {', '.join(map(str, row)) or 'none'}")
+            there = "it is null" if field in row else f"there are {', '.join(map(str, row)) or 'none'}"
+            return Skipped(where, f"no field {field!r}", there)
         text = row[field]
         if not isinstance(text, str):
             return Skipped(where, f"field {field!r} is not text", f"it is {type(text).__name__}")
@@ -54,9 +58,14 @@ class RowDocuments:
                 used.add(name)
             return value
 
-        document_id = where if config.id_field is None else self._id(take(config.id_field), number)
-        if document_id is None:
-            return Skipped(where, f"no field {config.id_field!r}", f"there are {', '.join(map(str, row))}")
+        document_id: str | None = where
+        if config.id_field is not None:
+            document_id = self._id(take(config.id_field), number)
+            if document_id is None:
+                return Skipped(where, f"no field {config.id_field!r}", f"there are {', '.join(map(str, row))}")
+            if not self._is_only:
+                document_id = f"{key}:{document_id}"
+                used.discard(config.id_field)
         date = iso_date(row.get(config.date_field)) if config.date_field else None
         if date is not None:
             used.add(config.date_field)
@@ -93,14 +102,16 @@ def _scalar(value: Any) -> Any:
 
 
 def row_file_documents(
-    path: StoredFile, key: str, config: SourceConfig, maker: DocumentMaker
+    path: StoredFile, key: str, config: SourceConfig, maker: DocumentMaker, is_only: bool
 ) -> Iterator[SourceDocument | Skipped]:
     """Yields the documents of a file of rows; where it is not .parquet or .json, it has a row per line.
+
+    `is_only` is that of `RowDocuments`.
 
     Raises:
         OSError, EOFError, zlib.error: The file cannot be read on.
     """
-    documents, suffix = RowDocuments(config, maker), content_suffix(path)
+    documents, suffix = RowDocuments(config, maker, is_only), content_suffix(path)
     if suffix == ".parquet":
         rows = parquet_scalars(path)
     elif find_encoding(path) is None:

@@ -80,6 +80,31 @@ def test_pages_with_too_little_text_are_dropped_and_left_as_they_are():
         ExtractConfig(min_characters=0)
 
 
+@pytest.mark.parametrize(
+    "html",
+    [
+        # What is not closed is opened again in every paragraph: half a million elements, and in a page of 100 kB more.
+        "".join(f"<p><font color={number}><i id={number}>x" for number in range(700)),
+        f"<p {' '.join(f'name{number}' for number in range(5001))}>x",
+        f"<p {' '.join(f'name{number}={chr(34)}>{chr(34)}' for number in range(5001))}>x",
+    ],
+    ids=["unclosed", "attributes", "attributes with brackets"],
+)
+def test_pages_that_take_time_by_the_square_of_their_length_are_left_out(html):
+    assert extract(html)[1] == "HTML that cannot be parsed"
+
+
+def test_pages_that_take_no_such_time_are_read():
+    # Equal elements are opened three times at most, and closed ones not at all; a picture in a tag is one attribute.
+    for html in (
+        "<p><font color=red>x" * 700,
+        "".join(f"<p><font color={number}>x</font>" for number in range(700)),
+        "<table>" + "".join(f"<tr><td><B id={number}>x</b>" for number in range(700)) + "</table>",
+    ):
+        assert len(extract(html)[0].text.split()) == 700
+    assert extract(f'<p><img alt="picture" src="data:image/png;base64,{"ab/" * 20_000}">x')[0].text == "x"
+
+
 def test_a_page_that_is_named_like_what_is_left_out_is_kept():
     words = " ".join(f"word{number}" for number in range(200))
     text = extract(f'<body class="has-sidebar"><div class="content-sidebar-wrap"><p>{words}</p></div>')[0].text

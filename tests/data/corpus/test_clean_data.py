@@ -355,12 +355,15 @@ def test_overwriting_starts_again(raw: Path, whole: Path, tmp_path: Path) -> Non
         ({"sources": [SourceConfig()]}, "source 1 of the recipe has no path"),
         ({"sources": [SourceConfig("a", "x"), SourceConfig("b", "x")]}, "two sources are called 'x'"),
         ({"sources": [SourceConfig("/no/such")]}, "no such file"),
+        ({"sources": [SourceConfig(".")], "output": "corpora/a"}, "output corpora/a is inside source ., which would"),
         ({"steps": ["no_such"]}, "step 1 of the recipe, 'no_such', is unknown; the steps are "),
         (
             {"steps": [{"test_long": {"wards": 1}}]},
             "step 1 of the recipe, test_long, has no option wards; it has words",
         ),
         ({"steps": ["test_long", {"test_long": {"words": "x"}}]}, "step 2 of the recipe, test_long: words is 'x'"),
+        # What an option must be is said before it is compared to anything.
+        ({"steps": [{"near_duplicates": {"bands": "x"}}]}, "near_duplicates: bands is 'x'; it must be a whole number"),
         ({"num_workers": 0}, "num_workers is 0; it must be at least 1"),
         ({"part_mib": 0}, "part_mib is 0; it must be above 0"),
         ({"memory_gib": -1.0}, "memory_gib is -1.0; it must be above 0"),

@@ -6,7 +6,7 @@ from source_reading import read_all
 
 sys.path.append(str(ROOT / "experiments" / "benchmarks"))
 from known_pages import FOLDER
-from web_pages import JUNK, near_copy, with_boilerplate, write_warc
+from web_pages import JUNK, html_files, near_copy, with_boilerplate, write_warc
 
 PAGES = sorted(FOLDER.glob("*.html"))
 
@@ -60,3 +60,10 @@ def test_near_copies_differ_in_few_words():
     ours, theirs = text.split(), copy.split()
     assert copy != text and 0.9 < sum((Counter(ours) & Counter(theirs)).values()) / len(ours) < 1
     assert "Sign in or create an account" in with_boilerplate(text)
+
+
+def test_a_folder_with_the_name_of_a_page_is_none(tmp_path):
+    (tmp_path / "manual.html").mkdir()
+    page = tmp_path / "manual.html" / "index.html"
+    page.write_text("<p>text")
+    assert html_files(tmp_path) == [page]

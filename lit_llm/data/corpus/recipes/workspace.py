@@ -67,7 +67,7 @@ def list_sources(config: RecipeConfig) -> list[OpenSource]:
     """The sources of a recipe, each with its units.
 
     Raises:
-        UserError: there is none, one does not exist, or two have the same name.
+        UserError: there is none, one does not exist, has the output inside it, or two have the same name.
     """
     if not config.sources:
         raise UserError('sources is empty; give at least one, as in --sources \'[{"path": "texts/"}]\'')
@@ -78,6 +78,11 @@ def list_sources(config: RecipeConfig) -> list[OpenSource]:
         name = source.name or source.path
         if any(name == other.config.name for other in sources):
             raise UserError(f"two sources are called {name!r}; give one of them another name")
+        if Path(source.path).is_dir() and Path(config.output).resolve().is_relative_to(Path(source.path).resolve()):
+            raise UserError(
+                f"output {config.output} is inside source {source.path}, which would read what it writes; choose "
+                "another output"
+            )
         opened, settled = open_source(source), SourceConfig(**{**vars(source), "name": name})
         units = opened.units()
         facts = [[unit.name, unit.size_bytes, unit.modified] for unit in units]
