@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -45,6 +46,8 @@ class SourceConfig:
     """A longer document is left out, counted and named."""
 
     def __post_init__(self) -> None:
+        if self.path.startswith("~"):  # no shell expands it inside a list
+            self.path = os.path.expanduser(self.path)
         if self.max_document_bytes < 1:
             raise UserError(f"max_document_bytes is {self.max_document_bytes}; it must be at least 1")
         if self.document_separator == "none":

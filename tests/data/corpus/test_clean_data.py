@@ -436,3 +436,20 @@ def test_with_stages_kept_a_changed_recipe_goes_on_as_well(raw: Path, tmp_path: 
         clean_data(recipe(raw, output, steps, keep="stages", num_workers=workers))
         clean_data(recipe(raw, tmp_path / "anew", steps, overwrite=True))
         assert documents(output) == documents(tmp_path / "anew")
+
+
+def test_the_corpus_of_other_sources_is_not_replaced(raw: Path, tmp_path: Path) -> None:
+    first = RecipeConfig([SourceConfig(str(raw / "rows"))], [], str(tmp_path / "corpus"), num_workers=1)
+    clean_data(first)
+    before = documents(tmp_path / "corpus")
+    other = dataclasses.replace(first, sources=[SourceConfig(str(raw / "texts"))])
+    with pytest.raises(UserError, match="has the corpus of other sources .*--overwrite true"):
+        clean_data(other)
+    assert documents(tmp_path / "corpus") == before
+    clean_data(dataclasses.replace(other, overwrite=True))
+    assert documents(tmp_path / "corpus") != before
+
+
+def test_a_home_folder_is_understood_in_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert SourceConfig("~/texts").path == "/home/someone/texts"

@@ -66,7 +66,7 @@ def test_texts_of_wet_files(tmp_path):
 
 def test_a_record_above_the_limit_is_passed_over(tmp_path):
     records = [record(1, http(page(1))), record(2, http(b"<html>" + b"x" * 200_000)), record(3, http(page(3)))]
-    packed = http(gzip.compress(b"x" * 9_000_000), more="Content-Encoding: gzip\r\n")
+    packed = http(gzip.compress(b"x" * 9_000_000, mtime=0), more="Content-Encoding: gzip\r\n")
     (tmp_path / "a.warc.gz").write_bytes(b"".join(map(gzip.compress, [*records, record(4, packed)])))
     documents, skipped = read_all(tmp_path, max_document_bytes=50_000)
     assert [each.id for each in documents] == ["urn:uuid:0001", "urn:uuid:0003"]
@@ -153,7 +153,7 @@ def test_damage_anywhere_costs_no_more_than_the_records_that_it_touches(tmp_path
 @pytest.mark.parametrize(
     ("more", "body"),
     [
-        ("Content-Encoding: gzip\r\n", gzip.compress(b"hello")),
+        ("Content-Encoding: gzip\r\n", gzip.compress(b"hello", mtime=0)),
         ("Content-Encoding: deflate\r\n", zlib.compress(b"hello")),
         ("Content-Encoding: gzip\r\n", b"hello"),
         ("Content-Encoding: br\r\n", b"\x0b\x02\x80hello\x03"),
@@ -162,7 +162,7 @@ def test_damage_anywhere_costs_no_more_than_the_records_that_it_touches(tmp_path
         ("Transfer-Encoding: chunked\r\n", b"hello"),
         (
             "Transfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n",
-            b"19\r\n" + gzip.compress(b"hello") + b"\r\n0\r\n",
+            b"19\r\n" + gzip.compress(b"hello", mtime=0) + b"\r\n0\r\n",
         ),
         ("", b"hello"),
     ],

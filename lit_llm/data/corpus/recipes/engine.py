@@ -64,6 +64,7 @@ def make_corpus(config: RecipeConfig) -> CleanCorpus:
                 workspace.clear()
             if workspace.is_finished():
                 return CleanCorpus(workspace.output, load_record(workspace.report), False)
+            workspace.refuse_other_sources()
             check_steps(workspace.links[1:])
             for line in workspace.begin():
                 print(line, file=sys.stderr)

@@ -167,6 +167,20 @@ class Workspace:
                 "output, or move that away"
             )
 
+    def refuse_other_sources(self) -> None:
+        """Raises UserError where the output has a finished corpus that has no source of this recipe."""
+        if not self.report.exists():
+            return
+        try:
+            before = [each["config"]["path"] for each in load_record(self.work / "recipe.json")["sources"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        if not {each["config"]["path"] for each in self._record["sources"]} & set(before):
+            raise UserError(
+                f"output {self.output} has the corpus of other sources ({', '.join(before[:3])}); choose another output, "
+                "or replace it with --overwrite true"
+            )
+
     def clear(self) -> None:
         """Removes the corpus and all work."""
         self.report.unlink(missing_ok=True)
