@@ -157,7 +157,9 @@ def _device_line(trainer: L.Trainer, config: RunConfig) -> str:
 def _length_line(config: RunConfig, trainer: L.Trainer) -> str:
     data, steps, batch = config.data, trainer.max_steps, config.data.batch_size
     module: Any = trainer.datamodule  # type: ignore[attr-defined]
-    passes = f"{module.passes(steps * batch):.3g} passes over the data"
+    is_mixed = isinstance(config, PretrainConfig) and len(config.data.folders) > 1
+    over = "the corpus that is read most often" if is_mixed else "the data"
+    passes = f"{module.passes(steps * batch):.3g} passes over {over}"
     if isinstance(config, PPOConfig):
         answers = steps * batch * config.group_size
         return f"{steps:,} steps of {batch} prompts x {config.group_size} answers: {answers:,} answers, {passes}"

@@ -52,6 +52,9 @@ def test_a_start_and_a_resume_have_a_header(make_run: MakeRun, capsys: pytest.Ca
     assert said[begin + 3].startswith("length    3 steps of 4 x 32 tokens: 384 tokens, ")
     newest = config.folder / "checkpoints" / "step_00000002.ckpt"
     assert said[begin + 4] == f"resumed at step 2 from {newest}"
+    data = {"paths": config.data.paths * 2, "weights": [0.5, 0.5]}
+    pretrain(make_run("mixed", trainer={"max_steps": 2, **QUIET}, data=data))
+    assert " passes over the corpus that is read most often\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
