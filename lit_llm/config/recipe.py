@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from lit_llm.config.cleaning import DOCUMENT_STEPS
@@ -47,7 +47,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         if self.path.startswith("~"):  # no shell expands it inside a list
-            self.path = os.path.expanduser(self.path)
+            self.path = str(Path(self.path).expanduser())
         if self.max_document_bytes < 1:
             raise UserError(f"max_document_bytes is {self.max_document_bytes}; it must be at least 1")
         if self.document_separator == "none":

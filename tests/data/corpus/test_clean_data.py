@@ -443,7 +443,7 @@ def test_the_corpus_of_other_sources_is_not_replaced(raw: Path, tmp_path: Path) 
     clean_data(first)
     before = documents(tmp_path / "corpus")
     other = dataclasses.replace(first, sources=[SourceConfig(str(raw / "texts"))])
-    with pytest.raises(UserError, match="has the corpus of other sources .*--overwrite true"):
+    with pytest.raises(UserError, match=r"has the corpus of other sources .*--overwrite true"):
         clean_data(other)
     assert documents(tmp_path / "corpus") == before
     clean_data(dataclasses.replace(other, overwrite=True))

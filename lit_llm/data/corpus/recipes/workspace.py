@@ -177,8 +177,8 @@ class Workspace:
             return
         if not {each["config"]["path"] for each in self._record["sources"]} & set(before):
             raise UserError(
-                f"output {self.output} has the corpus of other sources ({', '.join(before[:3])}); choose another output, "
-                "or replace it with --overwrite true"
+                f"output {self.output} has the corpus of other sources ({', '.join(before[:3])}); choose another "
+                "output, or replace it with --overwrite true"
             )
 
     def clear(self) -> None:
