@@ -286,10 +286,11 @@ def test_control_c_is_a_line_that_says_how_to_go_on(raw: Path, script: Path, tmp
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     out, err = process.communicate()
     assert process.returncode == 130 and not out
-    lines = [line for line in err.splitlines() if not line.startswith("reading") and "by 2 processes into" not in line]
-    assert lines == [
+    # before it there may be lines of progress, on a slow machine
+    assert err.splitlines()[-1] == (
         f"error: interrupted; what is finished stays in {output}/work, and the same command goes on from there"
-    ]
+    )
+    assert "Traceback" not in err and err.count("error: ") == 1
 
 
 def children(pid: int) -> list[int]:
