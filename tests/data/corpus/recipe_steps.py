@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +18,10 @@ from lit_llm.config.recipe import STEPS
 from lit_llm.data.cleaning import registry
 from lit_llm.data.cleaning.step import ParallelMap
 from lit_llm.data.sources.document import SourceDocument
+
+
+PAUSE = "LIT_LLM_TEST_PAUSE"
+"""Environment variable: seconds that the step `test_long` rests at each document."""
 
 
 @dataclass
@@ -46,6 +52,7 @@ class Long:
         self.options, self.counts = options, Counter[str]()
 
     def __call__(self, document: SourceDocument) -> str | None:
+        time.sleep(float(os.environ.get(PAUSE, 0)))
         words = len(document.text.split())
         document.metadata["words"] = words
         self.counts["words"] += words

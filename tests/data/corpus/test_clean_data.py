@@ -245,7 +245,14 @@ def started(script: Path, raw: Path, output: Path, **options: Any) -> subprocess
     names = ("sources", "steps", "output", "num_workers", "part_mib", "keep")
     words = [word for name in names for word in (f"--{name}", str(values[name]))]
     command = [sys.executable, str(script), str(Path(recipe_steps.__file__).parent), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, recipe_steps.PAUSE: "0.02"},  # so that it has not ended when it is to be stopped
+    )
 
 
 def wait_for_records(process: subprocess.Popen[str], output: Path, more: int) -> None:
