@@ -19,7 +19,6 @@ from lit_llm.data.cleaning import registry
 from lit_llm.data.cleaning.step import ParallelMap
 from lit_llm.data.sources.document import SourceDocument
 
-
 PAUSE = "LIT_LLM_TEST_PAUSE"
 """Environment variable: seconds that the step `test_long` rests at each document."""
 
