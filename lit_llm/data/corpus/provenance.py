@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import attrgetter
@@ -20,7 +19,7 @@ import numpy as np
 
 from lit_llm.config import UserError
 from lit_llm.data.corpus.manifest import ShardInfo
-from lit_llm.data.corpus.shards import file_sha256
+from lit_llm.data.corpus.shards import discarding, file_sha256
 from lit_llm.data.sources.origin import ORIGIN_FIELDS, Origin
 
 if TYPE_CHECKING:
@@ -104,16 +103,8 @@ class ProvenanceWriter:
             self._writer.write_table(pa.table(arrays, schema=self._schema))
         self._rows = []
 
-    @contextmanager
-    def _cleaning_up(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.discard()
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror or error}; finished shards are intact, and the same "
-                "command goes on from them"
-            ) from error
+    def _cleaning_up(self) -> AbstractContextManager[None]:
+        return discarding(self.path, self.discard)
 
 
 @dataclass(frozen=True)

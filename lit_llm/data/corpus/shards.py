@@ -13,7 +13,7 @@ import weakref
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -120,16 +120,25 @@ class ShardWriter:
                 self._file.close()
         self._temporary.unlink(missing_ok=True)
 
-    @contextmanager
-    def _cleaning_up(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self.discard()
-            raise UserError(
-                f"cannot write {self.path}: {error.strerror}; finished shards are intact, and the same command goes on "
-                "from them"
-            ) from error
+    def _cleaning_up(self) -> AbstractContextManager[None]:
+        return discarding(self.path, self.discard)
+
+
+@contextmanager
+def discarding(path: Path, discard: Callable[[], None]) -> Iterator[None]:
+    """A block that writes a part of a shard; where that fails, what is there of it is discarded.
+
+    Raises:
+        UserError: it cannot be written, mostly because the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        discard()
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; finished shards are intact, and the same command goes on "
+            "from them"
+        ) from error
 
 
 class ShardedTokens:
