@@ -221,12 +221,13 @@ def test_a_changed_recipe_goes_on_from_the_last_step_that_did_not_change(
 
 
 CLEAN = """
-import sys
+import signal, sys
 sys.path.insert(0, sys.argv[1])
 import recipe_steps
 from lit_llm.cli import run_command
 recipe_steps.register()
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell ignores it
     run_command("clean_data", sys.argv[2:])
 """
 
