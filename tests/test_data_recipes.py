@@ -66,11 +66,19 @@ def wiki(folder: Path) -> None:
     (folder / "pages-articles.xml").write_text(f"{head}{text}</mediawiki>\n")
 
 
-WRITERS = {"web": web, "code": code, "books": books, "wiki": wiki}
-KEPT = {"web": 5, "code": 5, "books": 3, "wiki": 4}
+def manuals(folder: Path) -> None:
+    """The pages of the web, and one with code."""
+    web(folder)
+    code = "".join(f"<pre>for (i = {i}; i &lt; n; i++) {{ river[i] = {word}; }}</pre>" for i, word in enumerate(WORDS[:9]))
+    paragraphs = "".join(f"<p>{line}</p>" for line in prose(9, 30).splitlines())
+    (folder / "code.html").write_text(f"<html><body><article>{paragraphs}{code}</article></body></html>")
 
 
-def test_there_are_four() -> None:
+WRITERS = {"web": web, "manuals": manuals, "code": code, "books": books, "wiki": wiki}
+KEPT = {"web": 5, "manuals": 6, "code": 5, "books": 3, "wiki": 4}
+
+
+def test_each_has_documents_here() -> None:
     assert [path.stem for path in RECIPES] == sorted(WRITERS)
 
 
