@@ -69,7 +69,9 @@ def wiki(folder: Path) -> None:
 def manuals(folder: Path) -> None:
     """The pages of the web, and one with code."""
     web(folder)
-    code = "".join(f"<pre>for (i = {i}; i &lt; n; i++) {{ river[i] = {word}; }}</pre>" for i, word in enumerate(WORDS[:9]))
+    code = "".join(
+        f"<pre>for (i = {i}; i &lt; n; i++) {{ river[i] = {word}; }}</pre>" for i, word in enumerate(WORDS[:9])
+    )
     paragraphs = "".join(f"<p>{line}</p>" for line in prose(9, 30).splitlines())
     (folder / "code.html").write_text(f"<html><body><article>{paragraphs}{code}</article></body></html>")
 
