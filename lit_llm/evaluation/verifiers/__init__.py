@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 from lit_llm.evaluation.verifiers.answers import (
@@ -17,6 +18,8 @@ from lit_llm.evaluation.verifiers.answers import (
     plain_text,
     right_choice,
 )
+from lit_llm.evaluation.verifiers.many import verify_with
+from lit_llm.evaluation.verifiers.programs import python
 from lit_llm.evaluation.verifiers.samples import majority, pass_at_k
 from lit_llm.evaluation.verifiers.verdict import Verdict, Verifier
 
@@ -26,8 +29,11 @@ VERIFIERS: dict[str, Verifier] = {
     "choice": choice,
     "contains": contains,
     "regex": matches,
+    "python": python,
 }
 """By the name that a task gives. Each raises UserError where the row lacks what it needs."""
+verify = partial(verify_with, VERIFIERS)
+"""The verdicts on many texts at once, see `verify_with`; `python` runs `num_workers` programs at a time."""
 
 ANSWERS: dict[str, Callable[[str, Mapping[str, Any]], Hashable | None]] = {
     "number": lambda text, row: extract_number(text),
@@ -48,4 +54,5 @@ __all__ = [
     "majority",
     "pass_at_k",
     "right_choice",
+    "verify",
 ]
