@@ -46,8 +46,8 @@ class Outcome:
     """How a program did."""
 
     outcome: str
-    """passed; failed (a test), error (the program raised before the tests), exited or crashed (it ended before its tests
-    were over), or the limit that it passed: timeout, memory, processes, output."""
+    """passed; failed (a test), error (the program raised before the tests), exited or crashed (it ended before its
+    tests were over), or the limit that it passed: timeout, memory, processes, output."""
     reason: str
     """Why it has not passed, in one line."""
     output: str
@@ -136,8 +136,8 @@ def _first_that_works(config: SandboxConfig) -> str:
         reasons.append(f"{kind}: {outcome.reason or outcome.outcome}{hint if hidden else ''}")
     if config.isolation == "auto":
         raise UserError(
-            f"programs are not run, as nothing here keeps them apart ({'; '.join(reasons)}): install bubblewrap, or take "
-            "isolation: limits, which protects neither files nor the network"
+            f"programs are not run, as nothing here keeps them apart ({'; '.join(reasons)}): install bubblewrap, or "
+            "take isolation: limits, which protects neither files nor the network"
         )
     raise UserError(f"isolation {config.isolation} does not work on this system: {'; '.join(reasons)}")
 

@@ -15,26 +15,25 @@ from .supervisor import Supervisor
 def main() -> None:
     """Run one program.
 
-    The only argument is JSON: `isolation`, `visible`, `parent`, `result` (where the outcome is written, a descriptor) and
-    the limits. The request comes as a line on stdin, which stays open as long as somebody waits for the outcome.
+    The only argument is JSON: `isolation`, `visible`, `parent`, `result` (where the outcome is written, a descriptor)
+    and the limits. The request comes as a line on stdin, which stays open as long as somebody waits for the outcome.
     """
     options = json.loads(sys.argv[1])
     system.die_with_parent()
     if options["parent"] and os.getppid() != options["parent"]:
         return
     root = os.geteuid() == 0
-    options["user"] = None
+    options["users"] = None, None
     if options["isolation"] == "namespaces":
-        options["user"] = namespaces.PROGRAM_USER if root else None
+        if root:
+            options["users"] = namespaces.PROGRAM_USER, namespaces.TESTS_USER
         namespaces.unshare(root)
         _start_first_process(options)
     if options["isolation"] == "limits":
-        options["user"] = namespaces.NOBODY if root else None
+        if root:
+            options["users"] = tuple(namespaces.OUTSIDE.values())
         system.adopt_orphans()
-    first = options["isolation"] != "limits"
-    if first:
-        system.drop_privileges(options["user"])
-    _supervise(options, first)
+    _supervise(options, first=options["isolation"] != "limits")
 
 
 def _start_first_process(options: dict[str, Any]) -> None:
@@ -53,8 +52,6 @@ def _start_first_process(options: dict[str, Any]) -> None:
 
 
 def _supervise(options: dict[str, Any], first: bool) -> None:
-    system.die_with_parent()
-    system.set_traceable(False)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     supervisor = Supervisor(options, first)
     quiet = os.open(os.devnull, os.O_WRONLY)

@@ -1,9 +1,10 @@
 """A view of the system in which there is next to nothing: namespaces of the process's own. Linux 5.14 or newer.
 
-The user namespace comes first and allows the others: processes (the program sees its own alone), mounts (an empty root,
-the interpreter and the libraries read-only, a small temporary folder), network (not even a loopback), host name and
-System V objects. Where we are root, programs run as the host's nobody, because much of what the kernel allows root, such
-as writing below /proc/sys or starting any number of processes, hangs on the number of the user and not on capabilities.
+The user namespace comes first and allows the others: processes (the program sees its own alone), mounts (an empty
+root, the interpreter and the libraries read-only, a small temporary folder), network (not even a loopback), host name
+and System V objects. Where we are root, programs run as the host's nobody, because much of what the kernel allows
+root, such as writing below /proc/sys or starting any number of processes, hangs on the number of the user and not on
+capabilities.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ _MOUNT_SETATTR = 442  # the same number on every processor
 _AT_RECURSIVE = 0x8000
 
 NOBODY = 65534
-PROGRAM_USER = 1000
-"""The program's user inside, where root maps it to nobody outside."""
+PROGRAM_USER, TESTS_USER = 1000, 1001
+"""Who the program and its tests are inside, where root maps them to users outside: nobody, and one without a name."""
+OUTSIDE = {PROGRAM_USER: NOBODY, TESTS_USER: NOBODY - 1}
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 
 
@@ -34,7 +36,7 @@ def unshare(root: bool) -> None:
     """Enter new namespaces; the next process that is started is the first of its own.
 
     Args:
-        root: This process is root, and maps two users: itself, and nobody for the program.
+        root: This process is root, and maps itself and the two users of `OUTSIDE`.
 
     Raises:
         OSError: the system does not allow it.
@@ -54,8 +56,8 @@ def unshare(root: bool) -> None:
         status = 1
         try:
             os.read(ours, 1)
-            two = f"0 0 1\n{PROGRAM_USER} {NOBODY} 1"
-            _map_users(this, two, two)
+            users = "\n".join(["0 0 1", *(f"{inner} {outer} 1" for inner, outer in OUTSIDE.items())])
+            _map_users(this, users, users)
             status = 0
         finally:
             os._exit(status)
@@ -66,7 +68,7 @@ def unshare(root: bool) -> None:
         os.close(theirs)
         _, status = os.waitpid(mapper, 0)
     if status:
-        raise PermissionError(f"the users 0 and {NOBODY} cannot be mapped")
+        raise PermissionError(f"the users {', '.join(map(str, OUTSIDE.values()))} cannot be mapped")
 
 
 def _map_users(process: int, users: str, groups: str) -> None:

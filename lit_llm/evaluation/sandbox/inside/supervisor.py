@@ -1,11 +1,11 @@
 """The first process inside: it starts the program's process, runs the tests, and says how it went.
 
-The tests run here and not in the program's interpreter. The program's functions are called in the program's process, and
-what they return comes back as plain data (`wire`). So nothing that a program does to its own interpreter, to its
-`builtins`, to `unittest` or to `==` of its own objects reaches the tests; its process has neither the tests nor the file
-that the outcome is written to; and it cannot signal or trace this process (the first of a namespace is immune to what is
-inside, and this one has its memory closed). A test that cannot be split so, because it looks at the program's
-classes, runs in the program's process after the program, together with a token that it must give back: this
+The tests run here and not in the program's interpreter. The program's functions are called in the program's process,
+and what they return comes back as plain data (`wire`). So nothing that a program does to its own interpreter, to its
+`builtins`, to `unittest` or to `==` of its own objects reaches the tests; its process has neither the tests nor the
+file that the outcome is written to; and it cannot end or trace this process (the first of a namespace is immune to
+signals from inside, and this one has its memory closed). A test that cannot be split so, because it looks at the
+program's classes, runs in the program's process after the program, together with a token that it must give back: this
 catches a program that ends early or prints what success looks like, but not one that is written to deceive.
 """
 
@@ -66,6 +66,10 @@ class Supervisor:
         for descriptor in (ours, theirs, output):
             os.close(descriptor)
         os.set_blocking(self._requests, False)
+        user = self._options["users"][1]
+        system.drop_privileges(user, kept=0 if user is None else system.KILL)
+        system.die_with_parent()
+        system.set_traceable(False)
         # the tests are from a file, and have limits as well
         own = {**self._options, "cpu": int(self._options["wall"]) + 2, "memory": self._options["memory"] + (64 << 20)}
         system.limit_process(own, self._tasks())
@@ -81,8 +85,7 @@ class Supervisor:
         kept = (os.dup2(requests, 100), os.dup2(replies, 101))
         os.closerange(3, 100)
         os.closerange(102, 4096)
-        if self._options["user"] is not None and not self._first:
-            system.drop_privileges(self._options["user"])
+        system.drop_privileges(self._options["users"][0])
         system.die_with_parent()
         system.limit_process(self._options, self._tasks())
         system.set_traceable(True)

@@ -16,7 +16,7 @@ _DROP_FROM_BOUNDING_SET = 24
 _SET_SECURE_BITS = 28
 _SET_CHILD_SUBREAPER = 36
 _SET_NO_NEW_PRIVILEGES = 38
-_NO_ROOT_LOCKED = 0b1111  # neither being root nor becoming it gives capabilities
+_NO_ROOT_LOCKED = 0b1111  # neither being root nor becoming it, nor ceasing to be, changes capabilities
 _CAPABILITIES_3 = 0x20080522
 
 
@@ -51,8 +51,12 @@ def set_traceable(traceable: bool) -> None:
     prctl(_SET_DUMPABLE, int(traceable))
 
 
-def drop_privileges(user: int | None) -> None:
-    """Give up all capabilities for good, and become another user where one is named."""
+KILL = 1 << 5
+"""The capability to signal processes of other users."""
+
+
+def drop_privileges(user: int | None, kept: int = 0) -> None:
+    """Give up all capabilities for good but those that are kept, and become another user where one is named."""
     try:
         prctl(_SET_SECURE_BITS, _NO_ROOT_LOCKED)
         for capability in range(64):
@@ -64,7 +68,8 @@ def drop_privileges(user: int | None) -> None:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
-    call("capset", header, (ctypes.c_uint32 * 6)())
+    # effective, permitted and inheritable ones, first the lower halves
+    call("capset", header, (ctypes.c_uint32 * 6)(kept, kept, 0))
     prctl(_SET_NO_NEW_PRIVILEGES, 1)
 
 

@@ -1,8 +1,8 @@
 """Plain values as JSON, so that a program's answers are read without running anything of its own.
 
-What crosses is data: None, booleans, numbers, texts, bytes and collections of them. A value of a derived class crosses as
-its plain base, so that an overridden `__eq__` stays behind; every other object arrives as an `Opaque`, which equals
-nothing but itself.
+What crosses is data: None, booleans, numbers, texts, bytes and collections of them. A value of a derived class crosses
+as its plain base, so that an overridden `__eq__` stays behind; every other object arrives as an `Opaque`, which
+equals nothing but itself.
 """
 
 from __future__ import annotations
