@@ -13,8 +13,6 @@ from lit_llm.evaluation.verifiers import VERIFIERS, reasoning_rows
 from lit_llm.evaluation.verifiers.reasoning import extract_answer
 
 verify = VERIFIERS["reasoning_gym"]
-# the library takes some seconds to be imported
-slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +22,6 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(json.dumps(row)) for row in reasoning_rows("chain_sum", 3, seed=5, max_terms=3)]
 
 
-@slow
 def test_puzzles_are_solved_by_their_answers(rows: list[dict[str, Any]]) -> None:
     assert [row["dataset"]["index"] for row in rows] == [0, 1, 2]
     assert all(row["metadata"]["num_terms"] <= 3 for row in rows)
@@ -36,7 +33,6 @@ def test_puzzles_are_solved_by_their_answers(rows: list[dict[str, Any]]) -> None
         assert not verdict.correct and verdict.reason.startswith("score 0.0")
 
 
-@slow
 def test_a_puzzle_that_only_its_own_score_can_judge(rows: list[dict[str, Any]]) -> None:
     (row,) = reasoning_rows("countdown", 1, seed=1)
     numbers, target = row["metadata"]["numbers"], row["metadata"]["target"]
@@ -52,7 +48,6 @@ def test_what_the_answer_is(text: str, answer: str) -> None:
     assert extract_answer(text) == answer
 
 
-@slow
 def test_rows_and_data_sets_that_are_not_there(rows: list[dict[str, Any]]) -> None:
     for make, message in (
         (lambda: next(reasoning_rows("chain_sums", 1, 0)), "no data set chain_sums; it has .*chain_sum"),

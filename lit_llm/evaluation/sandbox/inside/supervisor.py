@@ -26,6 +26,8 @@ from typing import Any, NoReturn
 from . import program, system, wire
 
 _TICK_MS = 25
+# looking through the processes of a whole system takes longer than through those of a namespace
+_SECONDS_BETWEEN_CHECKS = {True: 0.02, False: 0.2}
 _TAIL = 4000
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -49,6 +51,7 @@ class Supervisor:
         self._output = b""
         self._printed = 0
         self._replies = b""
+        self._next_check = 0.0
         self._start()
 
     def _start(self) -> None:
@@ -182,6 +185,9 @@ class Supervisor:
             self.stop("output", f"printed more than {self._options['output'] // 1024} kB")
 
     def _check_tasks(self) -> None:
+        if time.monotonic() < self._next_check:
+            return
+        self._next_check = time.monotonic() + _SECONDS_BETWEEN_CHECKS[self._first]
         tasks = _descendants(self._this)
         if len(tasks) > self._options["processes"] + 1:
             self.stop("processes", f"more than {self._options['processes']} processes")
