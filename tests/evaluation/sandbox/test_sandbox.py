@@ -180,7 +180,7 @@ def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:
         "from lit_llm.evaluation.sandbox import Program, run_program, usable_isolation\n"
         "usable_isolation(SandboxConfig())\n"
         "print('ready', flush=True)\n"
-        "source = 'import os, time\\nos.fork()\\nos.setsid()\\ntime.sleep(600)'\n"
+        "source = 'import os, time\\nif os.fork() == 0: os.setsid()\\ntime.sleep(600)'\n"
         "run_program(Program(source), SandboxConfig(wall_seconds=600))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
