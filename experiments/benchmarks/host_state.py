@@ -39,7 +39,7 @@ class Host:
             "the standard library": _described(Path(os.__file__)),
             "connections": self.connected,
             "listening ports": [port for port in PORTS if _listens(port)],
-            "processes": sorted(_descendants_of(os.getpid()) | _in_other_namespaces()),
+            "processes": sorted(_descendants_of(os.getpid()) | sandboxed_by(os.getpid())),
             "folder": str(Path.cwd()),
             "environment": dict(os.environ),
             "limits": [resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name[:7] == "RLIMIT_"],
@@ -78,15 +78,19 @@ def _descendants_of(ancestor: int) -> set[int]:
     return found
 
 
-def _in_other_namespaces() -> set[int]:
-    """Processes that have a namespace for processes which is not this one's: what is left of a sandbox, even if its
-    parents have ended."""
-    own, found = Path("/proc/self/ns/pid").stat().st_ino, set()
+def sandboxed_by(owner: int) -> set[int]:
+    """Processes in the sandboxes of a process, even if it has ended: all in a namespace whose first process says so."""
+    own = Path("/proc/self/ns/pid").stat().st_ino
+    namespaces: dict[int, set[int]] = {}
+    owned: set[int] = set()
     for process in _processes():
         with contextlib.suppress(OSError):
-            if Path(f"/proc/{process}/ns/pid").stat().st_ino != own:
-                found.add(process)
-    return found
+            namespace = Path(f"/proc/{process}/ns/pid").stat().st_ino
+            if namespace != own:
+                namespaces.setdefault(namespace, set()).add(process)
+                if f'"owner": {owner},' in Path(f"/proc/{process}/cmdline").read_text(errors="replace"):
+                    owned.add(namespace)
+    return {process for namespace in owned for process in namespaces[namespace]}
 
 
 @contextlib.contextmanager

@@ -220,6 +220,7 @@ def _start(config: SandboxConfig, folder: str, writer: int) -> subprocess.Popen[
         "isolation": config.isolation,
         "visible": isolations.visible_paths(interpreter),
         "parent": os.getpid(),
+        "owner": os.getpid(),  # stays in the command line, by which one finds out whose a sandbox is
         "root": others,
         "result": writer,
         "wall": config.wall_seconds,

@@ -21,7 +21,7 @@ from lit_llm.evaluation.sandbox import isolation as isolations
 
 sys.path.append(str(ROOT / "experiments" / "benchmarks"))
 
-from host_state import Host, prepared_host
+from host_state import Host, prepared_host, sandboxed_by
 from hostile_programs import Hostile, hostile_programs
 
 # time enough for an honest program on a machine that does much else
@@ -158,21 +158,7 @@ def test_hostile_programs_of_each_kind_in_bubblewrap() -> None:
     check_hostile(one_of_each, replace(STRICT, isolation="bwrap"))
 
 
-def processes_elsewhere() -> set[str]:
-    """Those whose namespace of processes is not this one."""
-    own, found = Path("/proc/self/ns/pid").readlink(), set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if (entry / "ns" / "pid").readlink() != own:
-                    found.add(entry.name)
-            except OSError:
-                pass
-    return found
-
-
 def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:
-    before = processes_elsewhere()
     script = tmp_path / "parent.py"
     script.write_text(
         "from lit_llm.config import SandboxConfig\n"
@@ -186,14 +172,15 @@ def test_a_killed_parent_leaves_no_child(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment) as parent:
         assert parent.stdout is not None and parent.stdout.readline() == b"ready\n"
         until = time.monotonic() + 60
-        while len(processes_elsewhere() - before) < 3 and time.monotonic() < until:
+        # the first process, the program, and the one that it has started
+        while len(sandboxed_by(parent.pid)) < 3 and time.monotonic() < until:
             time.sleep(0.02)
-        assert len(processes_elsewhere() - before) >= 3
+        assert len(sandboxed_by(parent.pid)) == 3
         parent.send_signal(signal.SIGKILL)
     until = time.monotonic() + 60
-    while processes_elsewhere() - before and time.monotonic() < until:
+    while sandboxed_by(parent.pid) and time.monotonic() < until:
         time.sleep(0.02)
-    assert processes_elsewhere() - before == set()
+    assert sandboxed_by(parent.pid) == set()
 
 
 def test_limits_alone_are_taken_only_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +198,9 @@ def test_limits_alone_are_taken_only_if_asked_for(monkeypatch: pytest.MonkeyPatc
     assert "the network" in outcome.unprotected
     source = "import os, time\nif os.fork() == 0:\n    os.setsid()\n    time.sleep(600)\ndef f(): return os.getpid()"
     assert run_program(Program(source, "assert f() == 1", ("f",)), config).outcome == "failed"
-    sleeping = [entry for entry in Path("/proc").glob("[0-9]*/cmdline") if b"program-" in _read(entry)]
-    assert sleeping == []
+    # all that a sandbox forks has its command line
+    ours = f'"owner": {os.getpid()},'.encode()
+    assert [entry for entry in Path("/proc").glob("[0-9]*/cmdline") if ours in _read(entry)] == []
 
 
 def _read(path: Path) -> bytes:
