@@ -46,7 +46,7 @@ class Outcome:
 
     outcome: str
     """passed; failed (a test), error (the program raised before the tests), exited or crashed (it ended before its
-    tests were over), or the limit that it passed: timeout, memory, processes, output."""
+    tests were over), or the limit that it passed: timeout, memory, processes, disk, output."""
     reason: str
     """Why it has not passed, in one line."""
     output: str

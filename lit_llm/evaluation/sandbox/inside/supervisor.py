@@ -29,6 +29,7 @@ _TICK_MS = 25
 # looking through the processes of a whole system takes longer than through those of a namespace
 _SECONDS_BETWEEN_CHECKS = {True: 0.02, False: 0.2}
 _TAIL = 4000
+_MOST_FILES = 4096
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -165,7 +166,7 @@ class Supervisor:
                 self._read_answer()
             elif descriptor == self._prints:
                 self._read_output()
-        self._check_tasks()
+        self._check_use()
 
     def _read_answer(self) -> None:
         part = os.read(self._answers, 1 << 20)
@@ -184,7 +185,7 @@ class Supervisor:
         if self._printed > self._options["output"]:
             self.stop("output", f"printed more than {self._options['output'] // 1024} kB")
 
-    def _check_tasks(self) -> None:
+    def _check_use(self) -> None:
         if time.monotonic() < self._next_check:
             return
         self._next_check = time.monotonic() + _SECONDS_BETWEEN_CHECKS[self._first]
@@ -193,6 +194,16 @@ class Supervisor:
             self.stop("processes", f"more than {self._options['processes']} processes")
         if sum(map(_resident, tasks)) > self._options["memory"]:
             self.stop("memory", f"more than {self._options['memory'] >> 20} MB together")
+        if self._first:
+            self._check_disk()
+
+    def _check_disk(self) -> None:
+        """See to the size of the temporary folder, where the file system does not itself."""
+        used = os.statvfs("/tmp")
+        if used.f_files - used.f_ffree > _MOST_FILES:
+            self.stop("disk", f"more than {_MOST_FILES} files")
+        if (used.f_blocks - used.f_bfree) * used.f_frsize > self._options["disk"]:
+            self.stop("disk", f"files of more than {self._options['disk'] >> 20} MB")
 
     def _ended(self) -> NoReturn:
         """The program's process has closed its side, or has ended."""
