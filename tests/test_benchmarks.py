@@ -57,6 +57,14 @@ def test_recipe_kills() -> None:
 
 
 @pytest.mark.slow
+def test_sandbox() -> None:
+    figures = last_line("sandbox", "--wall-seconds", "8")
+    assert_reported(figures, "isolation", "outcomes", "longest_seconds", "seconds_of_a_plain_program")
+    assert figures["programs"] == figures["kinds"] == 30
+    assert figures["passed"] == 0 and figures["changed"] == []
+
+
+@pytest.mark.slow
 def test_deduplication() -> None:
     figures = last_line("deduplication")
     assert_reported(figures, "measured", "ratio_to_datatrove", "s_curve", "terabyte_on_paper")
