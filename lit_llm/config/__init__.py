@@ -1,5 +1,6 @@
 """Configuration: dataclasses that import neither torch nor lightning."""
 
+from lit_llm.config.battery import BatteryTask
 from lit_llm.config.chat import ChatConfig
 from lit_llm.config.classifier import ClassifierConfig
 from lit_llm.config.compare import CompareConfig
@@ -32,6 +33,7 @@ from lit_llm.config.tokenizer_evaluation import TokenizerEvaluationConfig
 from lit_llm.config.trainer import TrainerConfig
 
 __all__ = [
+    "BatteryTask",
     "CONFIG_KEY",
     "PRESETS",
     "PROJECTIONS",

@@ -1,0 +1,262 @@
+"""Log-probabilities of choices, where what texts have in common is read once.
+
+All texts of a group begin with one prefix, as the examples of a subject: it is read once for the group and stays in
+the cache. What the choices of one question have in common, its stem, is read once for the question; then each choice
+reads its own rest, its branch. Logits exist at scored positions alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lit_llm.config import UserError
+from lit_llm.distributed.tensors import is_sharded
+from lit_llm.generation.inference import cache_for, inference
+from lit_llm.model import Decoder, KVCache
+from lit_llm.model.arithmetic import at_least_float32
+
+# A pass has as many rows as are asked for, or more where they are short, until it has so many tokens.
+_TOKENS_OF_A_PASS = 1024
+_TOKENS_OF_THE_CACHE = 8192  # and no more than this in all rows together, prefixes included
+_SHORTEST_PREFIX = 8  # a shorter one is read with the stem
+_LOGITS_AT_ONCE = 256
+_CHUNK = 512  # tokens of a prefix that are read in one pass
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A question as the model reads it.
+
+    Attributes:
+        context: ids before each choice, at least one.
+        choices: ids of each choice, none of them empty.
+    """
+
+    context: list[int]
+    choices: Sequence[list[int]]
+
+
+@dataclass
+class _Unit:
+    """A stem with its branches.
+
+    Attributes:
+        question: number of the question.
+        choices: which of its choices these are.
+        stem: what all of them read first, after the prefix of the group.
+        branches: what each reads after that, often nothing.
+        targets: of each choice, places in stem and branch together and the ids that are predicted there.
+    """
+
+    question: int
+    choices: list[int]
+    stem: list[int]
+    branches: list[list[int]]
+    targets: list[list[tuple[int, int]]]
+
+    def leave_out(self, prefix: int) -> None:
+        """Take the first so many tokens from the stem."""
+        self.stem = self.stem[prefix:]
+        self.targets = [[(place - prefix, token) for place, token in targets] for targets in self.targets]
+
+    @property
+    def open_branches(self) -> list[list[int]]:
+        """The branches that have something to read."""
+        return [branch for branch in self.branches if branch]
+
+    @property
+    def length(self) -> int:
+        """Tokens of its longest text."""
+        return len(self.stem) + max(map(len, self.branches))
+
+
+@dataclass
+class ChoiceScorer:
+    """Scores choices with one model.
+
+    Args:
+        model: a language model.
+        batch_size: questions read at once, or more of short ones; results depend on it by rounding alone.
+
+    Attributes:
+        cut: number of texts that were cut at their left to fit the context, so far.
+    """
+
+    model: Decoder
+    batch_size: int
+    cut: int = field(default=0, init=False)
+
+    def score(self, questions: Sequence[Encoded]) -> Iterator[list[tuple[int, list[float]]]]:
+        """Score the questions of a group, those of like length together.
+
+        Yields:
+            After each batch, the questions that are finished: the number of each, and the log-probability in nats of
+            each of its choices.
+
+        Raises:
+            UserError: a choice is longer than the model's context, or predictions are not finite.
+        """
+        units = [unit for number, each in enumerate(questions) for unit in self._units(number, each)]
+        if not units:
+            return
+        prefix = _prefix(units)
+        for unit in units:
+            unit.leave_out(len(prefix))
+        units.sort(key=lambda unit: (unit.length, unit.question), reverse=True)
+        batches = list(self._batches(units, len(prefix)))
+        cache = self._cache(batches, len(prefix))
+        with inference(self.model, is_sharded(self.model)):
+            self._read_prefix(cache, prefix)
+        missing = {number: len(each.choices) for number, each in enumerate(questions)}
+        found: dict[int, dict[int, float]] = {}
+        for batch in batches:
+            with inference(self.model, is_sharded(self.model)):
+                self._score_batch(cache, prefix, batch, found)
+            finished = []
+            for unit in batch:
+                missing[unit.question] -= len(unit.choices)
+                if not missing[unit.question]:
+                    finished.append(unit.question)
+            yield [(number, [found[number][choice] for choice in sorted(found.pop(number))]) for number in finished]
+
+    def _units(self, number: int, question: Encoded) -> list[_Unit]:
+        """Cut texts that are too long, and find the stem of the others."""
+        limit = self.model.config.max_position_embeddings
+        texts = [[*question.context, *choice] for choice in question.choices]
+        longest = max(map(len, question.choices))
+        if longest > limit:
+            raise UserError(f"a choice of {longest:,} tokens is longer than the model's context of {limit:,} tokens")
+        whole = [index for index, text in enumerate(texts) if len(text) <= limit + 1]
+        self.cut += len(texts) - len(whole)
+        # each of those that are cut begins elsewhere
+        groups = ([whole] if whole else []) + [[index] for index in range(len(texts)) if index not in whole]
+        return [_unit(number, group, texts, question.choices, limit) for group in groups]
+
+    def _batches(self, units: Sequence[_Unit], prefix: int) -> Iterator[list[_Unit]]:
+        """Cut units, longest first, into batches."""
+        batch: list[_Unit] = []
+        rows = 0
+        for unit in units:
+            width = batch[0].length if batch else 0
+            more = max(len(unit.open_branches), 1)
+            in_pass, in_cache = (rows + more) * width, (rows + more) * (width + prefix)
+            is_full = in_pass > _TOKENS_OF_A_PASS or in_cache > _TOKENS_OF_THE_CACHE
+            if is_full and len(batch) >= self.batch_size:
+                yield batch
+                batch, rows = [], 0
+            batch.append(unit)
+            rows += more
+        yield batch
+
+    def _cache(self, batches: Sequence[Sequence[_Unit]], prefix: int) -> KVCache:
+        rows = max(max(len(batch), sum(len(unit.open_branches) for unit in batch)) for batch in batches)
+        longest = max(unit.length for batch in batches for unit in batch)
+        return cache_for(self.model, rows, prefix + longest, spare=longest)
+
+    def _read_prefix(self, cache: KVCache, prefix: Sequence[int]) -> None:
+        if not prefix:
+            return
+        device = self.model.embedding.weight.device
+        for start in range(0, len(prefix), _CHUNK):
+            piece = list(prefix[start : start + _CHUNK])
+            step = cache.step(len(piece), range(1))
+            self.model(torch.tensor([piece], device=device), cache=step, head=lambda hidden, head: None)
+        for row in range(1, len(cache.lengths)):
+            cache.copy_row(0, row, len(prefix), prefix[-1])
+
+    def _score_batch(
+        self, cache: KVCache, prefix: Sequence[int], batch: Sequence[_Unit], found: dict[int, dict[int, float]]
+    ) -> None:
+        """Read the stems of a batch and then the branches, and add up the log-probabilities of each choice."""
+        of_stems = [
+            (row, place, target, unit.question, choice)
+            for row, unit in enumerate(batch)
+            for choice, targets in zip(unit.choices, unit.targets, strict=True)
+            for place, target in targets
+            if place < len(unit.stem)
+        ]
+        self._add(self._read(cache, [unit.stem for unit in batch], of_stems), of_stems, found)
+        rows, branches, of_branches = [], [], []
+        for row, unit in enumerate(batch):
+            for choice, branch, targets in zip(unit.choices, unit.branches, unit.targets, strict=True):
+                of_branches += [
+                    (len(rows), place - len(unit.stem), target, unit.question, choice)
+                    for place, target in targets
+                    if place >= len(unit.stem)
+                ]
+                if branch:
+                    rows.append(row)
+                    branches.append(branch)
+        if branches:
+            cache.select(rows)
+            self._add(self._read(cache, branches, of_branches), of_branches, found)
+        for row in range(max(len(batch), len(branches))):
+            cache.truncate(row, len(prefix), prefix[-1] if prefix else 0)
+
+    def _read(
+        self, cache: KVCache, texts: Sequence[list[int]], wanted: Sequence[tuple[int, int, int, int, int]]
+    ) -> Tensor:
+        """Read texts into the first rows of the cache; returns the log-probability of each wanted target [wanted]."""
+        device = self.model.embedding.weight.device
+        counts = [len(text) for text in texts]
+        width = max(counts)
+        tokens = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device)
+        places = {place: None for place in ((row, column) for row, column, *_ in wanted)}
+        index = {place: number for number, place in enumerate(places)}
+        states = torch.tensor([index[row, column] for row, column, *_ in wanted], dtype=torch.long, device=device)
+        targets = torch.tensor([target for _, _, target, *_ in wanted], dtype=torch.long, device=device)
+        at = torch.tensor(list(places), dtype=torch.long, device=device).view(-1, 2)
+
+        def head(hidden: Tensor, layer: nn.Linear) -> Tensor:
+            return self._log_probs(hidden[at[:, 0], at[:, 1]], states, targets)
+
+        step = cache.step(width, range(len(texts)), counts)
+        return self.model(tokens, cache=step, head=head).cpu()
+
+    def _log_probs(self, hidden: Tensor, states: Tensor, targets: Tensor) -> Tensor:
+        """Compute log-probabilities [wanted] of targets [wanted], each predicted from one of the states [n, hidden]."""
+        log_probs = torch.zeros(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        for start in range(0, len(hidden), _LOGITS_AT_ONCE):
+            logits = at_least_float32(self.model.logits(hidden[start : start + _LOGITS_AT_ONCE]))
+            here = ((states >= start) & (states < start + len(logits))).nonzero().squeeze(1)
+            rows = states[here] - start
+            log_probs[here] = logits[rows, targets[here]] - logits.logsumexp(-1)[rows]
+        return log_probs
+
+    def _add(
+        self, log_probs: Tensor, wanted: Sequence[tuple[int, int, int, int, int]], found: dict[int, dict[int, float]]
+    ) -> None:
+        if not bool(log_probs.isfinite().all()):
+            raise UserError(
+                "the model's predictions are not finite; its weights are damaged, or need another dtype, as float32"
+            )
+        for (*_, question, choice), value in zip(wanted, log_probs.tolist(), strict=True):
+            sums = found.setdefault(question, {})
+            sums[choice] = sums.get(choice, 0.0) + value
+
+
+def _unit(
+    number: int, group: list[int], texts: Sequence[list[int]], choices: Sequence[list[int]], limit: int
+) -> _Unit:
+    cut = [texts[index][-limit - 1 :] for index in group]
+    inputs = [text[:-1] for text in cut]
+    stem = list(os.path.commonprefix(inputs))
+    targets = [
+        [(place - 1, text[place]) for place in range(len(text) - len(choices[index]), len(text))]
+        for index, text in zip(group, cut, strict=True)
+    ]
+    return _Unit(number, group, stem, [text[len(stem) :] for text in inputs], targets)
+
+
+def _prefix(units: Sequence[_Unit]) -> list[int]:
+    """What all stems begin with, as far as nothing is scored there and each stem has a token left."""
+    first = min(min(targets[0][0] for targets in unit.targets) for unit in units)
+    shortest = min(len(unit.stem) for unit in units) - 1
+    low, high = min(unit.stem for unit in units), max(unit.stem for unit in units)
+    prefix = os.path.commonprefix([low, high])[: max(min(first, shortest), 0)]
+    return prefix if len(prefix) >= _SHORTEST_PREFIX and len(units) > 1 else []
