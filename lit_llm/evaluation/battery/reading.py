@@ -56,8 +56,6 @@ class QuestionReader:
         # white space at the end belongs to the choice, as words have theirs at the front
         before = text.rstrip()
         moved = text[len(before) :] + task.delimiter
-        if not before:
-            before, moved = text, task.delimiter
         context = self._encode(before)
         found = [self._encode(f"{before}{moved}{choice}")[len(context) :] for choice in question.choices]
         return Encoded(context or [self._first_token()], self._checked(question, found))

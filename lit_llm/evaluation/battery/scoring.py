@@ -10,19 +10,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lit_llm.config import UserError
 from lit_llm.distributed.tensors import is_sharded
-from lit_llm.generation.inference import cache_for, inference
+from lit_llm.generation.inference import cache_for, inference, not_finite
 from lit_llm.model import Decoder, KVCache
 from lit_llm.model.arithmetic import at_least_float32
 
 # A pass has as many rows as are asked for, or more where they are short, until it has so many tokens.
-_TOKENS_OF_A_PASS = 1024
-_TOKENS_OF_THE_CACHE = 8192  # and no more than this in all rows together, prefixes included
+_TOKENS_OF_A_PASS = 512
+_COST_OF_A_PASS = 24  # in tokens: each reads all weights
+# A batch fills several passes, so that stems and branches of like lengths can be read together. It has as many
+# questions as are asked for, or more, until all its rows together have so many tokens, prefixes included.
+_TOKENS_OF_A_BATCH = 8192
+_QUESTIONS_OF_A_BATCH = 128
 _SHORTEST_PREFIX = 8  # a shorter one is read with the stem
 _LOGITS_AT_ONCE = 256
 _CHUNK = 512  # tokens of a prefix that are read in one pass
@@ -75,6 +80,19 @@ class _Unit:
         return len(self.stem) + max(map(len, self.branches))
 
 
+class _Wanted(NamedTuple):
+    """A token of a choice that is predicted at a place of a stem or of a branch."""
+
+    place: int
+    target: int
+    question: int
+    choice: int
+
+
+_Text = tuple[int, list[int], list[_Wanted]]
+"""The row of the cache that a text goes on from, the text, and what is wanted of it."""
+
+
 @dataclass
 class ChoiceScorer:
     """Scores choices with one model.
@@ -122,7 +140,7 @@ class ChoiceScorer:
                 missing[unit.question] -= len(unit.choices)
                 if not missing[unit.question]:
                     finished.append(unit.question)
-            yield [(number, [found[number][choice] for choice in sorted(found.pop(number))]) for number in finished]
+            yield [(number, [value for _, value in sorted(found.pop(number).items())]) for number in finished]
 
     def _units(self, number: int, question: Encoded) -> list[_Unit]:
         """Cut texts that are too long, and find the stem of the others."""
@@ -142,10 +160,9 @@ class ChoiceScorer:
         batch: list[_Unit] = []
         rows = 0
         for unit in units:
-            width = batch[0].length if batch else 0
+            width = prefix + (batch[0].length if batch else 0)
             more = max(len(unit.open_branches), 1)
-            in_pass, in_cache = (rows + more) * width, (rows + more) * (width + prefix)
-            is_full = in_pass > _TOKENS_OF_A_PASS or in_cache > _TOKENS_OF_THE_CACHE
+            is_full = (rows + more) * width > _TOKENS_OF_A_BATCH or len(batch) == _QUESTIONS_OF_A_BATCH
             if is_full and len(batch) >= self.batch_size:
                 yield batch
                 batch, rows = [], 0
@@ -173,50 +190,75 @@ class ChoiceScorer:
         self, cache: KVCache, prefix: Sequence[int], batch: Sequence[_Unit], found: dict[int, dict[int, float]]
     ) -> None:
         """Read the stems of a batch and then the branches, and add up the log-probabilities of each choice."""
-        of_stems = [
-            (row, place, target, unit.question, choice)
-            for row, unit in enumerate(batch)
-            for choice, targets in zip(unit.choices, unit.targets, strict=True)
-            for place, target in targets
-            if place < len(unit.stem)
-        ]
-        self._add(self._read(cache, [unit.stem for unit in batch], of_stems), of_stems, found)
-        rows, branches, of_branches = [], [], []
+        stems, branches = [], []
+        batch = sorted(batch, key=lambda unit: len(unit.stem), reverse=True)
         for row, unit in enumerate(batch):
+            of_stem: list[_Wanted] = []
             for choice, branch, targets in zip(unit.choices, unit.branches, unit.targets, strict=True):
-                of_branches += [
-                    (len(rows), place - len(unit.stem), target, unit.question, choice)
-                    for place, target in targets
-                    if place >= len(unit.stem)
-                ]
+                size = len(unit.stem)
+                wanted = [_Wanted(place, target, unit.question, choice) for place, target in targets]
+                of_stem += [each for each in wanted if each.place < size]
                 if branch:
-                    rows.append(row)
-                    branches.append(branch)
+                    rest = [each._replace(place=each.place - size) for each in wanted if each.place >= size]
+                    branches.append((row, branch, rest))
+            stems.append((row, unit.stem, of_stem))
+        self._read(cache, stems, found)
         if branches:
-            cache.select(rows)
-            self._add(self._read(cache, branches, of_branches), of_branches, found)
+            branches.sort(key=lambda each: len(each[1]), reverse=True)
+            cache.select([row for row, _, _ in branches])
+            self._read(cache, branches, found)
         for row in range(max(len(batch), len(branches))):
             cache.truncate(row, len(prefix), prefix[-1] if prefix else 0)
 
-    def _read(
-        self, cache: KVCache, texts: Sequence[list[int]], wanted: Sequence[tuple[int, int, int, int, int]]
-    ) -> Tensor:
-        """Read texts into the first rows of the cache; returns the log-probability of each wanted target [wanted]."""
+    def _read(self, cache: KVCache, texts: Sequence[_Text], found: dict[int, dict[int, float]]) -> None:
+        """Read texts, longest first, into the first rows of the cache, and add up what is wanted."""
+        for start, end in self._pieces([len(text) for _, text, _ in texts]):
+            piece = texts[start:end]
+            wanted = [each for _, _, several in piece for each in several]
+            log_probs = self._pass(cache, start, piece)
+            if not bool(log_probs.isfinite().all()):
+                raise not_finite()
+            for each, value in zip(wanted, log_probs.tolist(), strict=True):
+                sums = found.setdefault(each.question, {})
+                sums[each.choice] = sums.get(each.choice, 0.0) + value
+
+    def _pieces(self, lengths: Sequence[int]) -> list[tuple[int, int]]:
+        """Cut texts, longest first, into passes, so that padding and the passes themselves cost least together."""
+        best, starts = [0.0], [0]
+        for end in range(1, len(lengths) + 1):
+            options = []
+            for start in range(end - 1, -1, -1):
+                rows = end - start
+                if rows > max(self.batch_size, _TOKENS_OF_A_PASS // lengths[start]):
+                    break
+                options.append((best[start] + lengths[start] * rows + _COST_OF_A_PASS, start))
+            cost, start = min(options)
+            best.append(cost)
+            starts.append(start)
+        pieces, end = [], len(lengths)
+        while end:
+            pieces.append((starts[end], end))
+            end = starts[end]
+        return pieces[::-1]
+
+    def _pass(self, cache: KVCache, first: int, texts: Sequence[_Text]) -> Tensor:
+        """Read texts into the rows from `first` on; returns the log-probability of each wanted target [wanted]."""
         device = self.model.embedding.weight.device
-        counts = [len(text) for text in texts]
+        counts = [len(text) for _, text, _ in texts]
         width = max(counts)
-        tokens = torch.tensor([[*text, *[0] * (width - len(text))] for text in texts], device=device)
-        places = {place: None for place in ((row, column) for row, column, *_ in wanted)}
-        index = {place: number for number, place in enumerate(places)}
-        states = torch.tensor([index[row, column] for row, column, *_ in wanted], dtype=torch.long, device=device)
-        targets = torch.tensor([target for _, _, target, *_ in wanted], dtype=torch.long, device=device)
-        at = torch.tensor(list(places), dtype=torch.long, device=device).view(-1, 2)
+        tokens = torch.tensor([[*text, *[0] * (width - len(text))] for _, text, _ in texts], device=device)
+        wanted = [(row, each) for row, (_, _, several) in enumerate(texts) for each in several]
+        numbers = {place: number for number, place in enumerate(dict.fromkeys((row, w.place) for row, w in wanted))}
+        states = torch.tensor([numbers[row, each.place] for row, each in wanted], dtype=torch.long, device=device)
+        targets = torch.tensor([each.target for _, each in wanted], dtype=torch.long, device=device)
+        at = torch.tensor(list(numbers), dtype=torch.long, device=device).view(-1, 2)
 
         def head(hidden: Tensor, layer: nn.Linear) -> Tensor:
             return self._log_probs(hidden[at[:, 0], at[:, 1]], states, targets)
 
-        step = cache.step(width, range(len(texts)), counts)
-        return self.model(tokens, cache=step, head=head).cpu()
+        step = cache.step(width, range(first, first + len(texts)), counts)
+        log_probs: Tensor = self.model(tokens, cache=step, head=head)
+        return log_probs.cpu()
 
     def _log_probs(self, hidden: Tensor, states: Tensor, targets: Tensor) -> Tensor:
         """Compute log-probabilities [wanted] of targets [wanted], each predicted from one of the states [n, hidden]."""
@@ -227,17 +269,6 @@ class ChoiceScorer:
             rows = states[here] - start
             log_probs[here] = logits[rows, targets[here]] - logits.logsumexp(-1)[rows]
         return log_probs
-
-    def _add(
-        self, log_probs: Tensor, wanted: Sequence[tuple[int, int, int, int, int]], found: dict[int, dict[int, float]]
-    ) -> None:
-        if not bool(log_probs.isfinite().all()):
-            raise UserError(
-                "the model's predictions are not finite; its weights are damaged, or need another dtype, as float32"
-            )
-        for (*_, question, choice), value in zip(wanted, log_probs.tolist(), strict=True):
-            sums = found.setdefault(question, {})
-            sums[choice] = sums.get(choice, 0.0) + value
 
 
 def _unit(
