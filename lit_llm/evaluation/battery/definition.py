@@ -39,13 +39,13 @@ def packaged_batteries() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in here.iterdir() if entry.name.endswith(".yaml"))
 
 
-def open_batteries(names: Sequence[str], data: str | None, only: Sequence[str] = ()) -> list[LocatedTask]:
+def open_batteries(batteries: str, data: str | None = None, tasks_wanted: str | None = None) -> list[LocatedTask]:
     """Read batteries and find the files of their tasks.
 
     Args:
-        names: base, chat, code, or YAML files.
+        batteries: base, chat, code, or YAML files, separated by commas.
         data: folder that the paths of tasks begin at; None: the folder of the YAML file.
-        only: names of the tasks to take; empty: all.
+        tasks_wanted: names of the tasks to take, separated by commas; None: all.
 
     Raises:
         UserError: a battery or a file is not there, cannot be read or says something impossible; or a name is given
@@ -54,7 +54,8 @@ def open_batteries(names: Sequence[str], data: str | None, only: Sequence[str] =
     if data is not None and not Path(data).is_dir():
         raise UserError(f"battery_data {data}: no such folder; correct the path")
     tasks: dict[str, tuple[BatteryTask, Path | None, str]] = {}
-    for name in names:
+    only = _names(tasks_wanted or "")
+    for name in _names(batteries):
         found, folder = _read(name)
         for task in found:
             if task.name in tasks:
@@ -65,6 +66,10 @@ def open_batteries(names: Sequence[str], data: str | None, only: Sequence[str] =
         raise UserError(f"battery_tasks: there is no task {unknown[0]!r}; known are {', '.join(tasks)}")
     chosen = [entry for name, entry in tasks.items() if not only or name in only]
     return [_locate(task, folder, name, [each.name for each, _, _ in chosen]) for task, folder, name in chosen]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _read(name: str) -> tuple[list[BatteryTask], Path | None]:
@@ -118,7 +123,7 @@ def _locate(task: BatteryTask, folder: Path | None, battery: str, names: Sequenc
             return LocatedTask(task, tuple(found), folder or Path())
     source = f"; it can be had from {task.source}" if task.source else ""
     others = [name for name in names if name != task.name]
-    without = f", or leave the task out with --battery_tasks '[{','.join(others)}]'" if others else ""
+    without = f", or leave the task out with --battery_tasks {','.join(others)}" if others else ""
     in_folder = "give its folder with --battery_data" if folder is None else f"it is not in {folder}"
     raise UserError(f"battery {battery}: task {task.name} needs {' or '.join(task.paths)}; {in_folder}{source}{without}")
 
