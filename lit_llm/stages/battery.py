@@ -35,12 +35,10 @@ class AnsweredBattery:
     Attributes:
         model: "full", or how it is quantized.
         answers: of each task.
-        cut: of each task, texts that were cut at their left.
     """
 
     model: str
     answers: list[Answers]
-    cut: list[int]
 
 
 def open_battery(config: EvaluateConfig) -> list[AskedTask]:
@@ -65,7 +63,7 @@ def ask_battery(config: EvaluateConfig, loaded: LoadedModel, asked: Sequence[Ask
         UserError: what is there was made with something else, or something cannot be asked.
     """
     name = label_of(config)
-    answered = AnsweredBattery(name, [], [])
+    answered = AnsweredBattery(name, [])
     if not asked:
         return answered
     reader = QuestionReader(loaded.tokenizer, config.begin_token, config.chat_template)
@@ -84,11 +82,9 @@ def ask_battery(config: EvaluateConfig, loaded: LoadedModel, asked: Sequence[Ask
         path = answers_path(output, each.task.name, name)
         finished = FinishedAnswers(path, {**made_with, **each.made_with, **drawn}, afresh=config.overwrite)
         try:
-            answers, cut = ask(each, examinee, finished, label=f"{each.task.name} ({name})")
+            answered.answers.append(ask(each, examinee, finished, label=f"{each.task.name} ({name})"))
         finally:
             finished.close()
-        answered.answers.append(answers)
-        answered.cut.append(cut)
     return answered
 
 
@@ -105,7 +101,7 @@ def battery_report(
         return {}
     models = []
     for each in answered:
-        results = [result_of(*entry) for entry in zip(asked, each.answers, each.cut, strict=True)]
+        results = [result_of(*entry) for entry in zip(asked, each.answers, strict=True)]
         models.append({"model": each.model, "tasks": results, **together(results)})
     differences = []
     if len(answered) == 2:

@@ -113,7 +113,7 @@ def ask(
     finished: FinishedAnswers | None = None,
     share: Share | None = None,
     label: str = "",
-) -> tuple[Answers, int]:
+) -> Answers:
     """Put one task to a model.
 
     Args:
@@ -124,7 +124,8 @@ def ask(
         label: is shown with the progress; empty shows nothing.
 
     Returns:
-        The answers that are there, and how many texts have been cut at their left to fit the context.
+        The answers that are there: of each question its `id`, `score` and `cut`, how many of its texts were cut at their
+        left to fit the context; and what else is known of it.
 
     Raises:
         UserError: something in the task cannot be asked.
@@ -144,7 +145,7 @@ def ask(
                 finished.add(several)
             done |= {answer["id"]: answer for answer in several}
             advance(len(several))
-    return done, scorer.cut + writer.cut
+    return done
 
 
 def _write(missing: Sequence[Question], task: BatteryTask, writer: AnswerWriter) -> Iterator[list[dict[str, Any]]]:
@@ -159,7 +160,10 @@ def _choose(
         group = list(members)
         encoded: list[Encoded] = [reader.choices(question, task) for question in group]
         for several in scorer.score(encoded):
-            yield [_chosen(group[number], log_probs) for number, log_probs in several]
+            yield [
+                {**_chosen(group[number], log_probs), "cut": scorer.cut(encoded[number])}
+                for number, log_probs in several
+            ]
 
 
 def _chosen(question: Question, log_probs: Sequence[float]) -> dict[str, Any]:
@@ -176,13 +180,12 @@ def _likeliest(values: Sequence[float]) -> int:
     return max(range(len(values)), key=lambda index: values[index])
 
 
-def result_of(asked: AskedTask, answers: Mapping[str, Mapping[str, Any]], cut: int) -> dict[str, Any]:
+def result_of(asked: AskedTask, answers: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What came out of a task, for JSON.
 
     Args:
         asked: the task, all questions of which have an answer.
         answers: by id.
-        cut: texts that were cut.
 
     Returns:
         Its `task`, `form`, `group`, `files`, `questions`, `cut`; `metric`, which its `accuracy` with `interval` is;
@@ -191,7 +194,7 @@ def result_of(asked: AskedTask, answers: Mapping[str, Mapping[str, Any]], cut: i
     """
     task, found = asked.task, [answers[question.id] for question in asked.questions]
     scores = [answer["score"] for answer in found]
-    names = [name for name in found[0] if name not in ("id", "score", "log_probs", "samples")]
+    names = [name for name in found[0] if name not in ("id", "score", "cut", "log_probs", "samples")]
     metric = "acc_norm" if "acc_norm" in names else "acc"
     more = {name: _mean([answer[name] for answer in found]) for name in names if name != metric}
     parts: dict[str, list[float]] = {}
@@ -205,7 +208,7 @@ def result_of(asked: AskedTask, answers: Mapping[str, Mapping[str, Any]], cut: i
         "group": task.group,
         "files": asked.files,
         "questions": len(found),
-        "cut": cut,
+        "cut": sum(answer["cut"] for answer in found),
         "metric": metric,
         **_mean(scores),
         "chance": math.fsum(chances) / len(chances),

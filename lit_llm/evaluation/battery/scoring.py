@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -100,14 +100,15 @@ class ChoiceScorer:
     Args:
         model: a language model.
         batch_size: questions read at once, or more of short ones; results depend on it by rounding alone.
-
-    Attributes:
-        cut: number of texts that were cut at their left to fit the context, so far.
     """
 
     model: Decoder
     batch_size: int
-    cut: int = field(default=0, init=False)
+
+    def cut(self, question: Encoded) -> int:
+        """How many of a question's texts are longer than the context, and are read without their left end."""
+        limit = self.model.config.max_position_embeddings
+        return sum(len(question.context) + len(choice) > limit + 1 for choice in question.choices)
 
     def score(self, questions: Sequence[Encoded]) -> Iterator[list[tuple[int, list[float]]]]:
         """Score the questions of a group, those of like length together.
@@ -150,7 +151,6 @@ class ChoiceScorer:
         if longest > limit:
             raise UserError(f"a choice of {longest:,} tokens is longer than the model's context of {limit:,} tokens")
         whole = [index for index, text in enumerate(texts) if len(text) <= limit + 1]
-        self.cut += len(texts) - len(whole)
         # each of those that are cut begins elsewhere
         groups = ([whole] if whole else []) + [[index] for index in range(len(texts)) if index not in whole]
         return [_unit(number, group, texts, question.choices, limit) for group in groups]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_llm.config import BatteryTask, SamplingConfig, UserError
@@ -42,18 +42,13 @@ def verifier_of(question: Question, task: BatteryTask) -> str:
 
 @dataclass
 class AnswerWriter:
-    """Writes answers with one model, `batch_size` at a time.
-
-    Attributes:
-        cut: number of prompts that were cut at their left to fit the context, so far.
-    """
+    """Writes answers with one model, `batch_size` at a time."""
 
     model: Decoder
     reader: QuestionReader
     stop_tokens: Sequence[int]
     batch_size: int
     seed: int
-    cut: int = field(default=0, init=False)
 
     def write(self, questions: Sequence[Question], task: BatteryTask) -> Iterator[dict[str, Any]]:
         """Answer questions, those with long prompts first.
@@ -76,11 +71,11 @@ class AnswerWriter:
         limit = self.model.config.max_position_embeddings
         room = limit - plan.max_new_tokens
         kept = room if room > 0 else max(limit // 2, 1)
-        prompts = []
+        prompts, cut = [], {}
         for question in questions:
             ids = self.reader.prompt(question, task)
-            self.cut += len(ids) > kept
             prompts.append((ids[-kept:], question))
+            cut[question.id] = int(len(ids) > kept)
         prompts.sort(key=lambda each: len(each[0]), reverse=True)
         engine = Engine(
             self.model,
@@ -96,7 +91,8 @@ class AnswerWriter:
             for sample in range(task.samples):
                 own = replace(plan, seed=derived_seed(self.seed, task.name, question.id, sample))
                 places[engine.submit(ids, own, stop_tokens=ends)] = question, sample
-        yield from self._judge(engine, places, task)
+        for answer in self._judge(engine, places, task):
+            yield {**answer, "cut": cut[answer["id"]]}
 
     def _judge(
         self, engine: Engine, places: dict[int, tuple[Question, int]], task: BatteryTask
