@@ -33,12 +33,12 @@ from lit_llm.config.tokenizer_evaluation import TokenizerEvaluationConfig
 from lit_llm.config.trainer import TrainerConfig
 
 __all__ = [
-    "BatteryTask",
     "CONFIG_KEY",
     "PRESETS",
     "PROJECTIONS",
     "STAGES",
     "BatchConfig",
+    "BatteryTask",
     "BeginToken",
     "ChatConfig",
     "ClassifierConfig",

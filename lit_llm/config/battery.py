@@ -123,7 +123,9 @@ class BatteryTask:
 
     def _check_generation(self, where: str) -> None:
         if self.samples > 1 and self.temperature == 0:
-            raise UserError(f"{where}: samples {self.samples} at temperature 0 would all be the same; raise temperature")
+            raise UserError(
+                f"{where}: samples {self.samples} at temperature 0 would all be the same; raise temperature"
+            )
         if any(not 1 <= k <= self.samples for k in self.pass_at):
             raise UserError(f"{where}: pass_at is {self.pass_at}; each must be from 1 to samples, {self.samples}")
         if self.majority and self.samples < 3:
@@ -134,7 +136,9 @@ class BatteryTask:
             given = [n for n in ("verifier", "pass_at", "majority", "stop", "max_new_tokens") if getattr(self, n)]
             if given or self.samples > 1:
                 name = (given or ["samples"])[0]
-                raise UserError(f"{where}: {name} is for generated answers, and form {self.form} has none; leave it out")
+                raise UserError(
+                    f"{where}: {name} is for generated answers, and form {self.form} has none; leave it out"
+                )
 
     @property
     def verifier_name(self) -> str:

@@ -59,7 +59,7 @@ class EvaluateConfig(LoadConfig):
     """Scale of the implicit reward; null: that of the model's DPO run where the model lies in its folder, else 0.1."""
     battery: str | None = None
     """Batteries of tasks on local files, separated by commas: base (pretrained models), chat (assistants), code, or a
-    YAML file of your own tasks. What is answered is kept beside the report, so that a battery that was stopped goes on."""
+    YAML file of your own tasks. Answers are kept beside the report, so that a battery that was stopped goes on."""
     battery_data: str | None = None
     """Folder with the files of the battery's tasks; null: the folder of the YAML file."""
     battery_tasks: str | None = None

@@ -1,14 +1,16 @@
-"""The battery of an evaluation: its tasks, asked of each model, and what is told about them."""
+"""Batteries, asked of each model of an evaluation or of a model in training."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.config import EvaluateConfig, UserError
+from lit_llm.config import EvaluateConfig, RunConfig, UserError
 from lit_llm.config.json_text import parse_json
+from lit_llm.distributed.ranks import gather, rank
+from lit_llm.distributed.tensors import is_sharded
 from lit_llm.evaluation.battery.definition import open_batteries
 from lit_llm.evaluation.battery.finished import FinishedAnswers, digest_of_model, read_answers
 from lit_llm.evaluation.battery.numbers import paired_difference
@@ -17,15 +19,21 @@ from lit_llm.evaluation.battery.run import (
     Answers,
     AskedTask,
     Examinee,
+    Share,
     answers_path,
     ask,
     open_tasks,
     result_of,
     together,
 )
+from lit_llm.training.measuring import MeasureEvery
 
 if TYPE_CHECKING:
+    from lightning import Callback
+
+    from lit_llm.model import Decoder
     from lit_llm.stages.loading import LoadedModel
+    from lit_llm.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,9 @@ def open_battery(config: EvaluateConfig) -> list[AskedTask]:
     return asked
 
 
-def ask_battery(config: EvaluateConfig, loaded: LoadedModel, asked: Sequence[AskedTask], output: Path) -> AnsweredBattery:
+def ask_battery(
+    config: EvaluateConfig, loaded: LoadedModel, asked: Sequence[AskedTask], output: Path
+) -> AnsweredBattery:
     """Ask a model all tasks; what is done is kept in the folder `battery` of the output, and is not asked again.
 
     Raises:
@@ -143,7 +153,36 @@ def _earlier(folder: Path, asked: AskedTask) -> Answers:
     return answers
 
 
-def summary_of(report: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a battery that are worth a curve: the accuracy of each task, and the centred mean."""
-    last = report["models"][-1]
-    return {result["task"]: result["accuracy"] for result in last["tasks"]} | {"centred": last["centred"]["value"]}
+def battery_curves(config: RunConfig, tokenizer: Tokenizer) -> list[Callback]:
+    """The callback that asks `config.trainer.battery` during training, if there is one.
+
+    Raises:
+        UserError: a battery, a file or a row is not as it should be, or the tokenizer has no form for conversations.
+    """
+    options = config.trainer
+    if options.battery is None or options.evaluate_every_n_steps is None:
+        return []
+    asked = open_tasks(
+        open_batteries(options.battery, options.battery_data, options.battery_tasks), options.battery_limit
+    )
+    reader = QuestionReader(tokenizer)
+    if any(reader.is_chat(each.task) for each in asked):
+        _ = reader.chat_format
+    stop_tokens = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+
+    def measure(model: Decoder) -> dict[str, float]:
+        examinee = Examinee(model, reader, stop_tokens, seed=config.seed)
+        # ranks that share a sharded model must take the same passes, others take their share of the questions
+        share = Share() if is_sharded(model) else Share(rank(), len(gather(None)))
+        results = []
+        for each in asked:
+            answers: Answers = {}
+            for part in gather(ask(each, examinee, share=share)):
+                answers |= part
+            results.append(result_of(each, answers))
+        figures = {result["task"]: result["accuracy"] for result in results}
+        return {f"battery/{name}": value for name, value in figures.items()} | {
+            "battery/centred": together(results)["centred"]["value"]
+        }
+
+    return [MeasureEvery(options.evaluate_every_n_steps, measure)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,7 +124,9 @@ def _locate(task: BatteryTask, folder: Path | None, battery: str, names: Sequenc
     others = [name for name in names if name != task.name]
     without = f", or leave the task out with --battery_tasks {','.join(others)}" if others else ""
     in_folder = "give its folder with --battery_data" if folder is None else f"it is not in {folder}"
-    raise UserError(f"battery {battery}: task {task.name} needs {' or '.join(task.paths)}; {in_folder}{source}{without}")
+    raise UserError(
+        f"battery {battery}: task {task.name} needs {' or '.join(task.paths)}; {in_folder}{source}{without}"
+    )
 
 
 def _found(pattern: str, folder: Path | None) -> list[Path]:
@@ -139,4 +140,5 @@ def _found(pattern: str, folder: Path | None) -> list[Path]:
     whole = (folder or Path()) / pattern
     if whole.is_file():
         return [whole]
-    return sorted(Path(each) for each in glob.glob(str(whole), recursive=True) if Path(each).is_file())
+    top = Path(whole.anchor) if whole.is_absolute() else Path()
+    return sorted(path for path in top.glob(str(whole.relative_to(whole.anchor))) if path.is_file())

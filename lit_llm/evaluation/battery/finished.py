@@ -103,7 +103,9 @@ def read_answers(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]
             made_with = head["made_with"]
             answers |= {line["id"]: line for line in lines}
         except OSError as error:
-            raise UserError(f"{part}: the answers of the earlier evaluation are not there ({error.strerror})") from error
+            raise UserError(
+                f"{part}: the answers of the earlier evaluation are not there ({error.strerror})"
+            ) from error
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{part} is no file of finished answers ({error!r:.80})") from error
     return made_with, answers

@@ -93,7 +93,7 @@ def questions(
         asked = of_part if task.shots_path else of_part[task.shots :]
         if not asked:
             raise UserError(
-                f"task {task.name}: part {part} has {len(of_part)} rows, all of which are taken as examples; lower shots, "
+                f"task {task.name}: part {part} has {len(of_part)} rows, all of them taken as examples; lower shots, "
                 "or give shots_path"
             )
         description = task.description.replace("{subject}", part.replace("_", " ")).replace("{part}", part)

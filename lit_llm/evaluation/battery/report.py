@@ -35,7 +35,9 @@ def _tasks(battery: Mapping[str, Any]) -> str:
             name = task["task"]
             rows.append([name, model["model"], task["metric"], *_figures(task), f"{task['chance']:.1%}"])
             rows[-1] += [f"{task['questions']:,}", f"{task['cut']:,}"]
-            rows += [[name, model["model"], other, *_figures(found), "", "", ""] for other, found in task["more"].items()]
+            rows += [
+                [name, model["model"], other, *_figures(found), "", "", ""] for other, found in task["more"].items()
+            ]
     return _table(["task", "model", "measure", "accuracy", "95% interval", "chance", "questions", "cut"], rows)
 
 

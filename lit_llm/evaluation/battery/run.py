@@ -19,6 +19,7 @@ from lit_llm.evaluation.battery.questions import Question, questions
 from lit_llm.evaluation.battery.reading import QuestionReader
 from lit_llm.evaluation.battery.scoring import ChoiceScorer, Encoded
 from lit_llm.evaluation.battery.writing import AnswerWriter, check_verifiers
+from lit_llm.evaluation.verifiers import reasoning_rows
 from lit_llm.model import Decoder
 
 Answers = dict[str, dict[str, Any]]
@@ -67,17 +68,24 @@ _NO_EFFECT = ("paths", "source", "group", "shots_path")  # on an answer, once th
 
 
 def _reasoning_rows(task: BatteryTask, name: str) -> list[dict[str, Any]]:
-    gym = optional_module("reasoning_gym", f"task {task.name} of form reasoning_gym", "reasoning")
-    try:
-        options = {"seed": task.seed, "size": task.size}
-        made = gym.create_dataset(name, **options)
-        if task.level is not None:
-            curriculum = gym.factory.create_curriculum(name)
+    """The puzzles of one data set of reasoning_gym, at the task's level of its curriculum."""
+    options: dict[str, Any] = {}
+    if task.level is not None:
+        factory = optional_module("reasoning_gym.factory", f"task {task.name} of form reasoning_gym", "battery")
+        if not factory.has_curriculum(name):
+            raise UserError(f"task {task.name}: reasoning_gym has no curriculum of {name}; leave level out")
+        try:
+            curriculum = factory.create_curriculum(name)
             curriculum.set_global_level(task.level)
-            made = type(made)(curriculum.generate_configuration(options))
-        return [{**entry, "dataset": name} for entry in made]
-    except Exception as error:  # data sets are programs of others
-        raise UserError(f"task {task.name}: reasoning_gym makes no questions of {name!r} ({error!r:.200})") from error
+            made = vars(curriculum.generate_configuration({"size": task.size, "seed": task.seed}))
+        except (ValueError, AssertionError, KeyError) as error:
+            raise UserError(f"task {task.name}: {name} has no level {task.level} ({error!r:.150})") from error
+        options = {
+            option: tuple(value) if isinstance(value, list) else value
+            for option, value in made.items()
+            if option not in ("size", "seed")
+        }
+    return list(reasoning_rows(name, task.size, task.seed, **options))
 
 
 @dataclass(frozen=True)
@@ -124,8 +132,8 @@ def ask(
         label: is shown with the progress; empty shows nothing.
 
     Returns:
-        The answers that are there: of each question its `id`, `score` and `cut`, how many of its texts were cut at their
-        left to fit the context; and what else is known of it.
+        The answers that are there: of each question its `id`, its `score`, how many of its texts were `cut` at their
+        left to fit the context, and what else is known of it.
 
     Raises:
         UserError: something in the task cannot be asked.
@@ -135,9 +143,7 @@ def ask(
     missing = [question for question in asked.questions if question.id not in done][share.rank :: share.ranks]
     is_choice = bool(asked.questions[0].choices)
     scorer = ChoiceScorer(examinee.model, examinee.batch_size)
-    writer = AnswerWriter(
-        examinee.model, examinee.reader, examinee.stop_tokens, examinee.batch_size, examinee.seed
-    )
+    writer = AnswerWriter(examinee.model, examinee.reader, examinee.stop_tokens, examinee.batch_size, examinee.seed)
     found = _choose(missing, asked.task, examinee.reader, scorer) if is_choice else _write(missing, asked.task, writer)
     with progress(label, len(missing), "questions", shown=bool(label) and bool(missing)) as advance:
         for several in found:

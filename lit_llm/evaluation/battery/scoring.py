@@ -7,7 +7,6 @@ reads its own rest, its branch. Logits exist at scored positions alone.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from lit_llm.config import UserError
 from lit_llm.distributed.tensors import is_sharded
+from lit_llm.generation.engine import common_prefix
 from lit_llm.generation.inference import cache_for, inference, not_finite
 from lit_llm.model import Decoder, KVCache
 from lit_llm.model.arithmetic import at_least_float32
@@ -262,7 +262,9 @@ class ChoiceScorer:
 
     def _log_probs(self, hidden: Tensor, states: Tensor, targets: Tensor) -> Tensor:
         """Compute log-probabilities [wanted] of targets [wanted], each predicted from one of the states [n, hidden]."""
-        log_probs = torch.zeros(len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
+        log_probs = torch.zeros(
+            len(targets), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device
+        )
         for start in range(0, len(hidden), _LOGITS_AT_ONCE):
             logits = at_least_float32(self.model.logits(hidden[start : start + _LOGITS_AT_ONCE]))
             here = ((states >= start) & (states < start + len(logits))).nonzero().squeeze(1)
@@ -271,12 +273,10 @@ class ChoiceScorer:
         return log_probs
 
 
-def _unit(
-    number: int, group: list[int], texts: Sequence[list[int]], choices: Sequence[list[int]], limit: int
-) -> _Unit:
+def _unit(number: int, group: list[int], texts: Sequence[list[int]], choices: Sequence[list[int]], limit: int) -> _Unit:
     cut = [texts[index][-limit - 1 :] for index in group]
     inputs = [text[:-1] for text in cut]
-    stem = list(os.path.commonprefix(inputs))
+    stem = inputs[0][: min(common_prefix(inputs[0], other) for other in inputs)]
     targets = [
         [(place - 1, text[place]) for place in range(len(text) - len(choices[index]), len(text))]
         for index, text in zip(group, cut, strict=True)
@@ -289,5 +289,5 @@ def _prefix(units: Sequence[_Unit]) -> list[int]:
     first = min(min(targets[0][0] for targets in unit.targets) for unit in units)
     shortest = min(len(unit.stem) for unit in units) - 1
     low, high = min(unit.stem for unit in units), max(unit.stem for unit in units)
-    prefix = os.path.commonprefix([low, high])[: max(min(first, shortest), 0)]
+    prefix = low[: max(min(common_prefix(low, high), first, shortest), 0)]
     return prefix if len(prefix) >= _SHORTEST_PREFIX and len(units) > 1 else []
