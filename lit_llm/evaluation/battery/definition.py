@@ -110,7 +110,9 @@ def _task(name: str, number: int, entry: dict[str, Any]) -> BatteryTask:
     try:
         return from_plain(BatteryTask, entry)
     except (UserError, TypeError, ValueError) as error:
-        raise UserError(f"{called}: {str(error).replace('BatteryTask', 'a task')}") from error
+        message = str(error).replace("BatteryTask", "a task")
+        own = f"task {entry['name']}: "
+        raise UserError(f"{called}: {message.removeprefix(own)}") from error
 
 
 def _locate(task: BatteryTask, folder: Path | None, battery: str, names: Sequence[str]) -> LocatedTask:

@@ -44,7 +44,15 @@ def beginning(tokenizer: Tokenizer) -> Tokenizer:
 
 def tasks(folder: Path) -> list[BatteryTask]:
     """Pairs, letters with examples and whole choices, some of whose texts are longer than the context."""
-    words = ["import os", "def f(x):", "return x", "class A:", "self.value = 1", "for line in lines:", "raise ValueError"]
+    words = [
+        "import os",
+        "def f(x):",
+        "return x",
+        "class A:",
+        "self.value = 1",
+        "for line in lines:",
+        "raise ValueError",
+    ]
     pairs = [
         {"sentence_good": f"{a} {b}", "sentence_bad": f"{a} {words[(i + j) % 7]} {b}"}
         for i, a in enumerate(words)
@@ -157,8 +165,8 @@ def test_impossible_choices_are_refused(model: Decoder, tokenizer: Tokenizer, tm
 def test_metrics_are_those_of_a_task_of_the_harness(model: Decoder, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Prompts, too: MMLU's template with examples from a file of their own, and ARC's with whole choices."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install 'lit-llm[eval]'")
-    from lit_llm.evaluation.harness import run_tasks
     from lit_llm.evaluation.battery.run import result_of
+    from lit_llm.evaluation.harness import run_tasks
 
     words = ["os", "sys", "def", "return", "class", "import", "self", "None", "True", "lambda", "while", "yield"]
     rows = [
@@ -188,12 +196,17 @@ metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
     for name, text in texts.items():
         (tmp_path / "tasks" / f"{name}.yaml").write_text(f"task: {name}\n{text}{head}")
     expected = run_tasks(model, tokenizer, list(texts), tasks_folder=tmp_path / "tasks")
-    made: dict[str, dict[str, Any]] = {"lettered": {"description": "About {subject}.\n\n"}, "whole": {"score": "choice"}}
-    for name, options in made.items():
-        task = BatteryTask(name, "choices", ["py_test.jsonl"], shots=2, shots_path="{part}_dev.jsonl", **options)
+    made: dict[str, dict[str, Any]] = {
+        "lettered": {"description": "About {subject}.\n\n"},
+        "whole": {"score": "choice"},
+    }
+    for name, own in made.items():
+        task = BatteryTask(name, "choices", ["py_test.jsonl"], shots=2, shots_path="{part}_dev.jsonl", **own)
         (asked,) = open_tasks([LocatedTask(task, (tmp_path / "py_test.jsonl",), tmp_path)], None)
         result = result_of(asked, ask(asked, Examinee(model, QuestionReader(tokenizer))))
-        found = {result["metric"]: result["accuracy"]} | {key: value["accuracy"] for key, value in result["more"].items()}
+        found = {result["metric"]: result["accuracy"]} | {
+            key: value["accuracy"] for key, value in result["more"].items()
+        }
         assert found["acc"] == pytest.approx(expected[name]["acc"])
         assert 0 < found["acc"] < 1
         if name == "whole":
@@ -203,7 +216,9 @@ metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 def test_questions_are_put_as_the_form_says(tmp_path: Path) -> None:
     (tmp_path / "a_test.csv").write_text('"Is, it?",yes,no,B\n"And ""this""?",left,right,A\n')
     (tmp_path / "a_dev.csv").write_text("Was it?,yes,no,A\n")
-    task = BatteryTask("mmlu", "choices", ["*.csv"], shots=1, shots_path="{part}_dev.csv", description="On {subject}.\n\n")
+    task = BatteryTask(
+        "mmlu", "choices", ["*.csv"], shots=1, shots_path="{part}_dev.csv", description="On {subject}.\n\n"
+    )
     first, second = questions(LocatedTask(task, (tmp_path / "a_test.csv",), tmp_path), None)
     solved = "On a.\n\nWas it?\nA. yes\nB. no\nAnswer: A\n\n"
     assert first.context(task) == f"{solved}Is, it?\nA. yes\nB. no\nAnswer:"
