@@ -1,6 +1,5 @@
 """Configuration: dataclasses that import neither torch nor lightning."""
 
-from lit_llm.config.battery import BatteryTask
 from lit_llm.config.chat import ChatConfig
 from lit_llm.config.classifier import ClassifierConfig
 from lit_llm.config.compare import CompareConfig
@@ -38,7 +37,6 @@ __all__ = [
     "PROJECTIONS",
     "STAGES",
     "BatchConfig",
-    "BatteryTask",
     "BeginToken",
     "ChatConfig",
     "ClassifierConfig",

@@ -35,7 +35,7 @@ from lit_llm.stages.quantization import MOST_TOKENS, QualityText
 from lit_llm.tokenizer.chat import ChatFormat
 
 FILES = ("evaluation.json", "evaluation.md", "evaluation.html")
-_ASKED = ("texts", "shards", "answers", "preferences", "battery", "tasks")
+_ASKED = ("texts", "shards", "answers", "preferences", "tasks", "battery")
 _PACKAGES = ("lit-llm", "torch", "tokenizers", "numpy", "lm_eval")
 
 

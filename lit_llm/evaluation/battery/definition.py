@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from lit_llm.config import BatteryTask, UserError
+from lit_llm.config import UserError
+from lit_llm.config.battery import BatteryTask
 from lit_llm.config.serialization import from_plain
 
 _PACKAGE = "package:"

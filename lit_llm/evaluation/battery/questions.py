@@ -9,7 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config import BatteryTask, UserError
+from lit_llm.config import UserError
+from lit_llm.config.battery import BatteryTask
 from lit_llm.evaluation.battery.definition import LocatedTask
 from lit_llm.evaluation.battery.rows import LETTERS, Row, generated_rows, gold, is_choice, read_rows
 from lit_llm.tokenizer.chat import Message

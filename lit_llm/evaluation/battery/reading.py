@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from lit_llm.config import BatteryTask, BeginToken, UserError
+from lit_llm.config import BeginToken, UserError
+from lit_llm.config.battery import BatteryTask
 from lit_llm.evaluation.battery.questions import Question
 from lit_llm.evaluation.battery.scoring import Encoded
 from lit_llm.tokenizer import Tokenizer, begin_ids, conversation_ids, first_token_source

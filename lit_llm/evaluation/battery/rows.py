@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config import BatteryTask, UserError
+from lit_llm.config import UserError
+from lit_llm.config.battery import BatteryTask
 from lit_llm.config.json_text import parse_json
 
 LETTERS = string.ascii_uppercase

@@ -9,7 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config import BatteryTask, UserError, to_plain
+from lit_llm.config import UserError, to_plain
+from lit_llm.config.battery import BatteryTask
 from lit_llm.config.extras import optional_module
 from lit_llm.config.progress import progress
 from lit_llm.evaluation.battery.definition import LocatedTask

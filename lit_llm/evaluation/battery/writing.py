@@ -6,7 +6,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lit_llm.config import BatteryTask, SamplingConfig, UserError
+from lit_llm.config import SamplingConfig, UserError
+from lit_llm.config.battery import BatteryTask
 from lit_llm.config.seeds import derived_seed
 from lit_llm.evaluation.battery.questions import Question
 from lit_llm.evaluation.battery.reading import QuestionReader

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lit_llm.config import BatteryTask, UserError
+from lit_llm.config import UserError
+from lit_llm.config.battery import BatteryTask
 from lit_llm.evaluation.battery.definition import LocatedTask, open_batteries, packaged_batteries
 from lit_llm.evaluation.battery.run import open_tasks
 

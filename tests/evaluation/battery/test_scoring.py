@@ -13,7 +13,8 @@ from conftest import tiny_model
 from random_decoder import random_decoder
 from tokenizers import processors
 
-from lit_llm.config import BatteryTask, UserError
+from lit_llm.config import UserError
+from lit_llm.config.battery import BatteryTask
 from lit_llm.evaluation.battery.definition import LocatedTask
 from lit_llm.evaluation.battery.questions import Question, questions
 from lit_llm.evaluation.battery.reading import QuestionReader
