@@ -258,7 +258,8 @@ COMMANDS = {
         "how good a model is",
         show_evaluation,
         everyday=(
-            *("model", "texts", "shards", "answers", "preferences", "reference", "tasks", "context", "stride"),
+            *("model", "texts", "shards", "answers", "preferences", "reference", "battery", "battery_data"),
+            *("compare_to", "tasks", "limit", "context", "stride"),
             *("max_documents", "batch_size", "dtype", "quantize", "output", "overwrite"),
         ),
         example="--model checkpoints/pretrain --texts '[held_out/*.txt]' --overwrite true",

@@ -182,7 +182,7 @@ def show_comparison(config: CompareConfig, comparison: Comparison) -> None:
 def show_evaluation(config: EvaluateConfig, evaluation: Evaluation) -> None:
     """Print the tables of an evaluation, and where its files are."""
     print(evaluation.markdown)
-    print(f"report   {evaluation.folder / 'evaluation.md'}\nnumbers  {evaluation.folder / 'evaluation.json'}")
+    print(f"report   {evaluation.folder / 'evaluation.md'}, .html\nnumbers  {evaluation.folder / 'evaluation.json'}")
 
 
 def show_tokenizer_evaluation(config: TokenizerEvaluationConfig, evaluation: TokenizerEvaluation) -> None:

@@ -12,7 +12,7 @@ from lit_llm.config.generation import LoadConfig
 
 @dataclass
 class EvaluateConfig(LoadConfig):
-    """Measure a trained model: its loss on texts, shards and answers, its preferences, and benchmark tasks.
+    """Measure a trained model: its loss on texts, shards and answers, its preferences, batteries and benchmark tasks.
 
     Of a reward model, preferences alone are measured: how often, and how surely, it ranks held-out pairs rightly.
 
@@ -57,6 +57,16 @@ class EvaluateConfig(LoadConfig):
     beta log(model / reference) of an answer. It is never quantized."""
     beta: float | None = None
     """Scale of the implicit reward; null: that of the model's DPO run where the model lies in its folder, else 0.1."""
+    battery: str | None = None
+    """Batteries of tasks on local files, separated by commas: base (pretrained models), chat (assistants), code, or a
+    YAML file of your own tasks. Answers are kept beside the report, so that a battery that was stopped goes on."""
+    battery_data: str | None = None
+    """Folder with the files of the battery's tasks; null: the folder of the YAML file."""
+    battery_tasks: str | None = None
+    """Names of the tasks of the batteries to take, separated by commas; null: all of them."""
+    compare_to: str | None = None
+    """Folder of an earlier evaluation with the same battery, of another model: differences are paired, question by
+    question."""
     tasks: list[str] = field(default_factory=list)
     """Tasks of the lm-evaluation-harness, as arc_easy (needs the extra `eval`)."""
     tasks_folder: str | None = None
@@ -64,18 +74,18 @@ class EvaluateConfig(LoadConfig):
     num_fewshot: int | None = None
     """Solved examples before each question of a task; null: as the task has it."""
     limit: int | None = None
-    """Read only the first so many questions of each task; null: all."""
+    """Read only the first so many questions of each task, and of each part of a battery's; null: all."""
     chat_template: bool = False
-    """Put the questions of tasks as turns of a conversation."""
+    """Put the questions of tasks, and of all tasks of a battery, as turns of a conversation."""
     batch_size: int = 8
     """Windows, conversations, pairs or requests read at once; results do not depend on it."""
     output: str | None = None
-    """Folder for evaluation.json and evaluation.md; null: "evaluation" in the run folder, or else in the model folder.
-    """
+    """Folder for evaluation.json, evaluation.md and evaluation.html; null: "evaluation" in the run folder, or else in
+    the model folder."""
     overwrite: bool = False
-    """Replace an evaluation that is already there."""
+    """Replace an evaluation that is already there, and drop a battery's answers that other things were asked for."""
     seed: int = 0
-    """Seed of the resamples behind the intervals, and of the tasks."""
+    """Seed of the resamples behind the intervals, of the tasks, and of answers that a battery draws."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,11 +109,13 @@ class EvaluateConfig(LoadConfig):
         self._refuse_without("reference", "beta")
         if self.beta is not None and not 0 < self.beta < math.inf:
             raise UserError(f"beta is {self.beta}; it must be above 0, or null")
-        if self.begin_token != "auto" and not (self.texts or self.tasks):
+        if self.begin_token != "auto" and not (self.texts or self.battery or self.tasks):
             raise UserError(
-                "begin_token is given, but no texts or tasks, which alone it is for; give them, or leave it"
+                "begin_token is given, but no texts or tasks or battery, which alone it is for; give them, or leave it"
             )
-        self._refuse_without("tasks", "tasks_folder", "num_fewshot", "limit", "chat_template")
+        self._refuse_without("tasks", "tasks_folder", "num_fewshot")
+        self._refuse_without("tasks or battery", "limit", "chat_template")
+        self._refuse_without("battery", "battery_data", "battery_tasks", "compare_to")
 
     def _refuse_without(self, needed: str, *names: str) -> None:
         """Refuse options that say how something is measured that is not asked for."""
@@ -127,7 +139,7 @@ class EvaluateConfig(LoadConfig):
                 f"reference is given, but {name} is a reward model, whose scores are measured as they are: a reference "
                 "belongs to a policy that DPO has trained; leave reference out"
             )
-        for option in ("texts", "shards", "answers", "tasks"):
+        for option in ("texts", "shards", "answers", "battery", "tasks"):
             if getattr(self, option):
                 raise UserError(
                     f"{option} cannot be had of {name}, which is a reward model: it gives scores, not text; leave "

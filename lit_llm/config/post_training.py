@@ -138,6 +138,10 @@ class RewardConfig(PostTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.trainer.battery is not None:
+            raise UserError(
+                "trainer.battery cannot be asked of a reward model, which gives scores, not text; leave it out"
+            )
         if self.centring < 0:
             raise UserError(f"centring is {self.centring}; it must be at least 0")
         if self.score_margin_scale is not None and not 0.0 < self.score_margin_scale < math.inf:

@@ -54,6 +54,16 @@ class TrainerConfig:
     """Largest norm of the whole gradient; null does not clip."""
     val_every_n_steps: int | None = 250
     """Validate after every so many steps and at the last one; null: only at the last one."""
+    evaluate_every_n_steps: int | None = None
+    """Ask the battery after every so many steps and at the last one, as curves battery/TASK; null: not at all."""
+    battery: str | None = None
+    """Batteries to ask during training, as --battery of evaluate.py: base, chat, code or YAML files."""
+    battery_data: str | None = None
+    """Folder with the files of the battery's tasks; null: the folder of the YAML file."""
+    battery_tasks: str | None = None
+    """Names of the tasks of the battery to ask, separated by commas; null: all of them."""
+    battery_limit: int | None = None
+    """Ask only the first so many questions of each part of a task; null: all."""
     save_every_n_steps: int | None = 250
     """Write a checkpoint after every so many steps and at the last one; null: only at the last one."""
     save_every_n_minutes: float | None = None
@@ -101,7 +111,7 @@ class TrainerConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("val_every_n_steps", "save_every_n_steps"):
+        for name in ("val_every_n_steps", "save_every_n_steps", "evaluate_every_n_steps", "battery_limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"trainer.{name} is {value}; it must be at least 1, or null")
@@ -115,6 +125,7 @@ class TrainerConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"trainer.{name} is {value}; it must be above 0")
+        self._check_battery()
         self._check_ends()
         for name in self.loggers:
             if name not in ("tensorboard", "csv", "wandb") or self.loggers.count(name) > 1:
@@ -146,6 +157,15 @@ class TrainerConfig:
                 "or '01:12:00:00' (DD:HH:MM:SS)"
             )
         return seconds
+
+    def _check_battery(self) -> None:
+        """Refuse a battery that is never asked, and options of none."""
+        if (self.battery is None) != (self.evaluate_every_n_steps is None):
+            given, missing = ("battery", "evaluate_every_n_steps")[:: 1 if self.battery is not None else -1]
+            raise UserError(f"trainer.{given} is given without trainer.{missing}; give both, or neither")
+        for name in ("battery_data", "battery_tasks", "battery_limit"):
+            if self.battery is None and getattr(self, name) is not None:
+                raise UserError(f"trainer.{name} is given, but no trainer.battery, which alone it is for")
 
     def _check_ends(self) -> None:
         """Refuse ends of a run that are never reached, or reached at once."""

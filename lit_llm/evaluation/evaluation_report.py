@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from lit_llm.evaluation.battery.report import battery_markdown
 from lit_llm.evaluation.tables import markdown_table
 
 _table = partial(markdown_table, aligned=True)
@@ -22,6 +23,8 @@ def markdown(report: dict[str, Any]) -> str:
         parts += [f"## What {kind} costs", lines]
     if report["preferences"]:
         parts += ["## Preferences", _preferences(report), *_calibrations(report["preferences"])]
+    if report["battery"]:
+        parts += battery_markdown(report["battery"])
     if report["tasks"]:
         parts += ["## Tasks", _tasks(report)]
     return "\n\n".join(parts) + "\n"

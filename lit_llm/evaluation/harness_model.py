@@ -22,7 +22,7 @@ from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation import Engine, Event
 from lit_llm.generation.inference import inference
 from lit_llm.model import Decoder, TokenLogProbs, hidden_log_probs
-from lit_llm.tokenizer import CHATML_TEMPLATE, Tokenizer, begin_ids, conversation_ids
+from lit_llm.tokenizer import CHATML_TEMPLATE, Tokenizer, begin_ids, conversation_ids, first_token_source
 from lit_llm.tokenizer.chat import ChatFormat, Message
 
 MAX_NEW_TOKENS = 256
@@ -107,16 +107,13 @@ class HarnessModel(TemplateLM):
         Raises:
             UserError: the tokenizer has no such token.
         """
-        named = (self._tokenizer.named_tokens.get(name, "") for name in ("bos_token", "eos_token"))
-        for name in named:
-            if name in self._tokenizer.special_ids:
-                return self._tokenizer.special_ids[name]
-        if self._tokenizer.begin_id is None:
+        found = first_token_source(self._tokenizer)
+        if found is None:
             raise UserError(
                 "a task asks for the probability of a text's first token, and the tokenizer has no token that begins a "
                 "text; leave that task out"
             )
-        return self._tokenizer.begin_id
+        return found
 
     @property
     def max_length(self) -> int:

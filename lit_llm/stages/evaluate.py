@@ -20,6 +20,7 @@ from lit_llm.config.post_training import REFERENCE_FREE_LOSSES, default_beta
 from lit_llm.data.progress import byte_progress
 from lit_llm.data.sources.files import find_files
 from lit_llm.evaluation.baselines import compressor_bits_per_byte
+from lit_llm.evaluation.evaluation_page import evaluation_page
 from lit_llm.evaluation.evaluation_report import markdown
 from lit_llm.evaluation.harness import run_tasks
 from lit_llm.evaluation.held_out import answer_log_probs, preference_log_probs, preference_scores
@@ -28,12 +29,13 @@ from lit_llm.evaluation.rankings import implicit_margins, load_reference, rankin
 from lit_llm.evaluation.token_windows import ShardSource, TextSource, WindowOptions
 from lit_llm.interop import read_model_config
 from lit_llm.planning import count_parameters
+from lit_llm.stages.battery import ask_battery, battery_report, open_battery
 from lit_llm.stages.loading import LoadedModel, dtype_of, find_model, load, tell_begin_token
 from lit_llm.stages.quantization import MOST_TOKENS, QualityText
 from lit_llm.tokenizer.chat import ChatFormat
 
-FILES = ("evaluation.json", "evaluation.md")
-_ASKED = ("texts", "shards", "answers", "preferences", "tasks")
+FILES = ("evaluation.json", "evaluation.md", "evaluation.html")
+_ASKED = ("texts", "shards", "answers", "preferences", "tasks", "battery")
 _PACKAGES = ("lit-llm", "torch", "tokenizers", "numpy", "lm_eval")
 
 
@@ -42,7 +44,7 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        folder: where evaluation.json and evaluation.md are.
+        folder: where evaluation.json, evaluation.md and evaluation.html are.
         report: the content of the first.
         markdown: the content of the second.
     """
@@ -73,7 +75,7 @@ class _Measured:
 
 
 def evaluate(config: EvaluateConfig) -> Evaluation:
-    """Measure a model on what is asked for, and write evaluation.json and evaluation.md.
+    """Measure a model on what is asked for, and write evaluation.json, evaluation.md and evaluation.html.
 
     Raises:
         UserError: nothing is asked for, or something of it cannot be read or used.
@@ -84,12 +86,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     output = output_folder(config)
     sources = _open_sources(config)
     _check_rows(config)
+    battery = open_battery(config)
     model = find_model(config.model)
     if read_model_config(model).output == "score":
         config.check_reward_model(str(model))
     beta = None if config.reference is None else _beta(config)
     loaded = load(config, _beginnings(config, sources), reward_models=True)
-    if config.texts or config.tasks:
+    if config.texts or config.battery or config.tasks:
         tell_begin_token(config, loaded.tokenizer)
     options = _window_options(config, loaded)
     output.mkdir(parents=True, exist_ok=True)
@@ -97,22 +100,28 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     tasks = _run_tasks(config, loaded)
     facts = _facts(config, loaded, options) | ({} if beta is None else {"reference": config.reference, "beta": beta})
     references = [] if beta is None else _reference_log_probs(config, loaded)
+    answered = [ask_battery(config, loaded, battery, output)]
     measured = [_measure(config, loaded, sources, options)]
-    if config.quantize != "none" and (sources or config.answers or config.preferences):
+    if config.quantize != "none" and (sources or battery or config.answers or config.preferences):
         del loaded  # there may not be room for both models
         of_full = replace(config, quantize="none", quality_text=None)
-        measured.insert(0, _measure(of_full, load(of_full), sources, options))
+        full = load(of_full)
+        answered.insert(0, ask_battery(of_full, full, battery, output))
+        measured.insert(0, _measure(of_full, full, sources, options))
     for source in sources:
         if source.kind == "texts":
             source.say_what_was_met()
     results = _results(config, sources, measured)
-    results |= {"preferences": _rankings(config, measured, references, beta), "tasks": tasks}
+    results |= {"preferences": _rankings(config, measured, references, beta)}
+    results |= {"battery": battery_report(config, battery, answered), "tasks": tasks}
     seconds = time.perf_counter() - began
     report = {**facts, "seconds": round(seconds, 1), **results}
     text = _write(output, report)
     tokens = sum(scores.tokens for each in measured for scores in (*each.sources, *each.answers))
     pairs = sum(len(found) for each in measured for found in each.preferences)
-    counts = [f"{count:,} {name}" for name, count in (("tokens", tokens), ("pairs", pairs)) if count]
+    questions = sum(len(each.questions) for each in battery) * len(answered)
+    numbers = ("tokens", tokens), ("pairs", pairs), ("questions", questions)
+    counts = [f"{count:,} {name}" for name, count in numbers if count]
     print(f"{' and '.join(counts) or 'tasks'} scored in {seconds:.1f} s", file=sys.stderr)
     return Evaluation(output, report, text)
 
@@ -341,8 +350,9 @@ def _rankings(
 
 
 def _write(output: Path, report: dict[str, Any]) -> str:
-    """Write both files; returns what is in the second."""
+    """Write the files; returns what is in the second."""
     write_json(output / FILES[0], report)
     text = markdown(report)
     replace_file(output / FILES[1], text)
+    replace_file(output / FILES[2], evaluation_page(report, text))
     return text

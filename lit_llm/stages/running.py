@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.evaluation.model_card import write_run_card
 from lit_llm.evaluation.run_report import write_report
 from lit_llm.interop import export_limits
+from lit_llm.stages.battery import battery_curves
 from lit_llm.stages.defaults import keep_earlier_choices
 from lit_llm.training.ends import AlreadyEnded
 from lit_llm.training.replay import recorded_run, replay_step
@@ -53,6 +54,7 @@ def run_stage(
     module, data, tokenizer = build(config)
     if is_finished(config):
         return None
+    callbacks = [*battery_curves(config, tokenizer), *callbacks]
     limits = export_limits(config.model, tokenizer)
     if limits and is_first_process():
         print(f"the finished model: {'; '.join(limits)}", file=sys.stderr)

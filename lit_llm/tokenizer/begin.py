@@ -31,6 +31,17 @@ def begin_ids(tokenizer: Tokenizer, begin_token: BeginToken = "auto") -> list[in
     return [tokenizer.begin_id]
 
 
+def first_token_source(tokenizer: Tokenizer) -> int | None:
+    """What the first token of a text is predicted from where nothing stands before it, or None.
+
+    It is what is named the begin token, or else the end token, as lm-evaluation-harness has it; and for tokenizers that
+    name neither, the token that begins a text.
+    """
+    named = (tokenizer.named_tokens.get(name, "") for name in ("bos_token", "eos_token"))
+    known = (tokenizer.special_ids[name] for name in named if name in tokenizer.special_ids)
+    return next(known, tokenizer.begin_id)
+
+
 def prompt_ids(
     tokenizer: Tokenizer, text: str, begin_token: BeginToken = "auto", *, special_tokens: bool = True
 ) -> list[int]:

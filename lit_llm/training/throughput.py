@@ -75,14 +75,18 @@ class Throughput(L.Callback):
         if not hasattr(self, "_since"):
             self._restart(trainer)
 
+    def take_off(self, seconds: float) -> None:
+        """Take the time of what is no training off the clock."""
+        if hasattr(self, "_since"):
+            self._since += seconds
+
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note when the validation begins."""
         self._paused = time.perf_counter()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take the time of the validation off the clock."""
-        if hasattr(self, "_since"):
-            self._since += time.perf_counter() - self._paused
+        self.take_off(time.perf_counter() - self._paused)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
