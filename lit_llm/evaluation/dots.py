@@ -35,7 +35,8 @@ def dot_plot(
     low, high = min(ends, default=0.0), max(ends, default=1.0)
     scale = (right - left) / ((high - low) or 1.0)
     top = 2.2 * _FONT
-    height = top + _ROW * len(values) + 4
+    bottom = top + _ROW * len(values)
+    height = bottom + 1.6 * _FONT
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:.1f}" width="{_WIDTH:g}pt" '
         f'height="{height:.1f}pt" role="img" font-family="system-ui, sans-serif" font-size="{_FONT:g}" '
@@ -46,7 +47,7 @@ def dot_plot(
     if mark is not None:
         place = left + (mark - low) * scale
         parts.append(
-            f'<path d="M{place:.1f} {top:.1f}V{height - 4:.1f}" stroke="currentColor" stroke-opacity="0.6" '
+            f'<path d="M{place:.1f} {top:.1f}V{bottom:.1f}" stroke="currentColor" stroke-opacity="0.6" '
             'stroke-dasharray="4 3"/>'
         )
     for number, (name, ends_of) in enumerate(values.items()):
@@ -59,4 +60,9 @@ def dot_plot(
             f'<circle cx="{dot:.1f}" cy="{middle:.1f}" r="4" fill="{COLORS[0]}"/>',
             f'<text x="{right + 8:.1f}" y="{middle + 0.35 * _FONT:.1f}">{escape(numbers[name])}</text>',
         ]
+    for place, end in ((left, low), (right, high)):
+        parts.append(
+            f'<text x="{place:.1f}" y="{bottom + _FONT:.1f}" text-anchor="middle" fill-opacity="0.7">{end:,.{digits}f}'
+            "</text>"
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"

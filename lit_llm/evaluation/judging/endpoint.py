@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 MOST_BYTES = 8 * 2**20
 """Most bytes of a reply."""
+FIRST_PAUSE = 1.0
+"""Seconds before the second attempt; each later pause is twice as long, up to a minute."""
 LONGEST_PAUSE = 300.0
 """Seconds that an endpoint may have a request wait (Retry-After)."""
 _PASSING = frozenset({408, 409, 425, 429})
@@ -141,7 +143,9 @@ class Endpoint:
                 return self._try(path, body)
             except _MayPass as error:
                 last = str(error)
-                pause = min(2.0**attempt, 60.0) * random.uniform(0.75, 1.25) if error.pause is None else error.pause
+                pause = error.pause
+                if pause is None:
+                    pause = min(FIRST_PAUSE * 2.0**attempt, 60.0) * random.uniform(0.75, 1.25)
             if attempt + 1 < self.config.attempts and self._stopped.wait(pause):
                 break
         raise UserError(
