@@ -54,12 +54,16 @@ def _label(row: Any, names: Sequence[str], place: str) -> tuple[Label, str]:
     if not isinstance(row, dict) or row.get("id") is None or not isinstance(row.get("label"), str):
         raise UserError(f'{place}: not an object with "id" and "label", as {{"id": "7", "label": "a"}}')
     one, other = row.get("a"), row.get("b")
-    if one is None and other is None and len(names) == 2:
+    says_sides = one is not None or other is not None
+    if not says_sides and len(names) == 2:
         one, other = names
     if one not in names or other not in names or one == other:
         raise UserError(f"{place}: a and b have to name two of the models: {', '.join(names)}")
     said = row["label"].strip()
-    better = {"a": one, "b": other, "tie": "tie", one: one, other: other}.get(said if said in names else said.lower())
+    letters, own = {"a": one, "b": other, "tie": "tie"}, {one: one, other: other}
+    # of models that are called a and b, a row means them, unless it says itself what its a and b are
+    meanings = {**own, **letters} if says_sides else {**letters, **own}
+    better = meanings.get(said, letters.get(said.lower()))
     if better is None:
         raise UserError(f"{place}: the label is {said[:40]!r}; it must be a, b or tie")
     return (str(row["id"]), str(one), str(other)), str(better)
