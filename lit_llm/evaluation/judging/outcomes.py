@@ -68,8 +68,8 @@ class Outcomes:
 _NAMES = tuple(Outcomes.__dataclass_fields__)
 
 
-def drawn_weights(prompt: np.ndarray, seed: int, draws: int = DRAWS) -> np.ndarray:
-    """How often each comparison counts in each draw of a bootstrap, which draws prompts with replacement.
+def drawn_prompts(prompt: np.ndarray, seed: int, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
+    """How often each prompt counts in the draws of a bootstrap, which draws prompts with replacement.
 
     Args:
         prompt: number of the prompt of each comparison [n]; those of a prompt are drawn together.
@@ -77,12 +77,13 @@ def drawn_weights(prompt: np.ndarray, seed: int, draws: int = DRAWS) -> np.ndarr
         draws: how many.
 
     Returns:
-        Whole numbers as float64 [draws, n].
+        Whole numbers as float64 [1 + draws, prompts], the first row of which has every prompt once; and for each
+        comparison its prompt's column [n].
     """
-    numbers, own = np.unique(prompt, return_inverse=True)
+    numbers, column = np.unique(prompt, return_inverse=True)
     count = len(numbers)
     often = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
-    return often[:, own].astype(np.float64)
+    return np.concatenate([np.ones((1, count)), often]), column
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:

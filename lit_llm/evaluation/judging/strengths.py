@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lit_llm.config import UserError
-from lit_llm.evaluation.judging.outcomes import Estimate, Outcomes, drawn_weights, percentile_interval
+from lit_llm.evaluation.judging.outcomes import Estimate, Outcomes, drawn_prompts, percentile_interval
 
 POINTS = 400 / math.log(10)
 """Elo points in a unit of log odds: 400 points more are odds of 10 to 1."""
@@ -49,8 +49,11 @@ def bradley_terry(outcomes: Outcomes, names: Sequence[str], seed: int, draws: in
         UserError: the comparisons fall into groups of models that have never met.
     """
     check_connected(outcomes, names)
-    weights = np.concatenate([np.ones((1, len(outcomes))), drawn_weights(outcomes.prompt, seed, draws)])
-    wins = _win_matrices(outcomes, len(names), weights)
+    often, column = drawn_prompts(outcomes.prompt, seed, draws)
+    of_prompts = np.zeros((often.shape[1], len(names), len(names)))
+    np.add.at(of_prompts, (column, outcomes.one, outcomes.other), outcomes.score)
+    np.add.at(of_prompts, (column, outcomes.other, outcomes.one), 1.0 - outcomes.score)
+    wins = np.tensordot(often, of_prompts, axes=1)
     met = (wins[0] + wins[0].T) > 0
     endless = ~_strongly_connected(wins)
     wins[endless] += _PSEUDO * met
@@ -99,13 +102,14 @@ def elo(outcomes: Outcomes, models: int, seed: int, draws: int = 200, step: floa
     """
     chance = np.random.default_rng(seed)
     order = chance.permuted(np.tile(np.arange(len(outcomes)), (2 * draws, 1)), axis=1)
-    weights = np.concatenate([np.ones((draws, len(outcomes))), drawn_weights(outcomes.prompt, seed, draws)])
+    often, column = drawn_prompts(outcomes.prompt, seed, draws)
+    often = np.concatenate([np.ones_like(often[1:]), often[1:]])
     ratings = np.full((2 * draws, models), MEAN)
     rows = np.arange(2 * draws)
     for game in order.T:
         one, other = outcomes.one[game], outcomes.other[game]
         gap = ratings[rows, one] - ratings[rows, other]
-        gained = step * weights[rows, game] * (outcomes.score[game] - 1.0 / (1.0 + np.exp(-gap / POINTS)))
+        gained = step * often[rows, column[game]] * (outcomes.score[game] - 1.0 / (1.0 + np.exp(-gap / POINTS)))
         ratings[rows, one] += gained
         ratings[rows, other] -= gained
     return [
@@ -130,17 +134,6 @@ def check_connected(outcomes: Outcomes, names: Sequence[str]) -> None:
             f"the strengths of {told} cannot be compared, as no comparison links these groups; compare models of "
             "different groups, or judge each group by itself"
         )
-
-
-def _win_matrices(outcomes: Outcomes, models: int, weights: np.ndarray) -> np.ndarray:
-    wins = np.zeros((len(weights), models, models))
-    for model in range(models):
-        for other in range(models):
-            straight = (outcomes.one == model) & (outcomes.other == other)
-            turned = (outcomes.one == other) & (outcomes.other == model)
-            wins[:, model, other] = weights[:, straight] @ outcomes.score[straight]
-            wins[:, model, other] += weights[:, turned] @ (1.0 - outcomes.score[turned])
-    return wins
 
 
 def _strongly_connected(wins: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lit_llm.evaluation.judging.outcomes import Estimate, Outcomes, drawn_weights, percentile_interval
+from lit_llm.evaluation.judging.outcomes import Estimate, Outcomes, drawn_prompts, percentile_interval
 from lit_llm.evaluation.perplexity import bootstrap_interval
 from lit_llm.objectives import accuracy_interval
 
@@ -59,9 +59,9 @@ def length_controlled(outcomes: Outcomes, seed: int, draws: int = 300) -> Estima
     if not outcomes.longer.any():
         return win_rate(outcomes, seed)
     features = np.stack([np.ones(len(outcomes)), np.tanh(outcomes.longer / outcomes.longer.std())], axis=1)
-    weights = np.concatenate([np.ones((1, len(outcomes))), drawn_weights(outcomes.prompt, seed, draws)])
+    often, column = drawn_prompts(outcomes.prompt, seed, draws)
     priors = np.array([0.0, _LENGTH_SPREAD**-2])
-    rates = _logistic(fit_logistic(features, outcomes.score, weights, priors)[:, 0])
+    rates = _logistic(fit_logistic(features, outcomes.score, often[:, column], priors)[:, 0])
     low, high = percentile_interval(rates[1:])
     return Estimate(float(rates[0]), low, high)
 
