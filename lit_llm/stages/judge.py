@@ -76,10 +76,11 @@ def judge(config: JudgeConfig) -> Judgement:
         if config.overwrite:
             for name in (SETUP, ANSWERS, JUDGEMENTS, *FILES):
                 (folder / name).unlink(missing_ok=True)
-        check_setup(folder / SETUP, _setup(config, asked, given, rubric))
+        check_setup(folder / SETUP, _setup(config, asked, given, rubric), _what_matters(folder))
+        endpoint = EndpointJudge(config.judge, rubric) if config.judge.url is not None else None
         answers = _answers(config, asked, given, folder)
         _check_answers(answers)
-        chosen = _judge(config, rubric)
+        chosen = endpoint or _judge_of_folder(config, rubric)
         plan = _plan(config, asked, answers, chosen)
         lines = _ask(plan, chosen, folder)
         report = {
@@ -151,6 +152,19 @@ def _setup(config: JudgeConfig, asked: list[Asked], given: dict[str, list[str]],
     return setup | {"judge": source.url, **{f"judge.{name}": str(getattr(source, name)) for name in names}}
 
 
+def _what_matters(folder: Path) -> Callable[[str], bool]:
+    """Which entries of the setup the answers and the verdicts that are kept depend on."""
+    has_answers, has_verdicts = (
+        (folder / name).exists() and (folder / name).stat().st_size > 0 for name in (ANSWERS, JUDGEMENTS)
+    )
+
+    def matters(name: str) -> bool:
+        of_judge = name in ("mode", "rubric", "judge") or name.startswith("judge.")
+        return has_verdicts or (has_answers and not of_judge)
+
+    return matters
+
+
 def _judge_folder(config: JudgeConfig) -> Path:
     folder = find_model(str(config.judge.model))
     if not folder.exists():
@@ -204,9 +218,7 @@ def _check_answers(answers: dict[str, list[str]]) -> None:
             print(f"{empty:,} of {len(texts):,} answers of {name} are empty", file=sys.stderr)
 
 
-def _judge(config: JudgeConfig, rubric: str | None) -> Judge:
-    if config.judge.url is not None:
-        return EndpointJudge(config.judge, rubric)
+def _judge_of_folder(config: JudgeConfig, rubric: str | None) -> Judge:
     folder = _judge_folder(config)
     place = str(config.judge.model)
     loaded = load(LoadConfig(str(folder), accelerator=config.accelerator, dtype=config.dtype), reward_models=True)

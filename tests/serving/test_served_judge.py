@@ -38,6 +38,6 @@ def test_our_own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(UserError, match=r"no comparison has a verdict: \d+ replies could not be read"):
             judge(prose)
         monkeypatch.setenv("LIT_LLM_API_KEY", "wrong")
-        wrong = replace(config, judge=JudgeSourceConfig(url=own.url), output=str(tmp_path / "wrong"))
+        wrong = replace(config, output=str(tmp_path / "wrong"))
         with pytest.raises(UserError, match=r"models\.served .*: the key was refused \(status 401.*API key"):
             judge(wrong)

@@ -105,6 +105,7 @@ def test_a_judge_that_minds_the_order(tmp_path: Path, server: JudgeServer) -> No
     pair, order = done.report["pairs"][0], done.report["order"]
     assert (pair["wins"], pair["ties"], pair["losses"]) == (2, 5, 1)
     assert order["agreed"]["value"] == 3 / 8 and order["first_wins"]["value"] == 13 / 16
+    assert "sees places rather than answers" in done.report["notes"][0]
     shown = done.report["disagreements"]
     assert [each["prompt"] for each in shown] == ["2", "3", "4", "5", "6"]
     assert [reply["better"] for reply in shown[0]["replies"]] == ["a", "b"]
@@ -194,6 +195,17 @@ def test_what_has_changed_since_is_named(
         judge(replace(changed, overwrite=True))
     if changed.rubric is not None:
         assert "Rhymes are good." in server.bodies[-1]["messages"][0]["content"]
+
+
+def test_what_nothing_depends_on_yet_may_change(tmp_path: Path, server: JudgeServer) -> None:
+    config = comparison(tmp_path, server, judge={"at_once": 1})
+    server.always = 401
+    with pytest.raises(UserError, match="it wants a key"):
+        judge(config)
+    server.always = None
+    answers(tmp_path / "b.jsonl", ["other"] * 8)
+    found = judge(replace(config, judge=replace(config.judge, temperature=1.0))).report
+    assert found["replies"] == 16 and {body["temperature"] for body in server.bodies} == {1.0}
 
 
 def test_questions_that_are_put_twice(tmp_path: Path, server: JudgeServer) -> None:

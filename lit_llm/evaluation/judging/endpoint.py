@@ -124,6 +124,7 @@ class Endpoint:
                 try:
                     done.put((number, work(items[number]), None))
                 except BaseException as error:  # the thread that waits raises it
+                    self._stopped.set()
                     done.put((number, None, error))
 
         self._stopped.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,13 @@ class LineFile:
         self._file.close()
 
 
-def check_setup(path: Path, setup: Mapping[str, str]) -> None:
+def check_setup(path: Path, setup: Mapping[str, str], matters: Callable[[str], bool]) -> None:
     """Keep what a comparison depends on, or compare it with what was kept.
 
     Args:
         path: the file; one that is there is of the comparison that is to go on.
         setup: what is what, as names and texts; a name that is new, as of one more model, is added.
+        matters: whether something that has been kept already depends on the entry of a name.
 
     Raises:
         UserError: something has changed; it is named, with what it was and is.
@@ -72,7 +73,7 @@ def check_setup(path: Path, setup: Mapping[str, str]) -> None:
     if path.exists():
         try:
             before = parse_json(path.read_bytes())
-            changed = [name for name, value in setup.items() if before.get(name, value) != value]
+            changed = [name for name, value in setup.items() if matters(name) and before.get(name, value) != value]
         except (ValueError, AttributeError):
             raise UserError(f"{path} is damaged; give another --output, or begin anew with --overwrite true") from None
         if changed:

@@ -18,6 +18,7 @@ from lit_llm.evaluation.judging.win_rates import length_controlled, win_rate
 from lit_llm.evaluation.perplexity import bootstrap_interval
 from lit_llm.objectives import accuracy_interval
 
+_OFTEN = 0.5
 _NO_LENGTH = "one has the longer answer to every prompt, so that its length cannot be told from its worth"
 
 
@@ -50,7 +51,12 @@ def summarize(
     if strengths.regularized:
         notes.append(
             "Some models never lose to the others, so that no finite Bradley-Terry strengths are the likeliest: each "
-            "pair was given one more tie, which holds the strengths together."
+            "pair was given one more tie, which holds the strengths together. Their intervals are too narrow."
+        )
+    if any(rating.high - rating.low < 1e-9 for rating in strengths.ratings):
+        notes.append(
+            "A strength without an interval comes of verdicts that are alike on all prompts: other draws of the "
+            "prompts tell nothing new."
         )
     models = [
         {
@@ -65,13 +71,19 @@ def summarize(
         for number, name in enumerate(names)
     ]
     pairs = [_pair(matches, outcomes, names, *pair, seed) for pair in plan.pairs]
+    order = _order(plan, matches, lines, seed)
+    if order is not None and order["agreed"]["value"] < _OFTEN:
+        notes.append(
+            "The verdict changed with the order of the answers in more than half of the comparisons: this judge sees "
+            "places rather than answers."
+        )
     notes += [f"{pair['one']} and {pair['other']}: {_NO_LENGTH}." for pair in pairs if not pair["length_controlled"]]
     return {
         "prompts": len(plan.asked),
         "models": sorted(models, key=lambda model: -model["bradley_terry"]["value"]),
         "pairs": pairs,
         "without_judge": {how: sum(match.how == how for match in matches) for how in ("same", "empty")},
-        "order": _order(plan, matches, lines, seed),
+        "order": order,
         "itself": _itself(plan, lines, seed),
         "labels": _labels(matches, labels, seed),
         "unparsed": unparsed,

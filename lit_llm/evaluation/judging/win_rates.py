@@ -52,11 +52,12 @@ def length_controlled(outcomes: Outcomes, seed: int, draws: int = 300) -> Estima
         draws: of it.
 
     Returns:
-        The win rate, or None where one model's answers are all the longer ones: length cannot be told from the model.
+        The win rate (where lengths or scores are all equal, that of `win_rate`), or None where one model's answers are
+        all the longer ones: length cannot be told from the model.
     """
     if (outcomes.longer > 0).all() or (outcomes.longer < 0).all():
         return None
-    if not outcomes.longer.any():
+    if not outcomes.longer.any() or np.ptp(outcomes.score) == 0:
         return win_rate(outcomes, seed)
     features = np.stack([np.ones(len(outcomes)), np.tanh(outcomes.longer / outcomes.longer.std())], axis=1)
     often, column = drawn_prompts(outcomes.prompt, seed, draws)
