@@ -364,7 +364,7 @@ def test_the_likelihood_of_a_verdict(folders: dict[str, Path]) -> None:
             prompt = request(question, None, aloud=False)
             ids = chat.render([*prompt, Message("assistant", text)]).ids
             begin = len(chat.render_prompt(prompt))
-            end = begin + len(tokenizer.encode(text)) + 1  # with the end of the turn
+            end = begin + len(tokenizer.encode(text))
             with torch.no_grad():
                 log_probs = model(torch.tensor([ids]))[0].log_softmax(-1)
             totals.append(sum(float(log_probs[place - 1, ids[place]]) for place in range(begin, end)))
