@@ -151,10 +151,6 @@ class JudgeConfig:
     """Begin anew where the folder has a comparison already; false goes on with it."""
 
     def __post_init__(self) -> None:
-        if len(self.models) < 2:
-            raise UserError(
-                "models has fewer than two; give two or more, as --models '{a: checkpoints/sft, b: b.jsonl}'"
-            )
         if any(not name.strip() or not place.strip() for name, place in self.models.items()):
             raise UserError("models has an empty name or place; give each as NAME: FOLDER, FILE or ADDRESS")
         if "tie" in self.models:
@@ -172,8 +168,6 @@ class JudgeConfig:
             raise UserError(f"repeat is {self.repeat}; it must be from 0 to 1, or null")
         if self.baseline is not None and self.baseline not in self.models:
             raise UserError(f"baseline is {self.baseline!r}; it must be one of models: {', '.join(self.models)}")
-        if self.judge.url is None and self.judge.model is None:
-            raise UserError("there is no judge; give --judge.url ADDRESS, or --judge.model FOLDER")
         self._check_endpoints()
 
     def _check_endpoints(self) -> None:
@@ -190,3 +184,16 @@ class JudgeConfig:
                 )
         if asked and len(self.sampling.stop_strings) > _MOST_STOP_STRINGS:
             raise UserError(f"sampling.stop_strings has more than {_MOST_STOP_STRINGS}, which endpoints refuse")
+
+    def check_complete(self) -> None:
+        """Refuse a comparison without models or without a judge.
+
+        Raises:
+            UserError: it lacks one of the two.
+        """
+        if len(self.models) < 2:
+            raise UserError(
+                "models has fewer than two; give two or more, as --models '{a: checkpoints/sft, b: b.jsonl}'"
+            )
+        if self.judge.url is None and self.judge.model is None:
+            raise UserError("there is no judge; give --judge.url ADDRESS, or --judge.model FOLDER")

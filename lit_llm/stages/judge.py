@@ -62,6 +62,7 @@ def judge(config: JudgeConfig) -> Judgement:
     Raises:
         UserError: something cannot be read or used, has changed since the comparison began, or an endpoint is down.
     """
+    config.check_complete()
     rubric = None if config.rubric is None else _rubric(config)
     asked = _prompts(config)
     labels = read_labels(config.labels, {each.id for each in asked}, list(config.models))
