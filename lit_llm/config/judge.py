@@ -11,7 +11,9 @@ from lit_llm.config.bounds import check_at_least, check_no_blank
 from lit_llm.config.errors import UserError
 from lit_llm.config.generation import SamplingConfig
 
-_OF_OURS_ALONE = ("top_k", "min_p", "repetition_penalty", "logit_bias", "stop_token_ids", "truncate_prompt")
+_OF_OURS_ALONE = (
+    *("top_k", "min_p", "repetition_penalty", "logit_bias", "stop_token_ids", "truncate_prompt", "context_full"),
+)
 _MOST_STOP_STRINGS = 4
 
 

@@ -63,6 +63,7 @@ def judge(config: JudgeConfig) -> Judgement:
         UserError: something cannot be read or used, has changed since the comparison began, or an endpoint is down.
     """
     config.check_complete()
+    _check_used(config)
     rubric = None if config.rubric is None else _rubric(config)
     asked = _prompts(config)
     labels = read_labels(config.labels, {each.id for each in asked}, list(config.models))
@@ -92,6 +93,21 @@ def judge(config: JudgeConfig) -> Judgement:
             "options": to_plain(config),
         }
         return Judgement(folder, report, write_report(folder, report))
+
+
+def _check_used(config: JudgeConfig) -> None:
+    """Refuse options that nothing in this comparison would read."""
+    kinds = {_kind(name, place) for name, place in config.models.items()}
+    is_local = "model" in kinds or config.judge.url is None
+    rows = {
+        "sampling": (kinds != {"rows"}, "every model's answers are in a file already"),
+        "answer_field": ("rows" in kinds, "no model's answers are in a file"),
+        **dict.fromkeys(("accelerator", "dtype", "batch_size"), (is_local, "no model or judge is a folder")),
+    }
+    unset = JudgeConfig()
+    for name, (is_used, why) in rows.items():
+        if not is_used and getattr(config, name) != getattr(unset, name):
+            raise UserError(f"{name} is given, but {why}; leave it out")
 
 
 def _rubric(config: JudgeConfig) -> str:

@@ -17,7 +17,7 @@ from judge_server import JudgeServer, judging, longer
 from random_decoder import random_decoder
 
 from lit_llm.cli.commands import run_command
-from lit_llm.config import JudgeConfig, JudgeSourceConfig, UserError
+from lit_llm.config import JudgeConfig, JudgeSourceConfig, SamplingConfig, UserError
 from lit_llm.evaluation.held_out import answer_scores
 from lit_llm.evaluation.judging import endpoint as endpoint_module
 from lit_llm.evaluation.judging.model_judges import LikelihoodJudge
@@ -292,6 +292,21 @@ def test_answers_that_are_not_there(tmp_path: Path, server: JudgeServer) -> None
     with pytest.raises(UserError, match=r"models\.b: .*empty has neither a model \(config\.json\) nor rows"):
         judge(replace(config, models={"a": config.models["a"], "b": str(tmp_path / "empty")}))
     assert not server.times
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"sampling": SamplingConfig(max_new_tokens=9)}, "every model's answers are in a file already"),
+        ({"batch_size": 2}, "no model or judge is a folder"),
+        ({"dtype": "float32"}, "no model or judge is a folder"),
+    ],
+)
+def test_options_that_nothing_would_read(
+    options: dict[str, Any], why: str, tmp_path: Path, server: JudgeServer
+) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(options))} is given, but {why}; leave it out"):
+        judge(comparison(tmp_path, server, **options))
 
 
 def test_grades(tmp_path: Path, server: JudgeServer) -> None:
