@@ -23,6 +23,7 @@ from lit_llm.cli.results import (
     show_corpus,
     show_evaluation,
     show_export,
+    show_judgement,
     show_run,
     show_shards,
     show_tokenizer,
@@ -41,6 +42,7 @@ from lit_llm.config import (
     FindRateConfig,
     GenerateConfig,
     InspectConfig,
+    JudgeConfig,
     PlanConfig,
     PPOConfig,
     PrepareConfig,
@@ -263,6 +265,19 @@ COMMANDS = {
             *("max_documents", "batch_size", "dtype", "quantize", "output", "overwrite"),
         ),
         example="--model checkpoints/pretrain --texts '[held_out/*.txt]' --overwrite true",
+    ),
+    "judge": Command(
+        JudgeConfig,
+        "lit_llm.stages.judge:judge",
+        "models compared by a judge of their answers",
+        show_judgement,
+        everyday=(
+            *("models", "prompts", "max_prompts", "judge.url", "judge.model", "judge.api_key_file", "judge.at_once"),
+            *("mode", "baseline", "rubric", "labels", "repeat", "sampling.max_new_tokens", "sampling.temperature"),
+            *("output", "overwrite"),
+        ),
+        example="--models '{sft: checkpoints/sft, dpo: checkpoints/dpo}' --prompts '[prompts.jsonl]' \\\n"
+        "    --judge.url http://127.0.0.1:8000",
     ),
     "chat": Command(
         ChatConfig,

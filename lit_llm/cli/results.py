@@ -14,6 +14,7 @@ from lit_llm.config import (
     ContaminationConfig,
     EvaluateConfig,
     ExportConfig,
+    JudgeConfig,
     PrepareConfig,
     RecipeConfig,
     RunConfig,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from lit_llm.stages.evaluate import Evaluation
     from lit_llm.stages.evaluate_tokenizer import TokenizerEvaluation
     from lit_llm.stages.export import Exported
+    from lit_llm.stages.judge import Judgement
     from lit_llm.tokenizer import Tokenizer
     from lit_llm.training.run import RunResult
 
@@ -183,6 +185,14 @@ def show_evaluation(config: EvaluateConfig, evaluation: Evaluation) -> None:
     """Print the tables of an evaluation, and where its files are."""
     print(evaluation.markdown)
     print(f"report   {evaluation.folder / 'evaluation.md'}, .html\nnumbers  {evaluation.folder / 'evaluation.json'}")
+
+
+def show_judgement(config: JudgeConfig, judgement: Judgement) -> None:
+    """Print the tables of a comparison by a judge, and where its files are."""
+    print(f"{judgement.tables}\n")
+    for note in judgement.report["notes"]:
+        print(note)
+    print(f"report   {judgement.folder / 'judge.html'} (and judge.md)\nnumbers  {judgement.folder / 'judge.json'}")
 
 
 def show_tokenizer_evaluation(config: TokenizerEvaluationConfig, evaluation: TokenizerEvaluation) -> None:

@@ -12,6 +12,7 @@ from lit_llm.config.export import ExportConfig
 from lit_llm.config.find_rate import FindRateConfig
 from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.inspect_data import InspectConfig
+from lit_llm.config.judge import EndpointConfig, JudgeConfig, JudgeSourceConfig
 from lit_llm.config.lora import LoraConfig
 from lit_llm.config.mix import MixConfig
 from lit_llm.config.model import PROJECTIONS, ModelConfig, RopeScaling
@@ -48,11 +49,14 @@ __all__ = [
     "CorpusConfig",
     "DPOConfig",
     "DataConfig",
+    "EndpointConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FindRateConfig",
     "GenerateConfig",
     "InspectConfig",
+    "JudgeConfig",
+    "JudgeSourceConfig",
     "LoadConfig",
     "LoraConfig",
     "MixConfig",

@@ -1,0 +1,1 @@
+"""Models compared by a judge that reads their answers."""
