@@ -88,5 +88,5 @@ class DocumentSource(Protocol):
         """Yields the documents of a unit in order, each once, in flat memory; what cannot be read comes as `Skipped`.
 
         Raises:
-            UserError: the unit cannot be opened at all.
+            UserError: reading cannot go on, as what is wrong is likely to hold for other units, too.
         """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from lit_llm.config.recipe import SourceConfig
 from lit_llm.data.sources.code import code_language
 from lit_llm.data.sources.document import Skipped, SourceDocument, Unit
 from lit_llm.data.sources.files import content_suffix, find_files
-from lit_llm.data.sources.making import BROKEN_FILE, DocumentMaker
+from lit_llm.data.sources.making import BROKEN_FILE, UNREADABLE_FILE, DocumentMaker
 from lit_llm.data.sources.remote import StoredFile, find_remote_files, is_remote
 from lit_llm.data.sources.row_documents import row_file_documents
 from lit_llm.data.sources.rows import has_rows
@@ -24,6 +26,15 @@ from lit_llm.data.sources.web_pages import HTML_SUFFIXES, html_documents
 from lit_llm.data.sources.wikipedia import is_wiki_dump, wiki_documents
 
 
+_OF_THE_FILE = frozenset(
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "EIO", "EINVAL", "EBADMSG", "ENODATA")
+    if hasattr(errno, name)
+)
+"""What is wrong with a single file when it cannot be read; anything else is likely to hold for others, too."""
+GONE = "it was there when the files were listed"
+
+
 @dataclass(frozen=True)
 class FoundFile:
     """A file of a source.
@@ -32,16 +43,22 @@ class FoundFile:
         key: Its path from the source's root.
         path: Where it is.
         size_bytes: As it is stored; None where that is not known.
+        modified: The time of a file of this machine, and whether it may be read, which can change without the time.
     """
 
     key: str
     path: StoredFile
     size_bytes: int | None
+    modified: str | None = None
 
-    @property
-    def modified(self) -> str | None:
-        """The time of a file of this machine."""
-        return str(self.path.stat().st_mtime_ns) if isinstance(self.path, Path) else None
+    @classmethod
+    def of_path(cls, key: str, path: Path) -> FoundFile:
+        """A file of this machine, which may be gone by now."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return cls(key, path, None, "gone")
+        return cls(key, path, stat.st_size, f"{stat.st_mtime_ns}{'' if os.access(path, os.R_OK) else ' unreadable'}")
 
 
 class FileDocuments:
@@ -75,9 +92,12 @@ class FileDocuments:
         """Yields the documents of a file.
 
         Raises:
-            UserError: the file cannot be opened, or a connection is lost for good.
+            UserError: a connection is lost for good, or what is wrong is not the file alone.
         """
-        file = self._files[unit.name]
+        file = self._files.get(unit.name)
+        if file is None:
+            yield Skipped(unit.name, UNREADABLE_FILE, GONE)
+            return
         yield from reading(self._documents(file), file)
 
     def _documents(self, file: FoundFile) -> Iterator[SourceDocument | Skipped]:
@@ -118,7 +138,7 @@ class FileDocuments:
 
 
 def reading(documents: Iterator[SourceDocument | Skipped], file: FoundFile) -> Iterator[SourceDocument | Skipped]:
-    """Passes on what is read of a file, up to where it is broken.
+    """Passes on what is read of a file, up to where it is broken or can no longer be read.
 
     Raises:
         UserError: the file cannot be read for a reason that is not in the file.
@@ -126,9 +146,14 @@ def reading(documents: Iterator[SourceDocument | Skipped], file: FoundFile) -> I
     try:
         yield from documents
     except (OSError, EOFError, zlib.error) as error:
-        if getattr(error, "errno", None) is not None:
-            raise UserError(f"{file.path}: cannot be read ({error}); correct that, or leave it out") from None
-        yield Skipped(file.key, BROKEN_FILE, str(error))
+        number = getattr(error, "errno", None)
+        if number is None:
+            yield Skipped(file.key, BROKEN_FILE, str(error))
+        elif number in _OF_THE_FILE:
+            detail = "a folder that cannot be listed" if number == errno.EISDIR else os.strerror(number)
+            yield Skipped(file.key, UNREADABLE_FILE, detail)
+        else:
+            raise UserError(f"{file.path}: cannot be read ({os.strerror(number)}); correct that, and run again") from None
 
 
 def _find(path: str) -> tuple[str, list[FoundFile]]:
@@ -137,4 +162,4 @@ def _find(path: str) -> tuple[str, list[FoundFile]]:
         found, description = find_remote_files(path, "path")
         return description, [FoundFile(*each) for each in found]
     root, files, description = find_files(path, "path")
-    return description, [FoundFile(file.relative_to(root).as_posix(), file, file.stat().st_size) for file in files]
+    return description, [FoundFile.of_path(file.relative_to(root).as_posix(), file) for file in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sysconfig
 from collections.abc import Iterator
@@ -35,13 +36,17 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
     Raises:
         UserError: the path leads to no file, or to a corpus that is not finished.
     """
+    try:
+        is_file, is_folder = Path(path).is_file(), Path(path).is_dir()
+    except OSError as error:
+        raise UserError(f"{option} {path!r}: cannot be reached ({os.strerror(error.errno)})") from None
     if path == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
         files = [file for file in _walk(root, _STDLIB_EXCLUDED) if file.suffix == ".py"]
         description = f"the standard library of Python {platform.python_version()}"
-    elif Path(path).is_file():
+    elif is_file:
         return Path(path).parent, [Path(path)], path
-    elif Path(path).is_dir():
+    elif is_folder:
         root, description = Path(path), f"{'corpus' if _is_corpus(Path(path)) else 'folder'} {path}"
         files = list(_walk(root))
     elif has_magic(path):
@@ -64,24 +69,28 @@ def content_suffix(path: StoredFile) -> str:
 
 
 def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders.
+    """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders; and folders that
+    cannot be listed, as if they were files that cannot be read.
 
     Of a corpus that a recipe has made these are its documents, and not its reports, nor what steps have left.
 
     Raises:
         UserError: there is a corpus that is not finished.
     """
-    if _is_corpus(folder):
-        folder = folder / "documents"
-    elif (folder / "work" / "recipe.json").is_file():
-        raise UserError(f"{folder} is a corpus that is not finished; run clean_data with its recipe again")
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
+    try:
+        if _is_corpus(folder):
+            folder = folder / "documents"
+        elif (folder / "work" / "recipe.json").is_file():
+            raise UserError(f"{folder} is a corpus that is not finished; run clean_data with its recipe again")
+        entries = [(entry, entry.is_dir(), entry.is_file()) for entry in folder.iterdir() if entry.name[0] != "."]
+    except OSError:  # whoever reads the files finds out why
+        yield folder
+        return
+    for entry, is_folder, is_file in entries:
+        if is_folder:
             if entry.name not in excluded and not entry.is_symlink():
                 yield from _walk(entry, excluded)
-        elif entry.is_file():
+        elif is_file:
             yield entry
 
 

@@ -60,6 +60,7 @@ def archive_documents(
 
     Raises:
         UserError: fastwarc or resiliparse is not installed.
+        OSError: The file cannot be read on.
     """
     ids = UniqueIds()
     for record in _records(path, maker.max_bytes + _HEADER_BYTES, texts):
@@ -158,6 +159,8 @@ def _records(path: StoredFile, limit: int, texts: bool) -> Iterator[_Record | _D
                     is_whole = True
                 begin = None
             except OSError as error:
+                if error.errno is not None:  # the file cannot be read, whatever is in it
+                    raise
                 if is_whole:
                     # What follows is broken: the next record, which is then found to be, or something between the two.
                     damage = _Damage(offset, f"after the record at byte {offset:,}: {error}")

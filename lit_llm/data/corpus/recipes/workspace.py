@@ -78,12 +78,12 @@ def list_sources(config: RecipeConfig) -> list[OpenSource]:
         name = source.name or source.path
         if any(name == other.config.name for other in sources):
             raise UserError(f"two sources are called {name!r}; give one of them another name")
+        opened, settled = open_source(source), SourceConfig(**{**vars(source), "name": name})
         if Path(source.path).is_dir() and Path(config.output).resolve().is_relative_to(Path(source.path).resolve()):
             raise UserError(
                 f"output {config.output} is inside source {source.path}, which would read what it writes; choose "
                 "another output"
             )
-        opened, settled = open_source(source), SourceConfig(**{**vars(source), "name": name})
         units = opened.units()
         facts = [[unit.name, unit.size_bytes, unit.modified] for unit in units]
         sources.append(OpenSource(settled, opened.description, units, digest_of(to_plain(settled), facts)))
