@@ -95,6 +95,7 @@ def test_the_command_says_it_and_writes_it(
     run_command("contamination", [*command, "--examples", "2"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"corpus  folder {folder}, 4 files: 5 documents, 0.0 MB"
+    assert lines.pop(1).startswith("left out  broken file (1): d.txt.gz (Compressed file ended")
     assert lines[1] == "left out  no field 'text' (1)"
     assert lines[3:] == [
         "quiz.jsonl: 3 of 7 rows in the corpus (42.86%), 1 of them for at least 70%, in 4 documents",

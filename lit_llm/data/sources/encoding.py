@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import io
 import threading
 import zlib
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.opened_file import open_file
 from lit_llm.data.sources.remote import StoredFile
 
 # A mark of UTF-32 begins with one of UTF-16, and so comes first.
@@ -47,24 +46,6 @@ def counted(decode: Callable[[], str]) -> tuple[str, int]:
     before = _invalid.bytes
     text = decode()
     return text, _invalid.bytes - before
-
-
-def open_file(path: StoredFile) -> Any:
-    """The file, open for reading bytes, unzipped where it is .gz, .zst or .bz2."""
-    unzip = _UNZIPPERS.get(path.suffix.lower())
-    if unzip is None:
-        return path.open("rb")
-    return unzip(path if isinstance(path, Path) else path.open("rb"))
-
-
-def _open_zstandard(file: Any) -> io.BufferedReader:
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
-
-
-# Where the file ends too early or is broken, reading raises OSError (without an errno), EOFError or zlib.error.
-_UNZIPPERS = {".gz": gzip.open, ".zst": _open_zstandard, ".bz2": bz2.open}
 
 
 def marked_encoding(head: bytes) -> str | None:

@@ -153,7 +153,9 @@ def reading(documents: Iterator[SourceDocument | Skipped], file: FoundFile) -> I
             detail = "a folder that cannot be listed" if number == errno.EISDIR else os.strerror(number)
             yield Skipped(file.key, UNREADABLE_FILE, detail)
         else:
-            raise UserError(f"{file.path}: cannot be read ({os.strerror(number)}); correct that, and run again") from None
+            raise UserError(
+                f"{file.path}: cannot be read ({os.strerror(number)}); correct that, and run again"
+            ) from None
 
 
 def _find(path: str) -> tuple[str, list[FoundFile]]:

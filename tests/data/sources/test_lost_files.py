@@ -88,6 +88,29 @@ def test_what_is_read_before_the_break_stays_and_other_trouble_ends_the_reading(
             list(reading(documents(OSError(number, "x")), file))
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".zst"])
+def test_what_comes_before_a_break_is_read(tmp_path, suffix):
+    rows = [json.dumps({"text": f"{number} {'cat sat ' * 100}"}) + "\n" for number in range(200)]
+    draw = random.Random(1)
+    noise = "".join(f"{draw.random()}\n" for _ in range(9000))
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}[suffix]
+    files = {
+        "a.jsonl": [*rows, json.dumps({"text": noise}) + "\n"],
+        "b.json": ["[", ",".join(rows), ",", json.dumps({"text": noise}), "]"],
+        "c.txt": [f"{number} {'cat sat ' * 100}<|endoftext|>\n" for number in range(200)] + [noise],
+        "d.html": ["<p>page" + noise],
+    }
+    for name, parts in files.items():
+        head, rest = pack("".join(parts[:-1] if name != "b.json" else parts[:3]).encode()), pack(parts[-1].encode())
+        (tmp_path / f"{name}{suffix}").write_bytes(head + rest[: len(rest) // 3])
+    documents, skipped = read_all(tmp_path)
+    number = {name: sum(each.id.startswith(name) for each in documents) for name in files}
+    assert number.pop("d.html") == 0
+    # Of .zst, up to 16 KiB before the break are lost.
+    assert set(number.values()) <= ({200} if suffix != ".zst" else set(range(178, 201)))
+    assert reasons(skipped) == [(f"{name}{suffix}", "broken file") for name in files]
+
+
 def _kinds() -> dict[str, bytes]:
     rows = [json.dumps({"text": f"hello {number}"}) for number in range(60)]
     lines, items = "\n".join(rows).encode(), f"[{','.join(rows)}]".encode()
