@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.document import Span
 from lit_llm.data.sources.opened_file import open_file
 from lit_llm.data.sources.remote import StoredFile
 
@@ -94,19 +95,22 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def read_lines(path: StoredFile, limit: int = -1) -> Iterator[tuple[str | None, int]]:
+def read_lines(path: StoredFile, limit: int = -1, span: Span | None = None) -> Iterator[tuple[str | None, int]]:
     """The lines of a text file, ended by \\n alone, each with the number of bytes in it that became U+FFFD.
 
     Args:
         path: The file, unzipped where it is compressed.
         limit: A line that has not ended after so many bytes (in UTF-16 and UTF-32 characters) comes as None, and is
             not kept in memory; -1: none does.
+        span: Bytes of a file in UTF-8 that is not compressed; lines that begin in them are read to their ends.
 
     Raises:
         UserError: the file is no text.
     """
-    encoding = require_encoding(path)
-    with open_file(path) as file:
+    encoding, begin, end = require_encoding(path), 0, None
+    if span is not None:
+        begin, end = span.begin, span.end
+    with open_file(path) if span is None else path.open("rb") as file:
         if not encoding.startswith("utf-8"):
             wide = io.TextIOWrapper(file, encoding=encoding, errors="lit_llm.replace", newline="\n")
             while True:
@@ -114,14 +118,16 @@ def read_lines(path: StoredFile, limit: int = -1) -> Iterator[tuple[str | None, 
                 if not line:
                     return
                 yield (line, invalid) if _ends(line, limit) else (_pass_line(wide, "\n"), 0)
-        number = 0
-        while line := file.readline(limit):
+        if begin:
+            file.seek(begin - 1)
+            _pass_line(file, b"\n")
+        codec = "utf-8" if begin else encoding
+        while (end is None or file.tell() < end) and (line := file.readline(limit)):
             if _ends(line, limit):
-                codec = "utf-8" if number else encoding
                 yield counted(lambda line=line, codec=codec: line.decode(codec, "lit_llm.replace"))
             else:
                 yield _pass_line(file, b"\n"), 0
-            number += 1
+            codec = "utf-8"
 
 
 def _ends(line: str | bytes, limit: int) -> bool:

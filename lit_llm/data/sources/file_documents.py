@@ -7,13 +7,15 @@ import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from lit_llm.config import UserError
 from lit_llm.config.recipe import SourceConfig
+from lit_llm.data.sources import spans
 from lit_llm.data.sources.code import code_language
-from lit_llm.data.sources.document import Skipped, SourceDocument, Unit
-from lit_llm.data.sources.files import content_suffix, find_files
+from lit_llm.data.sources.document import Skipped, SourceDocument, Span, Unit
+from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, find_files
 from lit_llm.data.sources.making import BROKEN_FILE, UNREADABLE_FILE, DocumentMaker
 from lit_llm.data.sources.remote import StoredFile, find_remote_files, is_remote
 from lit_llm.data.sources.row_documents import row_file_documents
@@ -24,7 +26,6 @@ from lit_llm.data.sources.text_files import PROSE_SUFFIXES
 from lit_llm.data.sources.web_archives import archive_documents
 from lit_llm.data.sources.web_pages import HTML_SUFFIXES, html_documents
 from lit_llm.data.sources.wikipedia import is_wiki_dump, wiki_documents
-
 
 _OF_THE_FILE = frozenset(
     getattr(errno, name)
@@ -85,8 +86,35 @@ class FileDocuments:
             raise UserError(f"id_field is given, but {config.path} has no rows; leave it out")
 
     def units(self) -> list[Unit]:
-        """The files, in the order of their paths."""
-        return [Unit(file.key, file.size_bytes, file.modified) for file in self._files.values()]
+        """The files, in the order of their paths; large ones of some kinds in spans."""
+        return [unit for file in self._files.values() for unit in self._units_of(file)]
+
+    def _units_of(self, file: FoundFile) -> list[Unit]:
+        size, parts = file.size_bytes, self._spans(file)
+        if size is None or len(parts) < 2:
+            return [Unit(file.key, size, file.modified)]
+        bounds = [size * number // len(parts) for number in range(len(parts) + 1)]
+        sizes = (end - begin for begin, end in pairwise(bounds))
+        return [Unit(file.key, each, file.modified, span) for each, span in zip(sizes, parts, strict=True)]
+
+    def _spans(self, file: FoundFile) -> list[Span]:
+        """The spans of a large file of this machine; none of one that must be read from its beginning."""
+        path, size = file.path, file.size_bytes
+        if not isinstance(path, Path) or size is None or size <= spans.SPAN_BYTES:
+            return []
+        kind = self._kind(path)
+        if kind in ("warc", "wet"):
+            return spans.archive_spans(size)
+        if kind != "rows" or self._config.id_field is not None:  # which ids have come before must be known
+            return []
+        try:
+            if content_suffix(path) == ".parquet":
+                return spans.parquet_spans(path)
+            if path.suffix.lower() not in COMPRESSED_SUFFIXES and content_suffix(path) != ".json":
+                return spans.line_spans(path, size)
+        except OSError:  # whoever reads the file says what is wrong
+            pass
+        return []
 
     def read(self, unit: Unit) -> Iterator[SourceDocument | Skipped]:
         """Yields the documents of a file.
@@ -98,17 +126,17 @@ class FileDocuments:
         if file is None:
             yield Skipped(unit.name, UNREADABLE_FILE, GONE)
             return
-        yield from reading(self._documents(file), file)
+        yield from reading(self._documents(file, unit.span), file)
 
-    def _documents(self, file: FoundFile) -> Iterator[SourceDocument | Skipped]:
+    def _documents(self, file: FoundFile, span: Span | None) -> Iterator[SourceDocument | Skipped]:
         path, key, maker = file.path, file.key, self._maker
         kind = self._kind(path)
         if kind == "rows":
-            return row_file_documents(path, key, self._config, maker, len(self._files) == 1)
+            return row_file_documents(path, key, self._config, maker, len(self._files) == 1, span)
         if kind == "html":
             return html_documents(path, key, maker)
         if kind in ("warc", "wet"):
-            return archive_documents(path, key, maker, texts=kind == "wet")
+            return archive_documents(path, key, maker, kind == "wet", span)
         if kind == "wikipedia":
             return wiki_documents(path, key, maker)
         if kind == "code" and self._config.document_separator in ("auto", None):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.document import Span
 from lit_llm.data.sources.encoding import counted
 from lit_llm.data.sources.origin import ORIGIN_FIELDS, Origin
 from lit_llm.data.sources.remote import StoredFile
@@ -73,8 +74,12 @@ def _origins(batch: Any, names: list[str], key: str, first: int) -> list[Origin]
     return [Origin.of_row(row, key.format(first + number)) for number, row in enumerate(rows)]
 
 
-def parquet_scalars(path: StoredFile) -> Iterator[tuple[int, dict[str, Any], int]]:
+def parquet_scalars(path: StoredFile, span: Span | None = None) -> Iterator[tuple[int, dict[str, Any], int]]:
     """Yields the rows of a file, without its nested columns, in batches whose memory is bounded.
+
+    Args:
+        path: The file.
+        span: Read only these row groups.
 
     Returns:
         The number of each row from 0, its values, and how many bytes of it became U+FFFD.
@@ -88,8 +93,10 @@ def parquet_scalars(path: StoredFile) -> Iterator[tuple[int, dict[str, Any], int
     try:
         with path.open("rb") as stored, pq.ParquetFile(stored) as file:
             names = [field.name for field in file.schema_arrow if not _is_nested(field.type)]
-            number = 0
-            for group in range(file.num_row_groups):
+            number, groups = 0, range(file.num_row_groups)
+            if span is not None:
+                number, groups = span.rows_before, groups[span.begin : span.end]
+            for group in groups:
                 found = file.metadata.row_group(group)
                 rows = max(1, min(_PARQUET_ROWS, _BATCH_BYTES * found.num_rows // max(1, found.total_byte_size)))
                 for batch in file.iter_batches(rows, row_groups=[group], columns=names):

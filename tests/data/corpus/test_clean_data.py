@@ -170,7 +170,7 @@ def test_the_tokenizer_and_the_shards_are_made_of_the_documents_alone(whole: Pat
 
 def test_a_corpus_that_is_not_finished_is_not_read(raw: Path, tmp_path: Path) -> None:
     config = recipe(raw, tmp_path / "corpus", [{"test_long": {"words": 10_000}}])
-    with pytest.raises(UserError, match="step 1, test_long, drops everything: all 198 documents"):
+    with pytest.raises(UserError, match="step 1, test_long, drops everything: all 199 documents"):
         clean_data(config)
     for folder in (tmp_path, tmp_path / "corpus"):
         with pytest.raises(UserError, match="corpus is a corpus that is not finished; run clean_data"):

@@ -26,11 +26,11 @@ from lit_llm.config.recipe import RecipeConfig, SourceConfig
 from lit_llm.config.serialization import shown
 from lit_llm.data.corpus.recipes.chain import Link
 from lit_llm.data.corpus.recipes.tallies import load_record
-from lit_llm.data.sources.document import Unit
+from lit_llm.data.sources.document import Span, Unit
 from lit_llm.data.sources.files import find_files
 from lit_llm.data.sources.opening import open_source
 
-FORMAT = 1
+FORMAT = 2
 """Counts up whenever the same recipe would give other results, as a step or the engine has changed."""
 FILE_OPTIONS = frozenset({"file", "files", "model", "path", "positives", "negatives"})
 """Options of steps that name files, on whose content the result depends."""
@@ -85,9 +85,13 @@ def list_sources(config: RecipeConfig) -> list[OpenSource]:
                 "another output"
             )
         units = opened.units()
-        facts = [[unit.name, unit.size_bytes, unit.modified] for unit in units]
+        facts = [[unit.name, unit.size_bytes, unit.modified, *_place(unit.span)] for unit in units]
         sources.append(OpenSource(settled, opened.description, units, digest_of(to_plain(settled), facts)))
     return sources
+
+
+def _place(span: Span | None) -> list[int | None]:
+    return [] if span is None else [span.begin, span.end, span.rows_before]
 
 
 class Workspace:
