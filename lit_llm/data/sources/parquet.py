@@ -75,7 +75,8 @@ def _origins(batch: Any, names: list[str], key: str, first: int) -> list[Origin]
 
 
 def parquet_scalars(path: StoredFile, span: Span | None = None) -> Iterator[tuple[int, dict[str, Any], int]]:
-    """Yields the rows of a file, without its nested columns, in batches whose memory is bounded.
+    """Yields the rows of a file in batches whose memory is bounded; a nested column is not read, and each of its values
+    is an empty dict or list.
 
     Args:
         path: The file.
@@ -93,6 +94,7 @@ def parquet_scalars(path: StoredFile, span: Span | None = None) -> Iterator[tupl
     try:
         with path.open("rb") as stored, pq.ParquetFile(stored) as file:
             names = [field.name for field in file.schema_arrow if not _is_nested(field.type)]
+            nested = {field.name: _empty(field.type) for field in file.schema_arrow if _is_nested(field.type)}
             number, groups = 0, range(file.num_row_groups)
             if span is not None:
                 number, groups = span.rows_before, groups[span.begin : span.end]
@@ -103,7 +105,7 @@ def parquet_scalars(path: StoredFile, span: Span | None = None) -> Iterator[tupl
                     columns = [_values(batch.column(name)) for name in names]
                     for index in range(batch.num_rows):
                         row = {name: column[index][0] for name, column in zip(names, columns, strict=True)}
-                        yield number, row, sum(column[index][1] for column in columns)
+                        yield number, {**row, **nested}, sum(column[index][1] for column in columns)
                         number += 1
     except pa.ArrowException as error:
         raise OSError(str(error).splitlines()[0]) from None
@@ -113,6 +115,12 @@ def _is_nested(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_nested(kind))
+
+
+def _empty(kind: Any) -> dict[str, Any] | list[Any]:
+    import pyarrow as pa
+
+    return {} if pa.types.is_struct(kind) or pa.types.is_map(kind) else []
 
 
 def _values(column: Any) -> list[tuple[Any, int]]:

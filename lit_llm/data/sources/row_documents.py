@@ -46,7 +46,8 @@ class RowDocuments:
             return Skipped(where, "not an object", f"it is {type(row).__name__}")
         if row.get(field) is None:
             there = "it is null" if field in row else f"there are {', '.join(map(str, row)) or 'none'}"
-            return Skipped(where, f"no field {field!r}", there)
+            is_inside = "." in field and field.partition(".")[0] in row
+            return Skipped(where, f"no field {field!r}", there + ("; no field is looked for in another" * is_inside))
         text = row[field]
         if not isinstance(text, str):
             return Skipped(where, f"field {field!r} is not text", f"it is {type(text).__name__}")
