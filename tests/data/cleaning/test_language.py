@@ -108,9 +108,8 @@ def test_a_text_that_is_half_in_another_language() -> None:
     trusting = Language(LanguageConfig(keep=["fr"], min_share=0.7, trust_source=True))
     assert trusting(document("\n".join(english), language="fr")) == "share of its language below 0.7"
     assert segments("a\n\nb\n" + "c" * 900 + "\nd") == ["a b " + "c" * 396, "c" * 400, "c" * 104, "d"]
-    assert segments("\n".join(f"{number:060}" for number in range(64))) == [
-        f"{number:060}" for number in range(0, 64, 2)
-    ]
+    numbers = [f"{number:060}" for number in range(64)]
+    assert segments("\n".join(numbers)) == numbers[::2]
 
 
 def test_the_same_text_has_the_same_score_whatever_came_before() -> None:
