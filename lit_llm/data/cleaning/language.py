@@ -133,10 +133,7 @@ def _fasttext(options: LanguageConfig) -> tuple[Detector, Collection[str]]:
     path = Path(str(options.model))
     if not path.is_file():
         raise UserError(f"model is {path}, which is no file: the step language needs a model of fastText there")
-    try:
-        import fasttext
-    except ImportError as error:
-        raise UserError(f"detector: fasttext needs fasttext ({error}): pip install fasttext-predict") from error
+    fasttext = optional_module("fasttext", "detector: fasttext", "data")
     try:
         model = fasttext.load_model(str(path))
     except ValueError as error:

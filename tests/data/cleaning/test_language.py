@@ -146,7 +146,7 @@ def test_a_model_that_is_missing_or_none(tmp_path: Path) -> None:
     [
         ("py3langid", "py3langid", r"pip install 'lit-llm\[data\]'"),
         ("resiliparse", "resiliparse.parse.lang", r"pip install 'lit-llm\[data\]'"),
-        ("fasttext", "fasttext", "pip install fasttext-predict"),
+        ("fasttext", "fasttext", r"pip install 'lit-llm\[data\]'"),
     ],
 )
 def test_a_detector_that_is_not_installed(
