@@ -6,7 +6,7 @@ import errno
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lit_llm.config.recipe import SourceConfig
 from lit_llm.data.sources import spans
 from lit_llm.data.sources.code import code_language
 from lit_llm.data.sources.document import Skipped, SourceDocument, Span, Unit
-from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, find_files
+from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, file_key, find_files
 from lit_llm.data.sources.making import BROKEN_FILE, UNREADABLE_FILE, DocumentMaker
 from lit_llm.data.sources.remote import StoredFile, find_remote_files, is_remote
 from lit_llm.data.sources.row_documents import row_file_documents
@@ -76,7 +76,12 @@ class FileDocuments:
         self._config = config
         self._maker = DocumentMaker.of(config)
         self.description, files = _find(config.path)
-        self._files = {file.key: file for file in files}
+        self._files: dict[str, FoundFile] = {}
+        for file in files:
+            key = file.key
+            while key in self._files:  # as two names, one of which is no UTF-8, may look the same
+                key += "'"
+            self._files[key] = replace(file, key=key)
         kinds = {self._kind(file.path) for file in files}
         if config.document_separator not in ("auto", None) and not kinds & {"text", "code"}:
             raise UserError(
@@ -192,4 +197,4 @@ def _find(path: str) -> tuple[str, list[FoundFile]]:
         found, description = find_remote_files(path, "path")
         return description, [FoundFile(*each) for each in found]
     root, files, description = find_files(path, "path")
-    return description, [FoundFile.of_path(file.relative_to(root).as_posix(), file) for file in files]
+    return description, [FoundFile.of_path(file_key(file, root), file) for file in files]

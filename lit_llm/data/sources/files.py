@@ -68,6 +68,11 @@ def content_suffix(path: StoredFile) -> str:
     return (Path(path.stem) if path.suffix.lower() in COMPRESSED_SUFFIXES else path).suffix.lower()
 
 
+def file_key(file: Path, root: Path) -> str:
+    """The path of a file from a root, as valid Unicode: of a name that is no UTF-8, its other bytes as \\xff."""
+    return os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+
+
 def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
     """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders; and folders that
     cannot be listed, as if they were files that cannot be read.

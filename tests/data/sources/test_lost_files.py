@@ -14,10 +14,12 @@ import pytest
 import zstandard
 from source_reading import read_all, reasons
 
-from lit_llm.config import SourceConfig, UserError
-from lit_llm.data.sources.document import SourceDocument
+from lit_llm.config import CorpusConfig, SourceConfig, UserError
+from lit_llm.data.corpus.recipes.tallies import ReadRecord, skipped_place
+from lit_llm.data.sources.document import Skipped, SourceDocument
 from lit_llm.data.sources.file_documents import FoundFile, reading
 from lit_llm.data.sources.opening import open_source
+from lit_llm.data.sources.text_files import FileSource
 
 UNREADABLE = "file that cannot be read"
 
@@ -65,6 +67,35 @@ def test_a_file_or_folder_without_permission(tmp_path):
         assert open_source(SourceConfig(str(tmp_path))).units()[1].modified != before[1].modified
     finally:
         (tmp_path / "sub").chmod(0o700)
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"bad\xff.txt")).write_text("one")
+    except OSError:
+        pytest.skip("no such names here")
+    (tmp_path / "bad\\xff.txt").write_text("two")
+    (tmp_path / os.fsdecode(b"bad\xff.jsonl.gz")).write_bytes(gzip.compress(b'{"text": "three"}\n{}') + b"junk")
+    documents, skipped = read_all(tmp_path)
+    texts = {each.text: each.id for each in documents}
+    assert texts["three"] == "bad\\xff.jsonl.gz:1" and {texts["one"], texts["two"]} == {
+        "bad\\xff.txt",
+        "bad\\xff.txt'",
+    }
+    assert reasons(skipped) == [
+        ("bad\\xff.jsonl.gz:2", "no field 'text'"),
+        ("bad\\xff.jsonl.gz", "broken file"),
+    ]
+    source = FileSource(CorpusConfig(str(tmp_path)))
+    source.files = [file for file in source.files if file.suffix == ".txt"]
+    for piece in source.pieces([]):
+        piece.key.encode()
+
+
+def test_what_is_said_of_a_file_is_one_line_whatever_its_name():
+    record = ReadRecord()
+    record.skip(Skipped("a\n\x1b[31mb.txt", "broken file", "x" * 10_000))
+    assert skipped_place(record.skipped["broken file"]["examples"][0]) == f"a\\n\\x1b[31mb.txt ({'x' * 300})"
 
 
 def test_what_is_read_before_the_break_stays_and_other_trouble_ends_the_reading(tmp_path):

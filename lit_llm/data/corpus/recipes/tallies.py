@@ -122,7 +122,7 @@ class ReadRecord:
 
     def skip(self, skipped: Skipped) -> None:
         """Counts something that could not be read."""
-        example = {"where": skipped.where, "detail": skipped.detail}
+        example = {"where": skipped.where, "detail": skipped.detail[:_EXAMPLE_CHARACTERS]}
         self._add(skipped.reason, 1, [example])
 
     def merge(self, other: ReadRecord) -> None:
@@ -150,8 +150,9 @@ class ReadRecord:
 
 
 def skipped_place(example: Mapping[str, str]) -> str:
-    """Where something was that could not be read, and what was wrong with it."""
-    return f"{example['where']} ({example['detail']})" if example["detail"] else example["where"]
+    """Where something was that could not be read, and what was wrong with it; control characters are spelled out."""
+    text = f"{example['where']} ({example['detail']})" if example["detail"] else example["where"]
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def save_record(path: Path, values: dict[str, Any]) -> None:
