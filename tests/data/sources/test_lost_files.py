@@ -75,7 +75,7 @@ def test_names_that_are_no_utf8(tmp_path):
     except OSError:
         pytest.skip("no such names here")
     (tmp_path / "bad\\xff.txt").write_text("two")
-    (tmp_path / os.fsdecode(b"bad\xff.jsonl.gz")).write_bytes(gzip.compress(b'{"text": "three"}\n{}') + b"junk")
+    (tmp_path / os.fsdecode(b"bad\xff.jsonl.gz")).write_bytes(gzip.compress(b'{"text": "three"}\n{}\n') + b"junk")
     documents, skipped = read_all(tmp_path)
     texts = {each.text: each.id for each in documents}
     assert texts["three"] == "bad\\xff.jsonl.gz:1" and {texts["one"], texts["two"]} == {
