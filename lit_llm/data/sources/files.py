@@ -50,10 +50,8 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
         root, description = Path(path), f"{'corpus' if _is_corpus(Path(path)) else 'folder'} {path}"
         files = list(_walk(root))
     elif has_magic(path):
-        parts = Path(path).parts
-        fixed = list(takewhile(lambda part: not has_magic(part), parts))
-        root, description = Path(*fixed), f"glob {path}"
-        found = root.glob(str(Path(*parts[len(fixed) :])))
+        root, description = glob_root(path), f"glob {path}"
+        found = root.glob(str(Path(*Path(path).parts[len(root.parts) :])))
         files = [file for file in found if file.is_file() and not _hidden(file.relative_to(root))]
     else:
         raise UserError(f"{option} {path!r}: no such file, folder or glob (a Hugging Face data set is hf:NAME)")
@@ -66,6 +64,11 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
 def content_suffix(path: StoredFile) -> str:
     """The suffix that says what is inside: of x.jsonl.gz, .jsonl."""
     return (Path(path.stem) if path.suffix.lower() in COMPRESSED_SUFFIXES else path).suffix.lower()
+
+
+def glob_root(pattern: str) -> Path:
+    """The folder of a glob that is above its first wild card."""
+    return Path(*takewhile(lambda part: not has_magic(part), Path(pattern).parts))
 
 
 def file_key(file: Path, root: Path) -> str:

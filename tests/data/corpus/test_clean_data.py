@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import recipe_steps
@@ -479,6 +480,14 @@ def test_files_that_cannot_be_read_are_named_and_a_source_without_documents_is_a
     (tmp_path / "b" / "x.parquet").write_bytes(b"")
     config.sources[1].format = "text"
     with pytest.raises(UserError, match=r"^source b has no document \(skipped: 1 no text, as x.parquet\)"):
+        clean_data(config)
+
+
+def test_a_glob_that_finds_the_output_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["some text"]}), tmp_path / "a.parquet")
+    config = RecipeConfig([SourceConfig(str(tmp_path / "**" / "*.parquet"))], [], str(tmp_path / "corpus"), 1)
+    clean_data(config)
+    with pytest.raises(UserError, match=r"^source .*parquet has files of output .*corpus; choose another output"):
         clean_data(config)
 
 

@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from lit_llm.config.serialization import shown
 from lit_llm.data.corpus.recipes.chain import Link
 from lit_llm.data.corpus.recipes.tallies import load_record
 from lit_llm.data.sources.document import Span, Unit
-from lit_llm.data.sources.files import find_files
+from lit_llm.data.sources.files import find_files, glob_root
 from lit_llm.data.sources.opening import open_source
+from lit_llm.data.sources.remote import is_remote
 
 FORMAT = 2
 """Counts up whenever the same recipe would give other results, as a step or the engine has changed."""
@@ -85,6 +87,10 @@ def list_sources(config: RecipeConfig) -> list[OpenSource]:
                 "another output"
             )
         units = opened.units()
+        if has_magic(source.path) and not is_remote(source.path):
+            output, root = Path(config.output).absolute(), glob_root(source.path).absolute()
+            if output.is_relative_to(root) and any((root / unit.name).is_relative_to(output) for unit in units):
+                raise UserError(f"source {source.path} has files of output {config.output}; choose another output")
         facts = [[unit.name, unit.size_bytes, unit.modified, *_place(unit.span)] for unit in units]
         sources.append(OpenSource(settled, opened.description, units, digest_of(to_plain(settled), facts)))
     return sources
