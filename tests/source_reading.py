@@ -12,7 +12,7 @@ def read_all(path, **options) -> tuple[list[SourceDocument], list[Skipped]]:
     config = SourceConfig(str(path), **options)
     source = open_source(config)
     units = source.units()
-    assert len({unit.name for unit in units}) == len(units) > 0
+    assert len({(unit.name, unit.span) for unit in units}) == len(units) > 0
     found = [each for unit in units for each in source.read(unit)]
     # As in another process, in which the source is made again and the units are read in any order.
     again = open_source(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from lit_llm.config import (
@@ -70,6 +70,8 @@ def show_corpus(config: RecipeConfig, corpus: CleanCorpus) -> None:
         left = (f"{step['documents_out']:,}", _megabytes(step["bytes_out"]), f"{dropped:,}", f"{step['seconds']:.1f}")
         table.add_row(f"{step['number']} {step['name']}", *left, escape(next(iter(step["dropped"]), "")))
     Console().print(table)
+    for source in corpus.report["sources"]:
+        _print_lost_files(source["skipped"], f" of {source['name']}")
     contents, folder = corpus.report["corpus"], corpus.folder
     print(f"corpus  {contents['documents']:,} documents, {_megabytes(contents['bytes'])} MB in {folder / 'documents'}")
     print(f"report  {folder / 'data_report.html'} (and data_card.md, report.json)")
@@ -77,6 +79,19 @@ def show_corpus(config: RecipeConfig, corpus: CleanCorpus) -> None:
 
 _CORPUS_COLUMNS = ("", "documents", "MB", "dropped", "seconds", "most often as")
 _NUMBERS = _CORPUS_COLUMNS[1:5]
+_NAMED_FILES = 5
+
+
+def _print_lost_files(skipped: Mapping[str, Mapping[str, Any]], of: str) -> None:
+    """Print which files could not be read, or not to their ends."""
+    from lit_llm.data.corpus.recipes.tallies import skipped_place
+    from lit_llm.data.sources.making import LOST_FILES
+
+    for reason, entry in skipped.items():
+        if reason in LOST_FILES:
+            names, more = entry["examples"][:_NAMED_FILES], entry["number"] - _NAMED_FILES
+            places = ", ".join(map(skipped_place, names)) + (f" and {more:,} more" if more > 0 else "")
+            print(f"left out{of}  {reason} ({entry['number']:,}): {places}")
 
 
 def _megabytes(number: int) -> str:
@@ -99,9 +114,13 @@ def show_classifier(config: ClassifierConfig, trained: TrainedClassifier) -> Non
 
 def show_contamination(config: ContaminationConfig, result: Contamination) -> None:
     """Print how many rows of each evaluation a corpus has, the first of them, and where the list of all is."""
+    from lit_llm.data.sources.making import LOST_FILES
+
     print(f"corpus  {result.corpus}: {result.documents:,} documents, {_megabytes(result.bytes)} MB")
-    for reason, number in result.skipped.items():
-        print(f"left out  {reason} ({number:,})")
+    _print_lost_files(result.skipped, "")
+    for reason, entry in result.skipped.items():
+        if reason not in LOST_FILES:
+            print(f"left out  {reason} ({entry['number']:,})")
     print(f"looked for  {result.runs:,} runs of words ({_megabytes(result.index_bytes)} MB of memory)")
     for each in result.evaluations:
         print(

@@ -65,13 +65,17 @@ class LanguageConfig:
     score is 1 - distance / 1200."""
     max_characters: int = 1000
     """A longer text is judged by four pieces of it, from its beginning to its end, of as many characters together."""
+    min_share: float = 0.0
+    """Least share of the letters that stand in lines of the document's own language, as half of a page may be in
+    another one. Of a long text, 32 lines from its beginning to its end are looked at. 0: the text is judged as a whole,
+    as FineWeb does."""
     trust_source: bool = False
     """Believe the language that a source gives, where it gives one; its score is then 1."""
     keep_unknown: bool = False
     """Keep texts in which no language is found, or one with too low a score; they then have no language."""
 
     def __post_init__(self) -> None:
-        check_shares(self, "min_score")
+        check_shares(self, "min_score", "min_share")
         check_at_least(self, 20, "max_characters")
         if (self.detector == "fasttext") != (self.model is not None):
             raise UserError("detector: fasttext needs a model: a file of fastText; other detectors have none")

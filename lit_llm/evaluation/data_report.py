@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.files import replace_files
+from lit_llm.data.corpus.recipes.tallies import skipped_place
 from lit_llm.evaluation import pages
 from lit_llm.evaluation.bars import bar_plot
 from lit_llm.evaluation.tables import markdown_table, with_pictures
@@ -78,7 +79,7 @@ def _sources(sources: Sequence[Mapping[str, Any]]) -> list[Section]:
         for each in sources
     ]
     skipped = [
-        (each["name"], reason, f"{what['number']:,}", "; ".join(map(_place, what["examples"])))
+        (each["name"], reason, f"{what['number']:,}", "; ".join(map(skipped_place, what["examples"])))
         for each in sources
         for reason, what in each["skipped"].items()
     ]
@@ -88,10 +89,6 @@ def _sources(sources: Sequence[Mapping[str, Any]]) -> list[Section]:
         header = ("source", "why", "how many", "for example")
         sections.append(Section("What could not be read", markdown_table(header, skipped)))
     return sections
-
-
-def _place(example: Mapping[str, str]) -> str:
-    return f"{example['where']} ({example['detail']})" if example["detail"] else example["where"]
 
 
 def _steps(steps: Sequence[Mapping[str, Any]]) -> list[Section]:

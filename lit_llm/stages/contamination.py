@@ -18,6 +18,7 @@ from lit_llm.config.progress import progress
 from lit_llm.config.recipe import SourceConfig
 from lit_llm.config.references import EvaluationTexts
 from lit_llm.data.cleaning.evaluation_index import EvaluationIndex
+from lit_llm.data.corpus.recipes.tallies import ReadRecord
 from lit_llm.data.corpus.recipes.workers import LocalWorkers, available_cores
 from lit_llm.data.corpus.shard_documents import ShardDocuments, is_shard_folder
 from lit_llm.data.sources.document import DocumentSource, Skipped, Unit
@@ -75,7 +76,7 @@ class Contamination:
         corpus: What the corpus is, in words.
         documents: How many were read.
         bytes: Of their text in UTF-8.
-        skipped: What could not be read, by reason.
+        skipped: What could not be read: for each reason how often, and the first places; of files, the first hundred.
         runs: Different runs of words that were looked for.
         index_bytes: What their index takes in memory.
         evaluations: One for each file.
@@ -84,7 +85,7 @@ class Contamination:
     corpus: str
     documents: int
     bytes: int
-    skipped: dict[str, int]
+    skipped: dict[str, dict[str, Any]]
     runs: int
     index_bytes: int
     evaluations: list[FoundEvaluation]
@@ -111,8 +112,9 @@ def contamination(config: ContaminationConfig) -> Contamination:
         _index.cache_clear()
         _corpus.cache_clear()
     if not result.documents:
-        reasons = "".join(f", {reason} ({number:,})" for reason, number in result.skipped.items())
-        raise UserError(f"corpus.path {config.corpus.path!r}: no document could be read there{reasons}")
+        why = ReadRecord(skipped=result.skipped).skipped_in_words
+        skipped = f" (skipped: {why})" if why else ""
+        raise UserError(f"corpus.path {config.corpus.path!r}: no document could be read there{skipped}")
     if config.output is not None:
         Path(config.output).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(config.output), {"options": to_plain(config), **asdict(result)})
@@ -159,16 +161,15 @@ def _scan_all(config: ContaminationConfig, keys: tuple[str, str], units: list[Un
 def _scan(task: _Task) -> None:
     """Looks through the documents of some units."""
     index, source = _index(task.options), _corpus(task.corpus)
-    documents = size = 0
-    skipped, contaminated = Counter[str](), Counter[str]()
+    read, contaminated = ReadRecord(), Counter[str]()
     runs: set[int] = set()
     named: defaultdict[str, list[str]] = defaultdict(list)
     for unit in task.units:
         for document in source.read(unit):
             if isinstance(document, Skipped):
-                skipped[document.reason] += 1
+                read.skip(document)
                 continue
-            documents, size = documents + 1, size + len(document.text.encode())
+            read.documents, read.bytes = read.documents + 1, read.bytes + len(document.text.encode())
             matches = index.find(document.text)
             for file, own in ({} if matches is None else index.enough(matches)).items():
                 contaminated[str(file)] += 1
@@ -178,18 +179,18 @@ def _scan(task: _Task) -> None:
                 for row in rows[index.file_of(rows) == file].tolist():
                     if len(named[str(row)]) < _NAMED_DOCUMENTS:
                         named[str(row)].append(document.id)
-    record = {"documents": documents, "bytes": size, "skipped": skipped, "contaminated": contaminated}
-    task.record.write_text(json.dumps({**record, "runs": sorted(runs), "named": named}))
+    record = {"read": vars(read), "contaminated": contaminated, "runs": sorted(runs), "named": named}
+    task.record.write_text(json.dumps(record))
 
 
 def _merged(
     config: ContaminationConfig, index: EvaluationIndex, source: DocumentSource, records: list[dict[str, Any]]
 ) -> Contamination:
     """What all shares have found together."""
-    skipped, contaminated = Counter[str](), Counter[str]()
+    read, contaminated = ReadRecord(), Counter[str]()
     named: defaultdict[int, list[str]] = defaultdict(list)
     for record in records:
-        skipped.update(record["skipped"])
+        read.merge(ReadRecord(**record["read"]))
         contaminated.update(record["contaminated"])
         for row, documents in record["named"].items():
             named[int(row)] = [*named[int(row)], *documents][:_NAMED_DOCUMENTS]
@@ -206,9 +207,9 @@ def _merged(
         evaluations.append(FoundEvaluation(file.name, *counts, found))
     return Contamination(
         source.description,
-        sum(record["documents"] for record in records),
-        sum(record["bytes"] for record in records),
-        dict(skipped),
+        read.documents,
+        read.bytes,
+        read.skipped,
         index.runs,
         index.bytes,
         evaluations,

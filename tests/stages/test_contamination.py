@@ -46,6 +46,7 @@ def folder(tmp_path: Path) -> Path:
     rows = [words(40, 102), f"{fourth}.", f"{second} {QUIZ[1]['answer']}", " ".join(QUIZ[4]["question"].split()[:15])]
     (folder / "b.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
     (folder / "c.jsonl").write_text(json.dumps({"other": "text"}))
+    (folder / "d.txt.gz").write_bytes(b"\x1f\x8bjunk")
     return folder
 
 
@@ -67,7 +68,12 @@ def test_rows_and_documents(quiz: Path, folder: Path) -> None:
     assert found.found_rows == FOUND
     assert (found.file, found.rows, found.looked_for, found.found, found.documents) == ("quiz.jsonl", 7, 6, 3, 4)
     assert found.mostly == 1
-    assert (results[0].documents, results[0].skipped, results[0].runs) == (5, {"no field 'text'": 1}, 6 * 13)
+    assert (results[0].documents, results[0].runs) == (5, 6 * 13)
+    assert results[0].skipped["no field 'text'"] == {
+        "number": 1,
+        "examples": [{"where": "c.jsonl:1", "detail": "there are other"}],
+    }
+    assert results[0].skipped["broken file"]["examples"][0]["where"] == "d.txt.gz"
     # options of the step decontaminate, and that of what counts as most of a row
     [found] = look(quiz, folder, share=0.6, min_matches=4).evaluations
     assert (found.found, found.mostly, found.documents) == (2, 2, 3)
@@ -88,7 +94,8 @@ def test_the_command_says_it_and_writes_it(
     command = [str(quiz), "--corpus.path", str(folder), "--num_workers", "1", "--output", str(output)]
     run_command("contamination", [*command, "--examples", "2"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"corpus  folder {folder}, 3 files: 5 documents, 0.0 MB"
+    assert lines[0] == f"corpus  folder {folder}, 4 files: 5 documents, 0.0 MB"
+    assert lines.pop(1).startswith("left out  broken file (1): d.txt.gz (Compressed file ended")
     assert lines[1] == "left out  no field 'text' (1)"
     assert lines[3:] == [
         "quiz.jsonl: 3 of 7 rows in the corpus (42.86%), 1 of them for at least 70%, in 4 documents",
@@ -114,7 +121,7 @@ def test_the_command_says_it_and_writes_it(
         ({"files": ["gone.csv"]}, "files 'gone.csv': no such file"),
         ({"corpus": SourceConfig()}, "corpus.path is empty; name the corpus"),
         ({"corpus": SourceConfig(path="gone")}, "'gone'"),
-        ({"corpus": "without"}, r"no document could be read there, no field 'text' \(7\)"),
+        ({"corpus": "without"}, r"no document could be read there \(skipped: 7 no field 'text', as quiz"),
     ],
 )
 def test_bad_input_is_one_line(options: dict[str, Any], message: str, quiz: Path, folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,49 +79,86 @@ def gopher_quality(text: str, options: GopherQualityConfig) -> str | None:
     return None
 
 
-def ngram_codes(words: Sequence[str]) -> Iterator[NDArray[np.int64]]:
-    """For n = 1, 2, 3, ... the n-grams of words as numbers, equal for equal ones and below the number of words."""
+@dataclass(frozen=True)
+class RepeatedNgrams:
+    """The n-grams of a text that occur more than once.
+
+    Attributes:
+        n: Words of each.
+        starts: Number of the first word of every occurrence, in order.
+        codes: A number from 0 on for each occurrence, the same for equal n-grams alone.
+        ends: Characters in all words before each word, and in all words.
+    """
+
+    n: int
+    starts: NDArray[np.int64]
+    codes: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def top_characters(self) -> int:
+        """Characters, with a space between words, in all occurrences of the n-gram that occurs most often.
+
+        Among several that are as frequent, the first one in the text counts.
+        """
+        if not len(self.starts):
+            return 0
+        counts = np.bincount(self.codes)
+        times = int(counts.max())
+        first = int(self.starts[np.argmax(counts[self.codes] == times)])
+        return times * (int(self.ends[first + self.n] - self.ends[first]) + self.n - 1)
+
+    def characters(self) -> int:
+        """Characters of all words in these n-grams, each counted once."""
+        following = np.append(self.starts[1:], len(self.ends) - 1)
+        return int((self.ends[np.minimum(self.starts + self.n, following)] - self.ends[self.starts]).sum())
+
+    def duplicate_characters(self) -> int:
+        """Characters of words in n-grams that repeat one before; no character counts twice.
+
+        The text is read from left to right: past a repeated n-gram, past one word otherwise.
+        """
+        characters = free = 0
+        seen = bytearray(len(self.codes))
+        sizes = self.ends[self.starts + self.n] - self.ends[self.starts]
+        for start, code, size in zip(self.starts.tolist(), self.codes.tolist(), sizes.tolist(), strict=True):
+            if start < free:
+                continue
+            if seen[code]:
+                characters += size
+                free = start + self.n
+            else:
+                seen[code] = 1
+        return characters
+
+
+def repeated_ngrams(words: Sequence[str]) -> Iterator[RepeatedNgrams]:
+    """The repeated n-grams of words for n = 1, 2, 3, ..., up to the first n of which there are none.
+
+    An n-gram can only be repeated where the two shorter ones in it are: what is looked at becomes less with every n.
+    """
     known: dict[str, int] = {}
-    singles = np.array([known.setdefault(word, len(known)) for word in words], dtype=np.int64)
-    codes = singles
-    for n in range(2, len(words) + 2):
-        yield codes
-        # (prefix, last word) as one number, then the rank of that number among all: exact, where a hash could collide
-        _, codes = np.unique(codes[: len(codes) - 1] * len(known) + singles[n - 1 :], return_inverse=True)
-
-
-def top_ngram_characters(words: Sequence[str], codes: NDArray[np.int64], n: int) -> int:
-    """Characters, with a space between words, in all occurrences of the n-gram that occurs most often, at least twice.
-
-    Among several that are as frequent, the first one in the text counts.
-    """
-    counts = np.bincount(codes)
-    times = int(counts.max(initial=0))
-    if times < 2:
-        return 0
-    first = int(np.argmax(counts[codes] == times))
-    return times * (sum(map(len, words[first : first + n])) + n - 1)
-
-
-def duplicate_ngram_characters(words: Sequence[str], codes: NDArray[np.int64], n: int) -> int:
-    """Characters of words in n-grams that repeat one before; no character counts twice.
-
-    The text is read from left to right: past a repeated n-gram, past one word otherwise.
-    """
-    seen = bytearray(int(codes.max(initial=-1)) + 1)
-    if len(seen) == len(codes):  # all of them differ
-        return 0
-    of_each = codes.tolist()
-    characters = position = 0
-    while position < len(of_each):
-        code = of_each[position]
-        if seen[code]:
-            characters += sum(map(len, words[position : position + n]))
-            position += n
-        else:
-            seen[code] = 1
-            position += 1
-    return characters
+    singles = np.array([known.setdefault(word, len(known)) for word in words], np.int64)
+    ends = np.array([0, *itertools.accumulate(map(len, words))], np.int64)
+    starts, keys = np.arange(len(words)), singles
+    for n in itertools.count(1):
+        # Equal neighbours in order: exact, where a hash could collide.
+        order = keys.argsort()
+        ordered = keys[order]
+        is_equal = np.zeros(len(keys) + 1, bool)
+        np.equal(ordered[1:], ordered[:-1], out=is_equal[1:-1])
+        before, after = is_equal[:-1], is_equal[1:]
+        numbers = np.where(before | after, (after > before).cumsum() - 1, -1)
+        codes = np.empty_like(keys)
+        codes[order] = numbers
+        kept = (codes >= 0).nonzero()[0]
+        starts, codes = starts[kept], codes[kept]
+        yield RepeatedNgrams(n, starts, codes, ends)
+        if not len(starts):
+            return
+        goes_on = (starts[1:] == starts[:-1] + 1).nonzero()[0]
+        starts, codes = starts[goes_on], codes[goes_on]
+        # (n-gram, next word) as one number
+        keys = codes * len(known) + singles[starts + n]
 
 
 def gopher_repetition(text: str, options: GopherRepetitionConfig) -> str | None:
@@ -143,14 +182,16 @@ def _repeated_ngrams(text: str, options: GopherRepetitionConfig) -> str | None:
     longest = max([*top, *duplicate], default=0)
     if not longest:
         return None
-    words = tokens(text)
-    for n, codes in enumerate(ngram_codes(words), start=1):
-        if n in top and share(top_ngram_characters(words, codes, n), len(text)) > top[n]:
+    least = min(options.max_duplicate_ngram_characters, default=1.0)
+    for ngrams in itertools.islice(repeated_ngrams(tokens(text)), longest):
+        n = ngrams.n
+        if n in top and share(ngrams.top_characters(), len(text)) > top[n]:
             return f"more than {top[n]:g} of the characters in one sequence of {n} words"
-        if n in duplicate and share(duplicate_ngram_characters(words, codes, n), len(text)) > duplicate[n]:
+        if n in duplicate and share(ngrams.duplicate_characters(), len(text)) > duplicate[n]:
             return f"more than {duplicate[n]:g} of the characters in sequences of {n} words that repeat"
-        if n == longest or int(codes.max(initial=-1)) + 1 == len(codes):
-            break  # where no n-gram repeats, no longer one does
+        # What repeats in longer sequences repeats in these.
+        if n >= len(top) + 1 and share(ngrams.characters(), len(text)) <= least:
+            return None
     return None
 
 

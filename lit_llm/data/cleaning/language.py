@@ -16,6 +16,7 @@ Detector = Callable[[str], tuple[str | None, float]]
 """The code of a text's language, None where there is none, and a score from 0 to 1."""
 
 _PIECES = 4
+_SURE_CHARACTERS, _SEGMENT, _SEGMENTS = 50, 400, 32
 _FARTHEST = 1200  # resiliparse's own bound, past which it says that it does not know
 _DEFAULT_SCORES = {"py3langid": 0.65, "fasttext": 0.65, "resiliparse": 0.4}
 # ISO 639-2: no linguistic content, undetermined. And Norwegian by its two written forms.
@@ -30,6 +31,19 @@ def sample(text: str, most: int) -> str:
     length = most // _PIECES
     step = (len(text) - length) // (_PIECES - 1)
     return "\n".join(text[start : start + length] for start in range(0, _PIECES * step, step))
+
+
+def segments(text: str) -> list[str]:
+    """Lines of a text, from beginning to end; short ones together, as their language is not sure, long ones cut."""
+    found, short = [], ""
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        short = f"{short} {line}" if short else line
+        if len(short) >= _SURE_CHARACTERS:
+            found += [short[start : start + _SEGMENT] for start in range(0, len(short), _SEGMENT)]
+            short = ""
+    found += [short] if short else []
+    most = min(_SEGMENTS, len(found))
+    return [found[number * len(found) // most] for number in range(most)]
 
 
 class Language:
@@ -68,7 +82,20 @@ class Language:
             if self._options.keep_unknown:
                 return None
             return "language unknown" if language is None else f"language score below {self._min_score:g}"
-        return f"language is {language}" if self._keep and language not in self._keep else None
+        if self._keep and language not in self._keep:
+            return f"language is {language}"
+        if self._options.min_share and (share := self._share(document.text, language)) < self._options.min_share:
+            document.metadata["language_share"] = round(share, 3)
+            return f"share of its language below {self._options.min_share:g}"
+        return None
+
+    def _share(self, text: str, language: str) -> float:
+        """The share of the letters of some lines that are in lines of a language."""
+        letters: Counter[str | None] = Counter()
+        for segment in segments(text):
+            if number := sum(map(str.isalpha, segment)):
+                letters[self._of(segment)[0]] += number
+        return letters[language] / max(1, letters.total())
 
     def _of(self, text: str) -> tuple[str | None, float]:
         if not any(map(str.isalpha, piece := sample(text, self._options.max_characters))):
@@ -106,10 +133,7 @@ def _fasttext(options: LanguageConfig) -> tuple[Detector, Collection[str]]:
     path = Path(str(options.model))
     if not path.is_file():
         raise UserError(f"model is {path}, which is no file: the step language needs a model of fastText there")
-    try:
-        import fasttext
-    except ImportError as error:
-        raise UserError(f"detector: fasttext needs fasttext ({error}): pip install fasttext-predict") from error
+    fasttext = optional_module("fasttext", "detector: fasttext", "data")
     try:
         model = fasttext.load_model(str(path))
     except ValueError as error:

@@ -13,17 +13,19 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
+_CHINESE_PLANES = "\U00020000-\U0003ffff"
 # Thai, Lao, Myanmar, Khmer; kana, Bopomofo, Yi, Chinese characters (Unicode's planes 2 and 3 hold nothing else)
 _WITHOUT_SPACES = (
     "\u0e01-\u0e4e\u0e80-\u0ece\u1000-\u103f\u1050-\u108f\u1780-\u17d3\u3005-\u3007\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff"
-    "\u3105-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff"
-)
+    "\u3105-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua000-\ua48c\uf900-\ufaff\uff66-\uff9d"
+) + _CHINESE_PLANES
 
 
-def _characters(belongs: Callable[[str], bool]) -> str:
-    """Characters up to the end of the symbols' plane as the inside of a regular expression's class, as few ranges."""
+def _characters(belongs: Callable[[str], bool], end: int = 0x20000) -> str:
+    """Characters, here up to the end of the symbols' plane, as the inside of a regular expression's class, as few
+    ranges."""
     ranges: list[list[int]] = []
-    for code in range(0x20000):
+    for code in range(end):
         if belongs(chr(code)):
             if ranges and ranges[-1][1] == code - 1:
                 ranges[-1][1] = code
@@ -34,21 +36,41 @@ def _characters(belongs: Callable[[str], bool]) -> str:
 
 COMBINING = _characters(lambda character: unicodedata.category(character) in ("Mn", "Mc", "Me"))
 """Combining marks, as the inside of a regular expression's class."""
-# Punctuation, symbols, control and format characters. The underscore belongs to names, and joiners to their words.
-_MARKS = _characters(
-    lambda character: (
-        character not in "_\u200c\u200d"
-        and not character.isspace()
-        and unicodedata.category(character)
-        in ("Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So", "Cc", "Cf")
-    )
-)
+_KINDS_OF_MARKS = frozenset(("Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "So", "Cc", "Cf"))
+
+
+def _is_mark(character: str) -> bool:
+    """Punctuation, symbols, control and format characters. The underscore belongs to names, and joiners to their
+    words."""
+    if character in "_\u200c\u200d" or character.isspace():
+        return False
+    return unicodedata.category(character) in _KINDS_OF_MARKS
+
+
+_MARKS = _characters(_is_mark)
+# A class of characters is looked up in a table if all are below U+10000, and one range after another if not, which is
+# several times as slow. So what is most frequent comes first, in small classes, and so that nothing is tried twice.
+_FURTHER = "\U00010000-\U0010ffff"
+_SPACES = "".join(filter(str.isspace, map(chr, range(0x10000))))
+_BASIC_MARKS = _characters(_is_mark, 0x10000)
+_BASIC_WORD = rf"[^{_SPACES}{_BASIC_MARKS}{_WITHOUT_SPACES.split(_CHINESE_PLANES)[0]}{_FURTHER}]++"
 _WORD = rf"[^\s{_MARKS}{_WITHOUT_SPACES}]+"
-_RUNS = r"|\.+|-+|=+|\*+|#+|~+|/+|<+|>+|\|+"
-_TOKEN = re.compile(rf"{_WORD}(?:[.'’]{_WORD}|,[0-9]+)*|[{_WITHOUT_SPACES}][{COMBINING}]*{_RUNS}|[{_MARKS}]")
-# The same for text in ASCII, whose classes are small: the large ones take twice the time
-_ASCII_TOKEN = re.compile(rf"[A-Za-z0-9_]+(?:[.'][A-Za-z0-9_]+|,[0-9]+)*{_RUNS}|[^\sA-Za-z0-9_]")
-_MARK = re.compile(f"[{_MARKS}]")
+_RUNS = r"\.+|-+|=+|\*+|#+|~+|/+|<+|>+|\|+"
+_NO_RUN = r"(?![.\-=*#~/<>|])"
+_TOKEN = re.compile(
+    rf"[{_SPACES}]*+("
+    rf"{_BASIC_WORD}(?![.'’,{_FURTHER}])"
+    rf"|{_BASIC_WORD}(?:[.'’]{_BASIC_WORD}|,[0-9]++)*+(?![.'’]?[{_FURTHER}])"
+    rf"|{_NO_RUN}[{_BASIC_MARKS}]|{_RUNS}"
+    rf"|{_WORD}(?:[.'’]{_WORD}|,[0-9]+)*"
+    rf"|[{_WITHOUT_SPACES}][{COMBINING}]*|[{_MARKS}])"
+)
+# The same for text in ASCII.
+_ASCII_WORD = "[A-Za-z0-9_]++"
+_ASCII_TOKEN = re.compile(
+    rf"\s*+({_ASCII_WORD}(?![.',])|{_ASCII_WORD}(?:[.']{_ASCII_WORD}|,[0-9]++)*+|{_NO_RUN}[^\sA-Za-z0-9_]|{_RUNS})"
+)
+_MARK = re.compile(rf"[{_BASIC_MARKS}]|(?=[{_FURTHER}])[{_MARKS}]")
 
 ENDS_OF_SENTENCES = (
     ".!?\u203c\u203d\u2047-\u2049\u3002\ufe52\ufe56\ufe57\uff01\uff0e\uff1f\uff61"  # everywhere; China, Japan, Korea
@@ -63,7 +85,7 @@ _SENTENCE_MARKS = tuple(re.findall(rf"[{ENDS_OF_SENTENCES}]", "".join(map(chr, r
 @lru_cache(maxsize=1)
 def tokens(text: str) -> tuple[str, ...]:
     """Words and punctuation in order. Steps that follow each other ask this of one text, which is taken apart once."""
-    return tuple((_ASCII_TOKEN if text.isascii() else _TOKEN).findall(text))
+    return tuple((_ASCII_TOKEN if text.isascii() else _TOKEN).findall(text.rstrip()))
 
 
 def is_word(token: str) -> bool:

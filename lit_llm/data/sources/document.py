@@ -12,8 +12,8 @@ class SourceDocument:
     """A document on its way from a source to a corpus. Steps of a recipe change it in place.
 
     Attributes:
-        id: Names the document within its source: the path from the source's root, a row as `path:row`, a record of a
-            WARC file by its own id. No two documents of a source have the same one.
+        id: Names the document within its source: the path from the source's root, a row as `path:row`, a record of an
+            archive as `path@byte`. No two documents of a source have the same one.
         source: Name of the source in the recipe.
         text: Valid Unicode. Of a web page, its HTML until the step `extract` has run.
         digest: XXH3-128 of the text as the source had it, as 32 hexadecimal digits.
@@ -51,19 +51,36 @@ class Skipped:
 
 
 @dataclass(frozen=True)
+class Span:
+    """A part of a large file that can be read on its own: what begins from one place on and before another.
+
+    Attributes:
+        begin: A byte, or the number of a row group.
+        end: Likewise, the first that is not in it; None: the end of the file.
+        rows_before: Rows (or lines) that begin before it.
+    """
+
+    begin: int
+    end: int | None
+    rows_before: int = 0
+
+
+@dataclass(frozen=True)
 class Unit:
     """A part of a source that can be read on its own, mostly a file.
 
     Attributes:
-        name: Names the unit within its source.
+        name: Names the unit within its source, for a part of a file together with its span.
         size_bytes: Its size as it is stored; None where that is not known.
         modified: What changes when its content does, as the time of a file or the tag of an object; None where that is
             not known.
+        span: The part of the file; None: all of it.
     """
 
     name: str
     size_bytes: int | None = None
     modified: str | None = None
+    span: Span | None = None
 
 
 class DocumentSource(Protocol):
@@ -88,5 +105,5 @@ class DocumentSource(Protocol):
         """Yields the documents of a unit in order, each once, in flat memory; what cannot be read comes as `Skipped`.
 
         Raises:
-            UserError: the unit cannot be opened at all.
+            UserError: reading cannot go on, as what is wrong is likely to hold for other units, too.
         """

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
-import gzip
 import io
 import threading
 import zlib
@@ -13,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.document import Span
+from lit_llm.data.sources.opened_file import open_file
 from lit_llm.data.sources.remote import StoredFile
 
 # A mark of UTF-32 begins with one of UTF-16, and so comes first.
@@ -47,24 +47,6 @@ def counted(decode: Callable[[], str]) -> tuple[str, int]:
     before = _invalid.bytes
     text = decode()
     return text, _invalid.bytes - before
-
-
-def open_file(path: StoredFile) -> Any:
-    """The file, open for reading bytes, unzipped where it is .gz, .zst or .bz2."""
-    unzip = _UNZIPPERS.get(path.suffix.lower())
-    if unzip is None:
-        return path.open("rb")
-    return unzip(path if isinstance(path, Path) else path.open("rb"))
-
-
-def _open_zstandard(file: Any) -> io.BufferedReader:
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.CompressedInputStream(file, "zstd"))
-
-
-# Where the file ends too early or is broken, reading raises OSError (without an errno), EOFError or zlib.error.
-_UNZIPPERS = {".gz": gzip.open, ".zst": _open_zstandard, ".bz2": bz2.open}
 
 
 def marked_encoding(head: bytes) -> str | None:
@@ -113,19 +95,22 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
-def read_lines(path: StoredFile, limit: int = -1) -> Iterator[tuple[str | None, int]]:
+def read_lines(path: StoredFile, limit: int = -1, span: Span | None = None) -> Iterator[tuple[str | None, int]]:
     """The lines of a text file, ended by \\n alone, each with the number of bytes in it that became U+FFFD.
 
     Args:
         path: The file, unzipped where it is compressed.
         limit: A line that has not ended after so many bytes (in UTF-16 and UTF-32 characters) comes as None, and is
             not kept in memory; -1: none does.
+        span: Bytes of a file in UTF-8 that is not compressed; lines that begin in them are read to their ends.
 
     Raises:
         UserError: the file is no text.
     """
-    encoding = require_encoding(path)
-    with open_file(path) as file:
+    encoding, begin, end = require_encoding(path), 0, None
+    if span is not None:
+        begin, end = span.begin, span.end
+    with open_file(path) if span is None else path.open("rb") as file:
         if not encoding.startswith("utf-8"):
             wide = io.TextIOWrapper(file, encoding=encoding, errors="lit_llm.replace", newline="\n")
             while True:
@@ -133,14 +118,16 @@ def read_lines(path: StoredFile, limit: int = -1) -> Iterator[tuple[str | None, 
                 if not line:
                     return
                 yield (line, invalid) if _ends(line, limit) else (_pass_line(wide, "\n"), 0)
-        number = 0
-        while line := file.readline(limit):
+        if begin:
+            file.seek(begin - 1)
+            _pass_line(file, b"\n")
+        codec = "utf-8" if begin else encoding
+        while (end is None or file.tell() < end) and (line := file.readline(limit)):
             if _ends(line, limit):
-                codec = "utf-8" if number else encoding
                 yield counted(lambda line=line, codec=codec: line.decode(codec, "lit_llm.replace"))
             else:
                 yield _pass_line(file, b"\n"), 0
-            number += 1
+            codec = "utf-8"
 
 
 def _ends(line: str | bytes, limit: int) -> bool:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from lit_llm.config import UserError
 from lit_llm.config.recipe import SourceConfig
+from lit_llm.data.sources import spans
 from lit_llm.data.sources.code import code_language
-from lit_llm.data.sources.document import Skipped, SourceDocument, Unit
-from lit_llm.data.sources.files import content_suffix, find_files
-from lit_llm.data.sources.making import BROKEN_FILE, DocumentMaker
+from lit_llm.data.sources.document import Skipped, SourceDocument, Span, Unit
+from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, file_key, find_files
+from lit_llm.data.sources.making import BROKEN_FILE, UNREADABLE_FILE, DocumentMaker
 from lit_llm.data.sources.remote import StoredFile, find_remote_files, is_remote
 from lit_llm.data.sources.row_documents import row_file_documents
 from lit_llm.data.sources.rows import has_rows
@@ -23,6 +27,14 @@ from lit_llm.data.sources.web_archives import archive_documents
 from lit_llm.data.sources.web_pages import HTML_SUFFIXES, html_documents
 from lit_llm.data.sources.wikipedia import is_wiki_dump, wiki_documents
 
+_OF_THE_FILE = frozenset(
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "EIO", "EINVAL", "EBADMSG", "ENODATA")
+    if hasattr(errno, name)
+)
+"""What is wrong with a single file when it cannot be read; anything else is likely to hold for others, too."""
+GONE = "it was there when the files were listed"
+
 
 @dataclass(frozen=True)
 class FoundFile:
@@ -32,16 +44,22 @@ class FoundFile:
         key: Its path from the source's root.
         path: Where it is.
         size_bytes: As it is stored; None where that is not known.
+        modified: The time of a file of this machine, and whether it may be read, which can change without the time.
     """
 
     key: str
     path: StoredFile
     size_bytes: int | None
+    modified: str | None = None
 
-    @property
-    def modified(self) -> str | None:
-        """The time of a file of this machine."""
-        return str(self.path.stat().st_mtime_ns) if isinstance(self.path, Path) else None
+    @classmethod
+    def of_path(cls, key: str, path: Path) -> FoundFile:
+        """A file of this machine, which may be gone by now."""
+        try:
+            stat = path.stat()
+        except OSError:
+            return cls(key, path, None, "gone")
+        return cls(key, path, stat.st_size, f"{stat.st_mtime_ns}{'' if os.access(path, os.R_OK) else ' unreadable'}")
 
 
 class FileDocuments:
@@ -58,7 +76,12 @@ class FileDocuments:
         self._config = config
         self._maker = DocumentMaker.of(config)
         self.description, files = _find(config.path)
-        self._files = {file.key: file for file in files}
+        self._files: dict[str, FoundFile] = {}
+        for file in files:
+            key = file.key
+            while key in self._files:  # as two names, one of which is no UTF-8, may look the same
+                key += "'"
+            self._files[key] = replace(file, key=key)
         kinds = {self._kind(file.path) for file in files}
         if config.document_separator not in ("auto", None) and not kinds & {"text", "code"}:
             raise UserError(
@@ -68,27 +91,57 @@ class FileDocuments:
             raise UserError(f"id_field is given, but {config.path} has no rows; leave it out")
 
     def units(self) -> list[Unit]:
-        """The files, in the order of their paths."""
-        return [Unit(file.key, file.size_bytes, file.modified) for file in self._files.values()]
+        """The files, in the order of their paths; large ones of some kinds in spans."""
+        return [unit for file in self._files.values() for unit in self._units_of(file)]
+
+    def _units_of(self, file: FoundFile) -> list[Unit]:
+        size, parts = file.size_bytes, self._spans(file)
+        if size is None or len(parts) < 2:
+            return [Unit(file.key, size, file.modified)]
+        bounds = [size * number // len(parts) for number in range(len(parts) + 1)]
+        sizes = (end - begin for begin, end in pairwise(bounds))
+        return [Unit(file.key, each, file.modified, span) for each, span in zip(sizes, parts, strict=True)]
+
+    def _spans(self, file: FoundFile) -> list[Span]:
+        """The spans of a large file of this machine; none of one that must be read from its beginning."""
+        path, size = file.path, file.size_bytes
+        if not isinstance(path, Path) or size is None or size <= spans.SPAN_BYTES:
+            return []
+        kind = self._kind(path)
+        if kind in ("warc", "wet"):
+            return spans.archive_spans(size)
+        if kind != "rows" or self._config.id_field is not None:  # which ids have come before must be known
+            return []
+        try:
+            if content_suffix(path) == ".parquet":
+                return spans.parquet_spans(path)
+            if path.suffix.lower() not in COMPRESSED_SUFFIXES and content_suffix(path) != ".json":
+                return spans.line_spans(path, size)
+        except OSError:  # whoever reads the file says what is wrong
+            pass
+        return []
 
     def read(self, unit: Unit) -> Iterator[SourceDocument | Skipped]:
         """Yields the documents of a file.
 
         Raises:
-            UserError: the file cannot be opened, or a connection is lost for good.
+            UserError: a connection is lost for good, or what is wrong is not the file alone.
         """
-        file = self._files[unit.name]
-        yield from reading(self._documents(file), file)
+        file = self._files.get(unit.name)
+        if file is None:
+            yield Skipped(unit.name, UNREADABLE_FILE, GONE)
+            return
+        yield from reading(self._documents(file, unit.span), file)
 
-    def _documents(self, file: FoundFile) -> Iterator[SourceDocument | Skipped]:
+    def _documents(self, file: FoundFile, span: Span | None) -> Iterator[SourceDocument | Skipped]:
         path, key, maker = file.path, file.key, self._maker
         kind = self._kind(path)
         if kind == "rows":
-            return row_file_documents(path, key, self._config, maker, len(self._files) == 1)
+            return row_file_documents(path, key, self._config, maker, len(self._files) == 1, span)
         if kind == "html":
             return html_documents(path, key, maker)
         if kind in ("warc", "wet"):
-            return archive_documents(path, key, maker, texts=kind == "wet")
+            return archive_documents(path, key, maker, kind == "wet", span)
         if kind == "wikipedia":
             return wiki_documents(path, key, maker)
         if kind == "code" and self._config.document_separator in ("auto", None):
@@ -118,7 +171,7 @@ class FileDocuments:
 
 
 def reading(documents: Iterator[SourceDocument | Skipped], file: FoundFile) -> Iterator[SourceDocument | Skipped]:
-    """Passes on what is read of a file, up to where it is broken.
+    """Passes on what is read of a file, up to where it is broken or can no longer be read.
 
     Raises:
         UserError: the file cannot be read for a reason that is not in the file.
@@ -126,9 +179,16 @@ def reading(documents: Iterator[SourceDocument | Skipped], file: FoundFile) -> I
     try:
         yield from documents
     except (OSError, EOFError, zlib.error) as error:
-        if getattr(error, "errno", None) is not None:
-            raise UserError(f"{file.path}: cannot be read ({error}); correct that, or leave it out") from None
-        yield Skipped(file.key, BROKEN_FILE, str(error))
+        number = getattr(error, "errno", None)
+        if number is None:
+            yield Skipped(file.key, BROKEN_FILE, str(error))
+        elif number in _OF_THE_FILE:
+            detail = "a folder that cannot be listed" if number == errno.EISDIR else os.strerror(number)
+            yield Skipped(file.key, UNREADABLE_FILE, detail)
+        else:
+            raise UserError(
+                f"{file.path}: cannot be read ({os.strerror(number)}); correct that, and run again"
+            ) from None
 
 
 def _find(path: str) -> tuple[str, list[FoundFile]]:
@@ -137,4 +197,4 @@ def _find(path: str) -> tuple[str, list[FoundFile]]:
         found, description = find_remote_files(path, "path")
         return description, [FoundFile(*each) for each in found]
     root, files, description = find_files(path, "path")
-    return description, [FoundFile(file.relative_to(root).as_posix(), file, file.stat().st_size) for file in files]
+    return description, [FoundFile.of_path(file_key(file, root), file) for file in files]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sysconfig
 from collections.abc import Iterator
@@ -35,20 +36,22 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
     Raises:
         UserError: the path leads to no file, or to a corpus that is not finished.
     """
+    try:
+        is_file, is_folder = Path(path).is_file(), Path(path).is_dir()
+    except OSError as error:
+        raise UserError(f"{option} {path!r}: cannot be reached ({os.strerror(error.errno)})") from None
     if path == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
         files = [file for file in _walk(root, _STDLIB_EXCLUDED) if file.suffix == ".py"]
         description = f"the standard library of Python {platform.python_version()}"
-    elif Path(path).is_file():
+    elif is_file:
         return Path(path).parent, [Path(path)], path
-    elif Path(path).is_dir():
+    elif is_folder:
         root, description = Path(path), f"{'corpus' if _is_corpus(Path(path)) else 'folder'} {path}"
         files = list(_walk(root))
     elif has_magic(path):
-        parts = Path(path).parts
-        fixed = list(takewhile(lambda part: not has_magic(part), parts))
-        root, description = Path(*fixed), f"glob {path}"
-        found = root.glob(str(Path(*parts[len(fixed) :])))
+        root, description = glob_root(path), f"glob {path}"
+        found = root.glob(str(Path(*Path(path).parts[len(root.parts) :])))
         files = [file for file in found if file.is_file() and not _hidden(file.relative_to(root))]
     else:
         raise UserError(f"{option} {path!r}: no such file, folder or glob (a Hugging Face data set is hf:NAME)")
@@ -63,25 +66,39 @@ def content_suffix(path: StoredFile) -> str:
     return (Path(path.stem) if path.suffix.lower() in COMPRESSED_SUFFIXES else path).suffix.lower()
 
 
+def glob_root(pattern: str) -> Path:
+    """The folder of a glob that is above its first wild card."""
+    return Path(*takewhile(lambda part: not has_magic(part), Path(pattern).parts))
+
+
+def file_key(file: Path, root: Path) -> str:
+    """The path of a file from a root, as valid Unicode: of a name that is no UTF-8, its other bytes as \\xff."""
+    return os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
+
+
 def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders.
+    """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders; and folders that
+    cannot be listed, as if they were files that cannot be read.
 
     Of a corpus that a recipe has made these are its documents, and not its reports, nor what steps have left.
 
     Raises:
         UserError: there is a corpus that is not finished.
     """
-    if _is_corpus(folder):
-        folder = folder / "documents"
-    elif (folder / "work" / "recipe.json").is_file():
-        raise UserError(f"{folder} is a corpus that is not finished; run clean_data with its recipe again")
-    for entry in folder.iterdir():
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
+    try:
+        if _is_corpus(folder):
+            folder = folder / "documents"
+        elif (folder / "work" / "recipe.json").is_file():
+            raise UserError(f"{folder} is a corpus that is not finished; run clean_data with its recipe again")
+        entries = [(entry, entry.is_dir(), entry.is_file()) for entry in folder.iterdir() if entry.name[0] != "."]
+    except OSError:  # whoever reads the files finds out why
+        yield folder
+        return
+    for entry, is_folder, is_file in entries:
+        if is_folder:
             if entry.name not in excluded and not entry.is_symlink():
                 yield from _walk(entry, excluded)
-        elif entry.is_file():
+        elif is_file:
             yield entry
 
 

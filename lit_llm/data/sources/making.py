@@ -16,6 +16,9 @@ TOO_LONG = "longer than max_document_bytes"
 NO_TEXT = "no text"
 BINARY = "not text"
 BROKEN_FILE = "broken file"
+UNREADABLE_FILE = "file that cannot be read"
+LOST_FILES = frozenset({BROKEN_FILE, UNREADABLE_FILE})
+"""Why a file, or what is left of it, is not read."""
 BROKEN_ROW = "broken row"
 BROKEN_RECORD = "broken record"
 

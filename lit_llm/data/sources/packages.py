@@ -11,8 +11,8 @@ from pathlib import Path
 from lit_llm.config import UserError
 from lit_llm.config.recipe import SourceConfig
 from lit_llm.data.sources.document import Skipped, SourceDocument, Unit
-from lit_llm.data.sources.file_documents import FoundFile, reading
-from lit_llm.data.sources.making import DocumentMaker
+from lit_llm.data.sources.file_documents import GONE, FoundFile, reading
+from lit_llm.data.sources.making import UNREADABLE_FILE, DocumentMaker
 from lit_llm.data.sources.text_documents import code_documents
 
 PREFIX = "packages:"
@@ -57,8 +57,11 @@ class PackageDocuments:
         """Yields the document of a file.
 
         Raises:
-            UserError: the file cannot be opened.
+            UserError: what is wrong is not the file alone.
         """
+        if unit.name not in self._files:
+            yield Skipped(unit.name, UNREADABLE_FILE, GONE)
+            return
         file, facts = self._files[unit.name]
         yield from reading(code_documents(file.path, file.key, self._maker, **facts), file)
 
@@ -90,7 +93,7 @@ def _python_files(package: importlib.metadata.Distribution, title: str) -> list[
         if listed.suffix == ".py" and ".." not in listed.parts:
             path = Path(str(listed.locate()))
             if path.is_file():
-                found.append(FoundFile(f"{title}/{listed.as_posix()}", path, path.stat().st_size))
+                found.append(FoundFile.of_path(f"{title}/{listed.as_posix()}", path))
     return sorted({file.key: file for file in found}.values(), key=lambda file: file.key)
 
 

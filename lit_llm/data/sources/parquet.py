@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError
+from lit_llm.data.sources.document import Span
 from lit_llm.data.sources.encoding import counted
 from lit_llm.data.sources.origin import ORIGIN_FIELDS, Origin
 from lit_llm.data.sources.remote import StoredFile
@@ -73,8 +74,13 @@ def _origins(batch: Any, names: list[str], key: str, first: int) -> list[Origin]
     return [Origin.of_row(row, key.format(first + number)) for number, row in enumerate(rows)]
 
 
-def parquet_scalars(path: StoredFile) -> Iterator[tuple[int, dict[str, Any], int]]:
-    """Yields the rows of a file, without its nested columns, in batches whose memory is bounded.
+def parquet_scalars(path: StoredFile, span: Span | None = None) -> Iterator[tuple[int, dict[str, Any], int]]:
+    """Yields the rows of a file in batches whose memory is bounded; a nested column is not read, and each of its values
+    is an empty dict or list.
+
+    Args:
+        path: The file.
+        span: Read only these row groups.
 
     Returns:
         The number of each row from 0, its values, and how many bytes of it became U+FFFD.
@@ -88,15 +94,18 @@ def parquet_scalars(path: StoredFile) -> Iterator[tuple[int, dict[str, Any], int
     try:
         with path.open("rb") as stored, pq.ParquetFile(stored) as file:
             names = [field.name for field in file.schema_arrow if not _is_nested(field.type)]
-            number = 0
-            for group in range(file.num_row_groups):
+            nested = {field.name: _empty(field.type) for field in file.schema_arrow if _is_nested(field.type)}
+            number, groups = 0, range(file.num_row_groups)
+            if span is not None:
+                number, groups = span.rows_before, groups[span.begin : span.end]
+            for group in groups:
                 found = file.metadata.row_group(group)
                 rows = max(1, min(_PARQUET_ROWS, _BATCH_BYTES * found.num_rows // max(1, found.total_byte_size)))
                 for batch in file.iter_batches(rows, row_groups=[group], columns=names):
                     columns = [_values(batch.column(name)) for name in names]
                     for index in range(batch.num_rows):
                         row = {name: column[index][0] for name, column in zip(names, columns, strict=True)}
-                        yield number, row, sum(column[index][1] for column in columns)
+                        yield number, {**row, **nested}, sum(column[index][1] for column in columns)
                         number += 1
     except pa.ArrowException as error:
         raise OSError(str(error).splitlines()[0]) from None
@@ -106,6 +115,12 @@ def _is_nested(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_nested(kind))
+
+
+def _empty(kind: Any) -> dict[str, Any] | list[Any]:
+    import pyarrow as pa
+
+    return {} if pa.types.is_struct(kind) or pa.types.is_map(kind) else []
 
 
 def _values(column: Any) -> list[tuple[Any, int]]:

@@ -1,4 +1,4 @@
-"""Where the next record of a damaged web archive begins."""
+"""Where the next record of a web archive begins, seen from anywhere in it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RECORD = b"WARC/"
 _BEGINNING = re.compile(rb"\x1f\x8b\x08|\x28\xb5\x2f\xfd|(?<=\n)WARC/1\.\d\r?\n")
 
 
-def next_record(path: StoredFile, offset: int) -> int | None:
+def next_record(path: StoredFile, offset: int, end: int | None = None) -> int | None:
     """Where the first record begins after a place in an archive.
 
     Records are found by how they begin: as a member of gzip or a frame of zstandard with a record inside, or plainly.
@@ -24,6 +24,7 @@ def next_record(path: StoredFile, offset: int) -> int | None:
     Args:
         path: The archive.
         offset: The place, in bytes.
+        end: Only what begins before is looked for; None: up to the end of the archive.
 
     Returns:
         Its first byte, which is after `offset`; None where no record begins there.
@@ -35,11 +36,13 @@ def next_record(path: StoredFile, offset: int) -> int | None:
             window = file.read(_WINDOW_BYTES + _PROBE_BYTES)
             for found in _BEGINNING.finditer(window):
                 place = found.start()
+                if end is not None and begin + place >= end:
+                    return None
                 if begin + place > offset and _holds_record(window[place : place + _PROBE_BYTES]):
                     return begin + place
-            if len(window) < _WINDOW_BYTES + _PROBE_BYTES:
-                return None
             begin += _WINDOW_BYTES
+            if len(window) < _WINDOW_BYTES + _PROBE_BYTES or (end is not None and begin >= end):
+                return None
 
 
 def _holds_record(data: bytes) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import time
 from collections.abc import Callable
 from glob import has_magic
@@ -72,8 +74,9 @@ class _PatientReader(io.RawIOBase):
         while True:
             try:
                 return action()
-            except FileNotFoundError:
-                raise UserError(f"{self._address}: no such file") from None
+            except (FileNotFoundError, PermissionError) as error:
+                number = errno.EACCES if isinstance(error, PermissionError) else errno.ENOENT
+                raise OSError(number, os.strerror(number), self._address) from None
             except Exception as error:  # file systems raise what their libraries do
                 self._file = None
                 pause = next(pauses, None)

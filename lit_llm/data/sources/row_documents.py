@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lit_llm.config.recipe import SourceConfig
-from lit_llm.data.sources.document import Skipped, SourceDocument
+from lit_llm.data.sources.document import Skipped, SourceDocument, Span
 from lit_llm.data.sources.encoding import find_encoding
 from lit_llm.data.sources.files import content_suffix
 from lit_llm.data.sources.json_lists import json_items
@@ -46,7 +46,8 @@ class RowDocuments:
             return Skipped(where, "not an object", f"it is {type(row).__name__}")
         if row.get(field) is None:
             there = "it is null" if field in row else f"there are {', '.join(map(str, row)) or 'none'}"
-            return Skipped(where, f"no field {field!r}", there)
+            is_inside = "." in field and field.partition(".")[0] in row
+            return Skipped(where, f"no field {field!r}", there + ("; no field is looked for in another" * is_inside))
         text = row[field]
         if not isinstance(text, str):
             return Skipped(where, f"field {field!r} is not text", f"it is {type(text).__name__}")
@@ -102,24 +103,24 @@ def _scalar(value: Any) -> Any:
 
 
 def row_file_documents(
-    path: StoredFile, key: str, config: SourceConfig, maker: DocumentMaker, is_only: bool
+    path: StoredFile, key: str, config: SourceConfig, maker: DocumentMaker, is_only: bool, span: Span | None = None
 ) -> Iterator[SourceDocument | Skipped]:
     """Yields the documents of a file of rows; where it is not .parquet or .json, it has a row per line.
 
-    `is_only` is that of `RowDocuments`.
+    `is_only` is that of `RowDocuments`; `span` is a part of a .jsonl or .parquet file.
 
     Raises:
         OSError, EOFError, zlib.error: The file cannot be read on.
     """
     documents, suffix = RowDocuments(config, maker, is_only), content_suffix(path)
     if suffix == ".parquet":
-        rows = parquet_scalars(path)
+        rows = parquet_scalars(path, span)
     elif find_encoding(path) is None:
         yield Skipped(key, BINARY, "there are NUL bytes, and no byte order mark")
         return
     else:
         limit = _ROW_BYTES * maker.max_bytes + _FIELDS_BYTES
-        rows = json_items(path, limit) if suffix == ".json" else json_lines(path, limit)
+        rows = json_items(path, limit) if suffix == ".json" else json_lines(path, limit, span)
     for number, row, replaced in rows:
         if not isinstance(row, BrokenRow):
             yield documents.of_row(row, key, number, replaced)

@@ -12,6 +12,7 @@ from typing import Any
 
 from lit_llm.config import UserError
 from lit_llm.config.json_text import parse_json
+from lit_llm.data.sources.document import Span
 from lit_llm.data.sources.encoding import counted, open_file, read_lines, require_encoding
 from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, find_files
 from lit_llm.data.sources.hub import HubDataset
@@ -31,17 +32,21 @@ class BrokenRow:
     reason: str = ""
 
 
-def json_lines(path: StoredFile, limit: int = -1) -> Iterator[tuple[int, Any | BrokenRow, int]]:
+def json_lines(
+    path: StoredFile, limit: int = -1, span: Span | None = None
+) -> Iterator[tuple[int, Any | BrokenRow, int]]:
     """Yields for each row of a .jsonl file its line number from 1, its value, and how many bytes became U+FFFD.
 
     Args:
         path: The file.
         limit: A longer line is not kept; see `read_lines`.
+        span: Read only this part of the file; see `read_lines`.
 
     Raises:
         UserError: the file is no text.
     """
-    for number, (line, invalid) in enumerate(read_lines(path, limit), start=1):
+    first = 1 if span is None else span.rows_before + 1
+    for number, (line, invalid) in enumerate(read_lines(path, limit, span), start=first):
         if line is None:
             yield number, BrokenRow(), 0
         elif line.strip():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lit_llm.config import CorpusConfig, UserError
 from lit_llm.data.sources.encoding import counted, find_encoding, open_file, require_encoding
-from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, find_files
+from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, file_key, find_files
 from lit_llm.data.sources.parquet import parquet_texts
 from lit_llm.data.sources.remote import StoredFile
 from lit_llm.data.sources.rows import ROW_SUFFIXES, json_line_rows, json_list_rows
@@ -120,7 +120,7 @@ class FileSource:
         return None if self._separator is None else Separators([self._separator])
 
     def _pieces_of(self, path: Path, separators: Separators | None) -> Iterator[Piece]:
-        key = path.relative_to(self._root).as_posix()
+        key = file_key(path, self._root)
         suffix = content_suffix(path)
         if suffix == ".parquet":
             yield from parquet_texts(path, key, self._field)

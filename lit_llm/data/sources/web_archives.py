@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.config.extras import optional_module
-from lit_llm.data.sources.document import Skipped, SourceDocument
+from lit_llm.data.sources.document import Skipped, SourceDocument, Span
 from lit_llm.data.sources.http_responses import HttpResponse, parse_response
-from lit_llm.data.sources.making import BINARY, BROKEN_RECORD, TOO_LONG, DocumentMaker, UniqueIds
+from lit_llm.data.sources.making import BINARY, BROKEN_RECORD, TOO_LONG, DocumentMaker
 from lit_llm.data.sources.record_search import next_record
 from lit_llm.data.sources.remote import StoredFile
 from lit_llm.data.sources.web_pages import HTML, decode_html, html_facts, starts_as_html
@@ -45,9 +45,12 @@ class _Damage:
 
 
 def archive_documents(
-    path: StoredFile, key: str, maker: DocumentMaker, texts: bool
+    path: StoredFile, key: str, maker: DocumentMaker, texts: bool, span: Span | None = None
 ) -> Iterator[SourceDocument | Skipped]:
     """Yields the documents of an archive, one for each response (or resource) that is HTML or plain text.
+
+    Their ids are made of the file and the byte where the record begins, as copies of an archive, and some crawlers,
+    repeat the ids that records have; those are in the metadata.
 
     The file may be compressed with gzip or zstandard. What follows a broken record is read where each record is
     compressed by itself, as is usual, or none is.
@@ -57,23 +60,40 @@ def archive_documents(
         key: Its path from the source's root.
         maker: Of the source.
         texts: Read the records of a WET file, which are extracted texts, and not the pages.
+        span: Bytes of the file; a record that begins in them is read to its end.
 
     Raises:
         UserError: fastwarc or resiliparse is not installed.
+        OSError: The file cannot be read on.
     """
-    ids = UniqueIds()
-    for record in _records(path, maker.max_bytes + _HEADER_BYTES, texts):
+    bounds = _bounds(path, span)
+    if bounds is None:
+        return
+    offset, further = -1, 0
+    for record in _records(path, bounds, maker.max_bytes + _HEADER_BYTES, texts):
         if isinstance(record, _Damage):
             yield Skipped(f"{key}@{record.offset}", BROKEN_RECORD, record.reason)
             continue
-        name = record.headers.get("warc-record-id", "").strip("<> ") or f"{key}@{record.offset}"
-        name = ids.take(name, record.offset)
+        # Where several records are compressed as one, fastwarc does not know where each begins.
+        is_further = record.offset == offset or (bounds[1] is not None and record.offset >= bounds[1])
+        offset, further = (offset, further + 1) if is_further else (record.offset, 0)
+        name = f"{key}@{offset}#{further}" if further else f"{key}@{offset}"
         if record.block is None:
             yield Skipped(name, TOO_LONG, f"{record.length:,} bytes")
         elif trouble := _trouble(record):
             yield Skipped(name, BROKEN_RECORD, trouble)
         else:
             yield _text(name, record, maker) if texts else _page(name, record, maker)
+
+
+def _bounds(path: StoredFile, span: Span | None) -> tuple[int, int | None] | None:
+    """Where the first record of a span begins, and the first one after it; None where no record begins in it."""
+    if span is None:
+        return 0, None
+    begin = 0 if span.begin == 0 else next_record(path, span.begin - 1, span.end)
+    if begin is None:
+        return None
+    return begin, None if span.end is None else next_record(path, span.end - 1)
 
 
 def _text(name: str, record: _Record, maker: DocumentMaker) -> SourceDocument | Skipped:
@@ -116,6 +136,7 @@ def _dated(record: _Record) -> dict[str, str | None]:
         "date": record.headers.get("warc-date"),
         "truncated": record.headers.get("warc-truncated"),
         "content_languages": record.headers.get("warc-identified-content-language"),
+        "record_id": record.headers.get("warc-record-id", "").strip("<> ") or None,
     }
 
 
@@ -133,12 +154,12 @@ def _trouble(record: _Record) -> str | None:
     return None
 
 
-def _records(path: StoredFile, limit: int, texts: bool) -> Iterator[_Record | _Damage]:
+def _records(path: StoredFile, bounds: tuple[int, int | None], limit: int, texts: bool) -> Iterator[_Record | _Damage]:
     """Yields the records of the types that are asked for, and each place where the file is broken."""
     warc = optional_module("fastwarc.warc", "reading web archives", "data")
     kinds = warc.WarcRecordType
     wanted = kinds.conversion if texts else kinds.response | kinds.resource
-    begin: int | None = 0
+    begin: int | None = bounds[0]
     damage: _Damage | None = None
     while begin is not None:
         offset, is_whole = begin, False
@@ -146,7 +167,7 @@ def _records(path: StoredFile, limit: int, texts: bool) -> Iterator[_Record | _D
             file.seek(begin)
             try:
                 # All types are gone through, as only then it is known how far reading has come.
-                for record in warc.ArchiveIterator(file, parse_http=False):
+                for record in warc.ArchiveIterator(_Bounded(file, bounds[1]), parse_http=False):
                     offset, is_whole = record.stream_pos, False
                     if damage is not None:
                         yield damage
@@ -158,15 +179,30 @@ def _records(path: StoredFile, limit: int, texts: bool) -> Iterator[_Record | _D
                     is_whole = True
                 begin = None
             except OSError as error:
+                if error.errno is not None:  # the file cannot be read, whatever is in it
+                    raise
                 if is_whole:
                     # What follows is broken: the next record, which is then found to be, or something between the two.
                     damage = _Damage(offset, f"after the record at byte {offset:,}: {error}")
                 else:
                     damage = None
                     yield _Damage(offset, f"at byte {offset:,}: {error}")
-                begin = next_record(path, offset)
+                begin = next_record(path, offset, bounds[1])
     if damage is not None:
         yield damage
+
+
+class _Bounded:
+    """A file that seems to end at a byte, where one is given."""
+
+    def __init__(self, file: Any, end: int | None) -> None:
+        self._file, self._end = file, end
+        self.tell, self.close = file.tell, file.close
+
+    def read(self, size: int) -> bytes:
+        """As of a file; fastwarc always says how much."""
+        room = size if self._end is None else min(size, self._end - self._file.tell())
+        return bytes(self._file.read(room)) if room > 0 else b""
 
 
 def _read(record: Any, limit: int) -> _Record:

@@ -109,6 +109,8 @@ def html_documents(path: StoredFile, key: str, maker: DocumentMaker) -> Iterator
     """
     with open_file(path) as file:
         data = file.read(maker.max_bytes + 1)
+        # Where the file is broken, this raises: half a page is none.
+        data += file.read(maker.max_bytes + 1 - len(data))
     if len(data) > maker.max_bytes:
         yield Skipped(key, TOO_LONG, f"more than {maker.max_bytes:,} bytes")
         return

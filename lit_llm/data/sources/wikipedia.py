@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -32,7 +33,7 @@ def is_wiki_dump(path: StoredFile) -> bool:
     try:
         with open_file(path) as file:
             return b"<mediawiki" in file.read(1024)
-    except (OSError, EOFError):
+    except (OSError, EOFError, zlib.error):
         return False
 
 

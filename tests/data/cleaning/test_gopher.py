@@ -13,18 +13,17 @@ from hypothesis import strategies as st
 
 from lit_llm.config import UserError
 from lit_llm.config.quality_rules import GopherQualityConfig, GopherRepetitionConfig
+from lit_llm.data.cleaning import words
 from lit_llm.data.cleaning.gopher import (
     alphabetic_words,
     bullet_lines,
-    duplicate_ngram_characters,
     ellipsis_lines,
     ellipsis_ratio,
     gopher_quality,
     gopher_repetition,
     hash_ratio,
     mean_length,
-    ngram_codes,
-    top_ngram_characters,
+    repeated_ngrams,
 )
 from lit_llm.data.cleaning.registry import build_step
 from lit_llm.data.cleaning.words import paragraphs, tokens
@@ -134,18 +133,26 @@ def test_each_repetition_rule(text: str, options: dict[str, Any], reason: str | 
 
 @given(st.lists(st.sampled_from(["a", "bb", "ccc"]), max_size=40))
 def test_ngrams_as_counted_by_hand(words: list[str]) -> None:
-    for n, codes in enumerate(ngram_codes(words), start=1):
+    for found in repeated_ngrams(words):
+        n = found.n
         ngrams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
-        assert [ngrams.index(each) for each in ngrams] == [codes.tolist().index(code) for code in codes]
-        top, times = Counter(ngrams).most_common(1)[0]
-        assert top_ngram_characters(words, codes, n) == (len(" ".join(top)) * times if times > 1 else 0)
+        counts = Counter(ngrams)
+        starts = [start for start, ngram in enumerate(ngrams) if counts[ngram] > 1]
+        assert found.starts.tolist() == starts
+        first = [starts.index(next(start for start in starts if ngrams[start] == ngrams[each])) for each in starts]
+        assert [found.codes.tolist().index(code) for code in found.codes] == first
+        top, times = counts.most_common(1)[0] if counts else ((), 0)
+        assert found.top_characters() == (len(" ".join(top)) * times if times > 1 else 0)
+        repeating = {place for start in starts for place in range(start, start + n)}
+        assert found.characters() == sum(len(words[place]) for place in repeating)
         seen, characters, position = set(), 0, 0
         while position < len(ngrams):
             new = ngrams[position] not in seen
             characters += 0 if new else len("".join(ngrams[position]))
             seen.add(ngrams[position])
             position += 1 if new else n
-        assert duplicate_ngram_characters(words, codes, n) == characters
+        assert found.duplicate_characters() == characters <= found.characters()
+    assert not starts  # and so no longer n-gram is repeated
 
 
 def test_quality_decides_as_datatrove_does_on_the_same_words() -> None:
@@ -246,3 +253,26 @@ def test_quality_options_out_of_bounds(options: dict[str, Any], message: str) ->
 def test_repetition_options_out_of_bounds() -> None:
     with pytest.raises(UserError, match=r"max_top_ngram_characters is \[0.2, -1\]; a share must be between 0 and 1"):
         GopherRepetitionConfig(max_top_ngram_characters=[0.2, -1])
+
+
+PLAIN_WORD = rf"[^\s{words._MARKS}{words._WITHOUT_SPACES}]+"
+PLAIN_TOKEN = re.compile(
+    rf"{PLAIN_WORD}(?:[.'’]{PLAIN_WORD}|,[0-9]+)*|[{words._WITHOUT_SPACES}][{words.COMBINING}]*"
+    rf"|\.+|-+|=+|\*+|#+|~+|/+|<+|>+|\|+|[{words._MARKS}]"
+)
+"""What the fast expressions must find, said plainly."""
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.one_of(
+        st.text(st.sampled_from("ab1.,'’-_= \n\t#*…é"), max_size=40),
+        st.text(st.sampled_from("a.,'1 -́中ไท\u200d😀🎉𝒜𝟘𠀀\U0001d165\U00010400"), max_size=40),
+        st.text(st.sampled_from("ab.,'1-_=*#~/<>|x \r\n\x1c"), max_size=40),
+        st.text(max_size=40),
+    )
+)
+def test_tokens_are_those_of_the_plain_expression(text: str) -> None:
+    assert list(tokens(text)) == PLAIN_TOKEN.findall(text)
+    mark = re.compile(f"[{words._MARKS}]")
+    assert [words.is_word(token) for token in tokens(text)] == [not mark.match(token) for token in tokens(text)]

@@ -11,7 +11,7 @@ from cleaning_texts import document
 
 from lit_llm.config import UserError
 from lit_llm.config.text_filters import LanguageConfig
-from lit_llm.data.cleaning.language import Language, sample
+from lit_llm.data.cleaning.language import Language, sample, segments
 from lit_llm.data.cleaning.registry import build_step
 
 TEXTS = {
@@ -92,6 +92,26 @@ def test_a_long_text_is_judged_by_pieces_of_all_of_it() -> None:
     assert Language(LanguageConfig())(mostly_german) == "language is de"
 
 
+def test_a_text_that_is_half_in_another_language() -> None:
+    english = [TEXTS["en"].replace("Thursday", day) for day in ("Monday", "Tuesday", "Friday")]
+    half = document("\n".join([*english * 4, *[TEXTS["de"]] * 6]))
+    assert Language(LanguageConfig())(half) is None and half.language == "en"
+    step = Language(LanguageConfig(min_share=0.7))
+    assert step(half) == "share of its language below 0.7"
+    letters = {name: sum(map(str.isalpha, text)) for name, text in TEXTS.items()}
+    share = 12 * letters["en"] / (12 * letters["en"] + 6 * letters["de"])
+    assert abs(half.metadata["language_share"] - share) < 0.01
+    assert Language(LanguageConfig(min_share=0.5))(half) is None
+    for text in ("\n".join(english), f"{TEXTS['ar']}\n" + "\n".join(english * 4), " ".join(english * 99)):
+        assert step(document(text)) is None
+    # A source that is believed has to be right for most of the text as well.
+    trusting = Language(LanguageConfig(keep=["fr"], min_share=0.7, trust_source=True))
+    assert trusting(document("\n".join(english), language="fr")) == "share of its language below 0.7"
+    assert segments("a\n\nb\n" + "c" * 900 + "\nd") == ["a b " + "c" * 396, "c" * 400, "c" * 104, "d"]
+    numbers = [f"{number:060}" for number in range(64)]
+    assert segments("\n".join(numbers)) == numbers[::2]
+
+
 def test_the_same_text_has_the_same_score_whatever_came_before() -> None:
     first, second = Language(LanguageConfig(keep=[])), Language(LanguageConfig(keep=[]))
     for text in TEXTS.values():
@@ -126,7 +146,7 @@ def test_a_model_that_is_missing_or_none(tmp_path: Path) -> None:
     [
         ("py3langid", "py3langid", r"pip install 'lit-llm\[data\]'"),
         ("resiliparse", "resiliparse.parse.lang", r"pip install 'lit-llm\[data\]'"),
-        ("fasttext", "fasttext", "pip install fasttext-predict"),
+        ("fasttext", "fasttext", r"pip install 'lit-llm\[data\]'"),
     ],
 )
 def test_a_detector_that_is_not_installed(
@@ -143,6 +163,7 @@ def test_a_detector_that_is_not_installed(
     ("options", "message"),
     [
         ({"min_score": 1.5}, "min_score is 1.5; a share must be between 0 and 1"),
+        ({"min_share": -0.1}, "min_share is -0.1; a share must be between 0 and 1"),
         ({"max_characters": 10}, "max_characters is 10; it must be at least 20"),
         ({"detector": "fasttext"}, "detector: fasttext needs a model"),
         ({"model": "lid.bin"}, "detector: fasttext needs a model: a file of fastText; other detectors have none"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import shutil
@@ -14,11 +15,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import recipe_steps
 from run_files import largest_file
 
+from lit_llm.cli.results import show_corpus
 from lit_llm.config import (
     ClusterConfig,
     CorpusConfig,
@@ -66,6 +69,9 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows += [{"text": "too short"}, {"text": "junk"}, {"text": " "}, {"no": 1}]
         (folder / "rows" / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "texts" / f"{file}.txt").write_text(f"A naïve cat, number {file}, went home and slept well. " * 40)
+    # What comes before the break counts.
+    packed = gzip.compress(json.dumps({"text": "whole"}).encode() + b"\n")
+    (folder / "rows" / "6.jsonl.gz").write_bytes(packed + packed[:14])
     return folder
 
 
@@ -95,11 +101,13 @@ def whole(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_document_is_accounted_for(raw: Path, whole: Path) -> None:
     report = json.loads((whole / "report.json").read_text())
     rows, texts = report["sources"]
-    assert (rows["documents"], texts["documents"]) == (6 * 32, 6)
+    assert (rows["documents"], texts["documents"]) == (6 * 32 + 1, 6)
     assert {reason: entry["number"] for reason, entry in rows["skipped"].items()} == {
         "no text": 6,
         "no field 'text'": 6,
+        "broken file": 1,
     }
+    assert rows["skipped"]["broken file"]["examples"][0]["where"] == "6.jsonl.gz"
     assert len(rows["skipped"]["no text"]["examples"]) == 3
     came, size = rows["documents"] + texts["documents"], rows["bytes"] + texts["bytes"]
     for step in report["steps"]:
@@ -108,7 +116,7 @@ def test_every_document_is_accounted_for(raw: Path, whole: Path) -> None:
         came, size = step["documents_out"], step["bytes_out"]
     assert (report["corpus"]["documents"], report["corpus"]["bytes"]) == (came, size)
     long, upper, once, longer = report["steps"]
-    short = 6 * 2  # "too short" and "junk"; 5 words are enough
+    short = 6 * 2 + 1  # "too short", "junk" and "whole"; 5 words are enough
     assert long["dropped"]["fewer than 5 words"]["documents"] == short
     assert [example["id"] for example in long["dropped"]["fewer than 5 words"]["examples"]] == [
         "0.jsonl:31",
@@ -163,7 +171,7 @@ def test_the_tokenizer_and_the_shards_are_made_of_the_documents_alone(whole: Pat
 
 def test_a_corpus_that_is_not_finished_is_not_read(raw: Path, tmp_path: Path) -> None:
     config = recipe(raw, tmp_path / "corpus", [{"test_long": {"words": 10_000}}])
-    with pytest.raises(UserError, match="step 1, test_long, drops everything: all 198 documents"):
+    with pytest.raises(UserError, match="step 1, test_long, drops everything: all 199 documents"):
         clean_data(config)
     for folder in (tmp_path, tmp_path / "corpus"):
         with pytest.raises(UserError, match="corpus is a corpus that is not finished; run clean_data"):
@@ -445,6 +453,42 @@ def test_with_stages_kept_a_changed_recipe_goes_on_as_well(raw: Path, tmp_path: 
         clean_data(recipe(raw, output, steps, keep="stages", num_workers=workers))
         clean_data(recipe(raw, tmp_path / "anew", steps, overwrite=True))
         assert documents(output) == documents(tmp_path / "anew")
+
+
+def test_files_that_cannot_be_read_are_named_and_a_source_without_documents_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    for number in range(120):
+        (tmp_path / "a" / f"{number:03}.txt.bz2").write_bytes(b"junk")
+    (tmp_path / "a" / "good.txt").write_text("some text")
+    config = RecipeConfig([SourceConfig(str(tmp_path / "a"), "a")], [], str(tmp_path / "c"), 1)
+    corpus = clean_data(config)
+    lost = corpus.report["sources"][0]["skipped"]["broken file"]
+    assert (corpus.report["corpus"]["documents"], lost["number"], len(lost["examples"])) == (1, 120, 100)
+    assert [each["where"] for each in lost["examples"]] == [f"{number:03}.txt.bz2" for number in range(100)]
+    capsys.readouterr()
+    show_corpus(config, corpus)
+    out = capsys.readouterr().out
+    assert "left out of a  broken file (120): 000.txt.bz2 (Invalid data stream), 001" in out
+    assert "004.txt.bz2 (Invalid data stream) and 115 more\n" in out
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "x.parquet").write_bytes(b"PAR1")
+    config.sources.append(SourceConfig(str(tmp_path / "b"), "b"))
+    with pytest.raises(UserError, match=r"^source b has no document \(skipped: 1 broken file, as x.parquet \(Parquet"):
+        clean_data(config)
+    (tmp_path / "b" / "x.parquet").write_bytes(b"")
+    config.sources[1].format = "text"
+    with pytest.raises(UserError, match=r"^source b has no document \(skipped: 1 no text, as x.parquet\)"):
+        clean_data(config)
+
+
+def test_a_glob_that_finds_the_output_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["some text"]}), tmp_path / "a.parquet")
+    config = RecipeConfig([SourceConfig(str(tmp_path / "**" / "*.parquet"))], [], str(tmp_path / "corpus"), 1)
+    clean_data(config)
+    with pytest.raises(UserError, match=r"^source .*parquet has files of output .*corpus; choose another output"):
+        clean_data(config)
 
 
 def test_the_corpus_of_other_sources_is_not_replaced(raw: Path, tmp_path: Path) -> None:

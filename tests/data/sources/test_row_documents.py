@@ -187,3 +187,24 @@ def test_hub_data_sets_are_read_by_shard(tmp_path):
     assert [each.id for each in documents[19:21]] == ["train-00000:19", "train-00001:0"]
     assert documents[3].license == "MIT" and documents[3].metadata["stars"] == 3
     assert reasons(skipped) == [("train-00001:10", "no field 'text'")]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
+def test_a_field_that_holds_others_is_not_text(tmp_path, suffix):
+    rows = [{"a": {"b": "in"}, "l": ["x"], "x.y": "dotted"}]
+    if suffix == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    else:
+        (tmp_path / "a.jsonl").write_text(json.dumps(rows[0]))
+    for field, reason, detail in (
+        ("a", "field 'a' is not text", "it is dict"),
+        ("l", "field 'l' is not text", "it is list"),
+        ("a.b", "no field 'a.b'", "no field is looked for in another"),
+    ):
+        documents, [skipped] = read_all(tmp_path, text_field=field)
+        assert not documents and skipped.reason == reason and detail in skipped.detail
+    [document], _ = read_all(tmp_path, text_field="x.y")
+    assert (document.text, document.metadata) == ("dotted", {})
+    if suffix == "parquet":  # of nested columns alone
+        pq.write_table(pa.table({"a": [{"b": 1}]}), tmp_path / "a.parquet")
+        assert read_all(tmp_path, text_field="a")[1][0].reason == "field 'a' is not text"

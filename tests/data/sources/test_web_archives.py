@@ -10,6 +10,11 @@ from web_archives import PACK, http, page, record
 from lit_llm.data.sources.http_responses import parse_response
 
 
+def record_ids(documents):
+    """The ids that the records of documents have themselves."""
+    return [each.metadata.get("record_id") for each in documents]
+
+
 @pytest.mark.parametrize("pack", PACK)
 def test_pages_with_their_provenance(tmp_path, pack):
     records = [
@@ -32,22 +37,35 @@ def test_pages_with_their_provenance(tmp_path, pack):
     (tmp_path / f"a.warc{pack}").write_bytes(b"".join(map(PACK[pack], records)))
     documents, skipped = read_all(tmp_path)
     places = [len(b"".join(map(PACK[pack], records[:count]))) for count in range(len(records))]
-    html = {"media_type": "text/html"}
+    html, plain = {"media_type": "text/html"}, {"truncated": "length"}
+    expected = [
+        (2, 1, page(1).decode(), html),
+        (3, 2, "grün", {**html, "encoding": "cp1252"}),
+        (4, 3, "just words", plain),
+        (7, 6, page(6).decode(), html),
+        (12, 3, "<HTML>same id", html),
+    ]
     assert [(each.id, each.text, each.url, each.date, each.metadata) for each in documents] == [
-        ("urn:uuid:0001", page(1).decode(), "https://example.org/1", "2024-05-06T07:08:01Z", html),
-        ("urn:uuid:0002", "grün", "https://example.org/2", "2024-05-06T07:08:02Z", {**html, "encoding": "cp1252"}),
-        ("urn:uuid:0003", "just words", "https://example.org/3", "2024-05-06T07:08:03Z", {"truncated": "length"}),
-        ("urn:uuid:0006", page(6).decode(), "https://example.org/6", "2024-05-06T07:08:06Z", html),
-        (f"urn:uuid:0003#{places[12]}", "<HTML>same id", "https://example.org/3", "2024-05-06T07:08:03Z", html),
+        (
+            f"a.warc{pack}@{places[place]}",
+            text,
+            f"https://example.org/{number}",
+            f"2024-05-06T07:08:0{number}Z",
+            {**facts, "record_id": f"urn:uuid:000{number}"},
+        )
+        for place, number, text, facts in expected
     ]
     assert reasons(skipped) == [
-        ("urn:uuid:0004", "HTTP status other than 200"),
-        ("urn:uuid:0005", "neither HTML nor plain text"),
-        ("urn:uuid:0007", "broken record"),
-        ("urn:uuid:0008", "not text"),
-        ("urn:uuid:0009", "no text"),
-        (f"urn:uuid:0009#{places[11]}", "broken record"),
-        ("urn:uuid:0010", "neither HTML nor plain text"),
+        (f"a.warc{pack}@{places[place]}", reason)
+        for place, reason in (
+            (5, "HTTP status other than 200"),
+            (6, "neither HTML nor plain text"),
+            (8, "broken record"),
+            (9, "not text"),
+            (10, "no text"),
+            (11, "broken record"),
+            (13, "neither HTML nor plain text"),
+        )
     ]
     assert [skipped[0].detail, skipped[1].detail] == ["404", "application/pdf"]
 
@@ -59,7 +77,11 @@ def test_texts_of_wet_files(tmp_path):
     documents, skipped = read_all(tmp_path)
     assert not skipped
     assert [(each.id, each.text, each.metadata) for each in documents] == [
-        ("urn:uuid:0002", "größe\nx\ufffd", {"content_languages": "deu,eng", "replaced_bytes": 1})
+        (
+            f"a.warc.wet.gz@{len(gzip.compress(records[0]))}",
+            "größe\nx\ufffd",
+            {"content_languages": "deu,eng", "replaced_bytes": 1, "record_id": "urn:uuid:0002"},
+        )
     ]
     assert documents[0].url == "https://example.org/2"
 
@@ -69,11 +91,19 @@ def test_a_record_above_the_limit_is_passed_over(tmp_path):
     packed = http(gzip.compress(b"x" * 9_000_000, mtime=0), more="Content-Encoding: gzip\r\n")
     (tmp_path / "a.warc.gz").write_bytes(b"".join(map(gzip.compress, [*records, record(4, packed)])))
     documents, skipped = read_all(tmp_path, max_document_bytes=50_000)
-    assert [each.id for each in documents] == ["urn:uuid:0001", "urn:uuid:0003"]
-    assert [(*where, each.detail) for where, each in zip(reasons(skipped), skipped, strict=True)] == [
-        ("urn:uuid:0002", "longer than max_document_bytes", "200,064 bytes"),
-        ("urn:uuid:0004", "longer than max_document_bytes", "more than 50,000 bytes"),
+    assert record_ids(documents) == ["urn:uuid:0001", "urn:uuid:0003"]
+    assert [(each.reason, each.detail) for each in skipped] == [
+        ("longer than max_document_bytes", "200,064 bytes"),
+        ("longer than max_document_bytes", "more than 50,000 bytes"),
     ]
+
+
+def test_copies_of_an_archive_have_ids_of_their_own(tmp_path):
+    for name in ("a.warc.gz", "b.warc.gz"):
+        (tmp_path / name).write_bytes(b"".join(gzip.compress(record(n, http(page(n)))) for n in range(3)))
+    documents, _ = read_all(tmp_path)  # which finds that no two ids are equal
+    assert record_ids(documents) == [f"urn:uuid:{n:04}" for n in range(3)] * 2
+    assert [each.id.partition("@")[0] for each in documents] == ["a.warc.gz"] * 3 + ["b.warc.gz"] * 3
 
 
 def broken(kind: str, members: list[bytes], plain: list[bytes]) -> list[bytes]:
@@ -95,7 +125,7 @@ def test_what_follows_a_broken_record_is_read(tmp_path, kind, pack):
     (tmp_path / f"a.warc{pack}").write_bytes(b"".join(broken(kind, list(map(PACK[pack], plain)), plain)))
     documents, skipped = read_all(tmp_path)
     good = [0, 1, 3, 4, 5, 6] if kind != "junk before it" else list(range(7))
-    assert [each.id for each in documents] == [f"urn:uuid:{number:04}" for number in good]
+    assert record_ids(documents) == [f"urn:uuid:{number:04}" for number in good]
     assert [each.reason for each in skipped] == ["broken record"] and skipped[0].detail
 
 
@@ -111,7 +141,7 @@ def test_several_broken_records_are_each_counted(tmp_path, pack):
     members[8] = members[8][:-300]
     (tmp_path / f"a.warc{pack}").write_bytes(b"".join(members))
     documents, skipped = read_all(tmp_path)
-    assert [each.id[-1] for each in documents] == list("01457")
+    assert [each[-1] for each in record_ids(documents)] == list("01457")
     assert [each.reason for each in skipped] == ["broken record"] * 4
 
 
@@ -121,7 +151,7 @@ def test_what_follows_a_broken_header_of_a_plain_archive_is_read(tmp_path):
     (tmp_path / "a.warc").write_bytes(b"".join(plain))
     (tmp_path / "b.warc").write_bytes(b"this is no archive at all, whatever its name says")
     documents, skipped = read_all(tmp_path)
-    assert [each.id[-1] for each in documents] == list("0134")
+    assert [each[-1] for each in record_ids(documents)] == list("0134")
     assert reasons(skipped) == [(f"a.warc@{len(plain[0])}", "broken record"), ("b.warc@0", "broken record")]
 
 
@@ -144,7 +174,7 @@ def test_damage_anywhere_costs_no_more_than_the_records_that_it_touches(tmp_path
         for number in range(6)
         if not (starts[number] < place + len(junk) and place < starts[number + 1])
     }
-    lost = untouched - {each.id for each in documents}
+    lost = untouched - set(record_ids(documents))
     # A length that was damaged takes the record after it along; a plain record has no other way to tell its end.
     assert len(lost) <= (pack == "")
     assert skipped or data == whole or len(documents) == 6

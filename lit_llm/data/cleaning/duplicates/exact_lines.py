@@ -45,6 +45,7 @@ class ExactLines:
         hashes, numbers = array("Q"), array("L")
         for document in DocumentNames(folder, part).watch(documents):
             found = set(self._hashes(document.text.split("\n")))
+            found.discard(None)
             hashes.extend(found)
             numbers.append(len(found))
         rows = np.repeat(np.arange(len(numbers), dtype=np.uint32), np.array(numbers, np.int64))
@@ -97,30 +98,29 @@ class ExactLines:
         """
         lines = document.text.split("\n")
         hashes = self._hashes(lines)
-        removed = set()
-        for line in {line for line in hashes if line in left}:
+        removed: set[int | None] = set()
+        for line in left.keys() & set(hashes):
             if left[line]:
                 left[line] -= 1
             else:
                 removed.add(line)
         if not removed:
             return None
-        of_long = iter(hashes)
-        kept = [line for line in lines if not self._is_long(line) or next(of_long) not in removed]
+        kept = [line for line, of_line in zip(lines, hashes, strict=True) if of_line not in removed]
         text = "\n".join(kept)
         self.counts["repeated lines removed"] += len(lines) - len(kept)
         self.counts["bytes of repeated lines removed"] += len(document.text.encode()) - len(text.encode())
         document.text = text
-        return self.reason if len(text.strip()) < self._options.min_characters else None
+        return self.reason if len(document.text.strip()) < self._options.min_characters else None
 
-    def _hashes(self, lines: list[str]) -> list[int]:
-        """The hashes of the lines that are long enough, in order."""
+    def _hashes(self, lines: list[str]) -> list[int | None]:
+        """The hash of each line, None of one that is too short."""
         digest, least = self._digest, self._options.min_line_characters
         # The first condition is part of the second, and faster.
-        return [digest(bare.encode()) for line in lines if len(line) >= least and len(bare := line.strip()) >= least]
-
-    def _is_long(self, line: str) -> bool:
-        return len(line.strip()) >= self._options.min_line_characters
+        return [
+            digest(bare.encode()) if len(line) >= least and len(bare := line.strip()) >= least else None
+            for line in lines
+        ]
 
 
 def _allowed(decision: Path, part: int) -> Path:

@@ -106,11 +106,15 @@ def _say(config: RecipeConfig, workspace: Workspace, sources: list[OpenSource], 
 
     units = [unit for source in sources for unit in source.units]
     sizes = [unit.size_bytes for unit in units]
+    files = sum(len({unit.name for unit in source.units}) for source in sources)
     size = "" if None in sizes else f", {decimal(sum(size or 0 for size in sizes))}"
     steps = ", ".join(link.name for link in workspace.links[1:]) or "no step"
     count = "1 process" if workers.number == 1 else f"{workers.number:,} processes"
     names = ", ".join(source.config.name for source in sources)
-    print(f"{names} ({len(units):,} files{size}): {steps}; by {count} into {config.output}", file=sys.stderr)
+    print(
+        f"{names} ({files:,} {'file' if files == 1 else 'files'}{size}): {steps}; by {count} into {config.output}",
+        file=sys.stderr,
+    )
 
 
 def _make(config: RecipeConfig, workspace: Workspace, sources: list[OpenSource], workers: Workers) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class StageRunner:
             before: The last link of the stage before; None for the first stage.
 
         Raises:
-            UserError: nothing is left of the corpus.
+            UserError: a source has no document, or nothing is left of the corpus.
         """
         if before is None:
             self._read(stage)
@@ -195,10 +195,10 @@ class StageRunner:
         self.work(", ".join(names), process_part, tasks, sizes)
 
     def _require_documents(self, stage: Stage) -> None:
-        if stage.head.number == 0 and not any(record.documents for record in self.read):
-            skipped = "; ".join(record.skipped_in_words for record in self.read if record.skipped)
-            paths = ", ".join(source.config.path for source in self._sources)
-            raise UserError(f"the sources ({paths}) have no document{f' (skipped: {skipped})' if skipped else ''}")
+        for source, record in zip(self._sources, self.read if stage.head.number == 0 else (), strict=False):
+            if not record.documents:
+                why = f"skipped: {record.skipped_in_words}" if record.skipped else "its files are empty"
+                raise UserError(f"source {source.config.name} has no document ({why}); correct that, or leave it out")
         for link in stage.links:
             if any(tally.documents_out for tally in self.tallies(link)):
                 continue

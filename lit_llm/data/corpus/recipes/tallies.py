@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ from typing import Any
 from lit_llm.config.files import whole_file
 from lit_llm.config.json_text import parse_json
 from lit_llm.data.sources.document import Skipped, SourceDocument
+from lit_llm.data.sources.making import LOST_FILES
 
 EXAMPLES = 3
 """How many examples of each reason are kept."""
 _EXAMPLE_CHARACTERS = 300
+_NAMED_FILES = 100
+"""How many files that could not be read, or not to their ends, are named."""
 
 
 @dataclass
@@ -108,7 +112,7 @@ class ReadRecord:
         parts: Names of the parts, in order.
         documents: Documents that were read.
         bytes: UTF-8 bytes of their texts.
-        skipped: For each reason how many things could not be read, and the first of them.
+        skipped: For each reason how many things could not be read, and the first of them; of files, the first hundred.
     """
 
     parts: list[str] = field(default_factory=list)
@@ -118,10 +122,8 @@ class ReadRecord:
 
     def skip(self, skipped: Skipped) -> None:
         """Counts something that could not be read."""
-        entry = self.skipped.setdefault(skipped.reason, {"number": 0, "examples": []})
-        entry["number"] += 1
-        if len(entry["examples"]) < EXAMPLES:
-            entry["examples"].append({"where": skipped.where, "detail": skipped.detail})
+        example = {"where": skipped.where, "detail": skipped.detail[:_EXAMPLE_CHARACTERS]}
+        self._add(skipped.reason, 1, [example])
 
     def merge(self, other: ReadRecord) -> None:
         """Adds what was read after."""
@@ -129,15 +131,28 @@ class ReadRecord:
         self.documents += other.documents
         self.bytes += other.bytes
         for reason, more in other.skipped.items():
-            entry = self.skipped.setdefault(reason, {"number": 0, "examples": []})
-            entry["number"] += more["number"]
-            entry["examples"] += more["examples"][: EXAMPLES - len(entry["examples"])]
+            self._add(reason, more["number"], more["examples"])
+
+    def _add(self, reason: str, number: int, examples: list[dict[str, str]]) -> None:
+        entry = self.skipped.setdefault(reason, {"number": 0, "examples": []})
+        entry["number"] += number
+        kept = _NAMED_FILES if reason in LOST_FILES else EXAMPLES
+        entry["examples"] += examples[: kept - len(entry["examples"])]
 
     @property
     def skipped_in_words(self) -> str:
-        """The most frequent reasons in a line; empty if nothing was skipped."""
+        """The most frequent reasons in a line, each with one example; empty if nothing was skipped."""
         ordered = sorted(self.skipped.items(), key=lambda item: (-item[1]["number"], item[0]))
-        return ", ".join(f"{entry['number']:,} {reason}" for reason, entry in ordered[:EXAMPLES])
+        return ", ".join(
+            f"{entry['number']:,} {reason}, as {skipped_place(entry['examples'][0])}"
+            for reason, entry in ordered[:EXAMPLES]
+        )
+
+
+def skipped_place(example: Mapping[str, str]) -> str:
+    """Where something was that could not be read, and what was wrong with it; control characters are spelled out."""
+    text = f"{example['where']} ({example['detail']})" if example["detail"] else example["where"]
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def save_record(path: Path, values: dict[str, Any]) -> None:

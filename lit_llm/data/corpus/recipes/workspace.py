@@ -17,6 +17,7 @@ import hashlib
 import json
 import shutil
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from lit_llm.config.recipe import RecipeConfig, SourceConfig
 from lit_llm.config.serialization import shown
 from lit_llm.data.corpus.recipes.chain import Link
 from lit_llm.data.corpus.recipes.tallies import load_record
-from lit_llm.data.sources.document import Unit
-from lit_llm.data.sources.files import find_files
+from lit_llm.data.sources.document import Span, Unit
+from lit_llm.data.sources.files import find_files, glob_root
 from lit_llm.data.sources.opening import open_source
+from lit_llm.data.sources.remote import is_remote
 
-FORMAT = 1
+FORMAT = 2
 """Counts up whenever the same recipe would give other results, as a step or the engine has changed."""
 FILE_OPTIONS = frozenset({"file", "files", "model", "path", "positives", "negatives"})
 """Options of steps that name files, on whose content the result depends."""
@@ -78,16 +80,24 @@ def list_sources(config: RecipeConfig) -> list[OpenSource]:
         name = source.name or source.path
         if any(name == other.config.name for other in sources):
             raise UserError(f"two sources are called {name!r}; give one of them another name")
+        opened, settled = open_source(source), SourceConfig(**{**vars(source), "name": name})
         if Path(source.path).is_dir() and Path(config.output).resolve().is_relative_to(Path(source.path).resolve()):
             raise UserError(
                 f"output {config.output} is inside source {source.path}, which would read what it writes; choose "
                 "another output"
             )
-        opened, settled = open_source(source), SourceConfig(**{**vars(source), "name": name})
         units = opened.units()
-        facts = [[unit.name, unit.size_bytes, unit.modified] for unit in units]
+        if has_magic(source.path) and not is_remote(source.path):
+            output, root = Path(config.output).absolute(), glob_root(source.path).absolute()
+            if output.is_relative_to(root) and any((root / unit.name).is_relative_to(output) for unit in units):
+                raise UserError(f"source {source.path} has files of output {config.output}; choose another output")
+        facts = [[unit.name, unit.size_bytes, unit.modified, *_place(unit.span)] for unit in units]
         sources.append(OpenSource(settled, opened.description, units, digest_of(to_plain(settled), facts)))
     return sources
+
+
+def _place(span: Span | None) -> list[int | None]:
+    return [] if span is None else [span.begin, span.end, span.rows_before]
 
 
 class Workspace:
