@@ -48,6 +48,7 @@ from lit_llm.config import (
     QuickstartConfig,
     RecipeConfig,
     RewardConfig,
+    ScalingConfig,
     ServeConfig,
     SFTConfig,
     TokenizerEvaluationConfig,
@@ -294,6 +295,17 @@ COMMANDS = {
         rest="options",
         example="--stage sft --rates '[1e-4,3e-4,1e-3]' -- --init_from checkpoints/pretrain \\\n"
         "    --data.paths '[instructions.json]'",
+    ),
+    "scaling": Command(
+        ScalingConfig,
+        "lit_llm.cli.scaling:scaling",
+        "how large a model to train, from a grid of small ones",
+        rest="options",
+        everyday=(
+            *("run", "output", "minutes", "budgets", "sizes", "points", "seeds", "num_workers", "dry_run"),
+            *("hours", "gpu", "num_gpus"),
+        ),
+        example="--minutes 20 --hours 24 -- --model.preset modern-1m \\\n    --data.paths '[checkpoints/my/shards]'",
     ),
     "compare": Command(
         CompareConfig,

@@ -25,6 +25,7 @@ from lit_llm.config.recipe import ClusterConfig, RecipeConfig, SourceConfig
 from lit_llm.config.remote import RemoteConfig
 from lit_llm.config.rows import ConversationDataConfig, PreferenceDataConfig, PromptDataConfig, RowsConfig
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
+from lit_llm.config.scaling import ScalingConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serialization import check_finite, flatten, from_plain, to_plain
 from lit_llm.config.serving import ServeConfig
@@ -75,6 +76,7 @@ __all__ = [
     "SFTConfig",
     "SampleConfig",
     "SamplingConfig",
+    "ScalingConfig",
     "ScheduleConfig",
     "ServeConfig",
     "SourceConfig",
