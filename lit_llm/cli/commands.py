@@ -185,7 +185,8 @@ COMMANDS = {
         "lit_llm.cli.plan:plan",
         "memory, time and cost of a run before it is begun",
         everyday=(
-            *("gpu", "num_gpus", "price", "fit", "model.preset", "model.vocab_size", "model.num_layers"),
+            *("gpu", "num_gpus", "price", "what_if", "scaling", "fit"),
+            *("model.preset", "model.vocab_size", "model.num_layers"),
             *("model.hidden_size", "model.num_heads", "data.paths", "data.sequence_length", "data.batch_size"),
             *("optimizer.name", "trainer.max_steps", "trainer.precision"),
         ),

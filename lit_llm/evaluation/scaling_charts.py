@@ -43,7 +43,7 @@ def _by_budget(fit: ScalingFit, values: Sequence[tuple[float, float]]) -> dict[s
 
 def _isoflop(fit: ScalingFit) -> str:
     dots = _by_budget(fit, [(point.count(fit.counted), point.loss) for point in fit.points])
-    curves = {}
+    curves: dict[str, Curve] = {name: ([], []) for name in dots}  # so that a budget has one colour in all pictures
     for parabola in fit.isoflop.parabolas:
         sizes = _between(parabola.smallest, parabola.largest)
         curves[budget_name(parabola.budget)] = (sizes, [parabola.loss(size) for size in sizes])
@@ -52,7 +52,7 @@ def _isoflop(fit: ScalingFit) -> str:
         dots=dots,
         x_label=f"parameters ({fit.counted.replace('_', '-')})",
         y_label="nats per token",
-        title="Loss by size, one curve for each budget of operations",
+        title="Loss by size, for each budget of operations",
         log_x=True,
         size=SIZE,
     )

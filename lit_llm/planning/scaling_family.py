@@ -98,7 +98,7 @@ class Family:
             num_heads=heads,
             num_key_value_heads=kv if kv in (None, 1) else index,
             intermediate_size=None if inner is None else max(8, 8 * round(inner * share / 8)),
-            init_std=model.init_std / math.sqrt(share),
+            init_std=model.init_std if share == 1 else float(f"{model.init_std / math.sqrt(share):.3g}"),
         )
 
     def n(self, index: int) -> int:
@@ -220,7 +220,15 @@ def grid_points(
     found, lines = [], []
     for budget in sorted(budgets):
         if sizes is None:
-            members = _members_around(family, family.balanced(budget, tokens_per_parameter), points)
+            centre = family.balanced(budget, tokens_per_parameter)
+            members = _members_around(family, centre, points)
+            ratio = budget / centre.flops_per_token / family.n(centre.index)
+            if centre.index == 1 and ratio < tokens_per_parameter / 2:
+                lines.append(
+                    f"{budget:.3g} operations give the smallest model of the family, {family.n(1):,} parameters, "
+                    f"{ratio:.2g} tokens for each, and larger ones fewer: give larger budgets, or the recipe narrower "
+                    "heads or a smaller vocabulary"
+                )
         else:
             members = sorted({family.nearest(size).index for size in sizes})
         short = []
@@ -249,7 +257,7 @@ def _members_around(family: Family, centre: Member, points: int) -> list[int]:
     inside = [index for index in range(low, high + 1) if index not in chosen]
     while len(chosen) < points and inside:
         chosen.add(inside.pop(len(inside) // 2))
-    while len(chosen) < points and high < 2 * centre.index + 2:
+    while len(chosen) < 3:  # which a parabola takes
         high += 1
         chosen.add(high)
     return sorted(chosen)

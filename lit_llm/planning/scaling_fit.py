@@ -14,7 +14,7 @@ import numpy as np
 from lit_llm.config import ModelConfig, UserError, from_plain
 from lit_llm.planning.scaling_family import Counted, Family, Member
 from lit_llm.planning.scaling_isoflop import IsoFlopFit, Parabola, PowerLaw, fit_isoflop
-from lit_llm.planning.scaling_law import LawFit, ScalingLaw, fit_law, unidentified
+from lit_llm.planning.scaling_law import EXPONENTS, LawFit, ScalingLaw, fit_law, unidentified
 
 SCALING_FILE = "scaling.json"
 FORMAT = 1
@@ -256,9 +256,12 @@ def _doubts_of_law(fit: LawFit | None) -> list[str]:
             "losses near those of the grid can be predicted, and those far beyond it cannot"
         )
     for name, exponent in (("alpha", law.model_exponent), ("beta", law.data_exponent)):
-        if not 5e-3 < exponent < 5:
-            what = "size of the model" if name == "alpha" else "data"
-            lines.append(f"{name} came out as {exponent:.3g}: the runs hardly show what the {what} does to the loss")
+        if not 2 * EXPONENTS[0] < exponent < 0.9 * EXPONENTS[1]:
+            of = "size of the model" if name == "alpha" else "data"
+            lines.append(
+                f"{name} came out as {exponent:.3g}, where the search ends: the runs hardly show what the {of} does to "
+                "the loss"
+            )
     return lines
 
 
@@ -270,11 +273,11 @@ def _doubts_of_isoflop(fit: IsoFlopFit, budgets: set[float]) -> list[str]:
         lines.append(f"no parabola for {named} operations: it takes three sizes of model")
     for parabola in fit.parabolas:
         if not parabola.is_bracketed:
-            side = "above the largest" if parabola.parameters > parabola.largest else "below the smallest"
+            side = "above its largest model" if parabola.parameters > parabola.largest else "below its smallest model"
             if parabola.curvature <= 0:
-                side = "nowhere between the"
+                side = "at none of its models: the losses do not curve upwards"
             lines.append(
-                f"the lowest loss of {parabola.budget:.3g} operations lies {side} model of that budget; --sizes or "
-                "--tokens_per_parameter moves them"
+                f"the lowest loss of {parabola.budget:.3g} operations lies {side}; --sizes or --tokens_per_parameter "
+                "moves them"
             )
     return lines

@@ -21,6 +21,9 @@ NUMBER_OF_TERMS = 5
 _E_SHARES = (0.1, 0.4, 0.7, 0.9, 0.98)  # of the lowest loss, that a start takes for E
 _SPLITS = (0.2, 0.5, 0.8)  # of the rest of the mean loss, that a start takes for the term of the model
 _EXPONENTS = (0.1, 0.3, 0.6, 1.2)
+EXPONENTS = (1e-3, 2.0)
+"""Exponents beyond these fit no published runs, and say that the grid does not show them."""
+_LEAST_AND_MOST = tuple(map(math.log, EXPONENTS))
 _FIRST_STEPS, _LAST_STEPS, _KEPT = 60, 400, 8
 
 
@@ -83,13 +86,13 @@ class LawFit:
         return math.sqrt(math.fsum(each * each for each in self.residuals) / freedom)
 
     def interval(self, value: Callable[[ScalingLaw], float]) -> tuple[float, float] | None:
-        """95% interval of a number that follows from the law; None where there are no draws."""
+        """95% interval of a number above 0 that follows from the law; None where there are no draws."""
         if not self.draws:
             return None
-        middle = value(self.law)
-        low, high = np.quantile([value(law) for law in self.draws], [0.025, 0.975])
-        wider = self._wider
-        return float(middle + wider * min(low - middle, 0.0)), float(middle + wider * max(high - middle, 0.0))
+        middle = math.log(value(self.law))
+        low, high = np.quantile([math.log(value(law)) for law in self.draws], [0.025, 0.975])
+        low, high = (middle + self._wider * distance for distance in (min(low - middle, 0.0), max(high - middle, 0.0)))
+        return math.exp(max(low, -700.0)), math.exp(min(high, 700.0))
 
     @property
     def _wider(self) -> float:
@@ -228,7 +231,7 @@ def _minimise(
         curvature = curvature + added[:, :, None] * np.eye(NUMBER_OF_TERMS)
         step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
         tried = theta - np.clip(step, -2.0, 2.0)
-        tried[:, 3:] = np.clip(tried[:, 3:], np.log(1e-3), np.log(10.0))
+        tried[:, 3:] = np.clip(tried[:, 3:], *_LEAST_AND_MOST)
         tried_logs, tried_slopes = _predict(tried, x, y)
         tried_objective = _huber(tried_logs - z)
         better = tried_objective < objective

@@ -65,10 +65,11 @@ def advise_hours(fit: ScalingFit, config: ScalingConfig, passes_of: Any = None) 
     path = Path(config.output) / ADVICE_FILE
     replace_file(path, yaml.safe_dump(to_plain(run), sort_keys=False))
     model = best.member.model
+    hours = f"{config.hours:g} hour{'s' * (config.hours != 1)}"
+    shape = f"width {model.hidden_size}, {model.num_layers} layers, {model.num_heads} heads"
     lines = [
-        f"In {config.hours:g} hours on {machine}, {best.flops:.3g} operations: {best.member.total:,} parameters (width "
-        f"{model.hidden_size}, {model.num_layers} layers, {model.num_heads} heads) on {best.tokens:,} tokens, "
-        f"{best.steps:,} steps.",
+        f"In {hours} on {machine}, {best.flops:.3g} operations: {best.member.total:,} parameters ({shape}) on "
+        f"{best.tokens:,} tokens, {best.steps:,} steps.",
         advice_table(_rows(fit, best, flops_of)),
     ]
     if best.loss is None:
@@ -82,8 +83,9 @@ def advise_hours(fit: ScalingFit, config: ScalingConfig, passes_of: Any = None) 
         notes.append(f"It reads the data of the grid {passes:,.3g} times, and the law knows of fresh data only.")
     if notes:
         lines.append("\n".join(notes))
-    lines.append(f"Options beside those of the recipe; {path} is the whole of it:")
-    lines.append(f"    --config {path}\n    " + "\n    ".join(options))
+    lines.append("The recipe at that size, and what it has beside the grid's:")
+    lines.append(f"    lit-llm pretrain --config {path}")
+    lines.append("\n".join(f"    {option}" for option in options))
     return HoursAdvice(best, "\n\n".join(lines), options)
 
 
