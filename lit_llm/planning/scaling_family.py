@@ -272,18 +272,22 @@ def rate_factor(run: PretrainConfig, member: Member, own: Member) -> float:
 def run_of(point: GridPoint, run: PretrainConfig, own: Member) -> PretrainConfig:
     """The recipe as a run of a point: its model, length, seed, rate and warm-up; all else stays.
 
+    Warm-up is the share of the run that it is in the recipe, and that of Muon's momentum at most a quarter.
+
     Args:
         point: of the grid.
         run: the recipe.
         own: the recipe's own model, whose rate a given learning rate is.
     """
     steps = point.steps
+    momentum = min(run.optimizer.muon_momentum_warmup_steps, max(1, steps // 4))
+    given = replace(run.optimizer, muon_momentum_warmup_steps=momentum)
     rate = run.optimizer.learning_rate
     if rate is None:
-        optimizer = run.optimizer.with_rates("pretrain", point.member.total)
+        optimizer = given.with_rates("pretrain", point.member.total)
     else:
         scaled = float(f"{rate * rate_factor(run, point.member, own):.2e}")
-        optimizer = replace(run.optimizer, learning_rate=scaled).with_rates("pretrain", point.member.total)
+        optimizer = replace(given, learning_rate=scaled).with_rates("pretrain", point.member.total)
     warmup = run.schedule.warmup_steps
     if warmup is None:
         warmup = default_warmup_steps("pretrain", steps)

@@ -228,7 +228,7 @@ def _save(grid: Grid, config: ScalingConfig) -> None:
 
 def _train(grid: Grid, config: ScalingConfig, tell: Callable[[str], None]) -> None:
     """Train what is not finished, the longest runs first where several go at a time."""
-    tasks = [_task(grid, point) for point in grid.points]
+    tasks = [task_of(grid, point) for point in grid.points]
     missing = [task for task in tasks if not task.file.is_file()]
     if config.num_workers > 1:
         missing.sort(key=lambda task: -task.facts["flops"])
@@ -251,7 +251,7 @@ def _train(grid: Grid, config: ScalingConfig, tell: Callable[[str], None]) -> No
     train_all(missing, config.num_workers, done)
 
 
-def _task(grid: Grid, point: GridPoint) -> Task:
+def task_of(grid: Grid, point: GridPoint) -> Task:
     """The run of a point, and what is known of it."""
     run = run_of(point, grid.run, grid.family.member(grid.family.own))
     trainer = replace(

@@ -23,7 +23,7 @@ from lit_llm.config import PretrainConfig, ScalingConfig, UserError
 from lit_llm.planning.scaling_fit import ScalingFit, fit_points, read_fit
 from lit_llm.planning.scaling_law import ScalingLaw
 from lit_llm.stages.pretrain import pretrain
-from lit_llm.stages.scaling import lay_out, read_points, scaling
+from lit_llm.stages.scaling import lay_out, read_points, scaling, task_of
 from lit_llm.stages.scaling_workers import Task, train
 from lit_llm.training.checkpoint import Interrupted
 
@@ -38,15 +38,14 @@ def recipe(make_run: MakeRun) -> PretrainConfig:
         data={"sequence_length": 8, "batch_size": 2, "validation_windows": 4},
         optimizer={"learning_rate": None},
         schedule={"warmup_steps": None},
+        trainer={"log_every_n_steps": 50},
     )
     return replace(run, samples=replace(run.samples, prompts=[]))
 
 
 def tasks_of(config: ScalingConfig, run: PretrainConfig) -> list[Task]:
-    from lit_llm.stages.scaling import _task
-
     grid = lay_out(config, run)
-    return [_task(grid, point) for point in grid.points]
+    return [task_of(grid, point) for point in grid.points]
 
 
 def test_a_grid_is_trained_fitted_and_kept(
