@@ -151,3 +151,12 @@ def test_extraction() -> None:
     assert 0.95 < figures["f1"]["lit_llm"] < 1 and figures["f1"]["all text"] < 0.84 < figures["f1"]["trafilatura"]
     speeds = figures["mb_per_s"]
     assert figures["speed_over_trafilatura"] == pytest.approx(speeds["lit_llm"] / speeds["trafilatura"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_scaling() -> None:
+    figures = last_line("scaling")
+    assert_reported(figures, "law", "size_exponent", "interval", "grid_seconds")
+    assert figures["runs"] == 6 and 2.5 < figures["larger"] < 6 and figures["more_compute"] > 1
+    assert figures["error"] == pytest.approx(figures["measured"] / figures["predicted"] - 1, abs=1e-4)
+    assert 3 < figures["measured"] < 5.7  # ln 300, which nothing learned would have

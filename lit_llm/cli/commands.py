@@ -50,6 +50,7 @@ from lit_llm.config import (
     QuickstartConfig,
     RecipeConfig,
     RewardConfig,
+    ScalingConfig,
     ServeConfig,
     SFTConfig,
     TokenizerEvaluationConfig,
@@ -186,7 +187,8 @@ COMMANDS = {
         "lit_llm.cli.plan:plan",
         "memory, time and cost of a run before it is begun",
         everyday=(
-            *("gpu", "num_gpus", "price", "fit", "model.preset", "model.vocab_size", "model.num_layers"),
+            *("gpu", "num_gpus", "price", "what_if", "scaling", "fit"),
+            *("model.preset", "model.vocab_size", "model.num_layers"),
             *("model.hidden_size", "model.num_heads", "data.paths", "data.sequence_length", "data.batch_size"),
             *("optimizer.name", "trainer.max_steps", "trainer.precision"),
         ),
@@ -310,6 +312,17 @@ COMMANDS = {
         rest="options",
         example="--stage sft --rates '[1e-4,3e-4,1e-3]' -- --init_from checkpoints/pretrain \\\n"
         "    --data.paths '[instructions.json]'",
+    ),
+    "scaling": Command(
+        ScalingConfig,
+        "lit_llm.cli.scaling:scaling",
+        "how large a model to train, from a grid of small ones",
+        rest="options",
+        everyday=(
+            *("run", "output", "minutes", "budgets", "sizes", "points", "seeds", "num_workers", "dry_run"),
+            *("hours", "gpu", "num_gpus"),
+        ),
+        example="--minutes 20 --hours 24 -- --model.preset modern-1m \\\n    --data.paths '[checkpoints/my/shards]'",
     ),
     "compare": Command(
         CompareConfig,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from lit_llm.cli.plan_costs import cost_header, cost_row, duration, energy_line
 from lit_llm.config import PlanConfig, UserError
 from lit_llm.config.progress import track
 from lit_llm.config.remote import is_url
@@ -59,7 +60,17 @@ def _plan(config: PlanConfig) -> None:
     _print_model(console, config)
     _print_memory(console, config, hardware, options, chosen, limit)
     console.print(_verdict(config, hardware, options, chosen, limit), soft_wrap=True, highlight=False)
-    _print_cost(console, config, hardware, 1.0 if chosen is None else chosen.recomputation)
+    recomputation = 1.0 if chosen is None else chosen.recomputation
+    _print_cost(console, config, hardware, recomputation)
+    if config.what_if:
+        from lit_llm.cli.plan_what_if import print_what_if
+
+        print_what_if(console, config, hardware, limit, _placements)
+    if config.scaling is not None:
+        from lit_llm.cli.plan_scaling import scaling_lines
+
+        for line in scaling_lines(config):
+            console.print(line, soft_wrap=True, highlight=False)
 
 
 @contextmanager
@@ -106,7 +117,7 @@ def _hardware(config: PlanConfig) -> Hardware:
     if config.gpu is not None:
         hardware = named_gpu(config.gpu)
     else:
-        for option in ("num_gpus", "price", "gpu_memory_gib"):
+        for option in ("num_gpus", "price", "prices", "gpu_memory_gib"):
             if getattr(config, option) is not None and not torch.cuda.is_available():
                 raise UserError(f"{option} is given, but this machine has no GPU; say which is meant, as --gpu H100")
         hardware = this_machine(torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16)
@@ -121,6 +132,18 @@ def _hardware(config: PlanConfig) -> Hardware:
             )
     if config.gpu_memory_gib is not None:
         hardware = hardware._replace(gpu=hardware.gpu._replace(memory_gib=config.gpu_memory_gib))
+    if config.watts is not None:
+        hardware = hardware._replace(gpu=hardware.gpu._replace(tdp_watts=config.watts))
+    if hardware.gpu.tdp_watts is None and (config.kwh_price is not None or config.kg_co2_per_kwh is not None):
+        raise UserError(f"the power of {hardware.name} is not known; give --watts")
+    if config.what_if and hardware.kind == "cpu":
+        raise UserError("what_if compares numbers of GPUs, and here is none; say which is meant, as --gpu H100")
+    if config.prices is not None:
+        from lit_llm.planning import matching_gpu
+        from lit_llm.planning.prices import price_of
+
+        config.price = price_of(matching_gpu(hardware.name) or hardware.name, config.prices)
+        config.prices = None  # which has done its part
     return hardware
 
 
@@ -303,28 +326,21 @@ def _print_cost(console: Console, config: PlanConfig, hardware: Hardware, recomp
     title = f"time on {f'{config.gpus} x ' if on_gpus else ''}{hardware.name} at {config.mfu:.0%} of {speed}"
     if config.price is not None:
         title += f", {config.price:g} per GPU-hour"
-    header = [
-        "run",
-        "steps",
-        "tokens",
-        "operations",
-        "time",
-        *(["GPU-hours"] if on_gpus else []),
-        *(["cost"] if config.price is not None else []),
-    ]
-    table = Table(*header, title=title, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
     runs = {
         "as the recipe has it": config.trainer.max_steps,
         f"Chinchilla-optimal ({TOKENS_PER_PARAMETER} tokens per parameter)": chinchilla_steps(config),
     }
-    for name, steps in runs.items():
-        cost = training_cost(config, peak, steps, recomputation)
-        row = [name, f"{cost.steps:,}", _tokens(cost.tokens), f"{cost.flops:.3g}", _duration(cost.hours)]
-        row += [f"{cost.gpu_hours:,.1f}"] if on_gpus else []
-        table.add_row(*row, *[] if cost.price is None else [f"{cost.price:,.2f}"])
+    costs = [training_cost(config, peak, steps, recomputation, hardware.gpu.tdp_watts) for steps in runs.values()]
+    header = ["run", "steps", "tokens", "operations", "time", *cost_header(costs, on_gpus)]
+    table = Table(*header, title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, cost in zip(runs, costs, strict=True):
+        row = [name, f"{cost.steps:,}", _tokens(cost.tokens), f"{cost.flops:.3g}", duration(cost.hours)]
+        table.add_row(*row, *cost_row(cost, on_gpus))
     console.print(table)
+    if costs[0].kwh is not None:
+        console.print(energy_line(config, hardware.gpu.tdp_watts or 0.0), soft_wrap=True, highlight=False)
     for note in _notes(config, hardware):
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
 
@@ -332,13 +348,6 @@ def _print_cost(console: Console, config: PlanConfig, hardware: Hardware, recomp
 def _tokens(count: int) -> str:
     """Write a number of tokens in billions or millions where it is large."""
     return f"{count / 1e9:,.2f} B" if count >= 1e9 else f"{count / 1e6:,.2f} M" if count >= 1e6 else f"{count:,}"
-
-
-def _duration(hours: float) -> str:
-    """Write a time in hours, minutes or seconds."""
-    if hours >= 1:
-        return f"{hours:,.1f} h"
-    return f"{hours * 60:.1f} min" if hours >= 1 / 60 else f"{hours * 3600:.1f} s"
 
 
 def _notes(config: PlanConfig, hardware: Hardware) -> list[str]:

@@ -27,6 +27,7 @@ from lit_llm.config.remote import RemoteConfig
 from lit_llm.config.rows import ConversationDataConfig, PreferenceDataConfig, PromptDataConfig, RowsConfig
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
 from lit_llm.config.sandbox import SandboxConfig
+from lit_llm.config.scaling import ScalingConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serialization import check_finite, flatten, from_plain, to_plain
 from lit_llm.config.serving import ServeConfig
@@ -81,6 +82,7 @@ __all__ = [
     "SampleConfig",
     "SamplingConfig",
     "SandboxConfig",
+    "ScalingConfig",
     "ScheduleConfig",
     "ServeConfig",
     "SourceConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lit_llm.config.errors import UserError
 from lit_llm.config.run import PretrainConfig
@@ -27,16 +27,45 @@ class PlanConfig(PretrainConfig):
     matrix products that is measured here."""
     price: float | None = None
     """Price of a GPU for an hour, in any currency; null leaves the cost out."""
+    prices: str | None = None
+    """Where price is looked up by the kind of GPU: a YAML or JSON file as "H100: 2.5", or "list" for rounded list
+    prices of 2025 in US dollars (lit_llm/planning/prices.py)."""
+    watts: float | None = None
+    """Power of one GPU, or of this machine, at full load; null: the board power of the kind of GPU."""
+    utilisation: float = 0.8
+    """Share of watts that training draws on average."""
+    pue: float = 1.2
+    """Power of the whole data centre / that of its computers."""
+    kwh_price: float | None = None
+    """Price of a kilowatt hour, in the currency of price; null leaves the cost of energy out."""
+    kg_co2_per_kwh: float | None = None
+    """Kilograms of CO2 for a kilowatt hour, which the grid's operator says; null leaves them out."""
+    what_if: list[int] = field(default_factory=list)
+    """Numbers of GPUs to compare, as [8, 16, 32]: what fits, time, cost and energy."""
+    output: str | None = None
+    """Picture of what_if, *.svg, or a page with its table, *.html."""
+    scaling: str | None = None
+    """Folder of a grid that lit-llm scaling has trained: the loss to expect, and the best model of the same cost."""
     fit: bool = False
     """Look for the largest micro-batch that fits, for each strategy and checkpointing choice. Without it, checkpointing
     is left out where a step needs less than a tenth of the memory."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("gpu_memory_gib", "price"):
+        for name in ("gpu_memory_gib", "price", "watts", "kwh_price", "kg_co2_per_kwh"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise UserError(f"{name} is {value}; it must be above 0, or null")
+        if self.price is not None and self.prices is not None:
+            raise UserError("price and prices are given; give one of the two")
+        if not 0.0 < self.utilisation <= 1.0:
+            raise UserError(f"utilisation is {self.utilisation}; it must be above 0 and at most 1")
+        if self.pue < 1.0:
+            raise UserError(f"pue is {self.pue}; it must be at least 1")
+        if self.what_if and min(self.what_if) < 1:
+            raise UserError(f"what_if is {self.what_if}; it must be a list of numbers from 1 on")
+        if self.output is not None and (not self.what_if or not self.output.endswith((".svg", ".html"))):
+            raise UserError(f"output is {self.output}; it must be a file *.svg or *.html, for the picture of what_if")
         if self.num_gpus is not None and self.num_gpus < 1:
             raise UserError(f"num_gpus is {self.num_gpus}; it must be at least 1, or null")
         if not 0.0 < self.mfu <= 1.0:

@@ -49,6 +49,7 @@ def line_plot(
     log_x: bool = False,
     log_y: bool = False,
     marks: Sequence[float] = (),
+    dots: Series | None = None,
     size: tuple[float, float] = (6.4, 3.2),
 ) -> str:
     """Draw curves in one picture.
@@ -62,18 +63,25 @@ def line_plot(
         log_x: whether the x axis is logarithmic.
         log_y: whether the y axis is logarithmic.
         marks: places on the x axis that get a dashed vertical line.
+        dots: points that no line goes through, in the colour of the curve of their name where there is one; a curve
+            that has dots has no others.
         size: width and height in inches, at 72 points to the inch.
 
     Returns:
         An `<svg>` element; the same for the same input, and with text as text, so that it can be searched.
     """
     width, height = 72 * size[0], 72 * size[1]
-    curves = {
-        name: [_point(x, y, log_x, log_y) for x, y in zip(places, values, strict=True)]
-        for name, (places, values) in series.items()
-    }
-    points = [point for curve in curves.values() for point in curve if point is not None]
-    legend = _legend(list(curves), width) if len(curves) > 1 else []
+    dots = dots or {}
+    curves, alone = (
+        {
+            name: [_point(x, y, log_x, log_y) for x, y in zip(places, values, strict=True)]
+            for name, (places, values) in given.items()
+        }
+        for given in (series, dots)
+    )
+    points = [point for curve in (*curves.values(), *alone.values()) for point in curve if point is not None]
+    names = list(dict.fromkeys((*curves, *alone)))
+    legend = _legend(names, width) if len(names) > 1 else []
     top = (1.7 * _FONT if title else 0.0) + 1.5 * _FONT * len(legend) + 8.0
     x_range = _range([x for x, _ in points] + list(marks), log_x, 0.0)
     y_range = _range([y for _, y in points], log_y, 0.04)
@@ -100,8 +108,11 @@ def line_plot(
             f'<path d="M{place:.1f} {y_axis.begin:.1f}V{y_axis.end:.1f}" stroke="currentColor" stroke-opacity="0.6" '
             'stroke-dasharray="4 3"/>'
         )
-    for number, (name, curve) in enumerate(curves.items()):
-        parts += _curve(name, curve, COLORS[number % len(COLORS)], x_axis, y_axis)
+    for number, name in enumerate(names):
+        color = COLORS[number % len(COLORS)]
+        if name in curves:
+            parts += _curve(name, curves[name], color, x_axis, y_axis, name not in alone)
+        parts += _dots([point for point in alone.get(name, ()) if point is not None], color, x_axis, y_axis)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -143,7 +154,7 @@ def _short(value: float, step: float | None = None) -> str:
     """Write a number for an axis; `step` is the distance between two numbers there."""
     if value == 0:
         return "0"
-    if abs(value) < 1e-3:
+    if abs(value) < 1e-3 or (step is None and abs(value) >= 1e12):
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -175,9 +186,9 @@ def _frame(
 
 
 def _curve(
-    name: str, curve: Sequence[tuple[float, float] | None], color: str, x_axis: _Axis, y_axis: _Axis
+    name: str, curve: Sequence[tuple[float, float] | None], color: str, x_axis: _Axis, y_axis: _Axis, marked: bool
 ) -> Iterator[str]:
-    """Draw one curve as a path, and mark its points if they are few."""
+    """Draw one curve as a path, and mark its points if that is wanted and they are few."""
     places = [None if point is None else (x_axis.place(point[0]), y_axis.place(point[1])) for point in _thinned(curve)]
     path, pen_is_down = [], False
     for place in places:
@@ -186,8 +197,13 @@ def _curve(
         pen_is_down = place is not None
     yield f'<path d="{"".join(path)}" fill="none" stroke="{color}" stroke-width="1.6" stroke-linejoin="round">'
     yield f"<title>{escape(name)}</title></path>"
-    if len(places) < 30:
-        yield from (f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.4" fill="{color}"/>' for x, y in filter(None, places))
+    if marked and len(places) < 30:
+        yield from _dots([point for point in curve if point is not None], color, x_axis, y_axis)
+
+
+def _dots(points: Sequence[tuple[float, float]], color: str, x_axis: _Axis, y_axis: _Axis) -> Iterator[str]:
+    for x, y in points:
+        yield f'<circle cx="{x_axis.place(x):.1f}" cy="{y_axis.place(y):.1f}" r="2.4" fill="{color}"/>'
 
 
 def _thinned(curve: Sequence[tuple[float, float] | None]) -> list[tuple[float, float] | None]:

@@ -28,9 +28,17 @@ class Cost:
     """Hours times GPUs, which is what is paid for."""
     price: float | None
     """Price in the currency of `PlanConfig.price`; None where that is None."""
+    kwh: float | None = None
+    """Energy of the data centre, in kilowatt hours; None where the power is not known."""
+    energy_price: float | None = None
+    """Price of the energy; None where that of a kilowatt hour is not given."""
+    kg_co2: float | None = None
+    """Kilograms of CO2; None where those of a kilowatt hour are not given."""
 
 
-def training_cost(config: PlanConfig, peak_flops: float, steps: int, recomputation: float = 1.0) -> Cost:
+def training_cost(
+    config: PlanConfig, peak_flops: float, steps: int, recomputation: float = 1.0, watts: float | None = None
+) -> Cost:
     """Work out the time and money that `steps` optimizer steps take.
 
     Args:
@@ -39,12 +47,16 @@ def training_cost(config: PlanConfig, peak_flops: float, steps: int, recomputati
         steps: optimizer steps.
         recomputation: operations with activation checkpointing / without it. The time grows with it: `config.mfu`
             counts only those of the model.
+        watts: power of one GPU at full load; None: it is not known.
     """
     tokens = steps * config.data.batch_size * config.data.length
     flops = tokens * training_flops_per_token(config.model, config.data.length) * recomputation
     hours = flops / (config.gpus * peak_flops * config.mfu) / 3600
     price = None if config.price is None else hours * config.gpus * config.price
-    return Cost(steps, tokens, flops, hours, hours * config.gpus, price)
+    kwh = None if watts is None else hours * config.gpus * watts * config.utilisation * config.pue / 1000
+    energy_price = None if kwh is None or config.kwh_price is None else kwh * config.kwh_price
+    kg_co2 = None if kwh is None or config.kg_co2_per_kwh is None else kwh * config.kg_co2_per_kwh
+    return Cost(steps, tokens, flops, hours, hours * config.gpus, price, kwh, energy_price, kg_co2)
 
 
 def chinchilla_steps(config: PlanConfig) -> int:

@@ -15,26 +15,28 @@ class Gpu(NamedTuple):
     """Dense bf16 matrix peak in FLOP/s (sparse figures are twice these)."""
     memory_gib: float
     """GiB that torch reports; less than on the label, which counts in GB and leaves out error correction."""
+    tdp_watts: float | None = None
+    """Most power that the board may draw for long; None where it is not known."""
 
 
-# Peaks from the vendors' datasheets; by the name that CUDA gives.
+# Peaks and powers from the vendors' datasheets; by the name that CUDA gives.
 GPUS = {
-    "NVIDIA B200": Gpu(2250e12, 178.4),
-    "NVIDIA H200": Gpu(989e12, 139.8),
-    "NVIDIA H100 PCIe": Gpu(756e12, 79.1),
-    "NVIDIA H100 NVL": Gpu(835e12, 93.1),
-    "NVIDIA H100": Gpu(989e12, 79.1),
-    "NVIDIA A100": Gpu(312e12, 79.1),
-    "NVIDIA A100-SXM4-40GB": Gpu(312e12, 39.4),
-    "NVIDIA A100-PCIE-40GB": Gpu(312e12, 39.4),
-    "NVIDIA L40S": Gpu(362e12, 44.4),
-    "NVIDIA L4": Gpu(121e12, 22.0),
-    "NVIDIA A10G": Gpu(70e12, 22.1),
-    "NVIDIA GeForce RTX 4090": Gpu(165e12, 23.6),
-    "NVIDIA GeForce RTX 3090": Gpu(71e12, 23.7),
-    "Tesla V100": Gpu(125e12, 15.8),
-    "Tesla V100-SXM2-32GB": Gpu(125e12, 31.7),
-    "Tesla T4": Gpu(65e12, 14.6),
+    "NVIDIA B200": Gpu(2250e12, 178.4, 1000),
+    "NVIDIA H200": Gpu(989e12, 139.8, 700),
+    "NVIDIA H100 PCIe": Gpu(756e12, 79.1, 350),
+    "NVIDIA H100 NVL": Gpu(835e12, 93.1, 400),
+    "NVIDIA H100": Gpu(989e12, 79.1, 700),
+    "NVIDIA A100": Gpu(312e12, 79.1, 400),
+    "NVIDIA A100-SXM4-40GB": Gpu(312e12, 39.4, 400),
+    "NVIDIA A100-PCIE-40GB": Gpu(312e12, 39.4, 250),
+    "NVIDIA L40S": Gpu(362e12, 44.4, 350),
+    "NVIDIA L4": Gpu(121e12, 22.0, 72),
+    "NVIDIA A10G": Gpu(70e12, 22.1, 300),
+    "NVIDIA GeForce RTX 4090": Gpu(165e12, 23.6, 450),
+    "NVIDIA GeForce RTX 3090": Gpu(71e12, 23.7, 350),
+    "Tesla V100": Gpu(125e12, 15.8, 300),
+    "Tesla V100-SXM2-32GB": Gpu(125e12, 31.7, 300),
+    "Tesla T4": Gpu(65e12, 14.6, 70),
 }
 PEAK_FLOPS = {name: gpu.peak_flops for name, gpu in GPUS.items()}
 _VENDOR = re.compile(r"^(NVIDIA GeForce RTX|NVIDIA|Tesla) ", re.IGNORECASE)

@@ -53,8 +53,8 @@ def this_machine(dtype: torch.dtype) -> Hardware:
         about = torch.cuda.get_device_properties(0)
         known, devices, memory = matching_gpu(about.name), torch.cuda.device_count(), about.total_memory / GIB
         if known is not None:
-            peak, _ = find_gpu(known)[1]
-            return Hardware(about.name, "accelerator", devices, Gpu(peak, memory))
+            gpu = find_gpu(known)[1]._replace(memory_gib=memory)
+            return Hardware(about.name, "accelerator", devices, gpu)
         return Hardware(about.name, "accelerator", devices, Gpu(measured_flops("cuda", dtype), memory), arithmetic)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"this machine's CPU ({cores} core{'s' if cores > 1 else ''})"

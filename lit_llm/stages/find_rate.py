@@ -16,7 +16,6 @@ import lightning as L
 from lit_llm.config import (
     DPOConfig,
     NonFiniteStep,
-    PostTrainingConfig,
     PretrainConfig,
     RewardConfig,
     RunConfig,
@@ -30,17 +29,12 @@ from lit_llm.stages.dpo import build_dpo
 from lit_llm.stages.pretrain import build_pretraining
 from lit_llm.stages.reward import build_reward
 from lit_llm.stages.sft import build_sft
-from lit_llm.training.failures import readable_failures
-from lit_llm.training.resume import ExactResume
-from lit_llm.training.run import build_trainer, quiet
-from lit_llm.training.strategies import set_matmul_precision
+from lit_llm.stages.short_runs import shortened, train_short
 
 FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
 """Rates that are tried where none are given, as multiples of the default."""
 AS_GOOD = 0.01
 """Losses that are so close to the best, as a share of it, are as good: of those the lowest rate is suggested."""
-VALIDATION_ROWS = 64
-"""Windows or rows that a trial is judged on, where the run does not say how many."""
 
 _BUILD: dict[type[Any], Callable[[Any], Any]] = {
     PretrainConfig: build_pretraining,
@@ -138,7 +132,7 @@ def find_rate(
         raise UserError(f"a rate can be found for pretrain, sft, reward and dpo, not for {run.stage}")
     build = _BUILD[type(run)]
     with tempfile.TemporaryDirectory(prefix="find_rate_") as folder:
-        first = _small(run, folder, steps)
+        first = shortened(run, folder, steps)
         build(first)  # fills in what the run leaves open
         default = first.optimizer.learning_rate
         assert default is not None
@@ -151,33 +145,6 @@ def find_rate(
             sweep.trials.append(_try(trial, build))
             tell(sweep.trials[-1])
     return sweep
-
-
-def _small(run: RunConfig, folder: str, steps: int) -> Any:
-    """The run, made short: on one device, without samples, and validated once on a few rows."""
-    small = copy.deepcopy(run)
-    length = small.trainer.max_steps
-    if small.schedule.warmup_steps is not None:
-        squeezed = min(steps, math.ceil(small.schedule.warmup_steps * steps / length))
-        small.schedule = replace(small.schedule, warmup_steps=squeezed)
-    small.trainer = replace(
-        small.trainer.on_one_device(),
-        max_steps=steps,
-        max_tokens=None,
-        max_time=None,
-        early_stopping_patience=None,
-        val_every_n_steps=None,
-        log_every_n_steps=1,
-    )
-    small.samples = replace(small.samples, prompts=[])
-    small.run_name, small.output_root = "trial", folder
-    small.ckpt_path, small.overwrite, small.resume_changed, small.replay = None, False, False, None
-    if isinstance(small, PostTrainingConfig):
-        small.epochs, small.sample_prompts = None, 0
-    rows = "validation_windows" if isinstance(small, PretrainConfig) else "validation_rows"
-    if getattr(small.data, rows) is None:
-        setattr(small.data, rows, VALIDATION_ROWS)
-    return small
 
 
 class _Losses(L.Callback):
@@ -194,25 +161,13 @@ class _Losses(L.Callback):
 
 def _try(config: Any, build: Callable[[Any], Any]) -> RateTrial:
     """The steps with the rate of `config`."""
-    module, data, _ = build(config)
     losses = _Losses()
-    accumulation = data.accumulate_grad_batches(1)
-    set_matmul_precision(config.trainer)
-    with quiet(), readable_failures(config):
-        trainer = build_trainer(
-            config.trainer,
-            accumulation=accumulation,
-            loggers=[],
-            callbacks=[ExactResume(config.seed, config.data.batch_size // accumulation), losses],
-        )
-        try:
-            trainer.fit(module, datamodule=data)
-        except NonFiniteStep:
-            return RateTrial(config.optimizer.learning_rate, losses.values, None, False)
-    validated = trainer.callback_metrics.get("val/loss")
-    loss = None if validated is None else float(validated)
-    finite = all(map(math.isfinite, losses.values)) and (loss is None or math.isfinite(loss))
-    return RateTrial(config.optimizer.learning_rate, losses.values, loss if finite else None, finite)
+    try:
+        validated = train_short(config, build, [losses]).get("val/loss")
+    except NonFiniteStep:
+        return RateTrial(config.optimizer.learning_rate, losses.values, None, False)
+    finite = all(map(math.isfinite, losses.values)) and (validated is None or math.isfinite(validated))
+    return RateTrial(config.optimizer.learning_rate, losses.values, validated if finite else None, finite)
 
 
 def write_page(sweep: RateSweep, path: Path) -> None:

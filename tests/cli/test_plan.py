@@ -17,6 +17,7 @@ from lit_llm.config import PlanConfig
 from lit_llm.interop import save_model_folder
 from lit_llm.model import Decoder
 from lit_llm.planning.machine import memory_gib
+from lit_llm.planning.prices import LIST_PRICES
 from lit_llm.tokenizer import Tokenizer
 
 RECIPE = ROOT / "experiments" / "configs" / "pretrain" / "llama3_1b.yaml"
@@ -140,6 +141,24 @@ def test_vocabulary_and_shape_from_files(
         ([*SMALL.split(), "--mfu", "40"], "mfu is 40.* at most 1"),
         ([*SMALL.split(), "--headroom", "1"], "headroom is 1"),
         ([*SMALL.split(), "--price", "-1"], "price is -1"),
+        ([*SMALL.split(), "--price", "1", "--prices", "list"], "price and prices are given"),
+        ([*SMALL.split(), "--prices", "gone.yaml"], "prices: gone.yaml cannot be read"),
+        ([*SMALL.split(), "--gpu", "4090", "--prices", "list"], "prices list has no NVIDIA GeForce RTX 4090, only"),
+        ([*SMALL.split(), "--pue", "0.9"], "pue is 0.9; it must be at least 1"),
+        ([*SMALL.split(), "--utilisation", "80"], "utilisation is 80"),
+        ([*SMALL.split(), "--what_if", "[0]"], r"what_if is \[0\]"),
+        ([*SMALL.split(), "--what_if", "[3, 5]"], r"none of what_if \[3, 5\] can run the recipe: .* does not divide"),
+        ([*SMALL.split(), "--output", "x.svg"], "output is x.svg; it must be a file .*, for the picture of what_if"),
+        ([*SMALL.split(), "--what_if", "[2]", "--output", "x.png"], "output is x.png"),
+        ([*SMALL.split(), "--scaling", "nowhere"], "there is no nowhere/scaling.json; lit-llm scaling"),
+        pytest.param(
+            *([*TOY.split(), "--what_if", "[2]"], "what_if compares numbers of GPUs, and here is none; .*--gpu H100"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+        ),
+        pytest.param(
+            *([*TOY.split(), "--kwh_price", "1"], r"the power of this machine's CPU .* is not known; give --watts"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU"),
+        ),
     ],
 )
 def test_one_line_for_what_is_wrong(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,3 +167,40 @@ def test_one_line_for_what_is_wrong(arguments: list[str], complaint: str, capsys
     error = capsys.readouterr().err
     assert re.search(complaint, error)
     assert error.count("\n") == 1
+
+
+def test_energy_and_what_if(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("H100: 2.5\nT4: 0.4\n")
+    power = ["--utilisation", "0.5", "--pue", "1.5", "--kwh_price", "0.3", "--kg_co2_per_kwh", "0.4"]
+    page = tmp_path / "out" / "what_if.html"
+    numbers = ["--what_if", "[1, 2, 4, 3, 16]", "--output", str(page)]
+    arguments = [*SMALL.split(), "--trainer.max_steps", "10000000000000", "--prices", str(prices), *power]
+    rows = rows_of(planned(capsys, *arguments, *numbers))
+    run = next(row for row in rows if row[0] == "as the recipe has it")
+    gpu_hours = float(run[5].replace(",", ""))
+    cost, kwh, energy, co2 = (float(cell.replace(",", "")) for cell in run[6:10])
+    assert cost == pytest.approx(gpu_hours * 2.5, rel=0.01)
+    assert kwh == pytest.approx(gpu_hours * 0.7 * 0.5 * 1.5, rel=0.01)  # 700 W at half load
+    assert energy == pytest.approx(kwh * 0.3, abs=0.01) and co2 == pytest.approx(kwh * 0.4, abs=0.01)
+    by_number = {row[0]: row for row in rows if row[0] in ("1", "2", "4", "3", "16")}
+    assert by_number["1"][1].startswith("one device, checkpointing none") and by_number["2"][1].startswith("ddp")
+    hours = {number: float(by_number[number][2].split()[0].replace(",", "")) for number in ("1", "2", "4")}
+    assert hours["1"] == pytest.approx(2 * hours["2"], rel=0.05) and hours["1"] == pytest.approx(
+        4 * hours["4"], rel=0.05
+    )
+    assert by_number["1"][4:] == run[6:]
+    assert "does not divide" in by_number["3"][1] and by_number["3"][2:] == [""] * 6
+    text = page.read_text()
+    assert text.count("<svg") == 3 and "src=" not in text and "does not divide" in text
+    svg = tmp_path / "what_if.svg"
+    planned(capsys, *arguments, "--what_if", "[2]", "--output", str(svg))
+    assert svg.read_text().startswith("<svg") and svg.read_text().count("<title>") == 6  # each picture and its curve
+
+
+def test_prices_by_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    text = planned(capsys, *TOY.split(), "--gpu", "T4", "--prices", "list", "--trainer.max_steps", "10000000000000")
+    run = next(row for row in rows_of(text) if row[0] == "as the recipe has it")
+    gpu_hours, cost, kwh = (float(cell.replace(",", "")) for cell in run[5:8])
+    assert cost == pytest.approx(gpu_hours * LIST_PRICES["Tesla T4"], rel=0.01)
+    assert kwh == pytest.approx(gpu_hours * 0.07 * 0.8 * 1.2, rel=0.01)
