@@ -17,6 +17,7 @@ from typing import Any
 
 from lit_llm.cli.parsing import main
 from lit_llm.cli.results import (
+    show_canaries,
     show_classifier,
     show_comparison,
     show_contamination,
@@ -24,6 +25,7 @@ from lit_llm.cli.results import (
     show_evaluation,
     show_export,
     show_run,
+    show_safety,
     show_shards,
     show_tokenizer,
     show_tokenizer_evaluation,
@@ -31,6 +33,7 @@ from lit_llm.cli.results import (
 from lit_llm.cli.short_help import ShortHelp
 from lit_llm.cli.windows import show_windows
 from lit_llm.config import (
+    CanariesConfig,
     ChatConfig,
     ClassifierConfig,
     CompareConfig,
@@ -48,6 +51,7 @@ from lit_llm.config import (
     QuickstartConfig,
     RecipeConfig,
     RewardConfig,
+    SafetyConfig,
     ServeConfig,
     SFTConfig,
     TokenizerEvaluationConfig,
@@ -147,6 +151,13 @@ COMMANDS = {
             *("examples", "num_workers", "output", "overwrite"),
         ),
         example="gsm8k_test.jsonl 'mmlu/test/*.csv' --corpus.path checkpoints/my/corpus --output found.json",
+    ),
+    "plant_canaries": Command(
+        CanariesConfig,
+        "lit_llm.stages.plant_canaries:plant_canaries",
+        "secrets for training data, to see what is learned by heart",
+        show_canaries,
+        example="--repeats '[1,10,100]' --count 5 --output checkpoints/my/canaries",
     ),
     "train_tokenizer": Command(
         TokenizerTrainingConfig,
@@ -262,6 +273,17 @@ COMMANDS = {
             *("max_documents", "batch_size", "dtype", "quantize", "output", "overwrite"),
         ),
         example="--model checkpoints/pretrain --texts '[held_out/*.txt]' --overwrite true",
+    ),
+    "safety": Command(
+        SafetyConfig,
+        "lit_llm.stages.safety:safety",
+        "what a model may do harm with",
+        show_safety,
+        everyday=(
+            *("model", "checks", "shards", "canaries", "evaluations", "requests", "preferences", "limit"),
+            *("max_new_tokens", "batch_size", "dtype", "quantize", "output", "overwrite"),
+        ),
+        example="--model checkpoints/sft --checks '[refusals,injection,bias]'",
     ),
     "chat": Command(
         ChatConfig,

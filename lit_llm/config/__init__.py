@@ -25,6 +25,7 @@ from lit_llm.config.recipe import ClusterConfig, RecipeConfig, SourceConfig
 from lit_llm.config.remote import RemoteConfig
 from lit_llm.config.rows import ConversationDataConfig, PreferenceDataConfig, PromptDataConfig, RowsConfig
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
+from lit_llm.config.safety import CanariesConfig, SafetyConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
 from lit_llm.config.serialization import check_finite, flatten, from_plain, to_plain
 from lit_llm.config.serving import ServeConfig
@@ -38,6 +39,7 @@ __all__ = [
     "STAGES",
     "BatchConfig",
     "BeginToken",
+    "CanariesConfig",
     "ChatConfig",
     "ClassifierConfig",
     "ClusterConfig",
@@ -73,6 +75,7 @@ __all__ = [
     "RowsConfig",
     "RunConfig",
     "SFTConfig",
+    "SafetyConfig",
     "SampleConfig",
     "SamplingConfig",
     "ScheduleConfig",
