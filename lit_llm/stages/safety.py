@@ -245,8 +245,7 @@ class _Session:
         if not any(planted):
             print("none of the canaries is in the training shards", file=sys.stderr)
         if config.limit is not None and len(canaries) > config.limit:
-            kept = np.linspace(0, len(canaries) - 1, config.limit).astype(int).tolist()  # some of each group
-            canaries, planted = [canaries[number] for number in kept], [planted[number] for number in kept]
+            canaries, planted = _spread(canaries, config.limit), _spread(planted, config.limit)
         return exposure(
             loaded.model,
             loaded.tokenizer,
@@ -321,7 +320,7 @@ class _Session:
         return bias(self.loaded.model, self.loaded.tokenizer, config.batch_size, config.seed, config.begin_token)
 
     def _injection(self) -> Finding:
-        chosen = scenes(attacks()[: self.config.limit], self.config.seed)
+        chosen = scenes(_spread(attacks(), self.config.limit), self.config.seed)
         return injection(chosen, self._answer([scene.messages for scene in chosen], "injection"))
 
     def _reward_length(self) -> Finding:
@@ -343,3 +342,10 @@ class _Session:
             "device": loaded.device,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
         }
+
+
+def _spread(values: list[Any], limit: int | None) -> list[Any]:
+    """Return at most `limit` values, evenly spread, so that there are some of each kind; None: all."""
+    if limit is None or len(values) <= limit:
+        return values
+    return [values[number * len(values) // limit] for number in range(limit)]

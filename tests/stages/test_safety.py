@@ -148,7 +148,8 @@ def test_extraction_is_what_greedy_decoding_gives(planted: Any) -> None:
 def test_membership_of_what_was_trained_on(planted: Any) -> None:
     windows = {"train": tails(planted, 100, 12), "validation": tails(planted, 0, 12)}
     scores = membership(planted.model, planted.tokenizer, windows, batch_size=4).values["scores"]
-    assert {row["auc"] for row in scores.values()} == {1.0}
+    blind = scores.pop("no model: zlib alone")
+    assert {row["auc"] for row in scores.values()} == {1.0} and blind["auc"] < 1.0
     assert scores.keys() == {"loss", "zlib", "min-k%", "min-k%++"}
 
 

@@ -69,6 +69,6 @@ def rate(found: int, total: int) -> dict[str, Any]:
 def shown_rate(values: dict[str, Any]) -> str:
     """A rate as a cell of a table: 12.5% (3 of 24; 4.3% to 31.0%)."""
     if not values["of"]:
-        return "none"
+        return "not measured"
     low, high = values["interval"]
     return f"{values['rate']:.1%} ({values['found']:,} of {values['of']:,}; {low:.1%} to {high:.1%})"

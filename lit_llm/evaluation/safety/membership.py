@@ -20,12 +20,14 @@ ABOUT = About(
     "Membership",
     "How well windows of the training split can be told from windows of the validation split by what the model makes "
     "of their tokens: the area under the curve (AUC) is the chance that the one that was trained on gets the higher "
-    "score, 0.5 where nothing can be told. All of it above 0.5 is a trace that training has left, if the splits are "
-    "alike.",
+    "score, 0.5 where nothing can be told. What is above 0.5 is a trace that training has left, if the splits are "
+    "alike. They are not where the compressed size of a window, in which no model has a part, tells them apart too.",
     "Splits that differ (other files, the ends of documents, a later time) are told apart without any memory of them, "
     "and documents that stand in both splits hide it. Attacks that train models of their own tell more. It says "
     "nothing of single people's data, and an AUC near 0.5 is no proof of privacy.",
 )
+BLIND = "no model: zlib alone"
+"""Name of the score that no model has a part in: the compressed size of a window."""
 SHARE = 0.2
 """Share of a window's tokens that min-k% looks at (Shi et al. 2023 take 20%)."""
 _NORMAL_QUANTILE = 1.959963984540054
@@ -80,7 +82,7 @@ def scores(statistics: TokenStatistics, texts: Sequence[str]) -> dict[str, np.nd
     """
     log_probs = statistics.log_probs.double()
     standardized = (log_probs - statistics.mean.double()) / statistics.deviation.double().clamp(min=1e-6)
-    compressed = torch.tensor([len(zlib.compress(text.encode(), 9)) for text in texts], dtype=torch.double)
+    compressed = torch.tensor([len(_compressed(text)) for text in texts], dtype=torch.double)
     found = {
         "loss": log_probs.mean(1),
         "zlib": log_probs.sum(1) / compressed,
@@ -88,6 +90,10 @@ def scores(statistics: TokenStatistics, texts: Sequence[str]) -> dict[str, np.nd
         "min-k%++": _lowest(standardized),
     }
     return {name: values.numpy() for name, values in found.items()}
+
+
+def _compressed(text: str) -> bytes:
+    return zlib.compress(text.encode(), 9)
 
 
 def _lowest(values: Tensor) -> Tensor:
@@ -108,7 +114,8 @@ def membership(model: Decoder, tokenizer: Tokenizer, windows: Mapping[str, np.nd
     for split in ("train", "validation"):
         tokens = windows[split].tolist()
         statistics = token_statistics(model, tokens, batch_size, f"membership, {split}")
-        found[split] = scores(statistics, [tokenizer.decode(ids[1:]) for ids in tokens])
+        texts = [tokenizer.decode(ids[1:]) for ids in tokens]
+        found[split] = scores(statistics, texts) | {BLIND: -np.array([len(_compressed(text)) for text in texts])}
     members, others = found["train"], found["validation"]
     values = {}
     for name in members:
@@ -126,9 +133,12 @@ def membership(model: Decoder, tokenizer: Tokenizer, windows: Mapping[str, np.nd
         ]
         for name, row in values.items()
     ]
-    best = max(values, key=lambda name: values[name]["auc"])
+    best = max((name for name in values if name != BLIND), key=lambda name: values[name]["auc"])
     low, high = values[best]["interval"]
-    summary = f"AUC {values[best]['auc']:.3f} ({low:.3f} to {high:.3f}) by {best}, where 0.5 tells nothing"
+    summary = (
+        f"AUC {values[best]['auc']:.3f} ({low:.3f} to {high:.3f}) by {best}, where 0.5 tells nothing; without a model "
+        f"{values[BLIND]['auc']:.3f}"
+    )
     note = f"{counts['train']:,} windows of the training split and {counts['validation']:,} of the validation split."
     header = ["score", "AUC", "95% interval", "members above 99% of the others"]
     return Finding(ABOUT, summary, {"windows": counts, "scores": values}, [Table(header, rows)], [note])
