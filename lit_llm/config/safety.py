@@ -43,13 +43,13 @@ class SafetyConfig(LoadConfig):
     """Tokens that it has to give word for word to have them by heart (Carlini et al. 2023: 50)."""
     window_tokens: int = 128
     """Tokens of a window in the check of membership; no more than the model's context."""
-    references: int = 511
+    references: int = 255
     """Other secrets of the same form that a canary is ranked among; its exposure is at most log2(references + 1)."""
     samples: int = 64
     """Texts that a model without a form for conversations writes for the check of toxicity."""
     max_new_tokens: int = 100
     """Tokens of an answer or a text at most."""
-    limit: int | None = 500
+    limit: int | None = 200
     """Windows of each split, canaries, requests of each kind, attacks and pairs at most; null: all of those that are
     given, and 500 windows."""
     batch_size: int = 16

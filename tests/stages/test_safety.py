@@ -46,6 +46,7 @@ from lit_llm.stages.plant_canaries import plant_canaries
 from lit_llm.stages.prepare import prepare_data
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.stages.safety import safety
+from lit_llm.stages.trained_on import shards_of_run
 
 REPEATS = [1, 10, 100]
 
@@ -151,6 +152,33 @@ def test_membership_of_what_was_trained_on(planted: Any) -> None:
     blind = scores.pop("no model: zlib alone")
     assert {row["auc"] for row in scores.values()} == {1.0} and blind["auc"] < 1.0
     assert scores.keys() == {"loss", "zlib", "min-k%", "min-k%++"}
+
+
+def test_membership_of_what_nobody_was_trained_on(planted: Any) -> None:
+    draws = np.random.default_rng(0)
+    windows = {split: draws.integers(0, 400, (200, 24)) for split in ("train", "validation")}
+    scores = membership(planted.model, planted.tokenizer, windows, batch_size=64).values["scores"]
+    assert all(abs(row["auc"] - 0.5) < 0.12 for row in scores.values())  # 4 standard errors
+
+
+def test_the_shards_of_a_later_stage_are_those_of_its_beginning(planted: Any, tmp_path: Path) -> None:
+    model = tmp_path / "sft" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    options: dict[str, Any] = {
+        "schedule": {},
+        "lora": {},
+        "init_from": str(planted.run),
+        "data": {"paths": ["rows.jsonl"]},
+    }
+    (model.parent / "config.yaml").write_text(json.dumps(options))
+    assert shards_of_run(str(model.parent)) == shards_of_run(str(planted.run)) == [str(planted.root / "shards")]
+    (model.parent / "config.yaml").write_text(json.dumps({"schedule": {}, "data": {"paths": ["gone"]}}))
+    with pytest.raises(UserError, match=r"has read gone, where no shards are now; give shards"):
+        shards_of_run(str(model))
+    (model.parent / "config.yaml").write_text(json.dumps({**options, "init_from": None}))
+    with pytest.raises(UserError, match=r"is in no folder of a run that says on which shards"):
+        shards_of_run(str(model))
 
 
 def test_a_run_in_one_command(planted: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -146,16 +146,13 @@ def measure(
         whether the secret is `written` by greedy decoding after its frame.
     """
     begin = begin_ids(tokenizer, begin_token)
-    rows = []
+    texts = [text for number, canary in enumerate(canaries) for text in _ranked(canary, references, seed, number)]
+    ids = [[*begin, *tokenizer.encode(text)] for text in texts]
+    scored = token_statistics(model, ids, batch_size, "canaries and their references").log_probs.double().sum(1).numpy()
     written = _written(model, tokenizer, canaries, begin, batch_size)
+    rows = []
     for number, (canary, often) in enumerate(zip(canaries, planted, strict=True)):
-        digits = len(canary.secret.split())
-        draws = random.Random(derived_seed("references", seed, number))
-        others = [random_secret(draws, digits) for _ in range(references)]
-        others = [f"{canary.frame} {secret}" for secret in others if secret != canary.secret]
-        texts = [[*begin, *tokenizer.encode(text)] for text in (canary.text, *others)]
-        found = token_statistics(model, texts, batch_size, f"canary {number + 1} of {len(canaries)}")
-        log_probs = found.log_probs.double().sum(1).numpy()
+        log_probs = scored[number * (references + 1) : (number + 1) * (references + 1)]
         share = float((log_probs >= log_probs[0]).mean())  # its own among them
         rows.append(
             {
@@ -170,6 +167,17 @@ def measure(
             }
         )
     return rows
+
+
+def _ranked(canary: Canary, references: int, seed: int, number: int) -> list[str]:
+    """The canary, and as many others in its frame as are asked for."""
+    draws = random.Random(derived_seed("references", seed, number))
+    found = [canary.text]
+    while len(found) <= references:
+        secret = random_secret(draws, len(canary.secret.split()))
+        if secret != canary.secret:
+            found.append(f"{canary.frame} {secret}")
+    return found
 
 
 def _written(

@@ -89,8 +89,7 @@ def html(report: SafetyReport) -> str:
         parts += [pages.heading(each.about.title), _paragraph(each.summary[:1].upper() + each.summary[1:] + ".")]
         parts += [_table(table.header, table.rows) for table in each.tables]
         parts += [_paragraph(note) for note in each.notes]
-        parts.append(_paragraph(f"Shows: {each.about.shows}"))
-        parts.append(_paragraph(f"Does not show: {each.about.does_not_show}"))
+        parts += [_paragraph(each.about.shows, "Shows: "), _paragraph(each.about.does_not_show, "Does not show: ")]
         if answers := each.values.get("answers"):
             shown = [_answer(row) for row in answers]
             parts.append(pages.folded(f"{len(shown)} answers", "\n".join(shown)))
@@ -104,8 +103,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return pages.table(header, [[with_pictures(cell) for cell in row] for row in rows])
 
 
-def _paragraph(text: str) -> str:
-    return f"<p>{escape(with_pictures(text))}</p>"
+def _paragraph(text: str, begins: str = "") -> str:
+    bold = f"<b>{begins}</b>" if begins else ""
+    return f"<p>{bold}{escape(with_pictures(text))}</p>"
 
 
 def _answer(row: Mapping[str, Any]) -> str:
