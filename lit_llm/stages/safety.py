@@ -43,7 +43,6 @@ from lit_llm.tokenizer import prompt_ids
 from lit_llm.tokenizer.chat import ChatFormat, Message
 
 _WINDOWS = 500
-_FROM_SHARDS = ("memorisation", "canaries", "membership", "contamination")
 _OWN_OPTIONS = {
     "canaries": "canaries",
     "evaluations": "contamination",
@@ -177,7 +176,7 @@ class _Session:
         self.require_kind(check)
         if check in ("refusals", "injection") and (reason := self.no_chat):
             raise UserError(reason)
-        if check in ("memorisation", "membership") or (check == "contamination"):
+        if check in ("memorisation", "membership", "contamination"):
             _ = self.shards  # these checks have nothing to read without
 
     @cached_property
