@@ -8,14 +8,11 @@ import re
 import sys
 import time
 from collections.abc import Generator
-from pathlib import Path
 from typing import TYPE_CHECKING
-
-import yaml
 
 from lit_llm.config import ChatConfig, UserError
 from lit_llm.evaluation.tables import with_pictures
-from lit_llm.stages.loading import load
+from lit_llm.stages.loading import is_only_pretrained, load
 from lit_llm.stages.quantization import QualityText
 
 if TYPE_CHECKING:
@@ -47,7 +44,7 @@ def chat(config: ChatConfig) -> None:
         )
         if config.compile:
             terminal.tell("the first answer waits until the model is compiled, a minute or more")
-    if _is_only_pretrained(loaded.folder):
+    if is_only_pretrained(loaded.folder):
         terminal.tell(
             f"{config.model} was only pretrained: it goes on with texts, and has not learned to answer; "
             "experiments/sft.py teaches that, and experiments/generate.py continues a text"
@@ -59,16 +56,6 @@ def chat(config: ChatConfig) -> None:
             if line.strip() and not _reply(conversation, terminal, line):
                 break
     terminal.leave()
-
-
-def _is_only_pretrained(folder: Path) -> bool:
-    """Whether the model folder lies in the folder of a pretraining run that began with nothing."""
-    try:
-        options = yaml.safe_load((folder.parent / "config.yaml").read_text(encoding="utf-8"))
-        # every later stage has options of low-rank adapters
-        return "schedule" in options and "lora" not in options and options["init_from"] is None
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
-        return False
 
 
 def _reply(conversation: Conversation, terminal: _Terminal, line: str) -> bool:

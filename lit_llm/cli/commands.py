@@ -17,6 +17,7 @@ from typing import Any
 
 from lit_llm.cli.parsing import main
 from lit_llm.cli.results import (
+    show_canaries,
     show_classifier,
     show_comparison,
     show_contamination,
@@ -25,6 +26,7 @@ from lit_llm.cli.results import (
     show_export,
     show_judgement,
     show_run,
+    show_safety,
     show_shards,
     show_tokenizer,
     show_tokenizer_evaluation,
@@ -32,6 +34,7 @@ from lit_llm.cli.results import (
 from lit_llm.cli.short_help import ShortHelp
 from lit_llm.cli.windows import show_windows
 from lit_llm.config import (
+    CanariesConfig,
     ChatConfig,
     ClassifierConfig,
     CompareConfig,
@@ -50,6 +53,7 @@ from lit_llm.config import (
     QuickstartConfig,
     RecipeConfig,
     RewardConfig,
+    SafetyConfig,
     ScalingConfig,
     ServeConfig,
     SFTConfig,
@@ -150,6 +154,13 @@ COMMANDS = {
             *("examples", "num_workers", "output", "overwrite"),
         ),
         example="gsm8k_test.jsonl 'mmlu/test/*.csv' --corpus.path checkpoints/my/corpus --output found.json",
+    ),
+    "plant_canaries": Command(
+        CanariesConfig,
+        "lit_llm.stages.plant_canaries:plant_canaries",
+        "secrets for training data, to see what is learned by heart",
+        show_canaries,
+        example="--repeats '[1,10,100]' --count 5 --output checkpoints/my/canaries",
     ),
     "train_tokenizer": Command(
         TokenizerTrainingConfig,
@@ -280,6 +291,17 @@ COMMANDS = {
         ),
         example="--models '{sft: checkpoints/sft, dpo: checkpoints/dpo}' --prompts '[prompts.jsonl]' \\\n"
         "    --judge.url http://127.0.0.1:8000",
+    ),
+    "safety": Command(
+        SafetyConfig,
+        "lit_llm.stages.safety:safety",
+        "what a model may do harm with",
+        show_safety,
+        everyday=(
+            *("model", "checks", "shards", "canaries", "evaluations", "requests", "preferences", "limit"),
+            *("max_new_tokens", "batch_size", "dtype", "quantize", "output", "overwrite"),
+        ),
+        example="--model checkpoints/sft --checks '[refusals,injection,bias]'",
     ),
     "chat": Command(
         ChatConfig,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from lit_llm.config import (
+    CanariesConfig,
     ClassifierConfig,
     CompareConfig,
     ContaminationConfig,
@@ -18,6 +19,7 @@ from lit_llm.config import (
     PrepareConfig,
     RecipeConfig,
     RunConfig,
+    SafetyConfig,
     TokenizerEvaluationConfig,
     TokenizerTrainingConfig,
 )
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from lit_llm.stages.evaluate_tokenizer import TokenizerEvaluation
     from lit_llm.stages.export import Exported
     from lit_llm.stages.judge import Judgement
+    from lit_llm.stages.plant_canaries import PlantedCanaries
+    from lit_llm.stages.safety import Safety
     from lit_llm.tokenizer import Tokenizer
     from lit_llm.training.run import RunResult
 
@@ -212,6 +216,22 @@ def show_judgement(config: JudgeConfig, judgement: Judgement) -> None:
     for note in judgement.report["notes"]:
         print(note)
     print(f"report   {judgement.folder / 'judge.html'} (and judge.md)\nnumbers  {judgement.folder / 'judge.json'}")
+
+
+def show_safety(config: SafetyConfig, safety: Safety) -> None:
+    """Print the result of each check in a line, and where the report is."""
+    for name, finding in safety.report.findings.items():
+        print(f"{name:14}  {finding.summary}")
+    print(f"report  {safety.folder / 'safety.html'} (and safety.md, safety.json)")
+    if safety.card is not None:
+        print(f"card    {safety.card}")
+
+
+def show_canaries(config: CanariesConfig, planted: PlantedCanaries) -> None:
+    """Print what was written, and what to do with it."""
+    print(f"{planted.canaries:,} secrets, {planted.unplanted:,} of them not planted, {planted.documents:,} documents")
+    print(f"to train on  {planted.documents_file}")
+    print(f"to keep      {planted.key_file}, for safety --canaries")
 
 
 def show_tokenizer_evaluation(config: TokenizerEvaluationConfig, evaluation: TokenizerEvaluation) -> None:

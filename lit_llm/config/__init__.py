@@ -26,6 +26,7 @@ from lit_llm.config.recipe import ClusterConfig, RecipeConfig, SourceConfig
 from lit_llm.config.remote import RemoteConfig
 from lit_llm.config.rows import ConversationDataConfig, PreferenceDataConfig, PromptDataConfig, RowsConfig
 from lit_llm.config.run import CONFIG_KEY, PretrainConfig, RunConfig, SampleConfig
+from lit_llm.config.safety import CanariesConfig, SafetyConfig
 from lit_llm.config.sandbox import SandboxConfig
 from lit_llm.config.scaling import ScalingConfig
 from lit_llm.config.seeds import derived_seed, sample_seed
@@ -41,6 +42,7 @@ __all__ = [
     "STAGES",
     "BatchConfig",
     "BeginToken",
+    "CanariesConfig",
     "ChatConfig",
     "ClassifierConfig",
     "ClusterConfig",
@@ -79,6 +81,7 @@ __all__ = [
     "RowsConfig",
     "RunConfig",
     "SFTConfig",
+    "SafetyConfig",
     "SampleConfig",
     "SamplingConfig",
     "SandboxConfig",

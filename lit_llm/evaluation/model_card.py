@@ -32,6 +32,8 @@ from lit_llm.training.run import RunResult
 from lit_llm.training.run_facts import DataFacts
 
 CARD = "README.md"
+UNMEASURED = "Nothing else has been measured of this model, its safety least of all."
+"""The end of a card; `lit_llm.evaluation.safety.report` puts what it has measured in its place."""
 _STAGES = {
     "pretrain": "pretrained on text to predict the next token",
     "sft": "fine-tuned on conversations",
@@ -159,7 +161,7 @@ def render(card: ModelCard, folder: Path) -> str:
     results = _results(card)
     if results:
         parts += ["## Results", markdown_table(["measured", "value"], [(n, f"{value:.4f}") for n, value in results])]
-    parts.append("Nothing else has been measured of this model, its safety least of all.")
+    parts.append(UNMEASURED)
     return "\n\n".join(parts) + "\n"
 
 

@@ -30,7 +30,7 @@ from lit_llm.evaluation.token_windows import ShardSource, TextSource, WindowOpti
 from lit_llm.interop import read_model_config
 from lit_llm.planning import count_parameters
 from lit_llm.stages.battery import ask_battery, battery_report, open_battery
-from lit_llm.stages.loading import LoadedModel, dtype_of, find_model, load, tell_begin_token
+from lit_llm.stages.loading import LoadedModel, dtype_of, find_model, load, run_of, tell_begin_token
 from lit_llm.stages.quantization import MOST_TOKENS, QualityText
 from lit_llm.tokenizer.chat import ChatFormat
 
@@ -135,19 +135,13 @@ def output_folder(config: EvaluateConfig) -> Path:
     if config.output is not None:
         folder = Path(config.output)
     else:
-        folder = (_run_of(config) or find_model(config.model)) / "evaluation"
+        folder = (run_of(config.model) or find_model(config.model)) / "evaluation"
     for name in FILES:
         if (folder / name).exists() and not config.overwrite:
             raise UserError(
                 f"{folder / name} is there already; give another --output, or replace it with --overwrite true"
             )
     return folder
-
-
-def _run_of(config: EvaluateConfig) -> Path | None:
-    """The folder of the run that has written the model, where the model still lies in it."""
-    model = find_model(config.model).resolve()
-    return model.parent if model.name == "model" and (model.parent / "config.yaml").is_file() else None
 
 
 def _beta(config: EvaluateConfig) -> float:
@@ -158,7 +152,7 @@ def _beta(config: EvaluateConfig) -> float:
     """
     if config.beta is not None:
         return config.beta
-    folder = _run_of(config)
+    folder = run_of(config.model)
     run = {} if folder is None else yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     if not isinstance(run, dict) or "beta" not in run or "loss" not in run:
         beta = default_beta("sigmoid")

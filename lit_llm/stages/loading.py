@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from lit_llm.config import LoadConfig, UserError
 from lit_llm.stages.quantization import QualityText, quality_texts, quantize_and_tell
 
@@ -99,3 +101,19 @@ def find_model(path: str) -> Path:
     if not (folder / "config.json").exists() and (folder / "model" / "config.json").exists():
         return folder / "model"
     return folder
+
+
+def run_of(path: str) -> Path | None:
+    """Find the folder of the run that has written the model that `path` means, where the model still lies in it."""
+    model = find_model(path).resolve()
+    return model.parent if model.name == "model" and (model.parent / "config.yaml").is_file() else None
+
+
+def is_only_pretrained(folder: Path) -> bool:
+    """Whether the model folder lies in the folder of a pretraining run that began with nothing."""
+    try:
+        options = yaml.safe_load((folder.parent / "config.yaml").read_text(encoding="utf-8"))
+        # every later stage has options of low-rank adapters
+        return "schedule" in options and "lora" not in options and options["init_from"] is None
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return False
