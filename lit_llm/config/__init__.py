@@ -9,6 +9,7 @@ from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
 from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
+from lit_llm.config.fetch_model import FetchModelConfig
 from lit_llm.config.find_rate import FindRateConfig
 from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.inspect_data import InspectConfig
@@ -49,6 +50,7 @@ __all__ = [
     "DataConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FetchModelConfig",
     "FindRateConfig",
     "GenerateConfig",
     "InspectConfig",

@@ -31,7 +31,7 @@ from lit_llm.interop.configuration import family_of, read_config, write_config
 from lit_llm.interop.families import FAMILIES, Family
 from lit_llm.interop.generation_settings import GENERATION_CONFIG, GenerationSettings, ends_of, generation_settings
 from lit_llm.interop.gguf_reading.configuration import config_values, family_of_file
-from lit_llm.interop.gguf_reading.container import is_gguf, open_gguf
+from lit_llm.interop.gguf_reading.container import SUFFIX, is_gguf, open_gguf
 from lit_llm.interop.gguf_reading.weights import GgufWeights
 from lit_llm.interop.json_files import read_object
 from lit_llm.interop.options import USUAL
@@ -269,7 +269,7 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
         return _read_gguf_config(folder)
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no config.json")
+        raise UserError(f"{folder} is not a model folder: it has no config.json{_gguf_in(folder)}")
     values = read_object(path)
     kind = values.get("model_type")
     if not isinstance(kind, str) or (kind != MODEL_TYPE and kind not in FAMILIES):
@@ -303,6 +303,12 @@ def _read_gguf_config(path: Path) -> tuple[ModelConfig, Family]:
         raise UserError(f"{path} has a value that cannot be read: {error}") from error
     reading.check_outline(GgufWeights(file, config.width_per_head), config, family)
     return config, family
+
+
+def _gguf_in(folder: Path) -> str:
+    """Point to the GGUF file of a folder that has nothing else."""
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    return f"; to read its GGUF file, give {found[0]}" if found else ""
 
 
 def _name(key: str) -> str:

@@ -122,6 +122,15 @@ def _opened(path: Path, changed: int, size: int) -> GgufFile:
     return GgufFile(path)
 
 
+def gguf_license(path: Path) -> str | None:
+    """Read the license that a file names; None where it names none, or is not there any more."""
+    try:
+        name = open_gguf(path).values.get("general.license")
+    except UserError:
+        return None
+    return name if isinstance(name, str) and len(name) <= 100 and name.isprintable() else None
+
+
 class GgufFile:
     """A GGUF file, mapped into memory.
 
