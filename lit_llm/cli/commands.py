@@ -47,6 +47,7 @@ from lit_llm.config import (
     PPOConfig,
     PrepareConfig,
     PretrainConfig,
+    QuickstartChatConfig,
     QuickstartConfig,
     RecipeConfig,
     RewardConfig,
@@ -116,6 +117,12 @@ COMMANDS = {
         "lit_llm.quickstart.run:quickstart",
         "every stage in a few minutes",
         example="--minutes 4",
+    ),
+    "quickstart_chat": Command(
+        QuickstartChatConfig,
+        "lit_llm.quickstart.chat:quickstart_chat",
+        "a small chat model before and after LoRA and DPO",
+        example="--minutes 12",
     ),
     "fetch_model": Command(
         FetchModelConfig,

@@ -21,6 +21,7 @@ from lit_llm.config.plan import PlanConfig
 from lit_llm.config.post_training import DPOConfig, PostTrainingConfig, PPOConfig, RewardConfig, SFTConfig
 from lit_llm.config.presets import PRESETS, preset, preset_fields, preset_run, preset_training
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
+from lit_llm.config.quickstart_chat import QuickstartChatConfig
 from lit_llm.config.rates import default_learning_rate, default_muon_learning_rate, default_warmup_steps
 from lit_llm.config.recipe import ClusterConfig, RecipeConfig, SourceConfig
 from lit_llm.config.remote import RemoteConfig
@@ -67,6 +68,7 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "PromptDataConfig",
+    "QuickstartChatConfig",
     "QuickstartConfig",
     "RecipeConfig",
     "RemoteConfig",
