@@ -125,9 +125,9 @@ def _explanation(config: QuickstartChatConfig) -> str:
     count = sum(1 for _ in files.conversations("validation").open(encoding="utf-8"))
     return (
         f"On {count} conversations and as many pairs at most that no stage was trained on. The loss is in nats per "
-        "token of the answers, ends of turns included. A pair counts as right where the model gives the preferred answer the "
-        "higher log-probability; in brackets the 95% interval; the mean difference of the two is in nats. With so few "
-        "rows, only large differences mean something."
+        "token of the answers, ends of turns included. A pair counts as right where the model gives the preferred "
+        "answer the higher log-probability; in brackets the 95% interval; the mean difference of the two is in nats. "
+        "With so few rows, only large differences mean something."
     )
 
 

@@ -19,7 +19,7 @@ _CLOSE = 1e-5
 """The relative error that factors computed in float32 may have."""
 
 
-def scaling_of_factors(file: GgufFile, width: int, theta: float, max_position_embeddings: int) -> dict[str, Any]:
+def scaling_of_factors(file: GgufFile, width: int, theta: float, max_position_embeddings: int) -> dict[str, Any] | None:
     """Find a scaling of kind llama3 that gives the factors in the file.
 
     Args:
@@ -29,7 +29,7 @@ def scaling_of_factors(file: GgufFile, width: int, theta: float, max_position_em
         max_position_embeddings: the longest text that the model reads.
 
     Returns:
-        The group `rope_scaling` of a config.json.
+        The group `rope_scaling` of a config.json; None where nothing is scaled.
 
     Raises:
         UserError: the factors are no such list, or no scaling of this kind gives them.
@@ -40,6 +40,8 @@ def scaling_of_factors(file: GgufFile, width: int, theta: float, max_position_em
     factors = file.bytes_of(tensor).view("<f4").astype(np.float64)
     if not np.isfinite(factors).all() or factors.min() < 1 - _CLOSE or theta <= 0:
         raise UserError(f"{file.path}: {ROPE_FACTORS} holds numbers that are not at least 1")
+    if factors.max() < 1 + _CLOSE:
+        return None
     plain, _ = rotary_frequencies(width, theta, None)
     for scaling in _candidates(factors, plain.double().numpy(), max_position_embeddings):
         scaled, _ = rotary_frequencies(width, theta, scaling)
@@ -62,8 +64,6 @@ def _candidates(factors: np.ndarray, plain: np.ndarray, longest: int) -> Iterato
     """
     factor = float(factors.max())
     factor = round(factor) if abs(factor - round(factor)) < _CLOSE * factor else factor
-    if factor <= 1:
-        return
     lengths = dict.fromkeys((8192, round(longest / factor), *(2**power for power in range(4, 21))))
     for length in lengths:
         if length >= 1:
