@@ -66,7 +66,7 @@ def values_of(config: Any) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "rope.freq_base": float(rope["rope_theta"]),
     }
-    values["attention.value_length"] = values["attention.key_length"]
+    values["attention.value_length"] = values["rope.dimension_count"] = values["attention.key_length"]
     if rope["rope_type"] in ("linear", "yarn"):
         values |= {"rope.scaling.type": rope["rope_type"], "rope.scaling.factor": float(rope["factor"])}
         if rope["rope_type"] == "yarn":

@@ -51,9 +51,9 @@ class _Fields:
         self.values = file.values
         self.architecture = file.values.get("general.architecture")
         self.tokens: list[str] = self.listed("tokens", str)
-        self.types: list[int] = self.listed("token_type", int, len(self.tokens)) or [_NORMAL] * len(self.tokens)
         if not self.tokens:
             raise UserError(f"{self.path} has no tokenizer (tokenizer.ggml.tokens)")
+        self.types: list[int] = self.listed("token_type", int, len(self.tokens)) or [_NORMAL] * len(self.tokens)
 
     def listed(self, name: str, kind: type, length: int | None = None) -> list[Any]:
         """Take a list of the tokenizer's; an empty one where there is none."""
@@ -110,6 +110,7 @@ def _byte_level(fields: _Fields) -> dict[str, Any]:
         elif fields.is_filler(index):
             continue
         vocabulary.setdefault(token, index)
+    vocabulary = _without_last_added(fields, vocabulary)
     model = {
         "type": "BPE",
         "dropout": None,
@@ -129,6 +130,15 @@ def _byte_level(fields: _Fields) -> dict[str, Any]:
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": model,
     }
+
+
+def _without_last_added(fields: _Fields, vocabulary: dict[str, int]) -> dict[str, int]:
+    """Leave out the added tokens after all others, which in a tokenizer.json stand beside the vocabulary."""
+    end = len(vocabulary)
+    while end and fields.types[end - 1] in (_CONTROL, _USER_DEFINED):
+        end -= 1
+    kept = {token: index for token, index in vocabulary.items() if index < end}
+    return kept if len(kept) == end else vocabulary  # else they would get other ids
 
 
 def _sentencepiece(fields: _Fields) -> dict[str, Any]:
