@@ -13,7 +13,7 @@ from lit_llm.quickstart.chat_rows import MOST_TOKENS, ChatFiles, held_out_prompt
 SHOWN = 4
 """Number of held-out prompts that are answered."""
 SAMPLING = SamplingConfig(max_new_tokens=96, temperature=0.0)
-HEADER = ("model", "loss of held-out answers", "preferred answer likelier", "pairs", "mean difference")
+HEADER = ("model", "loss of held-out answers", "preferred answer likelier", "pairs", "it became likelier")
 NAMES = {"before": "as it came", "sft": "after LoRA on conversations", "dpo": "after DPO on preferences"}
 """What the report calls each measurement, in order."""
 
@@ -24,22 +24,34 @@ class Measurement:
 
     Attributes:
         loss: nats per token of the answers of held-out conversations.
-        accuracy: share of held-out pairs whose preferred answer is likelier, with its 95% interval.
-        pairs: their number.
-        margin: mean difference of the log-probabilities of the two, in nats.
+        margins: log-probability of the preferred answer of each held-out pair, less that of the other one, in nats.
         answers: what the model writes to the first held-out prompts.
     """
 
     loss: float
-    accuracy: tuple[float, float, float]
-    pairs: int
-    margin: float
+    margins: list[float]
     answers: list[str]
 
-    def row(self, name: str) -> list[str]:
-        """Write a row of the table under `HEADER`."""
-        accuracy = "{:.0%} ({:.0%} to {:.0%})".format(*self.accuracy)
-        return [name, f"{self.loss:.3f}", accuracy, f"{self.pairs}", f"{self.margin:+.1f}"]
+    def row(self, name: str, before: Measurement | None) -> list[str]:
+        """Write a row of the table under `HEADER`.
+
+        Args:
+            name: of the model.
+            before: of the model that it was made from.
+        """
+        pairs = len(self.margins)
+        accuracy = _share(sum(margin > 0 for margin in self.margins), pairs)
+        became = ""
+        if before is not None:
+            became = _share(sum(now > then for now, then in zip(self.margins, before.margins, strict=True)), pairs)
+        return [name, f"{self.loss:.3f}", accuracy, f"{pairs}", became]
+
+
+def _share(count: int, pairs: int) -> str:
+    """Write a share of the pairs with its 95% interval."""
+    from lit_llm.objectives import accuracy_interval
+
+    return "{:.0%} ({:.0%} to {:.0%})".format(count / pairs, *accuracy_interval(count, pairs))
 
 
 def measured(config: QuickstartChatConfig, stage: str, model: Path) -> Measurement:
@@ -63,7 +75,6 @@ def _measure(config: QuickstartChatConfig, folder: Path) -> Measurement:
     from lit_llm.evaluation.held_out import answer_loss, preference_log_probs
     from lit_llm.generation.complete import complete
     from lit_llm.interop import load_model_folder
-    from lit_llm.objectives import accuracy_interval
     from lit_llm.quickstart.later_stages import device
     from lit_llm.tokenizer.chat import ChatFormat
 
@@ -71,19 +82,12 @@ def _measure(config: QuickstartChatConfig, folder: Path) -> Measurement:
     model, tokenizer = load_model_folder(folder, device=device())
     loss = answer_loss(model, tokenizer, files.conversations("validation"))
     chosen, rejected = preference_log_probs(model, tokenizer, files.preferences("validation")).T
-    right = int((chosen > rejected).sum())
     chat = ChatFormat(tokenizer)
     prompts = [chat.render_prompt(prompt) for prompt in held_out_prompts(files.conversations("validation"), SHOWN)]
     room = model.config.max_position_embeddings - SAMPLING.max_new_tokens
     kept = [ids[-room:] for ids in prompts] if room > 0 else prompts
     written = complete(model, kept, SAMPLING, tokenizer=tokenizer, stop_tokens=chat.stop_ids)
-    return Measurement(
-        loss,
-        (right / len(chosen), *accuracy_interval(right, len(chosen))),
-        len(chosen),
-        float((chosen - rejected).mean()),
-        [answer.text for answer in written],
-    )
+    return Measurement(loss, (chosen - rejected).tolist(), [answer.text for answer in written])
 
 
 def write_chat_report(config: QuickstartChatConfig, found: dict[str, Measurement], minutes: float) -> None:
@@ -100,7 +104,8 @@ def write_chat_report(config: QuickstartChatConfig, found: dict[str, Measurement
     from lit_llm.evaluation.pages import from_markdown, heading, page
     from lit_llm.evaluation.tables import markdown_table
 
-    rows = [each.row(NAMES[stage]) for stage, each in found.items()]
+    made_from = [None, *found.values()]
+    rows = [each.row(NAMES[stage], start) for (stage, each), start in zip(found.items(), made_from, strict=False)]
     table = Table(*HEADER)
     for row in rows:
         table.add_row(*row)
@@ -126,8 +131,9 @@ def _explanation(config: QuickstartChatConfig) -> str:
     return (
         f"On {count} conversations and as many pairs at most that no stage was trained on. The loss is in nats per "
         "token of the answers, ends of turns included. A pair counts as right where the model gives the preferred "
-        "answer the higher log-probability; in brackets the 95% interval; the mean difference of the two is in nats. "
-        "With so few rows, only large differences mean something."
+        "answer the higher log-probability; the last column counts the pairs in which training has raised that of the "
+        "preferred answer against the other one, which for DPO is the accuracy of its implicit reward. In brackets "
+        "stands the 95% interval: with so few rows, only large differences mean something."
     )
 
 

@@ -51,10 +51,20 @@ def test_before_and_after_and_going_on(options: dict[str, str], capsys: pytest.C
     assert len({each["loss"] for each in found.values()}) == 3
     assert found["sft"]["loss"] < found["before"]["loss"]
     report = (folder / "report.md").read_text()
+    earlier: list[float] = []
     for stage, name in (("before", "as it came"), ("sft", "after LoRA on"), ("dpo", "after DPO on")):
-        row = re.search(rf"\| {name}[^|]*\| ([\d.]+) \| (\d+)% \((\d+)% to (\d+)%\) \| (\d+) \|", report)
+        share = r"(\d+)% \((\d+)% to (\d+)%\)"
+        row = re.search(rf"\| {name}[^|]*\| ([\d.]+) \| {share} \| (\d+) \| (?:{share})? ?\|", report)
         assert row is not None and float(row[1]) == pytest.approx(found[stage]["loss"], abs=6e-4)
-        assert int(row[3]) <= int(row[2]) <= int(row[4]) and int(row[5]) == found[stage]["pairs"]
+        margins = found[stage]["margins"]
+        assert int(row[5]) == len(margins)
+        assert (
+            int(row[3]) <= int(row[2]) == round(100 * sum(each > 0 for each in margins) / len(margins)) <= int(row[4])
+        )
+        if stage != "before":
+            rose = sum(now > then for now, then in zip(margins, earlier, strict=True))
+            assert int(row[7]) <= int(row[6]) == round(100 * rose / len(margins)) <= int(row[8])
+        earlier = margins
     assert "sft: 2 steps of 8 samples, LoRA of rank 16" in report and report.count("the user:") == 4
     assert "<table>" in (folder / "report.html").read_text()
     assert f"experiments/serve.py --model {folder / 'dpo'}" in printed
