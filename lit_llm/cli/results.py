@@ -15,6 +15,7 @@ from lit_llm.config import (
     ContaminationConfig,
     EvaluateConfig,
     ExportConfig,
+    FetchModelConfig,
     JudgeConfig,
     PrepareConfig,
     RecipeConfig,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from lit_llm.stages.evaluate import Evaluation
     from lit_llm.stages.evaluate_tokenizer import TokenizerEvaluation
     from lit_llm.stages.export import Exported
+    from lit_llm.stages.fetch_model import FetchedModel
     from lit_llm.stages.judge import Judgement
     from lit_llm.stages.plant_canaries import PlantedCanaries
     from lit_llm.stages.safety import Safety
@@ -186,6 +188,14 @@ def show_export(config: ExportConfig, exported: Exported) -> None:
     print(f"{exported.kind}  {exported.path} ({exported.source})")
     if exported.page is not None:
         print(f"uploaded      {exported.page}")
+
+
+def show_fetched(config: FetchModelConfig, fetched: FetchedModel) -> None:
+    """Print where a model that was fetched is, under which license, and how to talk with it."""
+    there = ", which was there" if fetched.was_there else ""
+    print(f"model    {fetched.path} ({fetched.path.stat().st_size:,} bytes, {config.model.license}{there})")
+    print(f"talk     python experiments/chat.py --model {fetched.path}")
+    print(f"improve  python experiments/quickstart_chat.py --model {fetched.path}")
 
 
 def show_comparison(config: CompareConfig, comparison: Comparison) -> None:

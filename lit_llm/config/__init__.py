@@ -9,6 +9,7 @@ from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import NonFiniteStep, UserError
 from lit_llm.config.evaluation import EvaluateConfig
 from lit_llm.config.export import ExportConfig
+from lit_llm.config.fetch_model import FetchModelConfig
 from lit_llm.config.find_rate import FindRateConfig
 from lit_llm.config.generation import BeginToken, GenerateConfig, LoadConfig, SamplingConfig
 from lit_llm.config.inspect_data import InspectConfig
@@ -21,6 +22,7 @@ from lit_llm.config.plan import PlanConfig
 from lit_llm.config.post_training import DPOConfig, PostTrainingConfig, PPOConfig, RewardConfig, SFTConfig
 from lit_llm.config.presets import PRESETS, preset, preset_fields, preset_run, preset_training
 from lit_llm.config.quickstart import STAGES, QuickstartConfig
+from lit_llm.config.quickstart_chat import QuickstartChatConfig
 from lit_llm.config.rates import default_learning_rate, default_muon_learning_rate, default_warmup_steps
 from lit_llm.config.recipe import ClusterConfig, RecipeConfig, SourceConfig
 from lit_llm.config.remote import RemoteConfig
@@ -55,6 +57,7 @@ __all__ = [
     "EndpointConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "FetchModelConfig",
     "FindRateConfig",
     "GenerateConfig",
     "InspectConfig",
@@ -73,6 +76,7 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "PromptDataConfig",
+    "QuickstartChatConfig",
     "QuickstartConfig",
     "RecipeConfig",
     "RemoteConfig",

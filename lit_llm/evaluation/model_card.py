@@ -26,6 +26,7 @@ from lit_llm.config import (
 from lit_llm.config.files import replace_file
 from lit_llm.evaluation.run_report import DATA_HEADER, duration
 from lit_llm.evaluation.tables import markdown_table
+from lit_llm.interop import gguf_license, is_gguf
 from lit_llm.planning import count_parameters
 from lit_llm.training.loggers import display_name, stage_of
 from lit_llm.training.run import RunResult
@@ -113,8 +114,11 @@ def stage_of_options(options: Mapping[str, Any]) -> str:
 
 
 def license_of(folder: Path) -> str | None:
-    """Read the license that the card of a model folder names; None if it names none."""
-    name = front_matter(folder).get("license")
+    """Read the license that the card of a model folder, or a GGUF file, names; None if it names none."""
+    if is_gguf(folder):
+        name = gguf_license(folder)
+    else:
+        name = front_matter(folder).get("license")
     return name if isinstance(name, str) else None
 
 

@@ -16,6 +16,7 @@ from lit_llm.interop.generation_settings import (
     read_generation_config,
     stop_token_ids,
 )
+from lit_llm.interop.gguf_reading.container import gguf_license, is_gguf
 from lit_llm.interop.in_memory import decoder_from_transformers
 from lit_llm.interop.limits import export_limits
 from lit_llm.interop.peft import load_adapter, load_tokenizer, save_adapter, starting_adapter
@@ -25,6 +26,8 @@ __all__ = [
     "decoder_from_transformers",
     "export_limits",
     "generation_settings",
+    "gguf_license",
+    "is_gguf",
     "iterate_weights",
     "load_adapter",
     "load_model_folder",

@@ -7,8 +7,8 @@ our fields, and the folder carries the code of the model, so that transformers a
 compute attention in kernels of their own, do not. Quantized weights (`quantization` says how) are for this package
 alone. No code of a folder is ever run here.
 
-Wherever a model folder is read, an adapter folder of PEFT can be given instead; it stands for its base with the adapter
-merged in.
+Wherever a model folder is read, an adapter folder of PEFT can be given instead, which stands for its base with the
+adapter merged in; or one GGUF file, whose weights, quantized or not, become plain numbers.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from lit_llm.interop import reading
 from lit_llm.interop.configuration import family_of, read_config, write_config
 from lit_llm.interop.families import FAMILIES, Family
 from lit_llm.interop.generation_settings import GENERATION_CONFIG, GenerationSettings, ends_of, generation_settings
+from lit_llm.interop.gguf_reading.configuration import config_values, family_of_file
+from lit_llm.interop.gguf_reading.container import SUFFIX, is_gguf, open_gguf
+from lit_llm.interop.gguf_reading.weights import GgufWeights
 from lit_llm.interop.json_files import read_object
 from lit_llm.interop.options import USUAL
 from lit_llm.interop.peft import adapted_config, base_of, load_tokenizer, merged_weights
@@ -144,6 +147,8 @@ def read_quantization(folder: Path) -> str | None:
     Raises:
         UserError: its config.json is broken, or names a quantization that we do not have.
     """
+    if is_gguf(folder):
+        return None  # what is quantized there becomes plain as it is read
     path = folder / "config.json"
     return _quantization(path, read_object(path))
 
@@ -217,6 +222,9 @@ def iterate_weights(
         heads |= {"output": found.output, "tie_word_embeddings": found.tie_word_embeddings}
         without.add("head.weight")
     stored = replace(config, **heads)
+    if is_gguf(folder):
+        weights = GgufWeights(open_gguf(folder), config.width_per_head, device)
+        return reading.convert_weights(weights, stored, family, dtype, None, without)
     return reading.iterate_weights(folder, stored, family, device, dtype, without=without)
 
 
@@ -257,9 +265,11 @@ def _check_stored_dtype(folder: Path, dtype: torch.dtype | None) -> None:
 
 
 def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
+    if is_gguf(folder):
+        return _read_gguf_config(folder)
     path = folder / "config.json"
     if not path.is_file():
-        raise UserError(f"{folder} is not a model folder: it has no config.json")
+        raise UserError(f"{folder} is not a model folder: it has no config.json{_gguf_in(folder)}")
     values = read_object(path)
     kind = values.get("model_type")
     if not isinstance(kind, str) or (kind != MODEL_TYPE and kind not in FAMILIES):
@@ -278,8 +288,27 @@ def _read_config(folder: Path) -> tuple[ModelConfig, Family | None]:
         raise UserError(f"{path} has a value that cannot be read: {error}") from error
     if passed_over:
         tell_once(f"{path}: passed over, as not changing the logits: {', '.join(map(_name, passed_over))}")
-    reading.check_outline(folder, config, family, _quantization(path, values))
+    reading.check_folder_outline(folder, config, family, _quantization(path, values))
     return config, family
+
+
+def _read_gguf_config(path: Path) -> tuple[ModelConfig, Family]:
+    file = open_gguf(path)
+    family = family_of_file(file)
+    try:
+        config, _ = read_config(config_values(file))
+    except UserError as error:
+        raise UserError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise UserError(f"{path} has a value that cannot be read: {error}") from error
+    reading.check_outline(GgufWeights(file, config.width_per_head), config, family)
+    return config, family
+
+
+def _gguf_in(folder: Path) -> str:
+    """Point to the GGUF file of a folder that has nothing else."""
+    found = sorted(folder.glob(f"*{SUFFIX}"))
+    return f"; to read its GGUF file, give {found[0]}" if found else ""
 
 
 def _name(key: str) -> str:

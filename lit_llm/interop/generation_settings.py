@@ -11,6 +11,8 @@ from typing import Any
 from lit_llm.config import UserError
 from lit_llm.config.notices import tell_once
 from lit_llm.config.serialization import shown
+from lit_llm.interop.gguf_reading.configuration import config_values, token_ids_of_file
+from lit_llm.interop.gguf_reading.container import is_gguf, open_gguf
 from lit_llm.interop.json_files import read_object
 from lit_llm.interop.peft import base_of, load_tokenizer
 from lit_llm.tokenizer import Tokenizer
@@ -69,7 +71,7 @@ def generation_settings(
     if source is None:
         return GenerationSettings(own, own)
     folder = _whole_model(source)
-    values = read_object(folder / "config.json")
+    values = _stored_values(folder)
     generation = read_generation_config(folder)
     found = {key: values.get(key) for key in SAMPLING if values.get(key) is not None} if generation is None else {}
     generation = {**{key: values[key] for key in IDS if key in values}, **found} if generation is None else generation
@@ -127,12 +129,20 @@ def stop_token_ids(folder: Path, tokenizer: Tokenizer) -> list[int]:
         UserError: a file is broken.
     """
     folder = _whole_model(folder)
-    config = read_object(folder / "config.json")
+    config = _stored_values(folder)
     for values in (read_generation_config(folder), config):
         ids = _ids_of("eos_token_id", (values or {}).get("eos_token_id"), folder, config.get("vocab_size"))
         if ids:
             return ids
     return [] if tokenizer.eot_id is None else [tokenizer.eot_id]
+
+
+def _stored_values(folder: Path) -> dict[str, Any]:
+    """Give the content of config.json; of a GGUF file, what of that it says of tokens."""
+    if not is_gguf(folder):
+        return read_object(folder / "config.json")
+    file = open_gguf(folder)
+    return {**token_ids_of_file(file), "vocab_size": config_values(file)["vocab_size"]}
 
 
 def _whole_model(folder: Path) -> Path:

@@ -13,7 +13,8 @@ from torch import Tensor
 from lit_llm.config import ModelConfig, UserError
 from lit_llm.config.files import whole_file
 from lit_llm.interop.configuration import family_of
-from lit_llm.interop.families import QWEN2_PATTERN
+from lit_llm.interop.gguf_reading.names import NAMES
+from lit_llm.interop.gguf_reading.pre_tokenizers import name_of_splitting
 from lit_llm.model.position import rotary_frequencies
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import end_of_turn_id
@@ -22,26 +23,6 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 Kind = Literal["F32", "F16", "BF16", "Q8_0"]
-
-NAMES = {
-    "embedding": "token_embd",
-    "blocks.{}.attention_norm": "blk.{}.attn_norm",
-    "blocks.{}.attention.q_proj": "blk.{}.attn_q",
-    "blocks.{}.attention.k_proj": "blk.{}.attn_k",
-    "blocks.{}.attention.v_proj": "blk.{}.attn_v",
-    "blocks.{}.attention.o_proj": "blk.{}.attn_output",
-    "blocks.{}.feedforward_norm": "blk.{}.ffn_norm",
-    "blocks.{}.feedforward.gate_proj": "blk.{}.ffn_gate",
-    "blocks.{}.feedforward.up_proj": "blk.{}.ffn_up",
-    "blocks.{}.feedforward.down_proj": "blk.{}.ffn_down",
-    "final_norm": "output_norm",
-    "head": "output",
-}
-"""The name that llama.cpp has for each of our modules."""
-
-LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"\p{N}|", r"\p{N}{1,3}|")
-PRE_TOKENIZERS = {(LLAMA3_PATTERN, None): "llama-bpe", (QWEN2_PATTERN, "NFC"): "qwen2"}
-"""llama.cpp's name of a tokenizer, by the pattern that splits text into words and the normal form applied before."""
 
 
 def save_gguf(
@@ -117,8 +98,8 @@ def why_not_gguf(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
         return f"only a byte-level BPE tokenizer is written as GGUF, not one of kind {tokenizer.kind}"
     if tokenizer.vocab_size > (config.vocab_size or 0):
         return f"the tokenizer has {tokenizer.vocab_size} tokens and the model only {config.vocab_size}"
-    if _pre_tokenizer(tokenizer.state) is None:
-        return "llama.cpp has no name for how this tokenizer splits text: GPT-2's, Llama 3's and Qwen's it has"
+    if name_of_splitting(tokenizer.state) is None:
+        return "llama.cpp has no name for how this tokenizer splits text: GPT-2's, SmolLM's, Llama 3's, Qwen's it has"
     return None
 
 
@@ -181,7 +162,7 @@ def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Toke
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in state["model"]["merges"]]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(state))
+    writer.add_tokenizer_pre(name_of_splitting(state))
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges(merges)
@@ -205,17 +186,6 @@ def _describe_tokenizer(writer: GGUFWriter, config: ModelConfig, tokenizer: Toke
     if tokenizer.chat_template is not None:
         # this tag is for training, and llama.cpp's templates do not know it
         writer.add_chat_template(re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", tokenizer.chat_template))
-
-
-def _pre_tokenizer(state: dict[str, Any]) -> str | None:
-    """Look up llama.cpp's name for how a tokenizer splits text; None where it has none."""
-    split, normalizer = state["pre_tokenizer"] or {}, (state["normalizer"] or {}).get("type")
-    steps = split.get("pretokenizers", [split])
-    patterns = [step["pattern"].get("Regex") for step in steps if step["type"] == "Split"]
-    plain = [step for step in steps if step["type"] == "ByteLevel" and step["use_regex"]]
-    if not patterns and plain and len(steps) == 1 and normalizer is None:
-        return "gpt-2"
-    return PRE_TOKENIZERS.get((patterns[0], normalizer)) if len(patterns) == 1 else None
 
 
 def _type_of(tensor: Tensor, kind: Kind) -> Kind:

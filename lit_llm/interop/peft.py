@@ -23,6 +23,9 @@ from lit_llm.config.files import whole_file, write_json
 from lit_llm.config.serialization import check_types, shown
 from lit_llm.interop.configuration import family_of
 from lit_llm.interop.families import Family
+from lit_llm.interop.gguf_reading.configuration import config_values
+from lit_llm.interop.gguf_reading.container import is_gguf, open_gguf
+from lit_llm.interop.gguf_reading.tokenizer import read_gguf_tokenizer
 from lit_llm.interop.json_files import read_object
 from lit_llm.interop.reading import MODEL_TYPE, OWN_PREFIX, check_finite, source_of
 from lit_llm.model import Decoder
@@ -172,7 +175,7 @@ def base_of(folder: Path) -> Path | None:
         return None
     seen = [folder.resolve()]
     base = last = _named_base(folder)
-    while not (last / "config.json").is_file():  # the base is an adapter itself
+    while not _is_model(last):  # the base is an adapter itself
         if last.resolve() in seen or len(seen) > MOST_ADAPTERS:
             raise UserError(f"{folder} is an adapter of adapters that never come to a model; correct {folder / CONFIG}")
         seen.append(last.resolve())
@@ -184,13 +187,17 @@ def _named_base(folder: Path) -> Path:
     """Find the folder that an adapter folder names as its base."""
     name = _read_values(folder).get("base_model_name_or_path")
     for base in (Path(str(name)), folder / str(name)):
-        has_model = (base / "config.json").is_file() or (base / CONFIG).is_file()
+        has_model = _is_model(base) or (base / CONFIG).is_file()
         if name and has_model and base.resolve() != folder.resolve():
             return base
     raise UserError(
         f"{folder} is an adapter of {shown(name, 300)}, which is no model folder here; download that model and set "
         f"base_model_name_or_path in {folder / CONFIG} to its folder"
     )
+
+
+def _is_model(path: Path) -> bool:
+    return path.is_file() or (path / "config.json").is_file()
 
 
 def adapted_config(folder: Path, base: ModelConfig) -> ModelConfig:
@@ -201,11 +208,13 @@ def adapted_config(folder: Path, base: ModelConfig) -> ModelConfig:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer of a model folder or an adapter folder; an adapter without one has that of its base.
+    """Load the tokenizer of a model folder, a GGUF file or an adapter folder, which may have that of its base.
 
     Raises:
         UserError: the tokenizer is missing or broken.
     """
+    if is_gguf(folder):
+        return read_gguf_tokenizer(folder)
     base = base_of(folder)
     if base is None or (folder / "tokenizer.json").is_file():
         return Tokenizer.load(folder)
@@ -242,9 +251,12 @@ def _family(config: ModelConfig, fix: str, in_our_form: bool) -> Family | None:
 
 def _check_vocabulary(base: Path, config: ModelConfig) -> None:
     """Refuse a model with more tokens than its base: their rows would be missing where the adapter is read."""
-    if not (base / "config.json").is_file():
+    if is_gguf(base):
+        rows = config_values(open_gguf(base))["vocab_size"]
+    elif (base / "config.json").is_file():
+        rows = read_object(base / "config.json").get("vocab_size", config.vocab_size)
+    else:
         return
-    rows = read_object(base / "config.json").get("vocab_size", config.vocab_size)
     if rows < (config.vocab_size or 0):
         raise UserError(f"the model has {config.vocab_size} tokens and its base {base} has rows for {rows}; {MERGE}")
 

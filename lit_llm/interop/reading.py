@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,26 @@ OWN_SCORES = {"score.weight": "head.weight"}
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
+class Weights(Protocol):
+    """Tensors by name, wherever they are read from."""
+
+    @property
+    def folder(self) -> Path | str:
+        """What they are of, for errors."""
+
+    @property
+    def about(self) -> str:
+        """Where it is said what shapes they have, for errors."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Give the shape of a tensor, without reading it."""
+
+    def read(self, name: str, columns: slice | None = None) -> Tensor:
+        """Read a tensor, or some columns of its last dimension."""
+
+
 class WeightFiles:
     """The tensors of a model folder by name, whichever file each is in; opening reads only the headers of the files.
 
@@ -44,6 +64,8 @@ class WeightFiles:
     Raises:
         UserError: a file is missing or damaged, or the folder has no safetensors.
     """
+
+    about = "config.json"
 
     def __init__(self, folder: Path, device: torch.device | str = "cpu", dtypes: tuple[str, ...] = DTYPES) -> None:
         self.folder = folder
@@ -133,6 +155,8 @@ class WeightsInMemory:
         what: names them in errors.
     """
 
+    about = "config.json"
+
     def __init__(self, tensors: Mapping[str, Tensor], what: str) -> None:
         self.folder = what
         self._tensors = tensors
@@ -185,24 +209,36 @@ def has_rows_of_tokens(name: str, config: ModelConfig) -> bool:
     return name == "embedding.weight" or name.endswith(".value_embedding.weight")
 
 
-def check_outline(folder: Path, config: ModelConfig, family: Family | None, quantization: str | None = None) -> None:
-    """Refuse a folder whose weights are of another size than its configuration, before anything of that size is made.
-
-    The shapes in the headers of the files are compared with those of the first and the last block and of everything
-    outside blocks. A folder without safetensors passes.
-
-    Args:
-        folder: a model folder.
-        config: its configuration.
-        family: the architecture of transformers that the folder is of; None for our own form.
-        quantization: how the weights are quantized, if they are.
+def check_folder_outline(
+    folder: Path, config: ModelConfig, family: Family | None, quantization: str | None = None
+) -> None:
+    """`check_outline` of the weights in a folder; one without safetensors passes.
 
     Raises:
         UserError: a file is damaged, or a tensor is missing or of another shape.
     """
-    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)) or config.vocab_size is None:
+    if any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        files = WeightFiles(folder, "cpu", DTYPES if quantization is None else DTYPES + QUANTIZED_DTYPES)
+        check_outline(files, config, family, quantization)
+
+
+def check_outline(files: Weights, config: ModelConfig, family: Family | None, quantization: str | None = None) -> None:
+    """Refuse weights of another size than their configuration, before anything of that size is made.
+
+    The shapes in the headers of the files are compared with those of the first and the last block and of everything
+    outside blocks.
+
+    Args:
+        files: the weights.
+        config: their configuration.
+        family: the architecture of transformers that the files are of; None for our own form.
+        quantization: how the weights are quantized, if they are.
+
+    Raises:
+        UserError: a tensor is missing or of another shape.
+    """
+    if config.vocab_size is None:
         return
-    files = WeightFiles(folder, "cpu", DTYPES if quantization is None else DTYPES + QUANTIZED_DTYPES)
     # one or two blocks show every kind there is: every second has an embedding of values, the last included
     outline = replace(config, num_layers=min(config.num_layers, 2 - config.num_layers % 2))
     expected = _shapes(outline, _decoder_state(outline, quantization))
@@ -213,7 +249,7 @@ def check_outline(folder: Path, config: ModelConfig, family: Family | None, quan
     _check(files, full_names_of(files, family), expected, config, family, whole=False)
     count = len(list(files))
     if count < config.num_layers:
-        raise UserError(f"{folder} has {count} weights, and its config.json says {config.num_layers} layers")
+        raise UserError(f"{files.folder} has {count} weights, and its {files.about} says {config.num_layers} layers")
 
 
 def _shapes(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -233,7 +269,7 @@ def _decoder_state(config: ModelConfig, quantization: str | None) -> dict[str, T
     return model.state_dict()
 
 
-def full_names_of(files: WeightFiles | WeightsInMemory, family: Family | None) -> dict[str, str]:
+def full_names_of(files: Weights, family: Family | None) -> dict[str, str]:
     """Give the name in the files of each tensor by the name that it has in a whole model.
 
     Files of a bare model of a family, without the head, lack the prefix. In our own form transformers, and no one else,
@@ -284,7 +320,7 @@ def iterate_weights(
 
 
 def convert_weights(
-    files: WeightFiles | WeightsInMemory,
+    files: Weights,
     config: ModelConfig,
     family: Family | None,
     dtype: torch.dtype | None = None,
@@ -302,7 +338,7 @@ def convert_weights(
         stored_name = full_names[source.name]
         tensor = _convert(files, stored_name, source, dtype)
         if tensor.is_floating_point() != wanted[name].is_floating_point():
-            raise UserError(f"{files.folder}: {name} is stored as {tensor.dtype}, which does not fit its config.json")
+            raise UserError(f"{files.folder}: {name} is stored as {tensor.dtype}, which does not fit its {files.about}")
         check_finite(files.folder, stored_name, tensor)
         rows = expected[name][0] - tensor.size(0)
         yield name, F.pad(tensor, (0, 0, 0, rows)) if rows else tensor
@@ -321,9 +357,7 @@ def check_finite(folder: Path | str, name: str, tensor: Tensor) -> None:
         )
 
 
-def _convert(
-    files: WeightFiles | WeightsInMemory, stored_name: str, source: Source, dtype: torch.dtype | None
-) -> Tensor:
+def _convert(files: Weights, stored_name: str, source: Source, dtype: torch.dtype | None) -> Tensor:
     columns = None
     if source.part is not None:
         third = files.shape(stored_name)[-1] // 3
@@ -335,7 +369,7 @@ def _convert(
 
 
 def _check(
-    files: WeightFiles | WeightsInMemory,
+    files: Weights,
     full_names: dict[str, str],
     expected: dict[str, tuple[int, ...]],
     config: ModelConfig,
@@ -374,7 +408,7 @@ def _check(
         if names
     ]
     if problems:
-        raise UserError(f"{files.folder} has weights that do not fit its config.json: {'; '.join(problems)}")
+        raise UserError(f"{files.folder} has weights that do not fit its {files.about}: {'; '.join(problems)}")
     return sources
 
 
@@ -396,7 +430,7 @@ def _fits(
     return stored == wanted
 
 
-def _check_tied(files: WeightFiles | WeightsInMemory, head: str, embedding: str) -> None:
+def _check_tied(files: Weights, head: str, embedding: str) -> None:
     if not torch.equal(files.read(head), files.read(embedding)):
         raise UserError(
             f"{files.folder}: config.json says that head and embedding are one (tie_word_embeddings), but {head} and "

@@ -17,7 +17,7 @@ from lit_llm.config.files import whole_file
 from lit_llm.config.progress import track
 from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.distributed.ranks import data_parallel_rank
-from lit_llm.interop import read_model_config
+from lit_llm.interop import is_gguf, read_model_config
 from lit_llm.model import Decoder, TokenLogProbs, token_log_probs
 from lit_llm.model.lora import adapters_off
 from lit_llm.modules.base import LanguageModule
@@ -225,13 +225,15 @@ class DPOModule(LanguageModule):
     def _digest(self, split: str) -> str:
         """Hash everything that the reference's log-probabilities depend on, as hexadecimal text."""
         digest = blake2b(digest_size=16)
-        for path in sorted(self._reference_folder.glob("*.safetensors")):
+        folder = self._reference_folder
+        files = [folder] if is_gguf(folder) else [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
+        for path in files:
             with path.open("rb") as file:
                 while block := file.read(2**22):
                     digest.update(block)
         config = self.config
         about = (self.data.items(split).digest, config.ld_alpha, config.trainer.precision, config.model.vocab_size)
-        digest.update((self._reference_folder / "config.json").read_bytes() + repr(about).encode())
+        digest.update(repr(about).encode())
         return digest.hexdigest()
 
 

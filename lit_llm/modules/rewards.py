@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lit_llm.config import UserError
 from lit_llm.distributed.ranks import gather
-from lit_llm.interop import read_model_config
+from lit_llm.interop import load_tokenizer, read_model_config
 from lit_llm.model import Decoder
 from lit_llm.model.scores import last_scores
 from lit_llm.modules.rollout import Answer, Experience
@@ -211,7 +211,7 @@ def check_same_tokens(folder: Path, tokenizer: Tokenizer, option: str) -> None:
     Raises:
         UserError: it does.
     """
-    if Tokenizer.load(folder).digest != tokenizer.digest:
+    if load_tokenizer(folder).digest != tokenizer.digest:
         raise UserError(
             f"{option}: {folder} has another tokenizer than the policy, so that it would read another text; train it "
             "from the model that the policy starts from"

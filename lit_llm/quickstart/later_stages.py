@@ -230,7 +230,7 @@ def run_stage(config: QuickstartConfig, stage: str, seconds: float) -> None:
     if stage == "dpo":
         write_sampled(config, seconds * _WRITING_SHARE)
     run = RUNS[stage](config, FEWEST_STEPS)
-    step, samples = _time_steps(stage, run)
+    step, samples = time_steps(stage, run)
     rows = len(read_rows(Path(run.data.paths[0])))
     left = seconds - (time.monotonic() - began)
     if stage == "dpo":  # the reference reads every pair once, forward alone
@@ -269,20 +269,27 @@ def saved_run(folder: Path, kind: type[Run], seed: int) -> Run:
     return run
 
 
-def _time_steps(stage: str, run: Any) -> tuple[float, float]:
-    """Measure, on the few held-out rows, the seconds of a step and the number of samples that each row makes."""
+def time_steps(stage: str, run: Any, count: int = TIMED_STEPS) -> tuple[float, float]:
+    """Measure, on the few held-out rows, the seconds of a step and the number of samples that each row makes.
+
+    Args:
+        stage: "sft", "reward" or "dpo".
+        run: its configuration.
+        count: how many steps are measured, at least 3: the first two only warm up.
+    """
     rows = replace(run.data, paths=run.data.validation_paths, validation_paths=[], validation_fraction=0.0)
     timed = replace(run, data=rows)
     if stage == "dpo":
         timed.loss = "simpo"  # which computes the same, but has no reference
     module, data, _ = _BUILD[stage](timed)
     size = run.data.batch_size
-    batches = [data.train_dataset.__getitems__(range(i * size, (i + 1) * size)) for i in range(TIMED_STEPS)]
+    rows_of = [[place % data.num_samples for place in range(i * size, (i + 1) * size)] for i in range(count)]
+    batches = [data.train_dataset.__getitems__(places) for places in rows_of]
     return step_seconds(module, run, batches), data.num_samples / data.num_rows
 
 
 def step_seconds(module: LanguageModule, run: RunConfig, batches: Sequence[dict[str, Tensor]]) -> float:
-    """Measure the seconds of an optimizer step on this machine: the median over `batches`, `TIMED_STEPS` of them."""
+    """Measure the seconds of an optimizer step on this machine: the median over `batches` but the first two."""
     import torch
 
     from lit_llm.optimization import build_optimizer

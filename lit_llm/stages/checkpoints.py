@@ -68,7 +68,7 @@ class TrainedModel:
             UserError: it is not there any more.
         """
         place = self.run.get("init_from")
-        if place is None or not Path(place).is_dir():
+        if place is None or not Path(place).exists():
             raise UserError(
                 f"{self.name} holds what the run trained, and not the model that it started from, which is not at "
                 f"{place}; put that model folder back"

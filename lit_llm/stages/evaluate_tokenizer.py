@@ -17,6 +17,7 @@ from lit_llm.data.sources.files import content_suffix, find_files
 from lit_llm.data.sources.rows import ROW_SUFFIXES, iterate_rows
 from lit_llm.evaluation.tables import markdown_table
 from lit_llm.evaluation.tokenizer_scores import TokenizerScores
+from lit_llm.interop import load_tokenizer
 from lit_llm.tokenizer import Tokenizer
 
 _AT_ONCE = 256  # documents
@@ -97,7 +98,7 @@ def load_any(folder: str) -> Tokenizer:
     files = path / "vocab.json", path / "merges.txt"
     if not (path / "tokenizer.json").is_file() and all(file.is_file() for file in files):
         return Tokenizer.from_gpt2_files(*files)
-    return Tokenizer.load(path)
+    return load_tokenizer(path)
 
 
 def _batches(path: str, config: TokenizerEvaluationConfig) -> Iterator[tuple[Group, list[str]]]:

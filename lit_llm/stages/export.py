@@ -15,6 +15,7 @@ from lit_llm.evaluation.model_card import ModelCard, license_of, stage_of_option
 from lit_llm.interop import (
     GenerationSettings,
     generation_settings,
+    is_gguf,
     load_tokenizer,
     load_weights,
     read_model_config,
@@ -87,12 +88,12 @@ def _write(config: ExportConfig) -> Exported:
     taken = [output] if config.format == "gguf" else [output / "config.json", output / "adapter_config.json"]
     if any(file.exists() for file in taken) and not config.overwrite:
         raise UserError(f"{output} already holds a model; --overwrite true replaces it, --output FOLDER writes another")
-    is_folder = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    is_model = is_gguf(path) or any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     if config.lora == "adapter":
-        if is_folder:
-            raise UserError(f"{path} is a model folder; lora adapter is for a checkpoint of a run with lora")
+        if is_model:
+            raise UserError(f"{path} is a model; lora adapter is for a checkpoint of a run with lora")
         return _write_adapter(config, output, read_trained_model(path))
-    source = _read_folder(path, config.tokenizer) if is_folder else _whole(config, path)
+    source = _read_folder(path, config.tokenizer) if is_model else _whole(config, path)
     tokenizer = source.tokenizer
     if config.format == "gguf":
         return _write_gguf(config, output, source, tokenizer)
@@ -205,7 +206,7 @@ def _settings(trained: TrainedModel, tokenizer: Tokenizer) -> GenerationSettings
     """Those of the folder that the run started from, as the model folder at its end has them."""
     place = trained.run.get("init_from")
     source = None if place is None else Path(place)
-    if source is not None and not source.is_dir():
+    if source is not None and not source.exists():
         print(
             f"the tokens that end a text and the sampling are the tokenizer's: {place}, which had others, is not there",
             file=sys.stderr,
@@ -221,7 +222,7 @@ def _tokenizer(run: dict[str, Any], given: str | None) -> Tokenizer:
         UserError: it is not there any more.
     """
     if given is not None:
-        return Tokenizer.load(given)
+        return load_tokenizer(Path(given))
     if "lora" not in run or run["init_from"] is None:
         return Tokenizer.load(tokenizer_of(run))
     # the stages after pretraining have the tokenizer of their model

@@ -14,7 +14,7 @@ from lit_llm.data.corpus.preparation import CorpusEncoder, begin_preparation, do
 from lit_llm.data.corpus.shards import token_dtype
 from lit_llm.data.corpus.tokenizer_record import TokenizerRecord
 from lit_llm.data.progress import byte_progress
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.interop import load_tokenizer
 
 
 def prepare_data(config: PrepareConfig) -> dict[str, Manifest]:
@@ -32,7 +32,7 @@ def prepare_data(config: PrepareConfig) -> dict[str, Manifest]:
         UserError: the tokenizer or corpus is missing; the output is complete, or was begun with other options; a split
             comes out empty; the disk is full.
     """
-    tokenizer = Tokenizer.load(Path(config.tokenizer))
+    tokenizer = load_tokenizer(Path(config.tokenizer))
     if tokenizer.eot_id is None:
         raise UserError(f"the tokenizer in {config.tokenizer} has no end-of-text token to put between documents")
     if config.num_workers is not None:
