@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -16,6 +17,10 @@ import pytest
 # One thread, unless more are asked for: tests are small, and machines are shared. In the environment, and before torch
 # is imported, as Lightning otherwise gives every core to the rest of the tests once a strategy with ranks has run.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What tests write need not outlast the machine's power, and thousands of files that wait for the disk take minutes: in
+# this process, and in the ranks that are forked from a server with this module, a descriptor is only looked at.
+os.fsync = os.fstat  # type: ignore[assignment]
 
 import torch
 
@@ -45,6 +50,12 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """The whole suite is spread over the cores; files and tests that are named run in this process."""
     return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """The libraries and the tests themselves stay to the end: the garbage collector looks through them no more."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
