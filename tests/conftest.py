@@ -18,10 +18,6 @@ import pytest
 # is imported, as Lightning otherwise gives every core to the rest of the tests once a strategy with ranks has run.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What tests write need not outlast the machine's power, and thousands of files that wait for the disk take minutes: in
-# this process, and in the ranks that are forked from a server with this module, a descriptor is only looked at.
-os.fsync = os.fstat  # type: ignore[assignment]
-
 import torch
 
 from lit_llm.config import (
@@ -42,6 +38,10 @@ from lit_llm.config import (
 from lit_llm.stages.prepare import prepare_data
 from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.tokenizer import Tokenizer
+
+# What tests write need not outlast the machine's power, and thousands of files that wait for the disk take minutes: in
+# this process, and in the ranks that are forked from a server with this module, a descriptor is only looked at.
+os.fsync = os.fstat  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
