@@ -9,6 +9,7 @@ import shutil
 import socket
 import sysconfig
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def no_process_group_is_left() -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plugins_of_lightning_are_looked_up_once() -> Iterator[None]:
+    """Each Trainer reads what every package of the environment offers, which no test changes."""
+    import lightning.fabric.utilities.registry as registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", cache(registry.entry_points))
+        yield
 
 
 @pytest.fixture
