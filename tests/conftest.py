@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
 import socket
 import sysconfig
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,10 @@ from lit_llm.stages.prepare import prepare_data
 from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.tokenizer import Tokenizer
 
+# What tests write need not outlast the machine's power, and thousands of files that wait for the disk take minutes: in
+# this process, and in the ranks that are forked from a server with this module, a descriptor is only looked at.
+os.fsync = os.fstat  # type: ignore[assignment]
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -45,6 +51,18 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """The whole suite is spread over the cores; files and tests that are named run in this process."""
     return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[Any]:
+    """The libraries and the tests themselves stay to the end: the garbage collector never looks through them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +78,16 @@ def no_process_group_is_left() -> Iterator[None]:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plugins_of_lightning_are_looked_up_once() -> Iterator[None]:
+    """Each Trainer reads what every package of the environment offers, which no test changes."""
+    import lightning.fabric.utilities.registry as registry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "entry_points", cache(registry.entry_points))
+        yield
 
 
 @pytest.fixture

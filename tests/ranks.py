@@ -25,7 +25,9 @@ from lit_llm.stages.sft import sft
 # Ranks are forked from a server that has imported what they need and started no thread: a fork of the test process
 # itself would inherit locks that its threads hold, and cannot use CUDA.
 START_METHOD = "forkserver"
-multiprocessing.set_forkserver_preload(["conftest", "lit_llm.training.run", "lit_llm.modules", "lit_llm.generation"])
+multiprocessing.set_forkserver_preload(
+    ["conftest", "lit_llm.training.run", "lit_llm.modules", "lit_llm.generation", "torch.utils.tensorboard"]
+)
 
 STAGES: dict[type[RunConfig], Callable[..., Any]] = {
     PretrainConfig: pretrain,

@@ -110,20 +110,24 @@ def shown(value: Any, most: int = 60) -> str:
 _hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
+@cache
 def _options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def _is(option: Any, value: Any) -> bool:
-    if get_origin(option) is Literal:
-        return any(type(value) is type(choice) and value == choice for choice in get_args(option))
     if option is float:
         return _is_finite(value)
     if option is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if get_origin(option) is list:
+    if isinstance(option, type):
+        return isinstance(value, option)
+    origin = get_origin(option)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in get_args(option))
+    if origin is list:
         return isinstance(value, list) and all(_is(get_args(option)[0], each) for each in value)
-    if get_origin(option) is dict:
+    if origin is dict:
         return isinstance(value, dict)
     return isinstance(value, option)
 

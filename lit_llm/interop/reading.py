@@ -241,7 +241,10 @@ def check_outline(files: Weights, config: ModelConfig, family: Family | None, qu
         return
     # one or two blocks show every kind there is: every second has an embedding of values, the last included
     outline = replace(config, num_layers=min(config.num_layers, 2 - config.num_layers % 2))
-    expected = _shapes(outline, _decoder_state(outline, quantization))
+    key = f"{outline} {quantization}"  # a run reads the folder that it starts from several times
+    if key not in _outlines:
+        _outlines[key] = _shapes(outline, _decoder_state(outline, quantization))
+    expected = _outlines[key]
     last = f"blocks.{outline.num_layers - 1}."
     renamed = {re.sub(f"^{re.escape(last)}", f"blocks.{config.num_layers - 1}.", name): name for name in expected}
     per_layer = {"stream_share", "shortcut_share"}
@@ -250,6 +253,9 @@ def check_outline(files: Weights, config: ModelConfig, family: Family | None, qu
     count = len(list(files))
     if count < config.num_layers:
         raise UserError(f"{files.folder} has {count} weights, and its {files.about} says {config.num_layers} layers")
+
+
+_outlines: dict[str, dict[str, tuple[int, ...]]] = {}
 
 
 def _shapes(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

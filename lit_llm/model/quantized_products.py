@@ -69,8 +69,6 @@ def widened_integer_product(a: Tensor, b: Tensor) -> Tensor:
     return torch.stack(products).sum(0, dtype=torch.int32) if len(products) > 1 else products[0]
 
 
-# the compiler asks when it makes a graph, and builds in the answer
-@torch.compiler.assume_constant_result
 def has_exact_kernel() -> bool:
     """Whether the CPU's product of int8 matrices is exact.
 
@@ -78,6 +76,11 @@ def has_exact_kernel() -> bool:
     product is off by several percent, and nothing says so.
     """
     return _largest_products_are_exact()
+
+
+# The compiler asks when it makes a graph, and builds in the answer: what torch.compiler.assume_constant_result does,
+# which would import the compiler for it.
+has_exact_kernel._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @cache

@@ -36,15 +36,21 @@ def count_parameters(config: ModelConfig) -> int:
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
     """Count the trainable parameters of each part that the model has.
 
-    A head tied to the embedding counts as "embedding".
+    A head tied to the embedding counts as "embedding". A run asks several times for the same model, which is made once.
     """
-    with torch.device("meta"):
-        model = Decoder(config)
-    counts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        part = next(part for word, part in _PARTS if word in name)
-        counts[part] = counts.get(part, 0) + parameter.numel()
-    return counts
+    key = f"{config}"
+    if key not in _parts:
+        with torch.device("meta"):
+            model = Decoder(config)
+        counts: dict[str, int] = {}
+        for name, parameter in model.named_parameters():
+            part = next(part for word, part in _PARTS if word in name)
+            counts[part] = counts.get(part, 0) + parameter.numel()
+        _parts[key] = counts
+    return dict(_parts[key])
+
+
+_parts: dict[str, dict[str, int]] = {}
 
 
 def training_flops_per_token(config: ModelConfig, sequence_length: int, frozen: bool = False) -> float:

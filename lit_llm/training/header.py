@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import cache
 from typing import Any
 
 import lightning as L
@@ -112,11 +113,16 @@ def architecture(model: ModelConfig) -> str:
     wanted, scores = _of_architecture(model), model.output == "score"
     use = " as a reward model" if scores else ""
     for name in PRESETS:
-        known = preset(name)
-        if _of_architecture(known.as_score() if scores else known) == wanted:
+        if _of_preset(name, scores) == wanted:
             return f"{name}{use}"
     family, _ = family_of(model)
     return f"{'an architecture of this package' if family is None else f'the {family.model_type} architecture'}{use}"
+
+
+@cache
+def _of_preset(name: str, scores: bool) -> dict[str, Any]:
+    known = preset(name)
+    return _of_architecture(known.as_score() if scores else known)
 
 
 def _of_architecture(model: ModelConfig) -> dict[str, Any]:

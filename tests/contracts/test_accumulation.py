@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import tiny_model
+from ranks import START_METHOD
 
 from lit_llm.config import DataConfig, PretrainConfig, ScheduleConfig, TrainerConfig
 from lit_llm.modules import PretrainingModule
@@ -113,5 +114,5 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_ranks_do_not_change_the_gradient(whole: dict[str, torch.Tensor], tmp_path: Path, free_port: int) -> None:
-    torch.multiprocessing.start_processes(_rank, args=(free_port, str(tmp_path)), nprocs=2, start_method="spawn")
+    torch.multiprocessing.start_processes(_rank, args=(free_port, str(tmp_path)), nprocs=2, start_method=START_METHOD)
     assert_equal_gradients(torch.load(tmp_path / "gradient.pt"), whole)

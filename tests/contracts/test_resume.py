@@ -59,9 +59,14 @@ def assert_same_run(straight: PretrainConfig, resumed: PretrainConfig) -> None:
 CASES = {
     # dropout and the end of an epoch (the tiny corpus has some 30 windows of the train split per source and epoch)
     "dropout": {"model": {"dropout": 0.2}, "trainer": {"max_steps": 12}},
-    "accumulation": {"data": {"micro_batch_size": 2}, "model": {"dropout": 0.1}},
     "workers": {"data": {"num_workers": 2, "micro_batch_size": 2}, "model": {"dropout": 0.1}},
-    "modern": {"architecture": "modern-1m", "optimizer": {"name": "muon"}, "schedule": {"name": "wsd"}},
+    "modern, accumulation": {
+        "architecture": "modern-1m",
+        "optimizer": {"name": "muon"},
+        "schedule": {"name": "wsd"},
+        "data": {"micro_batch_size": 2},
+        "model": {"dropout": 0.1},
+    },
     "documents": {"data": {"mask_documents": True}, "trainer": {"precision": "bf16-mixed"}},
 }
 

@@ -6,20 +6,18 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from chat_rows import pair, save_policy, some_pairs, some_talks, write_rows
-from conftest import ROOT, MakeRun, tiny_model
+from conftest import MakeRun, tiny_model
 from random_decoder import random_decoder
 from stage_runs import chat_tokenizer
 
 from lit_llm.cli import main, parse
-from lit_llm.cli.commands import COMMANDS
+from lit_llm.cli.commands import COMMANDS, run_command
 from lit_llm.config import CorpusConfig, EvaluateConfig, PrepareConfig, UserError
 from lit_llm.evaluation.baselines import compressor_bits_per_byte
 from lit_llm.evaluation.held_out import answer_loss, preference_log_probs
@@ -449,14 +447,15 @@ def test_shards_that_were_changed_are_refused(folder: Path, shards: Path, tmp_pa
     assert found(tmp_path / "out", folder, shards=[str(copy)], verify=False, max_tokens=5)["losses"][0]["tokens"] == 5
 
 
-def test_script(folder: Path, texts: Path, shards: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "experiments" / "evaluate.py"), "--model", str(folder)]
-    command += ["--texts", f"[{texts}/0.txt, '{texts}/[12].txt']", "--shards", f"[{shards}]", "--max_tokens", "50"]
-    command += ["--quantize", "int8", "--output", str(tmp_path / "results")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert "tokens scored in" in done.stderr.splitlines()[-1] and "int8 against the full model" in done.stderr
-    assert "## What int8 costs" in done.stdout and str(tmp_path / "results" / "evaluation.md") in done.stdout
+def test_the_command(
+    folder: Path, texts: Path, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(folder), "--shards", f"[{shards}]", "--max_tokens", "50"]
+    words += ["--texts", f"[{texts}/0.txt, '{texts}/[12].txt']"]
+    run_command("evaluate", [*words, "--quantize", "int8", "--output", str(tmp_path / "results")])
+    out, err = capsys.readouterr()
+    assert "tokens scored in" in err.splitlines()[-1] and "int8 against the full model" in err
+    assert "## What int8 costs" in out and str(tmp_path / "results" / "evaluation.md") in out
     report = json.loads((tmp_path / "results" / "evaluation.json").read_text())
     assert len(report["losses"]) == 8 and len(report["differences"]) == 4
 
