@@ -27,10 +27,10 @@ from lit_llm.evaluation.held_out import answer_log_probs, preference_log_probs, 
 from lit_llm.evaluation.perplexity import Scores, difference, score, summary
 from lit_llm.evaluation.rankings import implicit_margins, load_reference, ranking
 from lit_llm.evaluation.token_windows import ShardSource, TextSource, WindowOptions
-from lit_llm.interop import is_gguf, read_model_config
+from lit_llm.interop import read_model_config
 from lit_llm.planning import count_parameters
 from lit_llm.stages.battery import ask_battery, battery_report, open_battery
-from lit_llm.stages.loading import LoadedModel, dtype_of, find_model, load, run_of, tell_begin_token
+from lit_llm.stages.loading import LoadedModel, dtype_of, find_model, load, results_folder, run_of, tell_begin_token
 from lit_llm.stages.quantization import MOST_TOKENS, QualityText
 from lit_llm.tokenizer.chat import ChatFormat
 
@@ -135,8 +135,7 @@ def output_folder(config: EvaluateConfig) -> Path:
     if config.output is not None:
         folder = Path(config.output)
     else:
-        model = find_model(config.model)  # a GGUF file's is in a folder of the same name beside it
-        folder = (run_of(config.model) or (model.with_suffix("") if is_gguf(model) else model)) / "evaluation"
+        folder = results_folder(config.model) / "evaluation"
     for name in FILES:
         if (folder / name).exists() and not config.overwrite:
             raise UserError(

@@ -117,3 +117,11 @@ def is_only_pretrained(folder: Path) -> bool:
         return "schedule" in options and "lora" not in options and options["init_from"] is None
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
         return False
+
+
+def results_folder(path: str) -> Path:
+    """Where what is measured of the model that `path` means goes: its run, else its folder, else beside a GGUF file."""
+    from lit_llm.interop import is_gguf
+
+    model = find_model(path)
+    return run_of(path) or (model.with_suffix("") if is_gguf(model) else model)

@@ -37,7 +37,7 @@ from lit_llm.generation import complete
 from lit_llm.interop import read_model_config
 from lit_llm.planning import count_parameters
 from lit_llm.stages.contamination import contamination
-from lit_llm.stages.loading import LoadedModel, find_model, is_only_pretrained, load, run_of
+from lit_llm.stages.loading import LoadedModel, find_model, is_only_pretrained, load, results_folder, run_of
 from lit_llm.stages.trained_on import open_shards, shards_of_run
 from lit_llm.tokenizer import prompt_ids
 from lit_llm.tokenizer.chat import ChatFormat, Message
@@ -77,7 +77,7 @@ def safety(config: SafetyConfig) -> Safety:
     """
     began = time.perf_counter()
     run = run_of(config.model)
-    output = Path(config.output) if config.output is not None else run or find_model(config.model)
+    output = Path(config.output) if config.output is not None else results_folder(config.model)
     for name in FILES:
         if (output / name).exists() and not config.overwrite:
             raise UserError(f"{output / name} is there already; give another --output, or --overwrite true")
