@@ -25,6 +25,7 @@ from lit_llm.planning.scaling_fit import SCALING_FILE, Point, ScalingFit, fit_po
 from lit_llm.stages.pretrain import build_pretraining
 from lit_llm.stages.scaling_speed import Speed, budgets_of_time, measure
 from lit_llm.stages.scaling_workers import POINT_FILE, Task, train_all
+from lit_llm.training.checkpoint import Interrupted
 from lit_llm.training.run_record import differences
 
 GRID_FILE = "grid.yaml"
@@ -248,7 +249,10 @@ def _train(grid: Grid, config: ScalingConfig, tell: Callable[[str], None]) -> No
         left = (time.monotonic() - began) * (whole - flops) / flops
         tell(line + (f"; about {in_words(left)} left" if count < len(missing) else ""))
 
-    train_all(missing, config.num_workers, done)
+    try:
+        train_all(missing, config.num_workers, done)
+    except Interrupted as stopped:
+        raise type(stopped)("stopped; what is finished is kept, and the same command goes on") from stopped
 
 
 def task_of(grid: Grid, point: GridPoint) -> Task:
