@@ -6,15 +6,12 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
 from lit_llm.cli.commands import run_command
 from lit_llm.config import ClassifierConfig, SourceConfig, UserError
@@ -197,16 +194,6 @@ def test_a_step_without_a_folder_says_how_to_make_one() -> None:
         [(name, options)] = RecipeConfig(steps=[{"quality_classifier": {"model": model}}]).step_options()
         with pytest.raises(UserError, match=message):
             build_step(name, options)
-
-
-def test_the_steps_import_no_torch() -> None:
-    """A worker process would take seconds for it."""
-    code = (
-        "import sys\n"
-        "from lit_llm.data.cleaning import quality_classifier, decontamination, substrings\n"
-        "assert not {'torch', 'lightning', 'transformers', 'datasets'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 def test_features_and_probability_are_as_defined() -> None:
