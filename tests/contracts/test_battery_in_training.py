@@ -9,9 +9,11 @@ import pytest
 from battery_files import write_battery
 from chat_rows import make_reward, save_policy, some_pairs
 from conftest import MakeRun
+from ranks import train_on_ranks
 from run_files import all_curves
 from stage_runs import chat_tokenizer, make_stage, run_stage
 from test_resume import Crash, assert_same_run, final_state
+from test_resume_ranks import port
 
 from lit_llm.config import EvaluateConfig, PretrainConfig, UserError
 from lit_llm.stages.evaluate import evaluate
@@ -61,6 +63,22 @@ def test_a_battery_in_other_stages(battery: Path, tmp_path: Path) -> None:
     policy = save_policy(tmp_path / "policy", chat_tokenizer())
     with pytest.raises(UserError, match=r"trainer\.battery cannot be asked of a reward model"):
         make_reward(tmp_path, policy, some_pairs(8), trainer=asked_in_training(battery))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_share_a_battery(strategy: str, make_run: MakeRun, battery: Path) -> None:
+    """Each of two ranks answers half of it, or both answer all of it with weights that are spread over them."""
+    options = asked_in_training(battery, max_steps=2, devices=2, strategy=strategy)
+    config = make_run(trainer=options)
+    train_on_ranks(config, 2, port())
+    shown = all_curves(config)
+    found = {"battery": str(battery), "output": str(battery.parent / "out"), "seed": config.seed}
+    report = evaluate(EvaluateConfig(str(config.folder), **found)).report["battery"]["models"][0]
+    for task in report["tasks"]:
+        if task["task"] != "written":  # draws of other samples may follow from the last bits of the logits
+            assert shown[f"battery/{task['task']}"] == [(2, pytest.approx(task["accuracy"]))]
+    assert len(shown["battery/written"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,30 +16,27 @@ class FinishedAnswers:
     """An append-only file of JSON lines: what the answers were made with, and then one line for each question.
 
     Args:
-        path: the file, `<task>.<model>.jsonl`; each rank but the first writes another beside it.
+        path: the file.
         made_with: what the answers depend on, by name: they are taken up only where all of it is the same.
-        rank: of this process.
         afresh: drop what is there, if it was made with something else.
 
     Raises:
         UserError: what is there was made with something else, or cannot be read or written.
     """
 
-    def __init__(self, path: Path, made_with: Mapping[str, str], rank: int = 0, afresh: bool = False) -> None:
-        self._head = {"made_with": dict(made_with)}
+    def __init__(self, path: Path, made_with: Mapping[str, str], afresh: bool = False) -> None:
+        self.path = path
         self.answers: dict[str, dict[str, Any]] = {}
         """What is done, by the question's id."""
-        self._own = path if rank == 0 else path.with_name(f"{path.stem}.rank{rank}.jsonl")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for part in [path, *sorted(path.parent.glob(f"{path.stem}.rank*.jsonl"))]:
-                if part.exists():
-                    self._take_up(part, afresh, is_own=part == self._own)
-            self._file = self._own.open("ab", buffering=0)
+            if path.exists():
+                self._take_up(dict(made_with), afresh)
+            self._file = path.open("ab", buffering=0)
             if self._file.tell() == 0:
-                self._write([self._head])
+                self._write([{"made_with": dict(made_with)}])
         except OSError as error:
-            raise UserError(f"cannot write {self._own}: {error.strerror}") from error
+            raise UserError(f"cannot write {path}: {error.strerror}") from error
 
     def add(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Note answers, each with its question's `id`; they outlast the process, and after `close` a power cut.
@@ -50,7 +47,7 @@ class FinishedAnswers:
         try:
             self._write(answers)
         except OSError as error:
-            raise UserError(f"cannot write {self._own}: {error.strerror}") from error
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
         self.answers |= {str(answer["id"]): dict(answer) for answer in answers}
 
     def close(self) -> None:
@@ -63,52 +60,40 @@ class FinishedAnswers:
         while data:
             data = data[self._file.write(data) :]
 
-    def _take_up(self, part: Path, afresh: bool, *, is_own: bool) -> None:
-        data = part.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]  # half a line is what a killed process leaves
-        try:
-            head, *lines = [json.loads(line) for line in whole.splitlines()] or [self._head]
-            answers = {line["id"]: line for line in lines}
-            before = head["made_with"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{part} is no file of finished answers; move it away ({error!r:.80})") from error
-        now = self._head["made_with"]
-        differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if differing:
-            if not afresh:
-                raise UserError(
-                    f"{part} has {len(answers)} answers that were made with another {' and another '.join(differing)}; "
-                    "give another --output, or drop them with --overwrite true"
-                )
-            if is_own or part.exists():
-                part.unlink()
+    def _take_up(self, made_with: dict[str, str], afresh: bool) -> None:
+        data = self.path.read_bytes()
+        size = data.rfind(b"\n") + 1
+        if size < len(data):  # half a line is what a killed process leaves
+            with self.path.open("r+b") as file:
+                file.truncate(size)
+        if not size:
             return
-        self.answers |= answers
-        if is_own and len(whole) < len(data):
-            with part.open("r+b") as file:
-                file.truncate(len(whole))
+        before, answers = read_answers(self.path)
+        differing = [name for name in {**before, **made_with} if before.get(name) != made_with.get(name)]
+        if not differing:
+            self.answers = answers
+        elif afresh:
+            self.path.unlink()
+        else:
+            raise UserError(
+                f"{self.path} has {len(answers)} answers that were made with another "
+                f"{' and another '.join(differing)}; give another --output, or drop them with --overwrite true"
+            )
 
 
 def read_answers(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
-    """Read a file of finished answers and those of other ranks beside it: what they were made with, and the answers.
+    """Read a file of finished answers: what they were made with, and the answers by id.
 
     Raises:
         UserError: it is not there or damaged.
     """
-    answers: dict[str, dict[str, Any]] = {}
-    made_with: dict[str, str] = {}
-    for part in [path, *sorted(path.parent.glob(f"{path.stem}.rank*.jsonl"))]:
-        try:
-            head, *lines = [json.loads(line) for line in part.read_bytes().splitlines()]
-            made_with = head["made_with"]
-            answers |= {line["id"]: line for line in lines}
-        except OSError as error:
-            raise UserError(
-                f"{part}: the answers of the earlier evaluation are not there ({error.strerror})"
-            ) from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{part} is no file of finished answers ({error!r:.80})") from error
-    return made_with, answers
+    try:
+        head, *lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+        return head["made_with"], {line["id"]: line for line in lines}
+    except OSError as error:
+        raise UserError(f"{path}: there are no answers of an earlier evaluation ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is no file of finished answers; move it away ({error!r:.80})") from error
 
 
 def digest_of(*values: Any) -> str:
