@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from lit_llm.evaluation.judging.outcomes import Estimate, Outcomes, drawn_prompts, percentile_interval
@@ -30,7 +32,11 @@ def win_rate(outcomes: Outcomes, seed: int) -> Estimate:
     means = sums / counts
     interval = None if np.ptp(means) == 0 else bootstrap_interval([(sums, counts)], seed)
     if interval is None:
-        interval = accuracy_interval(round(value * len(counts)), len(counts))
+        wins = round(value * len(counts), 6)
+        interval = (
+            accuracy_interval(math.floor(wins), len(counts))[0],
+            accuracy_interval(math.ceil(wins), len(counts))[1],
+        )
     return Estimate(value, min(max(interval[0], 0.0), value), max(min(interval[1], 1.0), value))
 
 

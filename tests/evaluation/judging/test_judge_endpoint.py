@@ -74,7 +74,7 @@ def test_an_endpoint_that_is_down(server: JudgeServer) -> None:
         (401, "it wants a key .status 401, told to say 401.; give api_key_file, or set LIT_LLM_API_KEY"),
         (403, "it wants a key"),
         (404, "status 404, told to say 404; correct the address or the model's name"),
-        ((307, {"Location": "http://127.0.0.1:9/v1"}), "status 307"),
+        ((302, {"Location": "http://127.0.0.1:9/v1"}), "status 302"),
     ],
 )
 def test_what_will_not_pass_is_said_at_once(fault: Any, message: str, server: JudgeServer) -> None:

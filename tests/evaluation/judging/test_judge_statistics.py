@@ -54,6 +54,8 @@ def test_a_tie_is_half_a_win_and_the_interval_is_over_prompts() -> None:
     zeros = np.zeros(32, np.int64)
     same = win_rate(Outcomes(np.tile(np.arange(8), 4), zeros, zeros + 1, score, np.zeros(32)), seed=0)
     assert (same.value, same.low, same.high) == pytest.approx((found.value, found.low, found.high))
+    tied = win_rate(of_two([0.5] * 5), seed=0)
+    assert tied.value == 0.5 and tied.low == pytest.approx(1 - tied.high) and tied.low < 0.2
     always = win_rate(of_two([1.0] * 10), seed=0)  # Wilson's: 1 / (1 + 1.96^2 / 10)
     assert always.value == always.high == 1.0 and always.low == pytest.approx(1 / (1 + 1.959964**2 / 10), rel=1e-5)
 
