@@ -15,7 +15,7 @@ class ExportConfig:
     """Turn a checkpoint of a run (in one file or sharded), or a model folder, into a model folder."""
 
     checkpoint: str = "checkpoints/pretrain"
-    """A checkpoint; a run folder: its newest whole checkpoint; or a model folder, ours or Hugging Face's."""
+    """A checkpoint; a run folder: its newest whole checkpoint; a model folder, ours or Hugging Face's; a GGUF file."""
     output: str = "checkpoints/exported"
     """Model folder to write; for GGUF a file *.gguf, or a folder to write model.gguf in."""
     tokenizer: str | None = None

@@ -93,7 +93,7 @@ class LoadConfig:
     """Which trained model is loaded, and onto which device, in which type and quantization."""
 
     model: str = "checkpoints/pretrain/model"
-    """Model folder (ours or Hugging Face's), or a run folder that holds one."""
+    """Model folder (ours or Hugging Face's), a GGUF file, or a run folder that holds a model."""
     _: KW_ONLY
     accelerator: str = "auto"
     """Device to run on: auto, cpu or cuda."""

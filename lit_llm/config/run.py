@@ -55,7 +55,7 @@ class RunConfig:
     """Do not train: compute the step that a replay file (replay/step_*.json of a run) names again, and report. Of the
     other options only ckpt_path, data.paths and trainer.accelerator may differ from the recorded run's."""
     init_from: str | None = None
-    """Model folder whose weights the run starts from; its shape replaces the model options."""
+    """Model folder or GGUF file whose weights the run starts from; its shape replaces the model options."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The decoder."""
     data: BatchConfig = field(default_factory=BatchConfig)
