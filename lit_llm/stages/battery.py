@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_llm.config import EvaluateConfig, RunConfig, UserError
+from lit_llm.config.digests import digest_of_model
 from lit_llm.config.json_text import parse_json
 from lit_llm.distributed.ranks import gather, rank
 from lit_llm.distributed.tensors import is_sharded
 from lit_llm.evaluation.battery.definition import open_batteries
-from lit_llm.evaluation.battery.finished import FinishedAnswers, digest_of_model, read_answers
+from lit_llm.evaluation.battery.finished import FinishedAnswers, read_answers
 from lit_llm.evaluation.battery.numbers import paired_difference
 from lit_llm.evaluation.battery.reading import QuestionReader
 from lit_llm.evaluation.battery.run import (

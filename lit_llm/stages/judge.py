@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urldefrag
 
 from lit_llm.config import JudgeConfig, LoadConfig, UserError, to_plain
+from lit_llm.config.digests import digest_of, digest_of_model
 from lit_llm.config.judge import is_endpoint
 from lit_llm.config.lock import locked
 from lit_llm.config.progress import progress
@@ -29,10 +30,11 @@ from lit_llm.evaluation.judging.endpoint_judge import EndpointJudge
 from lit_llm.evaluation.judging.judges import Judge
 from lit_llm.evaluation.judging.labels import read_labels
 from lit_llm.evaluation.judging.model_judges import LikelihoodJudge, RewardJudge
-from lit_llm.evaluation.judging.records import LineFile, check_setup, digest_of_model, digest_of_text
+from lit_llm.evaluation.judging.records import check_setup
 from lit_llm.evaluation.judging.report import FILES, write_report
 from lit_llm.evaluation.judging.summary import summarize
 from lit_llm.evaluation.judging.wording import CRITERION
+from lit_llm.evaluation.line_file import LineFile
 from lit_llm.interop import read_model_config
 from lit_llm.stages.loading import find_model, load
 
@@ -148,13 +150,13 @@ def _setup(config: JudgeConfig, asked: list[Asked], given: dict[str, list[str]],
     prompts = [f"{message.role}\0{message.content}" for each in asked for message in each.messages]
     setup = {
         "mode": config.mode,
-        "prompts": digest_of_text(*(each.id for each in asked), *prompts),
-        "rubric": digest_of_text(rubric or CRITERION),
+        "prompts": digest_of(*(each.id for each in asked), *prompts),
+        "rubric": digest_of(rubric or CRITERION),
     }
     written = False
     for name, place in config.models.items():
         if name in given:
-            setup[f"models.{name}"] = f"answers {digest_of_text(*given[name])}"
+            setup[f"models.{name}"] = f"answers {digest_of(*given[name])}"
         else:
             written = True
             is_model = _kind(name, place) == "model"

@@ -11,10 +11,11 @@ from typing import Any
 
 from lit_llm.config import UserError, to_plain
 from lit_llm.config.battery import BatteryTask
+from lit_llm.config.digests import digest_of, digest_of_files
 from lit_llm.config.extras import optional_module
 from lit_llm.config.progress import progress
 from lit_llm.evaluation.battery.definition import LocatedTask
-from lit_llm.evaluation.battery.finished import FinishedAnswers, digest_of, digest_of_files
+from lit_llm.evaluation.battery.finished import FinishedAnswers
 from lit_llm.evaluation.battery.numbers import centred_mean, share_interval
 from lit_llm.evaluation.battery.questions import Question, questions
 from lit_llm.evaluation.battery.reading import QuestionReader

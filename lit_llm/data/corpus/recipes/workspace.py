@@ -13,8 +13,6 @@ with another digest than the one that is due is stale, and is removed.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from glob import has_magic
@@ -22,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config import UserError, to_plain
+from lit_llm.config.digests import digest_of
 from lit_llm.config.files import write_json
 from lit_llm.config.recipe import RecipeConfig, SourceConfig
 from lit_llm.config.serialization import shown
@@ -57,12 +56,6 @@ class OpenSource:
     description: str
     units: list[Unit]
     digest: str
-
-
-def digest_of(*values: Any) -> str:
-    """32 hexadecimal digits that depend on values fit for JSON."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def list_sources(config: RecipeConfig) -> list[OpenSource]:
