@@ -34,6 +34,18 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_disk_has_a_file_before_its_name_and_then_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def note(descriptor: int) -> None:
+        names = {path.stat().st_ino: path.name for path in (tmp_path, *tmp_path.iterdir())}
+        done.append(names[os.fstat(descriptor).st_ino])
+
+    monkeypatch.setattr(os, "fsync", note)
+    replace_file(tmp_path / "a", "new")
+    assert done == [".a.partial", tmp_path.name]
+
+
 def test_two_may_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     with whole_file(path, shared=True) as mine:
