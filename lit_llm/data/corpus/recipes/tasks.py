@@ -47,7 +47,7 @@ def read_units(task: ReadTask) -> None:
     """Reads the units, and writes their documents as parts.
 
     Raises:
-        UserError: a unit cannot be opened at all.
+        UserError: reading cannot go on, see `DocumentSource.read`.
     """
     record = ReadRecord()
     documents = _documents(task, record)
