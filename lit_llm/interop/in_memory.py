@@ -10,7 +10,8 @@ import torch
 from lit_llm.config import UserError
 from lit_llm.interop.configuration import read_config
 from lit_llm.interop.families import FAMILIES
-from lit_llm.interop.reading import WeightsInMemory, convert_weights
+from lit_llm.interop.reading import convert_weights
+from lit_llm.interop.weights import WeightsInMemory
 from lit_llm.model import Decoder
 
 if TYPE_CHECKING:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from lit_llm.config import ModelConfig, UserError
 from lit_llm.config.serialization import shown
 from lit_llm.interop.families import Family, Stored
 from lit_llm.interop.json_files import read_object
+from lit_llm.interop.weights import Weights
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import quantize
 
@@ -31,26 +32,6 @@ OWN_PREFIX = "model."
 OWN_SCORES = {"score.weight": "head.weight"}
 """The name that a head of scores has in files of our own form, and our name. Older files have our name."""
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
-class Weights(Protocol):
-    """Tensors by name, wherever they are read from."""
-
-    @property
-    def folder(self) -> Path | str:
-        """What they are of, for errors."""
-
-    @property
-    def about(self) -> str:
-        """Where it is said what shapes they have, for errors."""
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Give the shape of a tensor, without reading it."""
-
-    def read(self, name: str, columns: slice | None = None) -> Tensor:
-        """Read a tensor, or some columns of its last dimension."""
 
 
 class WeightFiles:
@@ -145,40 +126,6 @@ class WeightFiles:
                 f"AutoModelForCausalLM.from_pretrained('{self.folder}').save_pretrained('{self.folder}')"
             )
         return f"{self.folder} has no {WEIGHTS}"
-
-
-class WeightsInMemory:
-    """Tensors by name, with what `WeightFiles` has to read them.
-
-    Args:
-        tensors: a state_dict.
-        what: names them in errors.
-    """
-
-    about = "config.json"
-
-    def __init__(self, tensors: Mapping[str, Tensor], what: str) -> None:
-        self.folder = what
-        self._tensors = tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor.
-
-        Raises:
-            UserError: its numbers are of another kind than those of weights.
-        """
-        tensor = self._tensors[name]
-        if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-            raise UserError(f"{self.folder}: {name} is stored as {tensor.dtype}; quantized weights are not read")
-        return tuple(tensor.shape)
-
-    def read(self, name: str, columns: slice | None = None) -> Tensor:
-        """A copy of a tensor, or of some of its last dimension."""
-        tensor = self._tensors[name].detach()
-        return (tensor if columns is None else tensor[..., columns]).clone()
 
 
 @dataclass(frozen=True)
