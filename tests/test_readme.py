@@ -42,6 +42,10 @@ NOT_RUN = {
     "quickstart": "tests/quickstart runs it",
     "chat": "it is talked to",
     "clean_data": "tests/test_data_recipes runs it on texts that pass its filters",
+    "fetch_model": "it downloads 98 MB",
+    "judge": "tests/stages/test_judge.py runs it",
+    "safety": "tests/stages/test_safety.py runs it",
+    "scaling": "tests/stages/test_scaling.py runs it",
 }
 NEEDS_OTHER_MACHINES = ("--trainer.strategy", "--trainer.compile", "--replay", "--trainer.tensor_parallel_size")
 
@@ -60,6 +64,11 @@ class Line:
 
     def __str__(self) -> str:
         return f"{self.name} {' '.join(self.words)}"[:80]
+
+    def parsed(self) -> Any:
+        """The configuration that it asks for."""
+        command = COMMANDS[self.name]
+        return parse(command.config, command.as_options(self.words))
 
 
 def commands_of(text: str) -> list[Line]:
@@ -160,7 +169,7 @@ def supply(line: Line, made: Path, shards: Path) -> None:
         if recipe is not None:
             recipe.parent.mkdir(parents=True, exist_ok=True)
             recipe.write_text("run_name: of_a_file\ndata: {paths: [shards]}\n")
-    config = parse(COMMANDS[line.name].config, list(line.words))
+    config = line.parsed()
     if isinstance(config, PretrainConfig):
         copies(config.data.paths, shards)
     elif isinstance(config, PostTrainingConfig):
@@ -179,6 +188,9 @@ def supply(line: Line, made: Path, shards: Path) -> None:
         copies(config.shards, shards)
         files(config.answers, "sft")
         files(config.preferences, "preferences")
+        if config.battery == "my_tasks.yaml":
+            Path(config.battery).write_text("tasks: [{name: sums, form: own, paths: [sums.jsonl]}]")
+            write_rows(Path("sums.jsonl"), [{"prompt": "1 and 1 are", "choices": ["2", "3"], "answer": 0}])
     if hasattr(config, "corpus") and hasattr(config.corpus, "path"):
         files([config.corpus.path], "text")
     if line.name == "contamination":
@@ -230,7 +242,7 @@ def test_a_command_of_readme(
     (tmp_path / "experiments").symlink_to(ROOT / "experiments")
     supply(line, made, shards)
     words = list(line.words)
-    config = parse(COMMANDS[line.name].config, words)  # it is right, whatever machine it is for
+    config = line.parsed()  # it is right, whatever machine it is for
     if line.name in NOT_RUN or any(option in words for option in NEEDS_OTHER_MACHINES):
         return
     if "--tasks" in words:  # whose data sets would be downloaded
