@@ -22,7 +22,7 @@ def test_a_member_keeps_the_shape_of_the_recipe() -> None:
     assert (large.model.hidden_size, large.model.num_heads, large.model.num_key_value_heads) == (192, 24, 6)
     assert (small.model.num_layers, large.model.num_layers, large.model.intermediate_size) == (2, 12, 480)
     assert large.model.width_per_head == recipe.width_per_head == 8
-    assert large.model.init_std == pytest.approx(recipe.init_std / 3**0.5)
+    assert large.model.init_std == pytest.approx(recipe.init_std / 3**0.5, rel=5e-3)  # three digits
     assert large.total == count_parameters(large.model)
     # tied embedding and head, which are counted once
     assert large.total - large.non_embedding == 400 * 192
@@ -38,15 +38,15 @@ def family_without(index: int) -> int:
 
 def test_the_nearest_and_the_best_member() -> None:
     family = Family(tiny_model(), 32)
-    sizes = [family.n(index) for index in range(1, 30)]
+    sizes = [family.n(index) for index in range(1, 14)]
     assert sizes == sorted(sizes)
     assert family.nearest(sizes[6] * 1.01).index == 7 and family.nearest(1.0).index == 1
-    budget = 3e13
+    budget = 1e12
     central = family.balanced(budget, 20.0)
     ratio = budget / central.flops_per_token / central.total
     assert 10 < ratio < 40
     # the search finds what trying all of them finds
-    loss = [LAW.loss(family.n(i), budget / family.member(i).flops_per_token) for i in range(1, 30)]
+    loss = [LAW.loss(family.n(i), budget / family.member(i).flops_per_token) for i in range(1, 14)]
     best = family.best(lambda member: budget / member.flops_per_token, LAW.loss, 1.0)
     assert best.index == 1 + loss.index(min(loss)) > 2
     # a model that cannot read a step is none, however the law likes it
@@ -58,13 +58,13 @@ def test_the_nearest_and_the_best_member() -> None:
 def test_a_grid_has_each_budget_its_sizes_and_each_run_its_length(make_run: MakeRun) -> None:
     run = make_run(optimizer={"learning_rate": None}, schedule={"warmup_steps": None})
     family = Family(run.model, run.data.length)
-    budgets = [1e9, 4e9]
+    budgets = [2e9, 4e9]
     points, lines = grid_points(family, run, budgets, [7000.0, 32000.0, 5e6], 5, 20.0, [1, 2])
     assert len(points) == 2 * 2 * 2 and {point.seed for point in points} == {1, 2}
     assert all(point.flops == pytest.approx(point.budget, rel=0.5 / FEWEST_STEPS) for point in points)
     assert all(point.steps >= FEWEST_STEPS and point.tokens == point.steps * 4 * 32 for point in points)
     assert len({point.name for point in points}) == len(points)
-    assert len(lines) == 2 and "left out of 1e+09 operations: 4," in lines[0] and "0 steps of 128 tokens" in lines[0]
+    assert len(lines) == 2 and "left out of 2e+09 operations: 4," in lines[0] and "are 1 steps of 128" in lines[0]
     around, _ = grid_points(family, run, [3e11], None, 5, 20.0, [1])
     assert len(around) == 5 and around[0].tokens / around[0].member.total > 40 > 10 > around[-1].tokens / (
         around[-1].member.total
