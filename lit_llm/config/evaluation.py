@@ -8,6 +8,7 @@ from typing import Literal
 
 from lit_llm.config.errors import UserError
 from lit_llm.config.generation import LoadConfig
+from lit_llm.config.sandbox import SandboxConfig
 
 
 @dataclass
@@ -84,6 +85,8 @@ class EvaluateConfig(LoadConfig):
     the model folder."""
     overwrite: bool = False
     """Replace an evaluation that is already there, and drop a battery's answers that other things were asked for."""
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
+    """Where the programs of a battery's answers run."""
     seed: int = 0
     """Seed of the resamples behind the intervals, of the tasks, and of answers that a battery draws."""
 
@@ -116,6 +119,8 @@ class EvaluateConfig(LoadConfig):
         self._refuse_without("tasks", "tasks_folder", "num_fewshot")
         self._refuse_without("tasks or battery", "limit", "chat_template")
         self._refuse_without("battery", "battery_data", "battery_tasks", "compare_to")
+        if self.sandbox != SandboxConfig() and not self.battery:
+            raise UserError("sandbox is given, but no battery, which alone it is for; give battery, or leave it")
 
     def _refuse_without(self, needed: str, *names: str) -> None:
         """Refuse options that say how something is measured that is not asked for."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_llm.config import EvaluateConfig, RunConfig, UserError
-from lit_llm.config.digests import digest_of_model
+from lit_llm.config import EvaluateConfig, RunConfig, SandboxConfig, UserError, to_plain
+from lit_llm.config.digests import digest_of, digest_of_model
 from lit_llm.config.json_text import parse_json
 from lit_llm.distributed.ranks import gather, rank
 from lit_llm.distributed.tensors import is_sharded
@@ -27,6 +28,7 @@ from lit_llm.evaluation.battery.run import (
     result_of,
     together,
 )
+from lit_llm.evaluation.sandbox import UNPROTECTED, usable_isolation
 from lit_llm.training.measuring import MeasureEvery
 
 if TYPE_CHECKING:
@@ -62,6 +64,10 @@ def open_battery(config: EvaluateConfig) -> list[AskedTask]:
     if config.compare_to is not None:
         for each in asked:
             _earlier(Path(config.compare_to), each)
+    if any(each.runs_programs for each in asked):
+        unprotected = UNPROTECTED[usable_isolation(config.sandbox)]
+        if unprotected:
+            print(f"programs run in no sandbox: {unprotected}", file=sys.stderr)
     return asked
 
 
@@ -81,7 +87,7 @@ def ask_battery(
     for each in asked:  # that there is no form for conversations should be known at once
         if reader.is_chat(each.task):
             _ = reader.chat_format
-    examinee = Examinee(loaded.model, reader, loaded.stop_tokens, config.batch_size, config.seed)
+    examinee = Examinee(loaded.model, reader, loaded.stop_tokens, config.batch_size, config.seed, config.sandbox)
     made_with = {
         "model": digest_of_model(loaded.folder),
         "precision": f"{str(loaded.model.embedding.weight.dtype).removeprefix('torch.')}, {name}",
@@ -90,6 +96,8 @@ def ask_battery(
     }
     for each in asked:
         drawn = {"seed": str(config.seed)} if each.task.temperature > 0 else {}
+        if each.runs_programs:
+            drawn["sandbox"] = digest_of(to_plain(config.sandbox))
         path = answers_path(output, each.task.name, name)
         finished = FinishedAnswers(path, {**made_with, **each.made_with, **drawn}, afresh=config.overwrite)
         try:
@@ -123,7 +131,8 @@ def battery_report(
         for task, answers in zip(asked, answered[-1].answers, strict=True):
             before = _earlier(Path(config.compare_to), task)
             differences.append(_difference(task, config.compare_to, answered[-1].model, before, answers))
-    return {"limit": config.limit, "models": models, "differences": differences}
+    isolation = usable_isolation(config.sandbox) if any(each.runs_programs for each in asked) else None
+    return {"limit": config.limit, "isolation": isolation, "models": models, "differences": differences}
 
 
 def _difference(asked: AskedTask, one: str, other: str, before: Answers, after: Answers) -> dict[str, Any]:
@@ -166,6 +175,8 @@ def battery_curves(config: RunConfig, tokenizer: Tokenizer) -> list[Callback]:
     asked = open_tasks(
         open_batteries(options.battery, options.battery_data, options.battery_tasks), options.battery_limit
     )
+    if any(each.runs_programs for each in asked):
+        usable_isolation(SandboxConfig())  # that there is none should be known before training
     reader = QuestionReader(tokenizer)
     if any(reader.is_chat(each.task) for each in asked):
         _ = reader.chat_format

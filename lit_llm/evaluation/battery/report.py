@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from lit_llm.evaluation.plots import COLORS
+from lit_llm.evaluation.sandbox import UNPROTECTED
 from lit_llm.evaluation.tables import markdown_table
 
 _table = partial(markdown_table, aligned=True)
@@ -47,6 +48,9 @@ def _notes(battery: Mapping[str, Any]) -> str:
         "by the characters of the choices. Intervals are exact (Clopper and Pearson).",
         "cut: texts whose left end was dropped, as they are longer than the model's context.",
     ]
+    if battery["isolation"] is not None:
+        unprotected = UNPROTECTED[battery["isolation"]]
+        notes.append(f"Programs ran with isolation {battery['isolation']}{unprotected and f' ({unprotected})'}.")
     if battery["limit"] is not None:
         notes.append(f"Of each part of a task only the first {battery['limit']:,} questions were asked.")
     return "\n".join(notes)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from lit_llm.config import UserError, to_plain
+from lit_llm.config import SandboxConfig, UserError, to_plain
 from lit_llm.config.battery import BatteryTask
 from lit_llm.config.digests import digest_of, digest_of_files
 from lit_llm.config.extras import optional_module
@@ -20,7 +20,7 @@ from lit_llm.evaluation.battery.numbers import centred_mean, share_interval
 from lit_llm.evaluation.battery.questions import Question, questions
 from lit_llm.evaluation.battery.reading import QuestionReader
 from lit_llm.evaluation.battery.scoring import ChoiceScorer, Encoded
-from lit_llm.evaluation.battery.writing import AnswerWriter, check_verifiers
+from lit_llm.evaluation.battery.writing import AnswerWriter, check_verifiers, needs_sandbox
 from lit_llm.evaluation.verifiers import reasoning_rows
 from lit_llm.model import Decoder
 
@@ -37,12 +37,14 @@ class AskedTask:
         questions: in the order of their parts.
         files: where they were read.
         made_with: digests of the files and of the options, by name.
+        runs_programs: whether answers are programs that run in a sandbox.
     """
 
     task: BatteryTask
     questions: list[Question]
     files: list[str]
     made_with: dict[str, str]
+    runs_programs: bool
 
 
 def open_tasks(located: Sequence[LocatedTask], limit: int | None) -> list[AskedTask]:
@@ -63,7 +65,7 @@ def _open_task(located: LocatedTask, limit: int | None) -> AskedTask:
         "task file": digest_of_files([*located.paths, *sorted(shots)]),
         "task options": digest_of({name: value for name, value in to_plain(task).items() if name not in _NO_EFFECT}),
     }
-    return AskedTask(task, found, [str(path) for path in located.paths], made_with)
+    return AskedTask(task, found, [str(path) for path in located.paths], made_with, needs_sandbox(task, found))
 
 
 _NO_EFFECT = ("paths", "source", "group", "shots_path")  # on an answer, once the files are read
@@ -108,6 +110,7 @@ class Examinee:
         stop_tokens: ids that end a text.
         batch_size: questions read, and answers written, at once.
         seed: of answers that are drawn.
+        sandbox: where programs run that it writes.
     """
 
     model: Decoder
@@ -115,6 +118,7 @@ class Examinee:
     stop_tokens: Sequence[int] = ()
     batch_size: int = 8
     seed: int = 0
+    sandbox: SandboxConfig = field(default_factory=SandboxConfig)
 
 
 def ask(
@@ -145,7 +149,14 @@ def ask(
     missing = [question for question in asked.questions if question.id not in done][share.rank :: share.ranks]
     is_choice = bool(asked.questions[0].choices)
     scorer = ChoiceScorer(examinee.model, examinee.batch_size)
-    writer = AnswerWriter(examinee.model, examinee.reader, examinee.stop_tokens, examinee.batch_size, examinee.seed)
+    writer = AnswerWriter(
+        examinee.model,
+        examinee.reader,
+        examinee.stop_tokens,
+        examinee.batch_size,
+        examinee.seed,
+        examinee.sandbox,
+    )
     found = _choose(missing, asked.task, examinee.reader, scorer) if is_choice else _write(missing, asked.task, writer)
     with progress(label, len(missing), "questions", shown=bool(label) and bool(missing)) as advance:
         for several in found:

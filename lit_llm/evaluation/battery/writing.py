@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from lit_llm.config import SamplingConfig, UserError
+from lit_llm.config import SamplingConfig, SandboxConfig, UserError
 from lit_llm.config.battery import BatteryTask
 from lit_llm.config.seeds import derived_seed
 from lit_llm.evaluation.battery.questions import Question
 from lit_llm.evaluation.battery.reading import QuestionReader
 from lit_llm.evaluation.verifiers import ANSWERS, VERIFIERS, majority, pass_at_k
+from lit_llm.evaluation.verifiers.programs import python
 from lit_llm.generation import Completion, Engine
 from lit_llm.model import Decoder
 
@@ -36,6 +38,11 @@ def check_verifiers(task: BatteryTask, questions: Sequence[Question]) -> None:
             )
 
 
+def needs_sandbox(task: BatteryTask, questions: Sequence[Question]) -> bool:
+    """Whether an answer to one of the questions is a program that is to be run."""
+    return any(not question.choices and verifier_of(question, task) == "python" for question in questions)
+
+
 def verifier_of(question: Question, task: BatteryTask) -> str:
     """The verifier of a question."""
     return str(question.row.values.get("verifier", task.verifier_name))
@@ -50,6 +57,7 @@ class AnswerWriter:
     stop_tokens: Sequence[int]
     batch_size: int
     seed: int
+    sandbox: SandboxConfig
 
     def write(self, questions: Sequence[Question], task: BatteryTask) -> Iterator[dict[str, Any]]:
         """Answer questions, those with long prompts first.
@@ -113,7 +121,8 @@ class AnswerWriter:
                 of_question = texts.setdefault(question.id, {})
                 of_question[sample] = self._text(completion.ids, task)
                 if len(of_question) == task.samples:
-                    yield judged(question, task, [text for _, text in sorted(texts.pop(question.id).items())])
+                    answers = [text for _, text in sorted(texts.pop(question.id).items())]
+                    yield judged(question, task, answers, self.sandbox)
 
     def _text(self, ids: Sequence[int], task: BatteryTask) -> str:
         """Decode an answer without special tokens, up to the first string that ends it."""
@@ -123,8 +132,8 @@ class AnswerWriter:
         return text
 
 
-def judged(question: Question, task: BatteryTask, texts: Sequence[str]) -> dict[str, Any]:
-    """Judge the answers to a question.
+def judged(question: Question, task: BatteryTask, texts: Sequence[str], sandbox: SandboxConfig) -> dict[str, Any]:
+    """Judge the answers to a question; programs run in the sandbox.
 
     Returns:
         `id`, `score` (the share of right answers), each `pass@k`, `majority`, and `samples` with their `text`, whether
@@ -132,8 +141,9 @@ def judged(question: Question, task: BatteryTask, texts: Sequence[str]) -> dict[
     """
     name = verifier_of(question, task)
     row = question.row.values
+    verifier = partial(python, config=sandbox) if name == "python" else VERIFIERS[name]
     try:
-        verdicts = [VERIFIERS[name](text, row) for text in texts]
+        verdicts = [verifier(text, row) for text in texts]
     except UserError as error:
         raise UserError(f"{question.row.where}: {error}") from error
     right = sum(verdict.correct for verdict in verdicts)

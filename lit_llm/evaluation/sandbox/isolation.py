@@ -95,7 +95,9 @@ def command(isolation: str, interpreter: str, options: dict[str, Any]) -> list[s
         return [*_python(interpreter, place), json.dumps(options)]
     program = shutil.which("bwrap")
     if program is None:
-        raise UserError("isolation is bwrap, which is not installed: install bubblewrap, or take isolation: namespaces")
+        raise UserError(
+            "isolation is bwrap, which is not installed: install bubblewrap, or take --sandbox.isolation namespaces"
+        )
     arguments = [
         program,
         "--unshare-all",

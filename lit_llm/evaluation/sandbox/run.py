@@ -137,7 +137,7 @@ def _first_that_works(config: SandboxConfig) -> str:
     if config.isolation == "auto":
         raise UserError(
             f"programs are not run, as nothing here keeps them apart ({'; '.join(reasons)}): install bubblewrap, or "
-            "take isolation: limits, which protects neither files nor the network"
+            "take --sandbox.isolation limits, which protects neither files nor the network"
         )
     raise UserError(f"isolation {config.isolation} does not work on this system: {'; '.join(reasons)}")
 

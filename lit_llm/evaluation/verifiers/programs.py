@@ -70,7 +70,8 @@ def program_of(text: str, row: Mapping[str, Any]) -> Program:
     test = f"{field(row, 'test')}\ncheck({name})\n"
     _parse(test)
     # what comes before the function, such as helpers that the tests use as well, is the task's and not the program's
-    setup = "" if together else prompt
+    beginnings = (prompt, f"{prompt}\n    pass\n", "")  # a function without documentation has no body yet
+    setup = "" if together else next(source for source in beginnings if _reads(source))
     return Program(complete(text, prompt, name), test, (name,), setup, together)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from lit_llm.config import UserError
+from lit_llm.config import SandboxConfig, UserError
 from lit_llm.config.battery import BatteryTask
 from lit_llm.evaluation.battery.definition import LocatedTask, open_batteries, packaged_batteries
 from lit_llm.evaluation.battery.run import open_tasks
+from lit_llm.evaluation.battery.writing import judged
 
 OWN = {"prompt": "2 + 2 =", "target": "4"}
 
@@ -159,3 +160,14 @@ def test_reasoning_gym_makes_the_same_questions_again() -> None:
     task = BatteryTask("r", "reasoning_gym", datasets=["chess"])
     with pytest.raises(UserError, match="reasoning_gym has no"):
         open_tasks([LocatedTask(task, (), Path())], None)
+
+
+def test_programs_run_in_the_sandbox_that_is_asked_for(tmp_path: Path) -> None:
+    test = "def check(candidate):\n    assert candidate() == 1\n"
+    row = {"prompt": "def one():\n", "test": test, "entry_point": "one", "task_id": "one"}
+    code = asked(tmp_path, json.dumps(row), form="code")
+    assert code.runs_programs and not asked(tmp_path, json.dumps(OWN), form="own").runs_programs
+    answer = "    print('x' * 5000)\n    return 1\n"
+    for kilobytes, right in ((256, 1.0), (1, 0.0)):
+        found = judged(code.questions[0], code.task, [answer], SandboxConfig(output_kb=kilobytes))
+        assert found["score"] == right, found["samples"]

@@ -189,7 +189,7 @@ def test_limits_alone_are_taken_only_if_asked_for(monkeypatch: pytest.MonkeyPatc
     in a line that names the option; with it they run, and the outcome says what they were not kept from."""
     monkeypatch.setattr(run, "_found", {})
     monkeypatch.setattr(isolations, "INSIDE", Path("/nowhere/inside"))
-    with pytest.raises(UserError, match="take isolation: limits, which protects neither files nor") as raised:
+    with pytest.raises(UserError, match="isolation limits, which protects neither files nor") as raised:
         run_program(Program("x = 1"), SandboxConfig())
     assert "\n" not in str(raised.value)
     monkeypatch.undo()
