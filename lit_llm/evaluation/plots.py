@@ -71,14 +71,7 @@ def line_plot(
         An `<svg>` element; the same for the same input, and with text as text, so that it can be searched.
     """
     width, height = 72 * size[0], 72 * size[1]
-    dots = dots or {}
-    curves, alone = (
-        {
-            name: [_point(x, y, log_x, log_y) for x, y in zip(places, values, strict=True)]
-            for name, (places, values) in given.items()
-        }
-        for given in (series, dots)
-    )
+    curves, alone = _points(series, log_x, log_y), _points(dots or {}, log_x, log_y)
     points = [point for curve in (*curves.values(), *alone.values()) for point in curve if point is not None]
     names = list(dict.fromkeys((*curves, *alone)))
     legend = _legend(names, width) if len(names) > 1 else []
@@ -102,18 +95,29 @@ def line_plot(
     parts.append(_text((x_axis.begin + x_axis.end) / 2, height - 0.5 * _FONT, x_label, "middle"))
     middle = (y_axis.begin + y_axis.end) / 2
     parts.append(_text(1.1 * _FONT, middle, y_label, "middle", f'transform="rotate(-90 {1.1 * _FONT:g} {middle:g})"'))
-    for mark in marks:
-        place = x_axis.place(mark)
-        parts.append(
-            f'<path d="M{place:.1f} {y_axis.begin:.1f}V{y_axis.end:.1f}" stroke="currentColor" stroke-opacity="0.6" '
-            'stroke-dasharray="4 3"/>'
-        )
+    parts += [_mark(x_axis.place(mark), y_axis) for mark in marks]
     for number, name in enumerate(names):
         color = COLORS[number % len(COLORS)]
         if name in curves:
             parts += _curve(name, curves[name], color, x_axis, y_axis, name not in alone)
         parts += _dots([point for point in alone.get(name, ()) if point is not None], color, x_axis, y_axis)
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _mark(place: float, y_axis: _Axis) -> str:
+    """A dashed vertical line."""
+    return (
+        f'<path d="M{place:.1f} {y_axis.begin:.1f}V{y_axis.end:.1f}" stroke="currentColor" stroke-opacity="0.6" '
+        'stroke-dasharray="4 3"/>'
+    )
+
+
+def _points(given: Series, log_x: bool, log_y: bool) -> dict[str, list[tuple[float, float] | None]]:
+    """The points of each curve, None where an axis has no place for one."""
+    return {
+        name: [_point(x, y, log_x, log_y) for x, y in zip(places, values, strict=True)]
+        for name, (places, values) in given.items()
+    }
 
 
 def _point(x: float, y: float, log_x: bool, log_y: bool) -> tuple[float, float] | None:

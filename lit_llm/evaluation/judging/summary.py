@@ -13,7 +13,7 @@ from lit_llm.evaluation.judging.agreement import Agreement, agreement
 from lit_llm.evaluation.judging.comparisons import Key, Line, Match, Plan, outcomes_of, winner
 from lit_llm.evaluation.judging.labels import Label
 from lit_llm.evaluation.judging.outcomes import Estimate, Outcomes
-from lit_llm.evaluation.judging.strengths import bradley_terry, elo
+from lit_llm.evaluation.judging.strengths import Strengths, bradley_terry, elo
 from lit_llm.evaluation.judging.win_rates import length_controlled, win_rate
 from lit_llm.evaluation.perplexity import bootstrap_interval
 from lit_llm.objectives import accuracy_interval
@@ -47,17 +47,6 @@ def summarize(
         )
     strengths = bradley_terry(outcomes, names, seed)
     ratings = elo(outcomes, len(names), seed)
-    notes = []
-    if strengths.regularized:
-        notes.append(
-            "Some models never lose to the others, so that no finite Bradley-Terry strengths are the likeliest: each "
-            "pair was given one more tie, which holds the strengths together. Their intervals are too narrow."
-        )
-    if any(rating.high - rating.low < 1e-9 for rating in strengths.ratings):
-        notes.append(
-            "A strength without an interval comes of verdicts that are alike on all prompts: other draws of the "
-            "prompts tell nothing new."
-        )
     models = [
         {
             **_rates(outcomes.of_model(number), seed),
@@ -72,12 +61,6 @@ def summarize(
     ]
     pairs = [_pair(matches, outcomes, names, *pair, seed) for pair in plan.pairs]
     order = _order(plan, matches, lines, seed)
-    if order is not None and order["agreed"]["value"] < _OFTEN:
-        notes.append(
-            "The verdict changed with the order of the answers in more than half of the comparisons: this judge sees "
-            "places rather than answers."
-        )
-    notes += [f"{pair['one']} and {pair['other']}: {_NO_LENGTH}." for pair in pairs if not pair["length_controlled"]]
     return {
         "prompts": len(plan.asked),
         "models": sorted(models, key=lambda model: -model["bradley_terry"]["value"]),
@@ -90,9 +73,32 @@ def summarize(
         "tokens": {name: sum(line[name] for line in lines.values()) for name in ("prompt_tokens", "completion_tokens")},
         "replies": len(lines),
         "reminded": sum(line["reminded"] for line in lines.values()),
-        "notes": notes,
+        "notes": _notes(strengths, order, pairs),
         "disagreements": _disagreements(plan, matches, lines, examples),
     }
+
+
+def _notes(strengths: Strengths, order: Mapping[str, Any] | None, pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of the numbers has to know."""
+    notes = []
+    if strengths.regularized:
+        notes.append(
+            "Some models never lose to the others, so that no finite Bradley-Terry strengths are the likeliest: each "
+            "pair was given one more tie, which holds the strengths together. Their intervals are too narrow."
+        )
+    if any(rating.high - rating.low < 1e-9 for rating in strengths.ratings):
+        notes.append(
+            "A strength without an interval comes of verdicts that are alike on all prompts: other draws of the "
+            "prompts tell nothing new."
+        )
+    if order is not None and order["agreed"]["value"] < _OFTEN:
+        notes.append(
+            "The verdict changed with the order of the answers in more than half of the comparisons: this judge sees "
+            "places rather than answers."
+        )
+    return notes + [
+        f"{pair['one']} and {pair['other']}: {_NO_LENGTH}." for pair in pairs if not pair["length_controlled"]
+    ]
 
 
 def _rates(outcomes: Outcomes, seed: int) -> dict[str, Any]:
