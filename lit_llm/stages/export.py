@@ -88,7 +88,8 @@ def _write(config: ExportConfig) -> Exported:
     taken = [output] if config.format == "gguf" else [output / "config.json", output / "adapter_config.json"]
     if any(file.exists() for file in taken) and not config.overwrite:
         raise UserError(f"{output} already holds a model; --overwrite true replaces it, --output FOLDER writes another")
-    is_model = is_gguf(path) or any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    is_file = is_gguf(path) and path.suffix == ".gguf"  # checkpoints are files, too
+    is_model = is_file or any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     if config.lora == "adapter":
         if is_model:
             raise UserError(f"{path} is a model; lora adapter is for a checkpoint of a run with lora")

@@ -156,7 +156,7 @@ def test_what_is_refused(tmp_path: Path, base: Decoder) -> None:
     config = LoraConfig(rank=3)
     model = train(base, config)
     output = str(tmp_path / "out")
-    with pytest.raises(UserError, match="is a model folder; lora adapter is for a checkpoint"):
+    with pytest.raises(UserError, match="is a model; lora adapter is for a checkpoint"):
         export(ExportConfig(str(tmp_path / "base"), output, lora="adapter"))
     path = save_checkpoint(tmp_path, model, LoraConfig())
     with pytest.raises(UserError, match="has no adapter: the run trained all weights"):
