@@ -107,6 +107,7 @@ def test_what_is_done_with_a_range_keeps_to_its_memory(tmp_path: Path, look: Any
         np.save(exact_documents._marks(tmp_path, part), np.zeros(rows, np.uint8))
         np.save(exact_lines._allowed(tmp_path, part), np.zeros(rows, np.uint32))
     peaks: dict[int, int] = {}
+    bound = memory_bytes + 2000 * parts  # what opening a file takes, per part, is no part of it
 
     def one_by_one(function: Any, items: range) -> None:
         for item in items:
@@ -120,9 +121,10 @@ def test_what_is_done_with_a_range_keeps_to_its_memory(tmp_path: Path, look: Any
     for _ in range(2):  # a thread that an earlier test has left may take memory in between, but not twice
         ranges = index.compare(parts, memory_bytes, one_by_one, partial(look, decision=tmp_path))
         assert ranges == (16 if repeats == "half of a part" else 32)  # 40,020 or 80,000 records of at most 128 bytes
+        if max(peaks.values()) < bound:
+            break
     tracemalloc.stop()
-    # What opening a file takes, per part, is no part of it.
-    assert memory_bytes / 8 < max(peaks.values()) < memory_bytes + 2000 * parts
+    assert memory_bytes / 8 < max(peaks.values()) < bound
 
 
 def test_ranges_can_go_to_other_processes(tmp_path: Path) -> None:
