@@ -26,7 +26,8 @@ def ends_with_its_reader() -> Iterator[None]:
             raise
         sys.stdout.flush()
     except BrokenPipeError:
-        if not any([_closed(stream) for stream in (sys.stdout, sys.stderr)]):
+        closed = [_closed(stream) for stream in (sys.stdout, sys.stderr)]
+        if not any(closed):
             raise
         raise SystemExit(_STATUS) from None
 
