@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lit_llm.cli.closed_output import ends_with_its_reader
 from lit_llm.cli.parsing import main
 from lit_llm.cli.results import (
     show_canaries,
@@ -382,8 +383,12 @@ def run_command(name: str, arguments: Sequence[str] | None = None, program: str 
         arguments: the command line; None takes it from the process.
         program: what --help calls it; None: the name of the script.
     """
+    with ends_with_its_reader():
+        _run_command(name, sys.argv[1:] if arguments is None else arguments, program)
+
+
+def _run_command(name: str, given: Sequence[str], program: str | None) -> None:
     command = COMMANDS[name]
-    given = sys.argv[1:] if arguments is None else arguments
     if command.words is not None and not given:
         called = program or f"{name}.py"
         print(f"usage: {called} {command.example}; {called} --help shows the options", file=sys.stderr)
@@ -405,5 +410,6 @@ def console() -> None:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         lines.insert(0, f"error: there is no command {words[0]}{f'; the nearest is {near[0]}' if near else ''}")
     lines += [f"  {name:16} {command.about}" for name, command in COMMANDS.items()]
-    print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+    with ends_with_its_reader():
+        print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
     raise SystemExit(0 if asked else 2)

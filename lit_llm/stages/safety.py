@@ -16,8 +16,10 @@ import torch
 
 from lit_llm.config import ContaminationConfig, SafetyConfig, SamplingConfig, SourceConfig, UserError, to_plain
 from lit_llm.config.files import replace_files, write_json
+from lit_llm.config.references import EvaluationTexts
 from lit_llm.config.remote import is_url
 from lit_llm.config.safety import SAFETY_CHECKS
+from lit_llm.data.cleaning.evaluation_index import EvaluationIndex
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.evaluation.safety.answers import answers, without_thought
 from lit_llm.evaluation.safety.bias import bias
@@ -82,6 +84,7 @@ def safety(config: SafetyConfig) -> Safety:
         if (output / name).exists() and not config.overwrite:
             raise UserError(f"{output / name} is there already; give another --output, or --overwrite true")
     session = _Session(config)
+    output.mkdir(parents=True, exist_ok=True)  # that nothing can be written there should be known before the work
     findings: dict[str, Finding] = {}
     left_out: dict[str, str] = {}
     for name in SAFETY_CHECKS:
@@ -99,7 +102,6 @@ def safety(config: SafetyConfig) -> Safety:
         raise UserError(f"no check can be made: {'; '.join(f'{name}: {why}' for name, why in left_out.items())}")
     facts = session.facts() | {"seconds": round(time.perf_counter() - began, 1)}
     report = SafetyReport(facts, findings, left_out)
-    output.mkdir(parents=True, exist_ok=True)
     write_json(output / FILES[0], report.as_json() | {"config": to_plain(config)})
     replace_files({output / FILES[1]: markdown(report), output / FILES[2]: html(report)})
     card = None
@@ -131,6 +133,7 @@ class _Session:
                     raise UserError(f"check {name}: {error}") from error
         self.canaries = None if config.canaries is None else read_canaries(Path(config.canaries))
         self.more_requests = read_requests(config.requests)
+        self._check_evaluations()
         self.checks: dict[str, Callable[[], Finding]] = {
             "memorisation": self._memorisation,
             "canaries": self._canaries,
@@ -142,6 +145,16 @@ class _Session:
             "injection": self._injection,
             "reward_length": self._reward_length,
         }
+
+    def _check_evaluations(self) -> None:
+        """Refuse evaluations that cannot be looked for before anything long begins."""
+        if not self.config.evaluations:
+            return
+        try:
+            EvaluationIndex(EvaluationTexts(list(self.config.evaluations)))
+        except UserError as error:
+            reason = str(error).replace("; set them lower", "; the command contamination takes other numbers")
+            raise UserError(f"check contamination: {reason}") from error
 
     @cached_property
     def loaded(self) -> LoadedModel:

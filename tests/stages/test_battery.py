@@ -194,6 +194,26 @@ def test_the_command_says_what_is_wrong_in_one_line(
             EvaluateConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (r'{"prompt": "a", "target": "\ud83c"}', "own.jsonl, line 1: half of a surrogate pair"),
+        (r'{"prompt": "a", "target": 3}', "own.jsonl, line 1: target must be a text or a list of texts, and is 3;"),
+        (
+            json.dumps({"prompt": "a", "choices": ["b", "c d " * 200], "answer": 0}),
+            r"own.jsonl, line 1: a choice of [\d,]+ tokens is longer than the model's context",
+        ),
+    ],
+)
+def test_what_a_model_cannot_be_asked_is_named_by_its_line(
+    row: str, message: str, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.jsonl").write_text(row + "\n")
+    (tmp_path / "own.yaml").write_text("tasks: [{name: own, form: own, paths: [own.jsonl]}]")
+    with pytest.raises(UserError, match=message):
+        evaluate(EvaluateConfig(str(folder), battery=str(tmp_path / "own.yaml"), output=str(tmp_path / "out")))
+
+
 @pytest.mark.slow
 def test_a_killed_battery_goes_on(folder: Path, battery: Path, tmp_path: Path) -> None:
     """SIGKILL in the middle of a task, in a process of its own, in a pipe."""

@@ -275,6 +275,7 @@ def test_a_reward_model(tmp_path: Path) -> None:
         ({"requests": ["{rows}"]}, r"rows.jsonl, row 2: kind is 'odd'; it must be harmful or benign"),
         ({"canaries": "{rows}"}, r"is not a canaries.json of plant_canaries"),
         ({"shards": ["{rows}"], "checks": ["membership"]}, r"check membership: shards .* is text: run"),
+        ({"evaluations": ["{rows}"]}, r"check contamination: .*; the command contamination takes other numbers"),
         ({"prefix_lengths": []}, r"prefix_lengths is \[\]"),
         ({"references": 0}, r"references is 0"),
     ],
@@ -292,6 +293,14 @@ def test_what_is_refused(options: dict[str, Any], message: str, tmp_path: Path) 
     with pytest.raises(UserError, match=message):
         safety(SafetyConfig(str(policy), **{name: filled(value) for name, value in options.items()}))
     assert not (policy / "safety.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_the_work(tmp_path: Path) -> None:
+    policy = save_policy(tmp_path / "policy", chat_tokenizer())
+    (policy / "model.safetensors").unlink()  # reading it would be the first of the work
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        safety(SafetyConfig(str(policy), checks=["bias"], output=str(tmp_path / "file" / "out")))
 
 
 def test_strangers_words_are_text_in_every_report(tmp_path: Path) -> None:

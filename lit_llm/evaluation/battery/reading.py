@@ -49,17 +49,17 @@ class QuestionReader:
         if self.is_chat(task):
             context = self._conversation(question)
             found = [self.tokenizer.encode_further(choice) for choice in question.choices]
-            return Encoded(context, self._checked(question, found))
+            return Encoded(context, self._checked(question, found), question.row.where)
         text = question.context(task)
         if not text:
             found = [self.tokenizer.encode(f"{task.delimiter}{choice}") for choice in question.choices]
-            return Encoded([self._first_token()], self._checked(question, found))
+            return Encoded([self._first_token()], self._checked(question, found), question.row.where)
         # white space at the end belongs to the choice, as words have theirs at the front
         before = text.rstrip()
         moved = text[len(before) :] + task.delimiter
         context = self._encode(before)
         found = [self._encode(f"{before}{moved}{choice}")[len(context) :] for choice in question.choices]
-        return Encoded(context or [self._first_token()], self._checked(question, found))
+        return Encoded(context or [self._first_token()], self._checked(question, found), question.row.where)
 
     def prompt(self, question: Question, task: BatteryTask) -> list[int]:
         """Encode what an answer is to follow."""

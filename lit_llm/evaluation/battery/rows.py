@@ -124,6 +124,11 @@ def _checked(row: Row, task: BatteryTask) -> Row:
             if "target" not in values and "verifier" not in values and not task.verifier:
                 raise UserError(f"{row.where}: a row of form own has choices and answer, or target; it has neither")
             if "target" in values:
+                if not isinstance(values["target"], str | list):
+                    raise UserError(
+                        f"{row.where}: target must be a text or a list of texts, and is {values['target']!r:.60}; "
+                        "a number stands in quotes"
+                    )
                 values["answer"] = values["target"]  # what verifiers compare with
         return Row(values, row.part, row.where)
     choices = row.values["choices"]
@@ -169,6 +174,10 @@ def _json_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
             continue
         try:
             values = parse_json(content)
+            if "\\u" in content:
+                json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path}, line {line}: half of a surrogate pair, which is no character") from error
         except ValueError as error:
             raise UserError(f"{path}, line {line}: no JSON ({error})") from error
         if not isinstance(values, dict):

@@ -40,10 +40,12 @@ class Encoded:
     Attributes:
         context: ids before each choice, at least one.
         choices: ids of each choice, none of them empty.
+        where: what the question is called in messages.
     """
 
     context: list[int]
     choices: Sequence[list[int]]
+    where: str = "a question"
 
 
 @dataclass
@@ -149,7 +151,10 @@ class ChoiceScorer:
         texts = [[*question.context, *choice] for choice in question.choices]
         longest = max(map(len, question.choices))
         if longest > limit:
-            raise UserError(f"a choice of {longest:,} tokens is longer than the model's context of {limit:,} tokens")
+            raise UserError(
+                f"{question.where}: a choice of {longest:,} tokens is longer than the model's context of {limit:,} "
+                "tokens"
+            )
         whole = [index for index, text in enumerate(texts) if len(text) <= limit + 1]
         # each of those that are cut begins elsewhere
         groups = ([whole] if whole else []) + [[index] for index in range(len(texts)) if index not in whole]
