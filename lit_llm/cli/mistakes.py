@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import os
 import re
 
 import yaml
@@ -52,8 +53,8 @@ NAMES_ELSEWHERE = {
         "model.intermediate_size": "d_ff ffn_dim",
         "model.max_position_embeddings": "max_positions",
         "output_root output": "output_dir out_dir default_root_dir out save_dir",
-        "init_from model": "model_name_or_path model_name base_model checkpoint_dir checkpoint model_path "
-        "pretrained_model",
+        "init_from model checkpoint": "model model_name_or_path model_name base_model checkpoint_dir checkpoint "
+        "model_path pretrained_model",
         "ckpt_path": "resume resume_from resume_from_checkpoint ckpt",
         "reference_model reference": "ref_model ref_model_path",
         "rewards": "reward_model reward_model_path reward_funcs",
@@ -97,6 +98,10 @@ def explain(message: str, keys: list[str], words: list[str]) -> str:
         words: the command line.
     """
     line = " ".join(message.split())
+    if "surrogates not allowed" in line:
+        return f"{_not_unicode(words)} is not UTF-8, and options are read as UTF-8; rename the file"
+    if "codec can't decode" in line and _config_files(words):
+        return f"{_config_files(words)}: not a YAML file of options (it is no text in UTF-8)"
     unknown = re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)", line)
     if unknown:
         return _unknown_key(unknown.group(1), keys)
@@ -112,21 +117,41 @@ def explain(message: str, keys: list[str], words: list[str]) -> str:
     nested = re.search(r"(?:Key|Option|option) ['\"]([\w.]+)['\"] (?:is not|does not)", line)
     if nested:
         return _unknown_key(nested.group(1), keys)
+    not_group = re.search(r"Parser key \"([\w.]+)\": Unable to load config '(.*?)' - ", line)
+    if not_group:
+        meant = ""
+        if not_group[1] == "model":
+            meant = "; a model to start from is init_from, a known architecture model.preset"
+        return f"{not_group[1]} is {not_group[2]}; it must be a group of options, or a YAML file of one{meant}"
     if "Parser key" in line:
-        return _wrong_value(line, words)
+        return _wrong_value(line, keys, words)
     about_file = re.search(r"(?:Unexpected config: ?|Problems parsing config: )(.*)", line)
     if about_file:
-        files = [after for word, after in itertools.pairwise(words) if word == "--config"]
-        files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
         found = about_file.group(1) or "it is empty"
-        return f"{', '.join(files)}: not a YAML file of options ({found})"
+        return f"{_config_files(words)}: not a YAML file of options ({found})"
     return line
 
 
-def _wrong_value(line: str, words: list[str]) -> str:
+def _config_files(words: list[str]) -> str:
+    """Return the files of options that the command line names."""
+    files = [after for word, after in itertools.pairwise(words) if word == "--config"]
+    files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    return ", ".join(files)
+
+
+def _not_unicode(words: list[str]) -> str:
+    """Return the first word of the command line with bytes that are not UTF-8, those as \\xff."""
+    shown = (os.fsencode(word).decode("utf-8", "backslashreplace") for word in words)
+    return next((after for word, after in zip(words, shown, strict=True) if word != after), "the command line")
+
+
+def _wrong_value(line: str, keys: list[str], words: list[str]) -> str:
     """Say what an option's value is and what it must be; `line` names the option by one or more "Parser key"."""
     key = ".".join(re.findall(r"Parser key \"([\w.]+)\":", line))
     item = re.search(r"dot import path string: (.*)|valid subclass of \w+\. Got value: (.*?) Subclass types", line)
+    inner = re.search(r"value: NestedArg\(key='([\w.]+)'", line)
+    if inner is not None and not key.endswith(f".{inner[1]}"):
+        return _unknown_key(f"{key}.{inner[1]}", keys)
     if item is not None:
         like = "{path: texts/}" if key == "sources" else "{name: value}"
         return f"{key} has {item[1] or item[2]}; each of its entries must be a group of options, as '[{like}]'"
@@ -142,7 +167,9 @@ def _wrong_value(line: str, words: list[str]) -> str:
     kinds = [_type_in_words(each) for each in wanted]
     written = _written(key, words) or [given.group(1)]
     as_list = ""
-    if "a list" in kinds and not written[0].startswith(("[", "{")):
+    if key == "sources" and not written[0].startswith(("[", "{")):
+        as_list = f", as '[{', '.join(f'{{path: {_list_item(each)}}}' for each in written)}]'"
+    elif "a list" in kinds and not written[0].startswith(("[", "{")):
         as_list = f", as '[{', '.join(map(_list_item, written))}]'"
     return f"{key} is {' '.join(written) if as_list else given.group(1)}; it must be {' or '.join(kinds)}{as_list}"
 

@@ -101,7 +101,7 @@ def parse(
     except UserError:
         raise
     except (argparse.ArgumentError, ValueError, TypeError) as error:
-        raise UserError(explain(str(error), keys, words)) from error
+        raise UserError(explain(str(error), [*keys, *_item_keys(kind)], words)) from error
 
 
 def _preset_defaults(kind: type[Any], name: str) -> dict[str, Any]:
@@ -145,11 +145,25 @@ def option_keys(kind: type[Any], prefix: str = "") -> list[str]:
     for field in dataclasses.fields(kind):
         name = prefix + field.name
         keys.append(name)
-        hint = hints[field.name]
-        options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-        for option in options:
+        for option in _alternatives(hints[field.name]):
             if dataclasses.is_dataclass(option):
                 keys += option_keys(option, name + ".")  # type: ignore[arg-type]
             if option is ModelConfig:
                 keys.append(name + ".preset")
+    return keys
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _item_keys(kind: type[Any], prefix: str = "") -> list[str]:
+    """Return the dotted names of what the entries of a dataclass's lists and mappings have, as sources.path."""
+    keys = []
+    for name, hint in get_type_hints(kind).items():
+        for option in _alternatives(hint):
+            if dataclasses.is_dataclass(option):
+                keys += _item_keys(option, f"{prefix}{name}.")  # type: ignore[arg-type]
+            elif get_origin(option) in (list, dict) and dataclasses.is_dataclass(get_args(option)[-1]):
+                keys += option_keys(get_args(option)[-1], f"{prefix}{name}.")
     return keys

@@ -306,9 +306,10 @@ def _read_gguf_config(path: Path) -> tuple[ModelConfig, Family]:
 
 
 def _gguf_in(folder: Path) -> str:
-    """Point to the GGUF file of a folder that has nothing else."""
+    """Point to the GGUF files of a folder that is no model folder."""
     found = sorted(folder.glob(f"*{SUFFIX}"))
-    return f"; to read its GGUF file, give {found[0]}" if found else ""
+    which = "its GGUF file" if len(found) == 1 else f"one of its {len(found)} GGUF files"
+    return f"; to read {which}, give {'' if len(found) == 1 else 'its name, as '}{found[0]}" if found else ""
 
 
 def _name(key: str) -> str:

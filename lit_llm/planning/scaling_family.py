@@ -240,8 +240,8 @@ def grid_points(
                 found += [GridPoint(budget, member, steps, steps * per_step, seed) for seed in seeds]
         if short:
             lines.append(
-                f"left out of {budget:.3g} operations: {', '.join(f'{n:,}' for n, _ in short)} parameters, which are "
-                f"{', '.join(str(steps) for _, steps in short)} steps of {per_step:,} tokens; fewer than "
+                f"left out of {budget:.3g} operations: {', '.join(f'{n:,}' for n, _ in short)} parameters, trained in "
+                f"steps of {per_step:,} tokens for {', '.join(str(steps) for _, steps in short)} of them; fewer than "
                 f"{FEWEST_STEPS} are mostly warm-up, and a smaller data.batch_size or a larger budget keeps them"
             )
     return found, lines

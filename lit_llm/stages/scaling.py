@@ -251,7 +251,7 @@ def _train(grid: Grid, config: ScalingConfig, tell: Callable[[str], None]) -> No
 
     try:
         train_all(missing, config.num_workers, done)
-    except Interrupted as stopped:
+    except (Interrupted, KeyboardInterrupt) as stopped:
         raise type(stopped)("stopped; what is finished is kept, and the same command goes on") from stopped
 
 

@@ -125,6 +125,8 @@ class _Pool:
         finally:
             for process in self._processes:  # a run that is stopped so saves its state first
                 process.terminate()
+            for end in self._ends:  # and waits for no other
+                end.close()
             for process in self._processes:
                 process.join()
             self._lifeline.close()

@@ -87,6 +87,9 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str, kind: type = Pr
         (["--samples.prompts", "Once upon, a: time"], """it must be a list, as '["Once upon, a: time"]'"""),
         (["--data.paths", "[a.txt"], "data.paths is [a.txt; it must be a list\n"),
         (["recipe.yaml"], "recipe.yaml stands alone; a file of options is read by --config recipe.yaml"),
+        (["--trainer", "x"], "trainer is x; it must be a group of options, or a YAML file of one\n"),
+        (["--run_name.first", "a"], "no option run_name.first; the nearest is run_name"),
+        (["--data.paths", "[a\udcff]"], "[a\\xff] is not UTF-8, and options are read as UTF-8; rename the file"),
         (["max_iters=5"], "max_iters=5 stands alone; options are written as --NAME VALUE"),
     ],
 )
@@ -133,6 +136,16 @@ def test_an_option_for_the_split_of_a_hub_data_set_is_answered_with_its_place_in
         ("evaluate", ["--dataset", "x"], "no option dataset; here it is texts"),
         ("prepare_data", ["--output_dir", "x"], "no option output_dir; here it is output"),
         ("generate", ["--prompts", "yes", "a # b"], """as '["yes", "a # b"]'"""),
+        ("export", ["--model", "x"], "no option model; here it is checkpoint"),
+        (
+            "sft",
+            ["--model", "x"],
+            "or a YAML file of one; a model to start from is init_from, a known architecture model.preset",
+        ),
+        ("inspect_data", ["--data.paths", "x"], "no option data.paths; the nearest is data"),
+        ("clean_data", ["--sources", "[{paht: x}]"], "no option sources.paht; the nearest is sources.path"),
+        ("pretrain", ["--data.mix.corpora", "{a: {weigt: 3}}"], "weigt; the nearest is data.mix.corpora.weight"),
+        ("clean_data", ["--sources", "a b"], "sources is a b; it must be a list, as '[{path: a b}]'"),
         ("generate", ["--sampling.stop_token_ids", "5"], "it must be a list, as '[5]'"),
     ],
 )

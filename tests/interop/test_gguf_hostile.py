@@ -201,3 +201,5 @@ def test_what_is_not_there(tmp_path: Path) -> None:
     refused(lambda: load_model_folder(tmp_path / "notes.txt"), r"notes.txt is no GGUF file: it begins with b'no m'")
     tiny_file(tmp_path / "folder.gguf")
     refused(lambda: load_model_folder(tmp_path), r"no config.json; to read its GGUF file, give .*folder.gguf")
+    tiny_file(tmp_path / "second.gguf")
+    refused(lambda: load_model_folder(tmp_path), r"to read one of its 2 GGUF files, give its name, as .*folder.gguf")

@@ -244,8 +244,16 @@ def test_minutes_choose_budgets_and_a_dry_run_leaves_nothing(recipe: PretrainCon
 
 @pytest.mark.slow
 def test_several_at_a_time(recipe: PretrainConfig, tmp_path: Path) -> None:
-    """Processes of their own give the same losses."""
-    config = ScalingConfig(output=str(tmp_path / "two"), budgets=BUDGETS[:1], sizes=SIZES[:2], num_workers=2)
+    """Processes of their own give the same losses, also where Ctrl-C has stopped one in the middle of its run."""
+
+    def stop(line: str) -> None:
+        if line.startswith("1/2 "):
+            raise KeyboardInterrupt
+
+    budgets = [BUDGETS[0], 10 * BUDGETS[0]]
+    config = ScalingConfig(output=str(tmp_path / "two"), budgets=budgets, sizes=SIZES[:1], num_workers=2)
+    with pytest.raises(KeyboardInterrupt, match="what is finished is kept, and the same command goes on"):
+        scaling(config, recipe, stop)
     _, two = scaling(config, recipe)
     _, one = scaling(replace(config, output=str(tmp_path / "one"), num_workers=1), recipe)
     assert one is not None and two is not None
