@@ -31,7 +31,7 @@ from lit_llm.interop import load_model_folder, save_model_folder, stop_token_ids
 from lit_llm.model import Decoder
 from lit_llm.tokenizer import train_bpe
 
-LIMITS = {"blimp": 10, "mmlu": 10, "gsm8k": 12, "humaneval": 12}
+LIMITS = {"blimp": 10, "mmlu": 6, "gsm8k": 8, "humaneval": 8}
 """Questions of each part of a task."""
 
 
