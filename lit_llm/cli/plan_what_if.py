@@ -47,27 +47,14 @@ def print_what_if(
     Raises:
         UserError: no number of GPUs can share the batch.
     """
-    from lit_llm.planning.choice import cheapest, every_option
-    from lit_llm.planning.cost import training_cost
-
     found: list[tuple[int, str, Cost | None]] = []
     for number in sorted(set(config.what_if)):
         other = copy(config)
         other.num_gpus = number
         try:
-            options = every_option(other, placements_of(other), limit, hardware.kind)
+            found.append((number, *_best(other, hardware, limit, placements_of(other))))
         except UserError as error:
             found.append((number, " ".join(str(error).split()), None))
-            continue
-        chosen = cheapest(options)
-        if chosen is None:
-            least = min(options, key=lambda option: option.memory.total)
-            found.append((number, f"nothing fits: {least.memory.total / 2**30:.1f} GiB at least", None))
-            continue
-        how = f"{chosen.placement.name}, checkpointing {chosen.checkpointing}, {chosen.memory.total / 2**30:.1f} GiB"
-        gpu = hardware.gpu
-        cost = training_cost(other, gpu.peak_flops, other.trainer.max_steps, chosen.recomputation, gpu.tdp_watts)
-        found.append((number, how, cost))
     costs = [cost for _, _, cost in found if cost is not None]
     if not costs:
         raise UserError(f"none of what_if {config.what_if} can run the recipe: {found[0][1]}")
@@ -90,6 +77,21 @@ def print_what_if(
     if config.output is not None:
         _draw(config, hardware, header, rows, found)
         console.print(f"picture  {config.output}", soft_wrap=True, highlight=False)
+
+
+def _best(config: PlanConfig, hardware: Hardware, limit: float, placements: list[Placement]) -> tuple[str, Cost | None]:
+    """How the recipe is best run, in words, and what that costs; None where nothing fits."""
+    from lit_llm.planning.choice import cheapest, every_option
+    from lit_llm.planning.cost import training_cost
+
+    options = every_option(config, placements, limit, hardware.kind)
+    chosen = cheapest(options)
+    if chosen is None:
+        least = min(options, key=lambda option: option.memory.total)
+        return f"nothing fits: {least.memory.total / 2**30:.1f} GiB at least", None
+    how = f"{chosen.placement.name}, checkpointing {chosen.checkpointing}, {chosen.memory.total / 2**30:.1f} GiB"
+    gpu = hardware.gpu
+    return how, training_cost(config, gpu.peak_flops, config.trainer.max_steps, chosen.recomputation, gpu.tdp_watts)
 
 
 def _draw(
