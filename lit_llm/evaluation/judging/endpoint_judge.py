@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,15 +50,30 @@ class EndpointJudge:
         """
         refused: list[tuple[int, Reply]] = []
         answered = False
-        for number, reply in self.endpoint.each(questions, self._reply):
+        for number, reply in self.endpoint.each(questions, self._unless_all_are_refused(len(questions))):
             if reply.text or answered:
                 answered = True
                 yield number, reply
             else:
                 refused.append((number, reply))
-                if len(refused) == min(_ENOUGH_REFUSALS, len(questions)):
-                    raise UserError(f"judge.url {self.endpoint.address} refuses every question: {reply.problem}")
         yield from refused
+
+    def _unless_all_are_refused(self, questions: int) -> Callable[[Question], Reply]:
+        # counted where questions are asked: who reads the replies may lag behind, while more are asked for nothing
+        lock = threading.Lock()
+        refusals, answered = 0, False
+
+        def ask(question: Question) -> Reply:
+            nonlocal refusals, answered
+            reply = self._reply(question)
+            with lock:
+                answered = answered or bool(reply.text)
+                refusals += not reply.text
+                if not answered and refusals >= min(_ENOUGH_REFUSALS, questions):
+                    raise UserError(f"judge.url {self.endpoint.address} refuses every question: {reply.problem}")
+            return reply
+
+        return ask
 
     def _reply(self, question: Question) -> Reply:
         messages = request(question, self.rubric, as_json=self.config.json_verdict)
