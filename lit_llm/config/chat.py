@@ -19,7 +19,8 @@ class ChatConfig(LoadConfig):
     prefill_chunk: int = 512
     """Tokens of the conversation read in one pass; smaller takes less memory."""
     compile: bool = False
-    """Write with code compiled for the model: the first answer waits a minute or more for it, and all are faster."""
+    """Write with code compiled for the model: the first answer waits for it (a minute or so where the
+    machine has none of this form from before), and all are faster."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

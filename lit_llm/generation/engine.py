@@ -51,8 +51,8 @@ class Engine:
         tokenizer: for text in the events, and for stop strings.
         prefill_chunk: most tokens of each prompt that one step reads; None reads them whole.
         compile: write with a function that is compiled for the model when it is first needed, for 1, 2, 4, ... rows
-            each; see `lit_llm.generation.compiled`. Takes a minute or more each time, and none for a later engine of
-            the same model.
+            each; see `lit_llm.generation.compiled`. Takes a minute or so, but none for a later engine of the same
+            model, and on the CPU little for later models of the same form.
 
     Raises:
         UserError: `max_length` is more than the model's context, or `compile` is asked for and there is no compiler.
