@@ -43,11 +43,10 @@ class Chat:
 
     def ask(self, text: str) -> None:
         """Send a message and wait for its answer."""
-        count = self.page.run(f"document.querySelectorAll('{ANSWER}').length")
+        count = self.page.run("document.querySelectorAll('.turn.user').length")
         self.write(text)
-        self.page.wait(
-            f"document.querySelectorAll('{ANSWER}').length > {count} && document.getElementById('stop').hidden"
-        )
+        there = f"document.querySelectorAll('.turn.user').length > {count}"
+        self.page.wait(f"{there} && document.getElementById('stop').hidden && document.querySelector('{ANSWER}')")
 
     def turns(self) -> list[str]:
         """The words of the turns that are shown."""

@@ -93,11 +93,12 @@ def test_an_answer_that_is_being_written_is_said_once_and_can_be_stopped(chat: C
         page.wait("document.querySelector('.turn.busy .body').textContent.length > 0")
         assert page.run("document.getElementById('send').hidden && !document.getElementById('stop').hidden")
         assert page.run("document.querySelectorAll('[aria-live], [role=log]').length") == 0
+        page.wait("said.at(-1) === 'The model is writing.'")
         page.key("Escape")
         page.wait(f"document.querySelector('{ANSWER}')")
         release()
     assert "stopped" in chat.text(".turn.assistant .note") and chat.turns()[1] != ""
-    page.wait("said.at(-1).startsWith('The answer: ')")
+    page.wait("said.at(-1)?.startsWith('The answer: ')")
     assert [text for text in page.run("said") if text] == ["The model is writing.", f"The answer: {chat.turns()[1]}"]
     assert len(chat.stored()) == 1
 

@@ -18,7 +18,6 @@ export function button(text, action, label = "") {
 
 const shownSource = new WeakMap();  // element of a block -> the text that it shows
 const BLOCKS = new Set(["figure", "call", "thought"]);  // keep their elements while their text grows
-const DIRECTED = new Set(["p", "li", "h2", "h3", "h4", "h5", "h6", "th", "td", "blockquote"]);
 
 function newFigure(kind, text, caption) {
   const figure = make("figure", kind === "call" ? "call" : ""), head = make("figcaption");
@@ -38,11 +37,11 @@ function newThought(text) {
 
 const captionOf = (kind, about) => (kind === "call" ? `Tool call${about ? `: ${about}` : ""}` : about);
 
-function build([tag, children, about]) {
+function build([tag, children, about], isBlock = false) {
   if (tag === "thought") return newThought(children[0]);
   if (tag === "figure" || tag === "call") return newFigure(tag, children[0], captionOf(tag, about));
   const element = make(tag, tag === "ol" ? "" : about);
-  if (DIRECTED.has(tag)) element.dir = "auto";
+  if (isBlock) element.dir = "auto";  // a whole list or table has one direction, or its numbers would be elsewhere
   if (tag === "ol") element.start = about;
   for (const child of children) element.append(typeof child === "string" ? child : build(child));  // strings become text
   return element;
@@ -62,7 +61,7 @@ export function show(body, blocks) {
         element.querySelector("code").textContent = tree[1][0];
       }
     } else {
-      fresh = build(tree);
+      fresh = build(tree, true);
       if (element) element.replaceWith(fresh);
       else body.append(fresh);
     }
