@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from importlib import resources
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from lit_llm.generation import Completion
+from lit_llm.serving.chat_page import add_page
 from lit_llm.serving.errors import ApiError, error_of_validation, response_of
 from lit_llm.serving.gate import Access, Gate
 from lit_llm.serving.preparation import Preparation
@@ -48,19 +48,14 @@ def create_app(served: Served, worker: Worker, access: Access | None = None) -> 
     app.state.preparation = preparation
     app.add_middleware(Gate, access=Access() if access is None else access)
     _answer_errors(app)
+    add_page(app)
     _route_descriptions(app, served, worker, preparation)
     _route_texts(app, served, worker, preparation)
     return app
 
 
 def _route_descriptions(app: FastAPI, served: Served, worker: Worker, preparation: Preparation) -> None:
-    """Add the routes that need no work of the model: the page, the health and the list of models."""
-
-    @app.get("/", response_class=HTMLResponse)
-    async def page() -> HTMLResponse:
-        """Return the chat page."""
-        text = resources.files("lit_llm.serving").joinpath("page.html").read_text(encoding="utf-8")
-        return HTMLResponse(text, headers={"Cache-Control": "no-cache"})
+    """Add the routes that need no work of the model: the health and the list of models."""
 
     @app.get("/health")
     async def health() -> JSONResponse:
