@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,18 +15,18 @@ from lit_llm.config import ServeConfig, UserError
 from lit_llm.stages.loading import LoadedModel, load, tell_begin_token
 
 if TYPE_CHECKING:
+    from lit_llm.serving.draining import DrainingServer
     from lit_llm.serving.gate import Access
+    from lit_llm.serving.operations import Operations
     from lit_llm.serving.served_model import Served
     from lit_llm.serving.worker import Worker
 
 KEY_VARIABLE = "LIT_LLM_API_KEY"
 """Environment variable that holds the key which requests must bring."""
-# How long the requests that run may go on after Ctrl-C or SIGTERM, in seconds.
-GRACE = 10
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM; what runs then is finished within `GRACE` seconds.
+    """Serve until Ctrl-C or SIGTERM; what runs then is finished, for as long as the configuration says.
 
     Raises:
         UserError: the extra `serve` is not installed, the port is taken, the model cannot be used as asked, or the
@@ -39,7 +39,7 @@ def serve(config: ServeConfig) -> None:
             raise UserError(
                 f"serving needs the package {package}; install it with: pip install 'lit-llm[serve]'"
             ) from None
-    access = access_to(config)
+    access, operations = access_to(config), operations_of(config)
     with bound_socket(config.host, config.port) as listener:  # before the model is read, which takes longer
         loaded = load(config, compile=config.compile)
         tell_begin_token(config, loaded.tokenizer)
@@ -48,7 +48,11 @@ def serve(config: ServeConfig) -> None:
         if config.compile:
             print("compiling the model; this takes some minutes", file=sys.stderr)
         worker.start()
-        _listen(config, access, served, worker, listener, _said_at_start(config, loaded, served, listener))
+        line = _said_at_start(config, loaded, served, listener)
+        server = make_server(config, served, worker, access, operations, lambda: print(line, flush=True))
+        _run(server, worker, listener)
+    if server.failure is not None:
+        raise _cannot_listen(config.host, config.port, server.failure)
     if worker.failure is not None:
         raise UserError(f"the engine failed and could not be started again: {worker.failure}")
 
@@ -60,15 +64,34 @@ def access_to(config: ServeConfig) -> Access:
         UserError: the file or the environment variable of the key has none.
     """
     from lit_llm.serving.gate import Access
+    from lit_llm.serving.keys import Key, Keys
 
     most = config.max_per_client or config.max_batch + (config.max_waiting + 1) // 2
+    if config.keys_file is not None:
+        keys: Keys | None = Keys.from_file(config.keys_file)
+    else:
+        secret = _api_key(config)
+        keys = None if secret is None else Keys([Key.of("api_key", secret)])
     return Access.to(
         config.host,
         config.allowed_hosts,
-        api_key=_api_key(config),
+        keys=keys,
         most_at_once=most,
         read_timeout=config.read_timeout,
     )
+
+
+def operations_of(config: ServeConfig) -> Operations:
+    """Return what records requests and ends some of them early.
+
+    Raises:
+        UserError: the log cannot be written.
+    """
+    from lit_llm.serving.operations import Operations, TimeLimits
+    from lit_llm.serving.request_log import RequestLog
+
+    log = None if config.request_log is None else RequestLog(config.request_log)
+    return Operations(TimeLimits(config.queue_timeout, config.request_timeout), log, config.log_texts)
 
 
 def _api_key(config: ServeConfig) -> str | None:
@@ -156,10 +179,13 @@ def bound_socket(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}, port {port}: {error.strerror}; choose another port or host"
-        ) from None
+        raise _cannot_listen(host, port, error) from None
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
+    reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
+    return UserError(f"cannot listen on {host}, port {port}: {reason}; choose another port or host")
 
 
 def _said_at_start(config: ServeConfig, loaded: LoadedModel, served: Served, listener: socket.socket) -> str:
@@ -176,33 +202,32 @@ def _said_at_start(config: ServeConfig, loaded: LoadedModel, served: Served, lis
     )
 
 
-def _listen(
-    config: ServeConfig, access: Access, served: Served, worker: Worker, listener: socket.socket, line: str
-) -> None:
-    import uvicorn
-
+def make_server(
+    config: ServeConfig,
+    served: Served,
+    worker: Worker,
+    access: Access,
+    operations: Operations,
+    on_start: Callable[[], None] = lambda: None,
+) -> DrainingServer:
+    """Return the server of a worker that has been started; it calls `on_start` once it takes requests."""
     from lit_llm.serving.app import create_app
     from lit_llm.serving.connections import server_config
+    from lit_llm.serving.draining import DrainingServer
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            print(line, flush=True)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.state.preparation.close()
-            asyncio.get_running_loop().call_later(GRACE, worker.end)
-            await super().shutdown(sockets)
-
-    app = create_app(served, worker, access)
-    # uvicorn breaks off without a word what does not end although the worker has: a client that does not read
-    server = Server(server_config(app, config.read_timeout, timeout_graceful_shutdown=GRACE + 5))
+    app = create_app(served, worker, access, operations)
+    uvicorns = server_config(app, config.read_timeout, config.write_timeout)
+    server = DrainingServer(uvicorns, operations, app.state.preparation, worker, config.drain_timeout, on_start)
 
     def end() -> None:
         server.should_exit = True
 
     worker.on_failure = end
-    # uvicorn ends in good order on these signals, and then raises them again: by then there is nothing left to do
+    return server
+
+
+def _run(server: DrainingServer, worker: Worker, listener: socket.socket) -> None:
+    # uvicorn would end the process by the signal that it had; by then there is nothing left to do
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listener])

@@ -17,44 +17,54 @@ from lit_llm.generation import Completion
 from lit_llm.serving.chat_page import add_page
 from lit_llm.serving.errors import ApiError, error_of_validation, response_of
 from lit_llm.serving.gate import Access, Gate
+from lit_llm.serving.operations import Operations
 from lit_llm.serving.preparation import Preparation
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
+from lit_llm.serving.record import CLIENT_IS_GONE, Observer, Record
 from lit_llm.serving.responses import Answer, ChatAnswer, CompletionAnswer
 from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Job, Worker
 
 _T = TypeVar("_T")
-_CLIENT_IS_GONE = 499  # as nginx calls it; nobody reads it
 
 
-def create_app(served: Served, worker: Worker, access: Access | None = None) -> FastAPI:
+def create_app(
+    served: Served, worker: Worker, access: Access | None = None, operations: Operations | None = None
+) -> FastAPI:
     """The application; its `state.preparation` may be closed before it ends, and is closed then.
 
     Args:
         served: the model as requests see it.
         worker: has been started; it is stopped when the application ends.
         access: what is asked of requests; None: that they call the server localhost, or by an address.
+        operations: records them, and ends some of them early.
     """
     preparation = Preparation(served, worker.most_requests)
+    access, operations = access or Access(), operations or Operations()
+    operations.count(served, worker, preparation)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        yield
+        async with operations.watching(access.keys):
+            yield
         preparation.close()
         await asyncio.to_thread(worker.stop)
 
     # the pages that FastAPI has for its own description load scripts from the internet
     app = FastAPI(title="lit_llm", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.preparation = preparation
-    app.add_middleware(Gate, access=Access() if access is None else access)
+    app.add_middleware(Gate, access=access, closed=operations.refusal)
+    app.add_middleware(Observer, sink=operations.over, active=operations.active, keeps_texts=operations.keeps_texts)
     _answer_errors(app)
     add_page(app)
-    _route_descriptions(app, served, worker, preparation)
-    _route_texts(app, served, worker, preparation)
+    _route_descriptions(app, served, worker, preparation, operations)
+    _route_texts(app, served, worker, preparation, operations)
     return app
 
 
-def _route_descriptions(app: FastAPI, served: Served, worker: Worker, preparation: Preparation) -> None:
+def _route_descriptions(
+    app: FastAPI, served: Served, worker: Worker, preparation: Preparation, operations: Operations
+) -> None:
     """Add the routes that need no work of the model: the health and the list of models."""
 
     @app.get("/health")
@@ -62,8 +72,17 @@ def _route_descriptions(app: FastAPI, served: Served, worker: Worker, preparatio
         """Whether texts can be written, how many requests there are, and how many schemas are being compiled."""
         running, waiting = worker.load()
         counts = {"preparing": preparation.requests, "running": running, "waiting": waiting}
-        content = {"status": worker.status, **counts, "compiling": preparation.compiling}
-        return JSONResponse(content, status_code=200 if worker.status == "ok" else 503)
+        status = "draining" if operations.draining and worker.status == "ok" else worker.status
+        content = {"status": status, **counts, "compiling": preparation.compiling}
+        return JSONResponse(content, status_code=200 if status == "ok" else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Return the server's numbers in Prometheus's text format."""
+        if operations.metrics is None:
+            raise ApiError("metrics need the package prometheus_client: pip install 'lit-llm[serve]'", 404)
+        text, media_type = operations.metrics.text()
+        return Response(text, media_type=media_type)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -77,7 +96,9 @@ def _route_descriptions(app: FastAPI, served: Served, worker: Worker, preparatio
         return served.description()
 
 
-def _route_texts(app: FastAPI, served: Served, worker: Worker, preparation: Preparation) -> None:
+def _route_texts(
+    app: FastAPI, served: Served, worker: Worker, preparation: Preparation, operations: Operations
+) -> None:
     """Add the routes whose answers the model writes."""
 
     @app.post("/v1/chat/completions")
@@ -92,20 +113,24 @@ def _route_texts(app: FastAPI, served: Served, worker: Worker, preparation: Prep
 
     async def _answered(kind: type[Answer], body: ChatRequest | CompletionRequest, request: Request) -> Response:
         served.check_name(body.model)
-        texts = await _unless_gone(request, preparation.texts(body))
+        record: Record = request.state.record
+        record.model = served.name
+        texts = await operations.in_time(record, _unless_gone(request, preparation.texts(body)))
         if texts is None:
-            return Response(status_code=_CLIENT_IS_GONE)
+            return Response(status_code=CLIENT_IS_GONE)
         prompt_tokens = sum(len(text.prompt) for text in texts[:: body.n])
+        operations.take(record, prompt_tokens, texts)
         answer = kind(served.name, served.tokenizer, prompt_tokens, body.include_usage)
         job = worker.submit(texts)
+        followed = operations.follow(worker, job, record, prompt_tokens, body)
         if body.stream:
-            return EventStream(answer.stream(job), lambda: worker.cancel(job))
+            return EventStream(answer.stream(job), followed.end)
         try:
             completions = await _unless_gone(request, _written(job))
         finally:
-            worker.cancel(job)
+            followed.end()
         if completions is None:
-            return Response(status_code=_CLIENT_IS_GONE)
+            return Response(status_code=CLIENT_IS_GONE)
         return JSONResponse(answer.whole(completions))
 
 
@@ -157,18 +182,25 @@ class EventStream(StreamingResponse):
 def _answer_errors(app: FastAPI) -> None:
     """Make every error of the application an answer in OpenAI's form."""
 
+    def answer(request: Request, error: ApiError) -> JSONResponse:
+        record: Record = request.state.record
+        record.code = error.code
+        return response_of(error)
+
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
-        return response_of(error)
+        return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return response_of(error_of_validation(error.errors()))
+        return answer(request, error_of_validation(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> JSONResponse:
-        return response_of(ApiError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))
+        return answer(request, ApiError(f"{request.method} {request.url.path}: {error.detail}", error.status_code))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
-        return response_of(ApiError("the server failed on this request; its log has more", 500))
+        response = answer(request, ApiError("the server failed on this request; its log has more", 500))
+        response.headers["X-Request-Id"] = request.state.record.id  # this is sent by a layer around the observer
+        return response

@@ -12,17 +12,15 @@ from typing import Any
 
 import httpx
 import torch
-import uvicorn
 from chat_rows import letter_tokenizer
 from conftest import tiny_model
 from random_decoder import random_decoder
 
-from lit_llm.cli.serve import access_to, bound_socket, describe, make_worker
+from lit_llm.cli.serve import access_to, bound_socket, describe, make_server, make_worker, operations_of
 from lit_llm.config import SamplingConfig, ServeConfig
 from lit_llm.generation import Completion, complete
 from lit_llm.interop import save_model_folder
-from lit_llm.serving.app import create_app
-from lit_llm.serving.connections import server_config
+from lit_llm.serving.draining import DrainingServer
 from lit_llm.serving.worker import Worker
 from lit_llm.stages.loading import LoadedModel, load
 from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
@@ -38,6 +36,7 @@ class Server:
     loaded: LoadedModel
     worker: Worker
     client: httpx.Client
+    process: DrainingServer
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -102,8 +101,7 @@ def serving(folder: Path, **options: Any) -> Iterator[Server]:
     loaded = load(config)
     worker = make_worker(config, loaded)
     worker.start()
-    app = create_app(describe(config, loaded), worker, access_to(config))
-    server = uvicorn.Server(server_config(app, config.read_timeout))
+    server = make_server(config, describe(config, loaded), worker, access_to(config), operations_of(config))
     listener = bound_socket("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -111,7 +109,7 @@ def serving(folder: Path, **options: Any) -> Iterator[Server]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=30, limits=httpx.Limits(max_connections=None)) as client:
-            yield Server(url, loaded, worker, client)
+            yield Server(url, loaded, worker, client, server)
     finally:
         server.should_exit = True
         thread.join(20)
