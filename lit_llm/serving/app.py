@@ -101,7 +101,7 @@ def _route_texts(app: FastAPI, served: Served, worker: Worker, preparation: Prep
         if texts is None:
             return Response(status_code=_CLIENT_IS_GONE)
         prompt_tokens = sum(len(text.prompt) for text in texts[:: body.n])
-        answer = kind(served.name, served.tokenizer, prompt_tokens, body.include_usage)
+        answer = kind(served.name, served.tokenizer, prompt_tokens, body.include_usage, body.n)
         job = worker.submit(texts)
         if body.stream:
             return EventStream(answer.stream(job), lambda: worker.cancel(job))
