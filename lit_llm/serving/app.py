@@ -120,7 +120,7 @@ def _route_texts(
             return Response(status_code=CLIENT_IS_GONE)
         prompt_tokens = sum(len(text.prompt) for text in texts[:: body.n])
         operations.take(record, prompt_tokens, texts)
-        answer = kind(served.name, served.tokenizer, prompt_tokens, body.include_usage)
+        answer = kind(served.name, served.tokenizer, prompt_tokens, body.include_usage, body.n)
         job = worker.submit(texts)
         followed = operations.follow(worker, job, record, prompt_tokens, body)
         if body.stream:
