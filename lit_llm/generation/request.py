@@ -85,6 +85,7 @@ class Request:
     text: StoppingText | None = None
     allowed_tokens: AllowedTokens | None = None
     log_probs: int | None = None
+    adapter: str | None = None
 
     @property
     def config(self) -> SamplingConfig:
