@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib import resources
 from typing import Any, TypeVar
 
@@ -15,45 +16,43 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from lit_llm.generation import Completion
+from lit_llm.serving.embeddings import EmbeddingRequest, embeddings
 from lit_llm.serving.errors import ApiError, error_of_validation, response_of
 from lit_llm.serving.gate import Access, Gate
-from lit_llm.serving.preparation import Preparation
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
+from lit_llm.serving.registry import Registry, Use
+from lit_llm.serving.response_objects import ResponseAnswer, ResponseRequest
 from lit_llm.serving.responses import Answer, ChatAnswer, CompletionAnswer
-from lit_llm.serving.served_model import Served
-from lit_llm.serving.worker import Job, Worker
+from lit_llm.serving.worker import Job
+from lit_llm.tokenizer import Tokenizer
 
 _T = TypeVar("_T")
 _CLIENT_IS_GONE = 499  # as nginx calls it; nobody reads it
 
 
-def create_app(served: Served, worker: Worker, access: Access | None = None) -> FastAPI:
-    """The application; its `state.preparation` may be closed before it ends, and is closed then.
+def create_app(registry: Registry, access: Access | None = None) -> FastAPI:
+    """The application.
 
     Args:
-        served: the model as requests see it.
-        worker: has been started; it is stopped when the application ends.
+        registry: the models; it is closed when the application ends.
         access: what is asked of requests; None: that they call the server localhost, or by an address.
     """
-    preparation = Preparation(served, worker.most_requests)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        preparation.close()
-        await asyncio.to_thread(worker.stop)
+        await registry.close()
 
     # the pages that FastAPI has for its own description load scripts from the internet
     app = FastAPI(title="lit_llm", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.preparation = preparation
     app.add_middleware(Gate, access=Access() if access is None else access)
     _answer_errors(app)
-    _route_descriptions(app, served, worker, preparation)
-    _route_texts(app, served, worker, preparation)
+    _route_descriptions(app, registry)
+    _route_texts(app, registry)
     return app
 
 
-def _route_descriptions(app: FastAPI, served: Served, worker: Worker, preparation: Preparation) -> None:
+def _route_descriptions(app: FastAPI, registry: Registry) -> None:
     """Add the routes that need no work of the model: the page, the health and the list of models."""
 
     @app.get("/", response_class=HTMLResponse)
@@ -65,53 +64,97 @@ def _route_descriptions(app: FastAPI, served: Served, worker: Worker, preparatio
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether texts can be written, how many requests there are, and how many schemas are being compiled."""
-        running, waiting = worker.load()
-        counts = {"preparing": preparation.requests, "running": running, "waiting": waiting}
-        content = {"status": worker.status, **counts, "compiling": preparation.compiling}
-        return JSONResponse(content, status_code=200 if worker.status == "ok" else 503)
+        content = {"status": registry.worker.status, **registry.counts()}
+        return JSONResponse(content, status_code=200 if content["status"] == "ok" else 503)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """Return the list of models, which has the one that is served."""
-        return {"object": "list", "data": [served.description()]}
+        """Return the list of models."""
+        return {"object": "list", "data": registry.descriptions()}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        """Return the model's entry, given its name."""
-        served.check_name(name)
-        return served.description()
+        """Return a model's entry, given its name."""
+        return registry.description(name)
 
 
-def _route_texts(app: FastAPI, served: Served, worker: Worker, preparation: Preparation) -> None:
-    """Add the routes whose answers the model writes."""
+def _route_texts(app: FastAPI, registry: Registry) -> None:
+    """Add the routes whose answers a model writes."""
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Write answers to a conversation."""
-        return await _answered(ChatAnswer, body, request)
+        return await _with_model(registry, body.model, request, partial(_answered, ChatAnswer, body, request))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Write texts that continue prompts."""
-        return await _answered(CompletionAnswer, body, request)
+        return await _with_model(registry, body.model, request, partial(_answered, CompletionAnswer, body, request))
 
-    async def _answered(kind: type[Answer], body: ChatRequest | CompletionRequest, request: Request) -> Response:
-        served.check_name(body.model)
-        texts = await _unless_gone(request, preparation.texts(body))
-        if texts is None:
-            return Response(status_code=_CLIENT_IS_GONE)
-        prompt_tokens = sum(len(text.prompt) for text in texts[:: body.n])
-        answer = kind(served.name, served.tokenizer, prompt_tokens, body.include_usage)
-        job = worker.submit(texts)
-        if body.stream:
-            return EventStream(answer.stream(job), lambda: worker.cancel(job))
-        try:
-            completions = await _unless_gone(request, _written(job))
-        finally:
-            worker.cancel(job)
-        if completions is None:
-            return Response(status_code=_CLIENT_IS_GONE)
-        return JSONResponse(answer.whole(completions))
+    @app.post("/v1/responses")
+    async def respond(body: ResponseRequest, request: Request) -> Response:
+        """Write an answer to a conversation, in OpenAI's newer form."""
+
+        def answer(model: str, tokenizer: Tokenizer, prompt_tokens: int, include_usage: bool) -> ResponseAnswer:
+            return ResponseAnswer(body, model, prompt_tokens)
+
+        return await _with_model(registry, body.model, request, partial(_answered, answer, body.as_chat(), request))
+
+    @app.post("/v1/embeddings")
+    async def embed(body: EmbeddingRequest, request: Request) -> Response:
+        """Make a vector of each text."""
+        return await _with_model(registry, body.model, request, partial(_embedded, body, request))
+
+
+async def _embedded(body: EmbeddingRequest, request: Request, use: Use) -> Response:
+    found = await _unless_gone(request, embeddings(body, use))
+    return Response(status_code=_CLIENT_IS_GONE) if found is None else JSONResponse(found)
+
+
+async def _with_model(
+    registry: Registry, name: str, request: Request, answer: Callable[[Use], Coroutine[Any, Any, Response]]
+) -> Response:
+    """Answer a request with a model; its use ends with the answer, which is a stream's last event."""
+    use = await _unless_gone(request, registry.use(name))
+    if use is None:
+        return Response(status_code=_CLIENT_IS_GONE)
+    streaming = False
+    try:
+        response = await answer(use)
+        streaming = isinstance(response, EventStream)
+        return response
+    finally:
+        if not streaming:
+            use.release()
+
+
+async def _answered(
+    kind: Callable[[str, Tokenizer, int, bool], Answer | ResponseAnswer],
+    body: ChatRequest | CompletionRequest,
+    request: Request,
+    use: Use,
+) -> Response:
+    """Write the texts that a request asks for."""
+    texts = await _unless_gone(request, use.preparation.texts(body))
+    if texts is None:
+        return Response(status_code=_CLIENT_IS_GONE)
+    prompt_tokens = sum(len(text.prompt) for text in texts[:: body.n])
+    answer = kind(use.served.name, use.served.tokenizer, prompt_tokens, body.include_usage)
+    job = use.worker.submit(texts)
+
+    def end() -> None:
+        use.worker.cancel(job)
+        use.release()
+
+    if body.stream:
+        return EventStream(answer.stream(job), end)
+    try:
+        completions = await _unless_gone(request, _written(job))
+    finally:
+        end()
+    if completions is None:
+        return Response(status_code=_CLIENT_IS_GONE)
+    return JSONResponse(answer.whole(completions))
 
 
 async def _written(job: Job) -> list[Completion]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
 
 from lit_llm.config import UserError
 from lit_llm.generation import Compilation, Spellings, TextConstraint
@@ -16,6 +19,8 @@ from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Text
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 # Each at once. A prompt is short enough for the context, or refused before it is encoded.
 _ENCODERS = 2
 _COMPILERS = 2
@@ -54,20 +59,37 @@ class Preparation:
             ApiError: the request cannot be served as it is (400), too many are being prepared (429), or the server is
                 ending (503).
         """
-        if self.requests >= self._most:
-            raise ApiError(f"{self.requests} requests are being prepared; try again later", 429, code=TOO_MANY)
         texts_of = self._served.texts_of_chat if isinstance(body, ChatRequest) else self._served.texts_of_completion
-        self.requests += 1
-        try:
-            texts = await asyncio.get_running_loop().run_in_executor(self._encoders, texts_of, body)
+        with self._counted():
+            texts = await self._encoded(texts_of, body)
             if body.schema_format is None:
                 return texts
             constraint = await self._schemas.constraint(_schema_of(body), texts[0].stop_tokens)
+        return [replace(text, constraint=constraint) for text in texts]
+
+    async def prompts(self, inputs: Sequence[str | list[int]]) -> list[list[int]]:
+        """Return the tokens of texts that are to be read alone.
+
+        Raises:
+            ApiError: as `texts`.
+        """
+        with self._counted():
+            return await self._encoded(self._served.ids_to_embed, inputs)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self.requests >= self._most:
+            raise ApiError(f"{self.requests} requests are being prepared; try again later", 429, code=TOO_MANY)
+        self.requests += 1
+        try:
+            yield
         except RuntimeError:  # the pool takes nothing any more
             raise ApiError("the server is ending; try again later", 503) from None
         finally:
             self.requests -= 1
-        return [replace(text, constraint=constraint) for text in texts]
+
+    async def _encoded(self, function: Callable[[_T], _R], given: _T) -> _R:
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, function, given)
 
     def close(self) -> None:
         """Refuse new requests and end the running work, without waiting for it."""

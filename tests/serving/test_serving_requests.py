@@ -14,9 +14,8 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 pytest.importorskip("httpx", reason="the package httpx is not installed")
 from foreign_tokenizers import CHAT_TEMPLATE, gpt2
-from serving_models import CONTEXT, Server, save_tiny, serving
+from serving_models import CONTEXT, Server, describe, save_tiny, serving
 
-from lit_llm.cli.serve import describe
 from lit_llm.config import ServeConfig
 from lit_llm.serving.protocol import ChatMessage, ChatRequest, CompletionRequest
 from lit_llm.tokenizer import Tokenizer
