@@ -224,7 +224,7 @@ def test_serving(capsys: pytest.CaptureFixture[str], tmp_path: Path, tokenizer: 
     save_model_folder(folder, model.config, model.state_dict(), tokenizer)
     text = planned(capsys, "--serve", str(folder), "--gpu", "T4")
     rows = {row[0]: row[1:] for row in rows_of(text)}
-    assert f"serving {folder} on T4" in text and {"2", "8", "32", "float32", "--quantize int4"} <= rows.keys()
+    assert f"serving {folder} on Tesla T4" in text and {"2", "8", "32", "float32", "--quantize int4"} <= rows.keys()
     with pytest.raises(SystemExit):
         planned(capsys, "--serve", str(folder), "--gpu", "T4", "--serve_lengths", "[64]")
     assert "serve_lengths has 64; the context of" in capsys.readouterr().err
