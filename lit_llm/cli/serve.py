@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,18 +18,18 @@ from lit_llm.stages.loading import LoadedModel, device_of, find_model, tell_begi
 
 if TYPE_CHECKING:
     from lit_llm.model.adapters import RowAdapters
+    from lit_llm.serving.draining import DrainingServer
     from lit_llm.serving.gate import Access
+    from lit_llm.serving.operations import Operations
     from lit_llm.serving.registry import ModelGroup, Registry
     from lit_llm.serving.worker import Worker
 
 KEY_VARIABLE = "LIT_LLM_API_KEY"
 """Environment variable that holds the key which requests must bring."""
-# How long the requests that run may go on after Ctrl-C or SIGTERM, in seconds.
-GRACE = 10
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve until Ctrl-C or SIGTERM; what runs then is finished within `GRACE` seconds.
+    """Serve until Ctrl-C or SIGTERM; what runs then is finished, for as long as the configuration says.
 
     Raises:
         UserError: the extra `serve` is not installed, the port is taken, the model cannot be used as asked, or the
@@ -42,7 +42,7 @@ def serve(config: ServeConfig) -> None:
             raise UserError(
                 f"serving needs the package {package}; install it with: pip install 'lit-llm[serve]'"
             ) from None
-    access = access_to(config)
+    access, operations = access_to(config), operations_of(config)
     with bound_socket(config.host, config.port) as listener:  # before the model is read, which takes longer
         models = ModelFolders(config, make_worker)
         groups = [models.look(name) for name in models.names]
@@ -50,7 +50,16 @@ def serve(config: ServeConfig) -> None:
         if config.compile:
             print("compiling the model; this takes some minutes", file=sys.stderr)
         registry = make_registry(config, models, groups)
-        _listen(config, access, registry, models, listener, _said_at_start(config, groups, listener))
+        line = _said_at_start(config, groups, listener)
+
+        def started() -> None:
+            read_anew_on_hangup(registry)
+            print(line, flush=True)
+
+        server = make_server(config, registry, models, access, operations, started)
+        _run(server, listener)
+    if server.failure is not None:
+        raise _cannot_listen(config.host, config.port, server.failure)
     failure = registry.worker.failure
     if failure is not None:
         raise UserError(f"the engine failed and could not be started again: {failure}")
@@ -82,15 +91,34 @@ def access_to(config: ServeConfig) -> Access:
         UserError: the file or the environment variable of the key has none.
     """
     from lit_llm.serving.gate import Access
+    from lit_llm.serving.keys import Key, Keys
 
     most = config.max_per_client or config.max_batch + (config.max_waiting + 1) // 2
+    if config.keys_file is not None:
+        keys: Keys | None = Keys.from_file(config.keys_file)
+    else:
+        secret = _api_key(config)
+        keys = None if secret is None else Keys([Key.of("api_key", secret)])
     return Access.to(
         config.host,
         config.allowed_hosts,
-        api_key=_api_key(config),
+        keys=keys,
         most_at_once=most,
         read_timeout=config.read_timeout,
     )
+
+
+def operations_of(config: ServeConfig) -> Operations:
+    """Return what records requests and ends some of them early.
+
+    Raises:
+        UserError: the log cannot be written.
+    """
+    from lit_llm.serving.operations import Operations, TimeLimits
+    from lit_llm.serving.request_log import RequestLog
+
+    log = None if config.request_log is None else RequestLog(config.request_log)
+    return Operations(TimeLimits(config.queue_timeout, config.request_timeout), log, config.log_texts)
 
 
 def _api_key(config: ServeConfig) -> str | None:
@@ -152,10 +180,13 @@ def bound_socket(host: str, port: int) -> socket.socket:
             listener.close()
             raise
     except OSError as error:
-        raise UserError(
-            f"cannot listen on {host}, port {port}: {error.strerror}; choose another port or host"
-        ) from None
+        raise _cannot_listen(host, port, error) from None
     return listener
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
+    reason = os.strerror(error.errno) if error.errno is not None and error.errno > 0 else error.strerror
+    return UserError(f"cannot listen on {host}, port {port}: {reason}; choose another port or host")
 
 
 def _said_at_start(config: ServeConfig, groups: Sequence[ModelGroup], listener: socket.socket) -> str:
@@ -179,33 +210,22 @@ def _said_at_start(config: ServeConfig, groups: Sequence[ModelGroup], listener: 
     return f"{line}; and also {', '.join(more)}" if more else line
 
 
-def _listen(
+def make_server(
     config: ServeConfig,
-    access: Access,
     registry: Registry,
     models: ModelFolders,
-    listener: socket.socket,
-    line: str,
-) -> None:
-    import uvicorn
-
+    access: Access,
+    operations: Operations,
+    on_start: Callable[[], None] = lambda: None,
+) -> DrainingServer:
+    """Return the server of some models, the first of which is in memory; it calls `on_start` once it takes requests."""
     from lit_llm.serving.app import create_app
     from lit_llm.serving.connections import server_config
+    from lit_llm.serving.draining import DrainingServer
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            read_anew_on_hangup(registry)
-            print(line, flush=True)
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            registry.refuse()
-            asyncio.get_running_loop().call_later(GRACE, registry.end)
-            await super().shutdown(sockets)
-
-    app = create_app(registry, access)
-    # uvicorn breaks off without a word what does not end although the worker has: a client that does not read
-    server = Server(server_config(app, config.read_timeout, timeout_graceful_shutdown=GRACE + 5))
+    app = create_app(registry, access, operations)
+    uvicorns = server_config(app, config.read_timeout, config.write_timeout)
+    server = DrainingServer(uvicorns, operations, registry, config.drain_timeout, on_start)
 
     def end() -> None:
         server.should_exit = True
@@ -216,7 +236,11 @@ def _listen(
 
     registry.worker.on_failure = end
     models.on_loaded = end_with_first
-    # uvicorn ends in good order on these signals, and then raises them again: by then there is nothing left to do
+    return server
+
+
+def _run(server: DrainingServer, listener: socket.socket) -> None:
+    # uvicorn would end the process by the signal that it had; by then there is nothing left to do
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listener])

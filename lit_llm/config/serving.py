@@ -37,6 +37,10 @@ class ServeConfig(LoadConfig):
     ask."""
     api_key_file: str | None = None
     """File with the key that requests must bring."""
+    keys_file: str | None = None
+    """YAML file of the keys of which requests must bring one, with limits for each: 'ann: {key: ...,
+    requests_per_minute: 60, tokens_per_minute: 20000}', or sha256 (printf %s KEY | sha256sum) in place of key. It is
+    read again when it changes; what a key that goes has begun ends with an error."""
     allowed_hosts: list[str] = field(default_factory=list)
     """Names by which requests may call the server (`Host:`), besides localhost, the host to listen on, this machine's
     name and any IP address: '[chat.example.org, "*.example.org"]', or '["*"]' for every name."""
@@ -45,6 +49,20 @@ class ServeConfig(LoadConfig):
     and half of max_waiting, so that others have a chance."""
     read_timeout: float = 30.0
     """Seconds in which the head of a request must have come, and then its body."""
+    write_timeout: float = 60.0
+    """Seconds that a client may leave an answer unread while there is no room for more of it."""
+    queue_timeout: float = 60.0
+    """Seconds that a request may wait for a place; it is refused with status 503 after them."""
+    request_timeout: float = 600.0
+    """Seconds that a request may take; what is written after them is lost, and the status 504."""
+    drain_timeout: float = 30.0
+    """Seconds in which requests are finished after SIGTERM or Ctrl-C, while new ones are refused with status 503 and
+    /health says draining; what is left is broken off. A second signal breaks it off at once."""
+    request_log: str | None = None
+    """File to which a line of JSON is added for each request: its id, route, status, tokens, durations and the name of
+    its key, and no texts; "-": standard error."""
+    log_texts: bool = False
+    """Also log what is asked and written."""
     name: str | None = None
     """What the model is called by requests; null: the name of its run or folder."""
     models: dict[str, str] = field(default_factory=dict)
@@ -68,15 +86,19 @@ class ServeConfig(LoadConfig):
             raise UserError(f"max_length is {self.max_length}; it must be at least 2, or null")
         if not 0 <= self.port <= 65535:
             raise UserError(f"port is {self.port}; it must be from 0 to 65535")
-        for name in ("api_key", "api_key_file", "name"):
+        for name in ("api_key", "api_key_file", "keys_file", "request_log", "name"):
             if getattr(self, name) == "":
                 raise UserError(f"{name} is empty; give one, or null")
-        if self.api_key is not None and self.api_key_file is not None:
-            raise UserError("api_key and api_key_file cannot be had together; give one of the two")
+        given = [name for name in ("api_key", "api_key_file", "keys_file") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} cannot be had together; give one of them")
+        if self.log_texts and self.request_log is None:
+            raise UserError("log_texts has nothing to log to; give request_log as well")
         if self.max_per_client is not None and self.max_per_client < 1:
             raise UserError(f"max_per_client is {self.max_per_client}; it must be at least 1, or null")
-        if not 0 < self.read_timeout < math.inf:
-            raise UserError(f"read_timeout is {self.read_timeout}; it must be a number of seconds above 0")
+        for name in ("read_timeout", "write_timeout", "queue_timeout", "request_timeout", "drain_timeout"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be a number of seconds above 0")
         self._check_models()
         for host in self.allowed_hosts:
             if not host or set(host) & set("/: "):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -29,8 +30,13 @@ class EmbeddingRequest(Body):
     normalize: bool = True
 
 
-async def embeddings(body: EmbeddingRequest, use: Use) -> dict[str, Any]:
+async def embeddings(body: EmbeddingRequest, use: Use, on_tokens: Callable[[int], None]) -> dict[str, Any]:
     """Return the answer to a request. When the call is cancelled, no further texts are read.
+
+    Args:
+        body: the request.
+        use: that of the model.
+        on_tokens: called with the number of tokens before they are read.
 
     Raises:
         ApiError: a text is empty or too long, `dimensions` is not the model's width, or the model fails.
@@ -40,6 +46,8 @@ async def embeddings(body: EmbeddingRequest, use: Use) -> dict[str, Any]:
         message = f"dimensions is {body.dimensions}; vectors of {use.served.name} have {width}, and are not shortened"
         raise ApiError(message, param="dimensions")
     prompts = await use.preparation.prompts(body.input)
+    tokens = sum(map(len, prompts))
+    on_tokens(tokens)
     vectors: list[torch.Tensor] = [torch.empty(0)] * len(prompts)
     for places in passes([len(prompt) for prompt in prompts], use.worker.max_batch):
         texts = [prompts[place] for place in places]
@@ -50,7 +58,6 @@ async def embeddings(body: EmbeddingRequest, use: Use) -> dict[str, Any]:
             raise ApiError(f"the texts cannot be embedded: {error}", 500) from None
         for place, vector in zip(places, read, strict=True):
             vectors[place] = vector
-    tokens = sum(map(len, prompts))
     return {
         "object": "list",
         "model": use.served.name,

@@ -13,14 +13,13 @@ from functools import cached_property
 from typing import TypeVar
 
 from lit_llm.config import UserError
-from lit_llm.generation import Compilation, Spellings, TextConstraint
+from lit_llm.generation import Compilation, Spellings, TextConstraint, json_object
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Text
 
-_T = TypeVar("_T")
-_R = TypeVar("_R")
+_T, _R = TypeVar("_T"), TypeVar("_R")
 # Each at once. A prompt is short enough for the context, or refused before it is encoded.
 _ENCODERS = 2
 _COMPILERS = 2
@@ -61,10 +60,14 @@ class Preparation:
         """
         texts_of = self._served.texts_of_chat if isinstance(body, ChatRequest) else self._served.texts_of_completion
         with self._counted():
-            texts = await self._encoded(texts_of, body)
-            if body.schema_format is None:
+            texts = await self._in_background(texts_of, body)
+            stop_tokens = texts[0].stop_tokens
+            if body.any_object:
+                constraint = await self._in_background(self._schemas.any_object, stop_tokens)
+            elif body.schema_format is not None:
+                constraint = await self._schemas.constraint(_schema_of(body), stop_tokens)
+            else:
                 return texts
-            constraint = await self._schemas.constraint(_schema_of(body), texts[0].stop_tokens)
         return [replace(text, constraint=constraint) for text in texts]
 
     async def prompts(self, inputs: Sequence[str | list[int]]) -> list[list[int]]:
@@ -74,7 +77,7 @@ class Preparation:
             ApiError: as `texts`.
         """
         with self._counted():
-            return await self._encoded(self._served.ids_to_embed, inputs)
+            return await self._in_background(self._served.ids_to_embed, inputs)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -88,8 +91,12 @@ class Preparation:
         finally:
             self.requests -= 1
 
-    async def _encoded(self, function: Callable[[_T], _R], given: _T) -> _R:
-        return await asyncio.get_running_loop().run_in_executor(self._encoders, function, given)
+    async def _in_background(self, function: Callable[[_T], _R], argument: _T) -> _R:
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, function, argument)
+
+    def stop_compiling(self) -> None:
+        """Refuse requests with schemas that are not compiled yet, while others go on."""
+        self._schemas.close()
 
     def close(self) -> None:
         """Refuse new requests and end the running work, without waiting for it."""
@@ -129,6 +136,9 @@ class Schemas:
         self._kept: OrderedDict[_Key, TextConstraint] = OrderedDict()
         self._coming: dict[_Key, _Coming] = {}
         self._closed = False
+        self._of_objects: dict[
+            tuple[int, ...], TextConstraint
+        ] = {}  # by the tokens that end texts, of which few differ
 
     @property
     def compiling(self) -> int:
@@ -160,6 +170,21 @@ class Schemas:
                 self._coming.pop(key)
                 coming.compilation.cancel()
                 coming.made.cancel()
+
+    def any_object(self, stop_tokens: tuple[int, ...]) -> TextConstraint:
+        """Return the constraint to JSON objects of any kind, from any thread.
+
+        Raises:
+            ApiError: texts of the model's tokens cannot be held to it (400).
+        """
+        made = self._of_objects.get(stop_tokens)
+        if made is None:
+            try:
+                made = TextConstraint(json_object(), self._spellings, stop_tokens)
+            except UserError as error:
+                raise ApiError(str(error), param="response_format") from None
+            self._of_objects[stop_tokens] = made
+        return made
 
     def close(self) -> None:
         """End the compilations that are running."""

@@ -67,6 +67,11 @@ class Body(BaseModel):
         return {name: value for name, value in given.items() if value is not None}
 
 
+def _as_system(role: Any) -> Any:
+    """Return a role by its older name: newer clients call the system's turns the developer's."""
+    return "system" if role == "developer" else role
+
+
 def _as_text(content: Any) -> Any:
     """Return content as text: the content itself, or its parts' texts joined."""
     if not isinstance(content, list):
@@ -82,7 +87,7 @@ def _as_text(content: Any) -> Any:
 class ChatMessage(Body):
     """A turn of a conversation; what answers have besides role and content may come back, as null."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_as_system)]
     content: Annotated[str, BeforeValidator(_as_text)]
     refusal: None = None
     annotations: None = None
@@ -109,7 +114,7 @@ class JsonSchema(Body):
 class ResponseFormat(Body):
     """The form that texts are held to."""
 
-    type: Literal["text", "json_schema"]
+    type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
@@ -171,6 +176,8 @@ class Request(Body):
     def _fit_together(self) -> Request:
         if self.stream_options is not None and not self.stream:
             raise ApiError("stream_options needs stream to be true", param="stream_options")
+        if self.any_object and self.response_format.json_schema is not None:
+            raise ApiError("response_format of type json_object takes no json_schema", param="response_format")
         if self.schema_format and self.schema_format.json_schema is None:
             raise ApiError("response_format of type json_schema needs a json_schema", param="response_format")
         return self
@@ -179,6 +186,11 @@ class Request(Body):
     def schema_format(self) -> ResponseFormat | None:
         """The schema that texts are held to, or None where any text will do."""
         return self.response_format if self.response_format and self.response_format.type == "json_schema" else None
+
+    @property
+    def any_object(self) -> bool:
+        """Whether texts are held to JSON objects of any kind."""
+        return self.response_format is not None and self.response_format.type == "json_object"
 
     @property
     def include_usage(self) -> bool:

@@ -118,7 +118,8 @@ class Registry:
         self._first = groups[0].name
         self._load_worker, self._look = load, look
         self._most, self._most_bytes = most, most_bytes
-        self._running: OrderedDict[str, Running] = OrderedDict({self._first: Running(groups[0], worker)})
+        self._on_step: Callable[[int], None] = lambda texts: None
+        self._running: OrderedDict[str, Running] = OrderedDict({self._first: self._run(groups[0], worker)})
         self._coming: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[Running] = set()
         self._endings: set[asyncio.Task[None]] = set()
@@ -129,6 +130,11 @@ class Registry:
     def worker(self) -> Worker:
         """The thread of the first model, without which the server ends."""
         return self._running[self._first].worker
+
+    @property
+    def first(self) -> Served:
+        """The first model, as requests see it."""
+        return self._groups[self._first].served[self._first]
 
     @property
     def running(self) -> list[Running]:
@@ -173,6 +179,18 @@ class Registry:
             await asyncio.shield(self._coming.get(group) or self._begin(group))
         self._running.move_to_end(group)
         return Use(self._running[group], name, self._used)
+
+    def watch_steps(self, on_step: Callable[[int], None]) -> None:
+        """Have a function called with the number of texts of each step of every model, on its thread."""
+        self._on_step = on_step
+        for running in self.running:
+            running.worker.on_step = on_step
+
+    def stop_compiling(self) -> None:
+        """Refuse requests with schemas that are not compiled yet, while others go on."""
+        for running in self.running:
+            for preparation in running.preparations.values():
+                preparation.stop_compiling()
 
     def refuse(self) -> None:
         """Prepare and load nothing any more."""
@@ -255,7 +273,7 @@ class Registry:
                 await leaving.pop().close()
             group = self._groups[name]
             worker = await self._start(group)
-            self._running[name] = Running(group, worker)
+            self._running[name] = self._run(group, worker)
         except FolderChanged as error:
             raise ApiError(str(error), 503, param="model", code="model_not_loaded") from None
         except Exception as error:
@@ -264,6 +282,10 @@ class Registry:
             raise ApiError(message, 503, param="model", code="model_not_loaded") from None
         finally:
             del self._coming[name]
+
+    def _run(self, group: ModelGroup, worker: Worker) -> Running:
+        worker.on_step = self._on_step
+        return Running(group, worker)
 
     async def _start(self, group: ModelGroup) -> Worker:
         if self._load_worker is None:
@@ -286,7 +308,7 @@ class Registry:
         self._groups[name] = group
         old = self._running.pop(name, None)
         if worker is not None:
-            self._running[name] = Running(group, worker)
+            self._running[name] = self._run(group, worker)
             if name == self._first:
                 self._running.move_to_end(name, last=False)
         if old is not None:

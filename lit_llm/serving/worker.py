@@ -47,6 +47,8 @@ class Job:
         self.texts = list(texts)
         self.unfinished = set(range(len(texts)))
         """Indices of the texts that are still being written."""
+        self.notice: Callable[[tuple[int, Event] | ApiError], None] = lambda news: None
+        """A function that is called with what is told of the texts when it comes, whether or not anybody listens."""
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int, Event] | ApiError] = asyncio.Queue()
 
@@ -72,6 +74,7 @@ class Job:
             _LOG.debug("an event came after the end of its loop")
 
     def _hear(self, news: tuple[int, Event] | ApiError) -> None:
+        self.notice(news)
         if isinstance(news, ApiError):
             self.unfinished.clear()
         elif news[1].finish_reason is not None:
@@ -102,6 +105,8 @@ class Worker:
         """The reason why the thread ended without being asked to, or None."""
         self.on_failure: Callable[[], None] = lambda: None
         """A function that is called on the thread when it ends so."""
+        self.on_step: Callable[[int], None] = lambda texts: None
+        """A function that is called on the thread with the number of texts of each step."""
         self._make_engine, self._max_batch, self._max_waiting = make_engine, max_batch, max_waiting
         self._warm_up = tuple(warm_up)
         self._jobs: list[Job] = []
@@ -223,6 +228,16 @@ class Worker:
         finally:
             self._calls -= 1
 
+    def fail(self, job: Job, error: ApiError) -> None:
+        """End what is left of a request with an error, which comes after what was written of it."""
+        self.cancel(job)
+        job._hear(error)
+
+    def waits(self, job: Job) -> bool:
+        """Whether none of a request's texts has a place yet."""
+        running, _ = self.load()
+        return job in self._jobs[running:]
+
     def _run(self) -> None:
         try:
             self._engine = self._make_engine()
@@ -298,6 +313,7 @@ class Worker:
             _LOG.exception("the engine failed; what it was writing is lost, and it starts again")
         else:
             self.steps += 1
+            self.on_step(len(self._running))
             for event in events:
                 job, place = self._running.get(event.request, (None, 0))
                 if job is None:  # of a request that another of its texts has ended

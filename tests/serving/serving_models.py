@@ -12,20 +12,18 @@ from typing import Any
 
 import httpx
 import torch
-import uvicorn
 from chat_rows import letter_tokenizer
 from conftest import tiny_model
 from random_decoder import random_decoder, trained_state
 
-from lit_llm.cli.serve import access_to, bound_socket, make_registry, make_worker
+from lit_llm.cli.serve import access_to, bound_socket, make_registry, make_server, make_worker, operations_of
 from lit_llm.cli.serve_models import ModelFolders, describe_model
 from lit_llm.config import LoraConfig, SamplingConfig, ServeConfig
 from lit_llm.generation import Completion, complete
 from lit_llm.interop import load_model_folder, save_adapter, save_model_folder
 from lit_llm.model.adapters import RowAdapters
 from lit_llm.model.lora import add_lora, prepare_dora
-from lit_llm.serving.app import create_app
-from lit_llm.serving.connections import server_config
+from lit_llm.serving.draining import DrainingServer
 from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Worker
 from lit_llm.stages.loading import LoadedModel
@@ -42,6 +40,7 @@ class Server:
     loaded: LoadedModel
     worker: Worker
     client: httpx.Client
+    process: DrainingServer
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -134,8 +133,7 @@ def serving(folder: Path, **options: Any) -> Iterator[Server]:
 
     models = ModelFolders(config, make)
     registry = make_registry(config, models, [models.look(name) for name in models.names])
-    app = create_app(registry, access_to(config))
-    server = uvicorn.Server(server_config(app, config.read_timeout))
+    server = make_server(config, registry, models, access_to(config), operations_of(config))
     listener = bound_socket("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -143,7 +141,7 @@ def serving(folder: Path, **options: Any) -> Iterator[Server]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=30, limits=httpx.Limits(max_connections=None)) as client:
-            yield Server(url, first[0], registry.worker, client)
+            yield Server(url, first[0], registry.worker, client, server)
     finally:
         server.should_exit = True
         thread.join(20)
