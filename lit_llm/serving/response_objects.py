@@ -51,7 +51,7 @@ class _Item(Body):
 
 
 class _Format(Body):
-    type: Literal["text", "json_schema"] = "text"
+    type: Literal["text", "json_object", "json_schema"] = "text"
     name: str = ""
     description: str = ""
     strict: bool = True
@@ -113,6 +113,8 @@ class ResponseRequest(Body):
                 raise ApiError("text.format of type json_schema needs a schema", param="text")
             schema = {"name": form.name, "schema": form.json_schema, "strict": form.strict}
             options["response_format"] = {"type": "json_schema", "json_schema": schema}
+        elif form.type == "json_object":
+            options["response_format"] = {"type": "json_object"}
         limit = {"max_completion_tokens": self.max_output_tokens} if self.max_output_tokens is not None else {}
         return ChatRequest.model_validate({"model": self.model, "messages": turns, **options, **limit})
 

@@ -116,6 +116,9 @@ def test_responses(client: openai.OpenAI, server: Server) -> None:
     assert "".join(event.delta for event in events[4:-4]) == second.output_text == events[-4].text
     assert [event.sequence_number for event in events] == [*range(len(events))]
     assert events[-1].response.output_text == second.output_text and events[-1].response.usage == second.usage
+    form = {"format": {"type": "json_object"}}
+    held_to = client.responses.create(model="tiny", input="b", text=form, temperature=0, max_output_tokens=40)
+    assert held_to.output_text.startswith("{") and held_to.text.format.type == "json_object"
     with client.responses.stream(input=talk, **options) as stream:
         assert stream.get_final_response().output_text == second.output_text if second.status == "completed" else True
 
