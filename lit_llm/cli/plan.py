@@ -39,6 +39,11 @@ def plan(config: PlanConfig) -> None:
 
 
 def _plan(config: PlanConfig) -> None:
+    if config.serve is not None:
+        from lit_llm.cli.plan_serving import plan_serving
+
+        plan_serving(config, _resolve_model, _hardware)
+        return
     from lit_llm.planning.choice import cheapest, every_option
 
     _resolve_model(config)

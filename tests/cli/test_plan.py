@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, tiny_model
 
 from lit_llm.cli import main
 from lit_llm.cli.plan import plan
@@ -208,3 +208,30 @@ def test_prices_by_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     gpu_hours, cost, kwh = (float(cell.replace(",", "")) for cell in run[5:8])
     assert cost == pytest.approx(gpu_hours * 1.844, rel=0.01)
     assert kwh == pytest.approx(gpu_hours * 0.4 * 0.8 * 1.2, rel=0.01)
+
+
+def test_serving(capsys: pytest.CaptureFixture[str], tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Weights by quantization, the cache by tokens and texts, and what fits; of a recipe's model and of a folder."""
+    shape = "--model.preset llama3.2-1b --model.vocab_size 128256 --trainer.precision bf16-true"
+    options = "--serve_lengths [1024,8192] --serve_texts [1,32] --gpu H100 --gpu_memory_gib 10 --headroom 0"
+    text = planned(capsys, *shape.split(), "--serve", "recipe", *options.split())
+    rows = {row[0]: row[1:] for row in rows_of(text)}
+    # 16 layers of 8 heads of 64 numbers in 2 bytes, keys and values
+    assert rows["1,024"] == ["32.00 MiB", "32.00 MiB", "1.00 GiB"]
+    assert rows["8,192"] == ["0.25 GiB", "0.25 GiB", "8.00 GiB"]
+    count = 1_235_814_400
+    assert rows["bfloat16"][0] == f"{2 * count / 2**30:.2f} GiB"
+    assert rows["bfloat16"][1:] == [f"{int((10 * 2**30 - 2 * count) // size)}" for size in (2**25, 2**28)]
+    assert float(rows["--quantize int8"][0].split()[0]) < 0.75 * 2 * count / 2**30
+    folder = tmp_path / "model"
+    model = Decoder(tiny_model(vocab_size=tokenizer.vocab_size))
+    save_model_folder(folder, model.config, model.state_dict(), tokenizer)
+    text = planned(capsys, "--serve", str(folder), "--gpu", "T4")
+    rows = {row[0]: row[1:] for row in rows_of(text)}
+    assert f"serving {folder} on Tesla T4" in text and {"2", "8", "32", "float32", "--quantize int4"} <= rows.keys()
+    with pytest.raises(SystemExit):
+        planned(capsys, "--serve", str(folder), "--gpu", "T4", "--serve_lengths", "[64]")
+    assert "serve_lengths has 64; the context of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        planned(capsys, "--serve_texts", "[4]")
+    assert "serve_lengths and serve_texts are for serve" in capsys.readouterr().err

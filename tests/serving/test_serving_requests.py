@@ -13,9 +13,8 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 pytest.importorskip("httpx", reason="the package httpx is not installed")
 from foreign_tokenizers import CHAT_TEMPLATE, gpt2
-from serving_models import CONTEXT, Server, save_tiny, serving
+from serving_models import CONTEXT, Server, describe, save_tiny, serving
 
-from lit_llm.cli.serve import describe
 from lit_llm.config import ServeConfig
 from lit_llm.serving.chat_page import page_files
 from lit_llm.serving.protocol import ChatMessage, ChatRequest, CompletionRequest
@@ -150,7 +149,7 @@ def test_names_and_paths_that_are_not_there(server: Server) -> None:
         assert error["message"] == "there is no model 'gpt-9' here; the model is 'tiny'"
         assert error["code"] == "model_not_found"
     refusal(server.client.get("/v1/models/gpt-9"), 404)
-    assert "/v1/embeddings" in refusal(server.client.post("/v1/embeddings", json={}), 404)["message"]
+    assert "/v1/images" in refusal(server.client.post("/v1/images", json={}), 404)["message"]
     refusal(server.client.get("/v1/completions"), 405)
 
 
@@ -167,7 +166,7 @@ def test_what_the_server_says_of_itself(server: Server) -> None:
     created = entry.pop("created")
     assert isinstance(created, int)
     expected = {"id": "tiny", "object": "model", "owned_by": "lit_llm", "context_length": CONTEXT, "chat": True}
-    assert entry == {**expected, "quantize": None}
+    assert entry == {**expected, "quantize": None, "parent": None, "loaded": True}
     counts = {server.ask("text", prompt=[70], seed=s)["usage"]["completion_tokens"] for s in range(3)}
     assert max(counts) == 7  # default_max_tokens
 
