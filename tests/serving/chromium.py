@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-LIMIT = 60.0
+LIMIT = 200.0
 """Seconds that anything may take."""
 # Chromium reads commands from the descriptor 3 and writes to 4.
 _START = "import os, sys; i, o, *c = sys.argv[1:]; os.dup2(int(i), 3); os.dup2(int(o), 4); os.execvp(c[0], c)"

@@ -41,9 +41,11 @@ function build([tag, children, about], isBlock = false) {
   if (tag === "thought") return newThought(children[0]);
   if (tag === "figure" || tag === "call") return newFigure(tag, children[0], captionOf(tag, about));
   const element = make(tag, tag === "ol" ? "" : about);
-  if (isBlock) element.dir = "auto";  // a whole list or table has one direction, or its numbers would be elsewhere
   if (tag === "ol") element.start = about;
   for (const child of children) element.append(typeof child === "string" ? child : build(child));  // strings become text
+  // A whole list or table has one direction, or its numbers would be elsewhere. Set at the end: the browser looks through
+  // the element anew for each child that is added to it.
+  if (isBlock) element.dir = "auto";
   return element;
 }
 
