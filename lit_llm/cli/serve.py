@@ -144,9 +144,17 @@ def _read_key(path: Path) -> str:
 
 
 def make_worker(config: ServeConfig, loaded: LoadedModel, adapters: RowAdapters | None = None) -> Worker:
-    """Return the thread that is going to write the texts, with these adapters as well; it is not started yet."""
+    """Return the thread that is going to write the texts, with these adapters as well; it is not started yet.
+
+    Raises:
+        UserError: the prefix cache cannot be had.
+    """
     from lit_llm.generation import Engine
     from lit_llm.serving.worker import Worker
+    from lit_llm.stages.prefix_cache import make_prefix_cache
+
+    context = config.max_length or loaded.model.config.max_position_embeddings
+    prefix_cache = make_prefix_cache(loaded.model, config.prefix_cache_mib, 16 * config.max_batch * context)
 
     def engine() -> Engine:
         return Engine(
@@ -157,11 +165,13 @@ def make_worker(config: ServeConfig, loaded: LoadedModel, adapters: RowAdapters 
             prefill_chunk=config.prefill_chunk,
             adapters=adapters,
             compile=config.compile,
+            prefix_cache=prefix_cache,
         )
 
     # compiled functions are for 1, 2, 4, ... rows
     rows = [1 << power for power in range((config.max_batch - 1).bit_length())] + [config.max_batch]
-    return Worker(engine, config.max_batch, config.max_waiting, warm_up=rows if config.compile else ())
+    rows = rows if config.compile else []
+    return Worker(engine, config.max_batch, config.max_waiting, warm_up=rows, prefix_cache=prefix_cache)
 
 
 def bound_socket(host: str, port: int) -> socket.socket:

@@ -124,6 +124,12 @@ class LoadConfig:
             raise UserError("quality_text is given, but quantize is none: there is no loss of quality to measure")
 
 
+def check_prefix_cache(mib: int | None) -> None:
+    """Refuse a size of a prefix cache that is below none."""
+    if mib is not None and mib < 0:
+        raise UserError(f"prefix_cache_mib is {mib}; it must be at least 0 (none), or null")
+
+
 DEFAULT_TEXTS_AT_ONCE = 8
 
 

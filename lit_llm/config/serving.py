@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from lit_llm.config.errors import UserError
-from lit_llm.config.generation import LoadConfig
+from lit_llm.config.generation import LoadConfig, check_prefix_cache
 
 
 @dataclass
@@ -28,6 +28,10 @@ class ServeConfig(LoadConfig):
     """Tokens to write at most where a request does not say."""
     prefill_chunk: int = 512
     """Tokens of each prompt read in one pass; smaller takes less memory and makes other texts wait less."""
+    prefix_cache_mib: int | None = None
+    """Memory in MiB for keys and values of texts that have ended, so that a text which begins like one of them, as the
+    next turn of a conversation does, reads only what is new; 0: none. null: an eighth of the machine's memory or of
+    what is free on the GPU, but no more than 16 full batches take."""
     compile: bool = False
     """Write with code compiled for the model: a minute or more at the start for each of 1, 2, 4, ... max_batch texts at
     once. On the CPU it needs a C++ compiler. With quantize, a head that is the embedding is rounded as well."""
@@ -84,6 +88,7 @@ class ServeConfig(LoadConfig):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length is {self.max_length}; it must be at least 2, or null")
+        check_prefix_cache(self.prefix_cache_mib)
         if not 0 <= self.port <= 65535:
             raise UserError(f"port is {self.port}; it must be from 0 to 65535")
         for name in ("api_key", "api_key_file", "keys_file", "request_log", "name"):

@@ -165,6 +165,8 @@ class CompiledStep:
         padded = tokens if count == rows else torch.cat([tokens, tokens.new_zeros(rows - count, 1)])
         logits = self.model.step(rows)(padded, keys, values, lengths, slots, last_tokens)
         cache.lengths[:count] = [length + 1 for length in cache.lengths[:count]]
+        for row, length in enumerate(along, start=count):  # in a ring that was the place of its oldest token
+            cache.lose(row, length - cache.least_capacity)
         if cache.last_tokens is not None:
             cache.last_tokens[:count] = tokens
         return logits[:count]

@@ -111,7 +111,7 @@ def _route_texts(app: FastAPI, answering: _Answering) -> None:
     async def respond(body: ResponseRequest, request: Request) -> Response:
         """Write an answer to a conversation, in OpenAI's newer form."""
 
-        def answer(model: str, tokenizer: Tokenizer, prompt_tokens: int, include_usage: bool) -> ResponseAnswer:
+        def answer(model: str, tokenizer: Tokenizer, prompt_tokens: int, *_: Any) -> ResponseAnswer:
             return ResponseAnswer(body, model, prompt_tokens)
 
         return await answering.with_texts(answer, body.as_chat(), request)
@@ -135,7 +135,7 @@ class _Answering:
 
     async def with_texts(
         self,
-        kind: Callable[[str, Tokenizer, int, bool], Answer | ResponseAnswer],
+        kind: Callable[[str, Tokenizer, int, bool, int], Answer | ResponseAnswer],
         body: ChatRequest | CompletionRequest,
         request: Request,
     ) -> Response:
@@ -166,7 +166,7 @@ class _Answering:
 
     async def _texts(
         self,
-        kind: Callable[[str, Tokenizer, int, bool], Answer | ResponseAnswer],
+        kind: Callable[[str, Tokenizer, int, bool, int], Answer | ResponseAnswer],
         body: ChatRequest | CompletionRequest,
         request: Request,
         use: Use,
@@ -177,7 +177,7 @@ class _Answering:
             return Response(status_code=CLIENT_IS_GONE)
         prompt_tokens = sum(len(text.prompt) for text in texts[:: body.n])
         operations.take(record, prompt_tokens, texts)
-        answer = kind(use.served.name, use.served.tokenizer, prompt_tokens, body.include_usage)
+        answer = kind(use.served.name, use.served.tokenizer, prompt_tokens, body.include_usage, body.n)
         job = use.worker.submit(texts)
         followed = operations.follow(use.worker, job, record, prompt_tokens, body)
 

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from lit_llm.config import SamplingConfig, UserError
-from lit_llm.generation import Engine, Event, TextConstraint
+from lit_llm.generation import Engine, Event, PrefixCache, TextConstraint
 from lit_llm.serving.errors import ApiError
 from lit_llm.tokenizer import Tokenizer
 
@@ -94,10 +94,16 @@ class Worker:
         max_batch: texts that the engine writes at once.
         max_waiting: requests that may wait while none of their texts has a place.
         warm_up: numbers of rows to write a token with before the start, for what an engine compiles.
+        prefix_cache: that of the engines, whose numbers are told.
     """
 
     def __init__(
-        self, make_engine: Callable[[], Engine], max_batch: int, max_waiting: int, warm_up: Iterable[int] = ()
+        self,
+        make_engine: Callable[[], Engine],
+        max_batch: int,
+        max_waiting: int,
+        warm_up: Iterable[int] = (),
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.steps = 0
         """Number of steps of the engine so far."""
@@ -107,6 +113,8 @@ class Worker:
         """A function that is called on the thread when it ends so."""
         self.on_step: Callable[[int], None] = lambda texts: None
         """A function that is called on the thread with the number of texts of each step."""
+        self.prefix_cache = prefix_cache
+        """What the engines keep of texts that have ended, whose `counts` any thread may ask for; None: nothing."""
         self._make_engine, self._max_batch, self._max_waiting = make_engine, max_batch, max_waiting
         self._warm_up = tuple(warm_up)
         self._jobs: list[Job] = []
@@ -330,6 +338,7 @@ class Worker:
         self._waiting = deque(text for text in self._waiting if text[0] not in failed)
         for job in failed:
             job.tell(ApiError("the model failed while it wrote this text; the server's log has more", 500))
+        self._engine.close()
         self._engine = None  # its cache goes before another is made
         self._engine = self._make_engine()
 
