@@ -27,6 +27,7 @@ from lit_llm.generation.request import (
 from lit_llm.generation.samplers import NO_TOKEN, BatchSampler, SamplingRow
 from lit_llm.generation.stopping import StoppingText
 from lit_llm.model import Decoder
+from lit_llm.model.adapters import RowAdapters
 from lit_llm.tokenizer import Tokenizer
 
 
@@ -49,14 +50,16 @@ class Engine:
         max_length: most tokens that a text may look at; None means the model's context.
         tokenizer: for text in the events, and for stop strings.
         prefill_chunk: most tokens of each prompt that one step reads; None reads them whole.
+        adapters: low-rank adapters over the model, of which a text can name one; texts of different ones run together.
         compile: write with a function that is compiled for the model when it is first needed, for 1, 2, 4, ... rows
-            each; see `lit_llm.generation.compiled`. Takes a minute or more each time, and none for a later engine of
-            the same model.
+            each; see `lit_llm.generation.compiled`. Takes a minute or so, but none for a later engine of the same
+            model, and on the CPU little for later models of the same form.
         prefix_cache: keeps what is read and written for later texts, also of later engines; made for this model, and
             used by no other engine until `close`. None: what has ended is forgotten.
 
     Raises:
-        UserError: `max_length` is more than the model's context, or `compile` is asked for and there is no compiler.
+        UserError: `max_length` is more than the model's context, or `compile` is asked for and there is no compiler, or
+            together with adapters.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Engine:
         *,
         tokenizer: Tokenizer | None = None,
         prefill_chunk: int | None = 512,
+        adapters: RowAdapters | None = None,
         compile: bool = False,
         prefix_cache: PrefixCache | None = None,
     ) -> None:
@@ -78,6 +82,9 @@ class Engine:
             raise ValueError("the prefix cache was made for another model")
         self.model = model
         self.prefix_cache = prefix_cache
+        self.adapters = adapters or RowAdapters(model, {})
+        if self.adapters.names and compile:
+            raise UserError("a model with adapters cannot be compiled; leave compile off, or merge the adapter")
         self.max_batch = max_batch
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk or self.max_length
@@ -109,6 +116,8 @@ class Engine:
         log_probs: int | None = None,
         allowed_tokens: AllowedTokens | None = None,
         namespace: Hashable = None,
+        adapter: str | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> int:
         """Ask for a text; it joins the batch at the next step that has room.
 
@@ -119,21 +128,25 @@ class Engine:
             log_probs: report each token's log-probability, and those of so many likeliest tokens.
             allowed_tokens: restricts what may come next; called once for each token.
             namespace: the text takes its beginning only from texts with the same one.
+            adapter: the adapter by which the text is written; None: the model as it is.
+            tokenizer: that of the adapter; None: the engine's.
 
         Returns:
             The id of the request.
 
         Raises:
-            UserError: the prompt is empty or too long, an id is not in the vocabulary, or there are stop strings and
-                the engine has no tokenizer.
+            UserError: the prompt is empty or too long, an id is not in the vocabulary, there are stop strings and no
+                tokenizer, or there is no such adapter.
         """
+        self.adapters.check(adapter)
+        tokenizer = tokenizer or self.tokenizer
         sampling = SamplingConfig() if sampling is None else sampling
         context = fitted_prompt(list(prompt), sampling, self.max_length)
         vocabulary = self.model.config.vocab_size or 0
         for token in (*context, *sampling.logit_bias):
             if not 0 <= token < vocabulary:
                 raise UserError(f"token id {token} is not in the model's vocabulary of {vocabulary}")
-        if sampling.stop_strings and self.tokenizer is None:
+        if sampling.stop_strings and tokenizer is None:
             raise UserError("stop_strings need a tokenizer, and the engine was given none")
         self._next_id += 1
         self._waiting.append(
@@ -142,10 +155,11 @@ class Engine:
                 SamplingRow(sampling, new_stream(sampling.seed), tuple(context)),
                 frozenset((*stop_tokens, *sampling.stop_token_ids)),
                 context,
-                text=None if self.tokenizer is None else StoppingText(self.tokenizer, sampling.stop_strings),
+                text=None if tokenizer is None else StoppingText(tokenizer, sampling.stop_strings),
                 allowed_tokens=allowed_tokens,
                 log_probs=log_probs,
-                namespace=namespace,
+                namespace=(adapter, namespace),
+                adapter=adapter,
             )
         )
         return self._next_id
@@ -274,7 +288,8 @@ class Engine:
         if self._one_token is not None and width == 1 and rows.start == 0 and len(at_end) == len(rows):
             logits = self._one_token(tokens)
         else:
-            logits = self.model(tokens, cache=self.cache.step(width, rows, counts), head=last_logits)
+            with self.adapters.rows([request.adapter for request in requests]):
+                logits = self.model(tokens, cache=self.cache.step(width, rows, counts), head=last_logits)
         self.tokens_read += sum(counts)
         for request, count in zip(requests, counts, strict=True):
             request.read += count

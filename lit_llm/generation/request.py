@@ -95,6 +95,7 @@ class Request:
     cached_tokens: int = 0
     pages: list[Page] = field(default_factory=list)
     """The pages of a prefix cache that hold its beginning and that it uses."""
+    adapter: str | None = None
 
     @property
     def config(self) -> SamplingConfig:

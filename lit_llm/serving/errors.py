@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -29,11 +30,21 @@ class ApiError(Exception):
         status: of the HTTP response.
         param: the option.
         code: a word for programs.
+        retry_after: seconds after which the client may try again, where they are not as with every such status.
     """
 
-    def __init__(self, message: str, status: int = 400, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int = 400,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message, self.status, self.param, self.code = message, status, param, code
+        self.retry_after = retry_after
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object that the client is sent."""
@@ -44,7 +55,10 @@ class ApiError(Exception):
 
 def response_of(error: ApiError) -> JSONResponse:
     """Return the HTTP response that reports an error."""
-    return JSONResponse(error.body(), status_code=error.status, headers=_HEADERS.get(error.status))
+    headers = dict(_HEADERS.get(error.status, {}))
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)
 
 
 def _shown(text: str) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-import secrets
 import socket
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
@@ -15,6 +14,8 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lit_llm.serving.errors import ApiError, response_of
+from lit_llm.serving.keys import Key, Keys
+from lit_llm.serving.record import record_of
 
 MOST_BYTES = 16 * 2**20
 """Most bytes of a request's body."""
@@ -26,8 +27,8 @@ MOST_BRACKETS = 2**19
 class Access:
     """The conditions that requests must meet."""
 
-    api_key: str | None = None
-    """The key that requests to /v1 must bring; None where they need none."""
+    keys: Keys | None = None
+    """The keys of which requests to /v1 must bring one; None where they need none."""
     hosts: frozenset[str] = frozenset(["localhost"])
     """Host names by which the server may be called, besides IP addresses; * stands for any part of a name."""
     most_at_once: int | None = None
@@ -51,11 +52,11 @@ class Gate:
     Args:
         app: what they are passed on to.
         access: what is asked of them.
+        closed: returns why new requests for texts are refused, if they are.
     """
 
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app, self._access = app, access
-        self._wanted = None if access.api_key is None else f"Bearer {access.api_key}".encode()
+    def __init__(self, app: ASGIApp, access: Access, closed: Callable[[], ApiError | None] = lambda: None) -> None:
+        self._app, self._access, self._closed = app, access, closed
         self._at_once: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,10 +64,12 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        error = self._refusal(scope["path"], scope["method"], scope["headers"])
-        if error is not None:
-            await response_of(error)(scope, receive, send)
-        elif scope["method"] != "POST":
+        try:
+            self._check(scope)
+        except ApiError as error:
+            await _refuse(error, scope, receive, send)
+            return
+        if scope["method"] != "POST":
             await self._app(scope, receive, send)
         else:
             await self._pass_counted(scope, receive, send)
@@ -76,7 +79,7 @@ class Gate:
         most = self._access.most_at_once
         if most is not None and self._at_once[client] >= most:
             message = f"{most} requests of yours are being answered already; send fewer at once"
-            await response_of(ApiError(message, 429, code="too_many_requests"))(scope, receive, send)
+            await _refuse(ApiError(message, 429, code="too_many_requests"), scope, receive, send)
             return
         self._at_once[client] += 1
         try:
@@ -93,14 +96,14 @@ class Gate:
                 body = await _whole_body(receive)
         except TimeoutError:
             message = f"the body did not come within {self._access.read_timeout:g} s"
-            await response_of(ApiError(message, 408))(scope, receive, send)
+            await _refuse(ApiError(message, 408), scope, receive, send)
             return
         brackets = 0 if body is None else body.count(b"[") + body.count(b"{")
         if brackets > MOST_BRACKETS:
             message = (
                 f"the body has {brackets} opening brackets; at most {MOST_BRACKETS} are read: send several requests"
             )
-            await response_of(ApiError(message))(scope, receive, send)
+            await _refuse(ApiError(message), scope, receive, send)
             return
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -110,26 +113,42 @@ class Gate:
         if body is not None:
             await self._app(scope, replay, send)
 
-    def _refusal(self, path: str, method: str, headers: Sequence[tuple[bytes, bytes]]) -> ApiError | None:
-        given = dict(headers)
+    def _check(self, scope: Scope) -> None:
+        """Raise an ApiError if a request is not permitted."""
+        posted, given = scope["method"] == "POST", dict(scope["headers"])
         host = given.get(b"host", b"").decode("latin-1")
         if not self._is_ours(f"//{host}"):
             message = f"this server is not called {host!r}; start it with --allowed_hosts to have it answer to that"
-            return ApiError(message, 421, code="unknown_host")
+            raise ApiError(message, 421, code="unknown_host")
         origin = given.get(b"origin")
-        if origin is not None and method == "POST" and not self._is_ours(origin.decode("latin-1")):
-            return ApiError("pages of other origins may not ask this server; see --allowed_hosts", 403)
-        asked_for_key = self._wanted is not None and path.startswith("/v1")
-        if asked_for_key and not secrets.compare_digest(given.get(b"authorization", b""), self._wanted):
+        if origin is not None and posted and not self._is_ours(origin.decode("latin-1")):
+            raise ApiError("pages of other origins may not ask this server; see --allowed_hosts", 403)
+        if self._access.keys is not None and scope["path"].startswith("/v1"):
+            self._check_key(self._access.keys, given.get(b"authorization", b""), scope, posted)
+        if not posted:
+            return
+        closed = self._closed()
+        if closed is not None:
+            raise closed
+        length = given.get(b"content-length")
+        if length is None:
+            raise ApiError("the request does not say how long its body is; send Content-Length", 411)
+        if int(length) > MOST_BYTES:
+            raise ApiError(f"the body has {int(length)} bytes; at most {MOST_BYTES} are read", 413)
+
+    @staticmethod
+    def _check_key(keys: Keys, authorization: bytes, scope: Scope, counts: bool) -> None:
+        """Raise an ApiError where a request has no key that opens, or too many requests came with it."""
+        keys.refresh()
+        key: Key | None = keys.find(authorization)
+        if key is None:
             message = "this server needs its API key; send it with the header Authorization: Bearer KEY"
-            return ApiError(message, 401, code="invalid_api_key")
-        if method == "POST":
-            length = given.get(b"content-length")
-            if length is None:
-                return ApiError("the request does not say how long its body is; send Content-Length", 411)
-            if int(length) > MOST_BYTES:
-                return ApiError(f"the body has {int(length)} bytes; at most {MOST_BYTES} are read", 413)
-        return None
+            raise ApiError(message, 401, code="invalid_api_key")
+        account, record = keys.account(key), record_of(scope)
+        if record is not None:
+            record.key, record.account = key, account
+        if counts:
+            account.take_request()
 
     def _is_ours(self, url: str) -> bool:
         """Whether the host of a URL is this server's, which it is where there is none (HTTP/1.0)."""
@@ -144,6 +163,13 @@ class Gate:
         except ValueError:
             return any(fnmatchcase(name, pattern) for pattern in self._access.hosts)
         return True
+
+
+async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
+    record = record_of(scope)
+    if record is not None:
+        record.code = error.code
+    await response_of(error)(scope, receive, send)
 
 
 async def _whole_body(receive: Receive) -> bytes | None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
+from typing import TypeVar
 
 from lit_llm.config import UserError
-from lit_llm.generation import Compilation, Spellings, TextConstraint
+from lit_llm.generation import Compilation, Spellings, TextConstraint, json_object
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Text
 
+_T, _R = TypeVar("_T"), TypeVar("_R")
 # Each at once. A prompt is short enough for the context, or refused before it is encoded.
 _ENCODERS = 2
 _COMPILERS = 2
@@ -54,20 +58,45 @@ class Preparation:
             ApiError: the request cannot be served as it is (400), too many are being prepared (429), or the server is
                 ending (503).
         """
+        texts_of = self._served.texts_of_chat if isinstance(body, ChatRequest) else self._served.texts_of_completion
+        with self._counted():
+            texts = await self._in_background(texts_of, body)
+            stop_tokens = texts[0].stop_tokens
+            if body.any_object:
+                constraint = await self._in_background(self._schemas.any_object, stop_tokens)
+            elif body.schema_format is not None:
+                constraint = await self._schemas.constraint(_schema_of(body), stop_tokens)
+            else:
+                return texts
+        return [replace(text, constraint=constraint) for text in texts]
+
+    async def prompts(self, inputs: Sequence[str | list[int]]) -> list[list[int]]:
+        """Return the tokens of texts that are to be read alone.
+
+        Raises:
+            ApiError: as `texts`.
+        """
+        with self._counted():
+            return await self._in_background(self._served.ids_to_embed, inputs)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         if self.requests >= self._most:
             raise ApiError(f"{self.requests} requests are being prepared; try again later", 429, code=TOO_MANY)
-        texts_of = self._served.texts_of_chat if isinstance(body, ChatRequest) else self._served.texts_of_completion
         self.requests += 1
         try:
-            texts = await asyncio.get_running_loop().run_in_executor(self._encoders, texts_of, body)
-            if body.schema_format is None:
-                return texts
-            constraint = await self._schemas.constraint(_schema_of(body), texts[0].stop_tokens)
+            yield
         except RuntimeError:  # the pool takes nothing any more
             raise ApiError("the server is ending; try again later", 503) from None
         finally:
             self.requests -= 1
-        return [replace(text, constraint=constraint) for text in texts]
+
+    async def _in_background(self, function: Callable[[_T], _R], argument: _T) -> _R:
+        return await asyncio.get_running_loop().run_in_executor(self._encoders, function, argument)
+
+    def stop_compiling(self) -> None:
+        """Refuse requests with schemas that are not compiled yet, while others go on."""
+        self._schemas.close()
 
     def close(self) -> None:
         """Refuse new requests and end the running work, without waiting for it."""
@@ -107,6 +136,9 @@ class Schemas:
         self._kept: OrderedDict[_Key, TextConstraint] = OrderedDict()
         self._coming: dict[_Key, _Coming] = {}
         self._closed = False
+        self._of_objects: dict[
+            tuple[int, ...], TextConstraint
+        ] = {}  # by the tokens that end texts, of which few differ
 
     @property
     def compiling(self) -> int:
@@ -138,6 +170,21 @@ class Schemas:
                 self._coming.pop(key)
                 coming.compilation.cancel()
                 coming.made.cancel()
+
+    def any_object(self, stop_tokens: tuple[int, ...]) -> TextConstraint:
+        """Return the constraint to JSON objects of any kind, from any thread.
+
+        Raises:
+            ApiError: texts of the model's tokens cannot be held to it (400).
+        """
+        made = self._of_objects.get(stop_tokens)
+        if made is None:
+            try:
+                made = TextConstraint(json_object(), self._spellings, stop_tokens)
+            except UserError as error:
+                raise ApiError(str(error), param="response_format") from None
+            self._of_objects[stop_tokens] = made
+        return made
 
     def close(self) -> None:
         """End the compilations that are running."""

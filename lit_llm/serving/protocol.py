@@ -67,6 +67,11 @@ class Body(BaseModel):
         return {name: value for name, value in given.items() if value is not None}
 
 
+def _as_system(role: Any) -> Any:
+    """Return a role by its older name: newer clients call the system's turns the developer's."""
+    return "system" if role == "developer" else role
+
+
 def _as_text(content: Any) -> Any:
     """Return content as text: the content itself, or its parts' texts joined."""
     if not isinstance(content, list):
@@ -82,7 +87,7 @@ def _as_text(content: Any) -> Any:
 class ChatMessage(Body):
     """A turn of a conversation; what answers have besides role and content may come back, as null."""
 
-    role: Literal["system", "user", "assistant"]
+    role: Annotated[Literal["system", "user", "assistant"], BeforeValidator(_as_system)]
     content: Annotated[str, BeforeValidator(_as_text)]
     refusal: None = None
     annotations: None = None
@@ -109,7 +114,7 @@ class JsonSchema(Body):
 class ResponseFormat(Body):
     """The form that texts are held to."""
 
-    type: Literal["text", "json_schema"]
+    type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
 
 
@@ -120,7 +125,7 @@ def _stop_strings(given: Any) -> Any:
     return strings
 
 
-def _at_most(name: str, most: int) -> BeforeValidator:
+def at_most(name: str, most: int) -> BeforeValidator:
     """Return a check that refuses a list with too many elements before any of them is looked at."""
 
     def check(given: Any) -> Any:
@@ -157,20 +162,22 @@ class Request(Body):
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]],
         BeforeValidator(_logit_bias),
-        _at_most("logit_bias", MOST_BIASES),
+        at_most("logit_bias", MOST_BIASES),
     ] = Field(default_factory=dict)
     stop: Annotated[list[str], BeforeValidator(_stop_strings)] = Field(default_factory=list)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     response_format: ResponseFormat | None = None
     # these ask nothing of the text
     user: str = ""
-    metadata: Annotated[dict[str, str], _at_most("metadata", MOST_METADATA)] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, str], at_most("metadata", MOST_METADATA)] = Field(default_factory=dict)
     store: Literal[False] = False
 
     @model_validator(mode="after")
     def _fit_together(self) -> Request:
         if self.stream_options is not None and not self.stream:
             raise ApiError("stream_options needs stream to be true", param="stream_options")
+        if self.any_object and self.response_format.json_schema is not None:
+            raise ApiError("response_format of type json_object takes no json_schema", param="response_format")
         if self.schema_format and self.schema_format.json_schema is None:
             raise ApiError("response_format of type json_schema needs a json_schema", param="response_format")
         return self
@@ -179,6 +186,11 @@ class Request(Body):
     def schema_format(self) -> ResponseFormat | None:
         """The schema that texts are held to, or None where any text will do."""
         return self.response_format if self.response_format and self.response_format.type == "json_schema" else None
+
+    @property
+    def any_object(self) -> bool:
+        """Whether texts are held to JSON objects of any kind."""
+        return self.response_format is not None and self.response_format.type == "json_object"
 
     @property
     def include_usage(self) -> bool:
@@ -194,7 +206,7 @@ class Request(Body):
 class ChatRequest(Request):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1), _at_most("messages", MOST_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1), at_most("messages", MOST_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
@@ -218,20 +230,22 @@ class ChatRequest(Request):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def _prompts(given: Any) -> Any:
-    """Return a prompt in any of its four forms as a list of texts and lists of ids."""
-    if isinstance(given, list) and len(given) > MOST_ELEMENTS:
-        raise ApiError(f"prompt has {len(given)} elements; at most {MOST_ELEMENTS} are read", param="prompt")
-    prompts = [given] if isinstance(given, str) or _is_ids(given) else given
-    if isinstance(prompts, list) and len(prompts) > MOST_TEXTS:
-        raise ApiError(
-            f"{len(prompts)} prompts are more than {MOST_TEXTS} texts; send several requests", param="prompt"
-        )
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _is_ids(p) for p in prompts):
-        raise ApiError(
-            "prompt must be a text, a list of texts, a list of token ids, or a list of those", param="prompt"
-        )
-    return prompts
+def some_texts(name: str) -> BeforeValidator:
+    """Return what reads an option in any of its four forms as a list of texts and lists of ids."""
+
+    def read(given: Any) -> Any:
+        if isinstance(given, list) and len(given) > MOST_ELEMENTS:
+            raise ApiError(f"{name} has {len(given)} elements; at most {MOST_ELEMENTS} are read", param=name)
+        texts = [given] if isinstance(given, str) or _is_ids(given) else given
+        if isinstance(texts, list) and len(texts) > MOST_TEXTS:
+            raise ApiError(f"{len(texts)} {name}s are more than {MOST_TEXTS} texts; send several requests", param=name)
+        if not isinstance(texts, list) or not texts or not all(isinstance(p, str) or _is_ids(p) for p in texts):
+            raise ApiError(
+                f"{name} must be a text, a list of texts, a list of token ids, or a list of those", param=name
+            )
+        return texts
+
+    return BeforeValidator(read)
 
 
 def _is_ids(given: Any) -> bool:
@@ -241,7 +255,7 @@ def _is_ids(given: Any) -> bool:
 class CompletionRequest(Request):
     """The body of POST /v1/completions."""
 
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
+    prompt: Annotated[list[str | list[int]], some_texts("prompt")]
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     echo: Literal[False] = False
     # ours: whether the names of special tokens in prompts are read as these tokens, or as letters

@@ -10,12 +10,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.generation import Engine, Event, PrefixCache, TextConstraint
 from lit_llm.serving.errors import ApiError
+from lit_llm.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Text:
     stop_tokens: tuple[int, ...] = ()
     log_probs: int | None = None
     constraint: TextConstraint | None = None
+    adapter: str | None = None
+    """The adapter that it is written by; None: the model as it is."""
+    tokenizer: Tokenizer | None = None
+    """That of the adapter; None: the engine's."""
 
 
 class Job:
@@ -40,6 +47,8 @@ class Job:
         self.texts = list(texts)
         self.unfinished = set(range(len(texts)))
         """Indices of the texts that are still being written."""
+        self.notice: Callable[[tuple[int, Event] | ApiError], None] = lambda news: None
+        """A function that is called with what is told of the texts when it comes, whether or not anybody listens."""
         self._loop = asyncio.get_running_loop()
         self._heard: asyncio.Queue[tuple[int, Event] | ApiError] = asyncio.Queue()
 
@@ -65,6 +74,7 @@ class Job:
             _LOG.debug("an event came after the end of its loop")
 
     def _hear(self, news: tuple[int, Event] | ApiError) -> None:
+        self.notice(news)
         if isinstance(news, ApiError):
             self.unfinished.clear()
         elif news[1].finish_reason is not None:
@@ -101,11 +111,14 @@ class Worker:
         """The reason why the thread ended without being asked to, or None."""
         self.on_failure: Callable[[], None] = lambda: None
         """A function that is called on the thread when it ends so."""
+        self.on_step: Callable[[int], None] = lambda texts: None
+        """A function that is called on the thread with the number of texts of each step."""
         self.prefix_cache = prefix_cache
         """What the engines keep of texts that have ended, whose `counts` any thread may ask for; None: nothing."""
         self._make_engine, self._max_batch, self._max_waiting = make_engine, max_batch, max_waiting
         self._warm_up = tuple(warm_up)
         self._jobs: list[Job] = []
+        self._calls = 0
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ready, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -140,6 +153,11 @@ class Worker:
         if self.failure is not None:
             return "failed"
         return "ending" if self._ended.is_set() or not self._thread.is_alive() else "ok"
+
+    @property
+    def max_batch(self) -> int:
+        """Return how many texts are written at once."""
+        return self._max_batch
 
     @property
     def most_requests(self) -> int:
@@ -177,6 +195,56 @@ class Worker:
         if job.unfinished:
             job.unfinished.clear()
             self._commands.put(partial(self._drop, job))
+
+    async def call(self, work: Callable[[Engine], _T]) -> _T:
+        """Have the thread do some short work with the engine, between two of its steps.
+
+        Raises:
+            ApiError: too much such work waits already (429), or the thread has ended (503).
+        """
+        if self._calls >= self.most_requests:
+            raise ApiError(
+                f"{self._calls} requests are waiting already; try again later", 429, code="too_many_requests"
+            )
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[_T] = loop.create_future()
+
+        def tell(result: _T | None, error: Exception | None) -> None:
+            if not done.done():  # nobody waits any more for what was cancelled
+                done.set_exception(error) if error is not None else done.set_result(result)  # type: ignore[arg-type]
+
+        def command() -> None:
+            result, error = None, None
+            try:
+                if self._ended.is_set() or self._engine is None:
+                    raise _ended()
+                if not done.done():
+                    result = work(self._engine)
+            except Exception as failed:
+                error = failed
+            try:
+                loop.call_soon_threadsafe(tell, result, error)
+            except RuntimeError:
+                _LOG.debug("some work was done after the end of its loop")
+
+        self._commands.put(command)
+        if self._ended.is_set():  # as in `submit`
+            raise _ended()
+        self._calls += 1
+        try:
+            return await done
+        finally:
+            self._calls -= 1
+
+    def fail(self, job: Job, error: ApiError) -> None:
+        """End what is left of a request with an error, which comes after what was written of it."""
+        self.cancel(job)
+        job._hear(error)
+
+    def waits(self, job: Job) -> bool:
+        """Whether none of a request's texts has a place yet."""
+        running, _ = self.load()
+        return job in self._jobs[running:]
 
     def _run(self) -> None:
         try:
@@ -237,6 +305,8 @@ class Worker:
                     stop_tokens=text.stop_tokens,
                     log_probs=text.log_probs,
                     allowed_tokens=None if text.constraint is None else text.constraint.start(),
+                    adapter=text.adapter,
+                    tokenizer=text.tokenizer,
                 )
             except UserError as error:
                 self._drop(job)
@@ -251,6 +321,7 @@ class Worker:
             _LOG.exception("the engine failed; what it was writing is lost, and it starts again")
         else:
             self.steps += 1
+            self.on_step(len(self._running))
             for event in events:
                 job, place = self._running.get(event.request, (None, 0))
                 if job is None:  # of a request that another of its texts has ended

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     pytest.importorskip("uvicorn", reason="the extra serve is not installed")
     httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
+    more = save_policy(folder.parent / "more", letter_tokenizer(), max_position_embeddings=1024)
     words = ["--model", str(folder), "--quantize", "int8", "--port", "0", "--max_batch", "2", "--accelerator", "cpu"]
+    words += ["--models", f"{{more: {more}}}"]
     with subprocess.Popen(
         [sys.executable, str(ROOT / "experiments" / "serve.py"), *words],
         stdout=subprocess.PIPE,
@@ -53,7 +56,15 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
             line = process.stdout.readline()
             found = re.match(r"(http://127.0.0.1:\d+)/v1 serves run \(0.0M parameters, quantized to int8, ", line)
             assert found, line + process.stderr.read()
-            assert line.endswith(f"chat page: {found[1]}/\n")
+            assert line.endswith(f"chat page: {found[1]}/; and also more (loaded when it is asked for)\n")
+            (more / "config.json").touch()
+            ask_more = {"model": "more", "prompt": "b", "max_tokens": 1}
+            refused = httpx.post(f"{found[1]}/v1/completions", json=ask_more, timeout=60)
+            assert refused.status_code == 503 and "SIGHUP has it read them anew" in refused.text
+            process.send_signal(signal.SIGHUP)
+            while (answer := httpx.post(f"{found[1]}/v1/completions", json=ask_more, timeout=60)).status_code == 503:
+                time.sleep(0.02)
+            assert answer.status_code == 200 and answer.json()["model"] == "more"
             model = httpx.get(f"{found[1]}/v1/models").json()["data"][0]
             assert (model["id"], model["quantize"], model["context_length"]) == ("run", "int8", 1024)
             ends = {str(token): -100 for token in range(256, 271)}
@@ -71,6 +82,7 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
             assert process.wait(30) == 0
             said = process.stderr.read()
             assert "int8 against the full model" in said and "Traceback" not in said
+            assert "more has been read anew" in said
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"{found[1]}/health")
         finally:
@@ -163,6 +175,12 @@ def test_everything_is_compiled_before_the_first_request(tmp_path: Path) -> None
         ({"max_per_client": 0}, "max_per_client is 0"),
         ({"read_timeout": 0}, "read_timeout is 0"),
         ({"read_timeout": float("nan")}, "read_timeout is nan"),
+        ({"write_timeout": 0}, "write_timeout is 0"),
+        ({"queue_timeout": -1}, "queue_timeout is -1"),
+        ({"request_timeout": float("inf")}, "request_timeout is inf"),
+        ({"drain_timeout": 0}, "drain_timeout is 0"),
+        ({"keys_file": ""}, "keys_file is empty"),
+        ({"request_log": ""}, "request_log is empty"),
         ({"name": ""}, "name is empty"),
         ({"quantize": "int3"}, "quantize is 'int3'"),
     ],

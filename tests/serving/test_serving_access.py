@@ -175,13 +175,14 @@ def test_where_a_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "key").write_text("from-file\n")
     (tmp_path / "empty").write_text("\n")
 
-    def key(**options: Any) -> str | None:
-        return access_to(ServeConfig("model", **options)).api_key
+    def opens(key: str, **options: Any) -> bool:
+        return access_to(ServeConfig("model", **options)).keys.find(f"Bearer {key}".encode()) is not None
 
-    assert key() is None and key(api_key="k") == "k" and key(api_key_file=str(tmp_path / "key")) == "from-file"
+    assert access_to(ServeConfig("model")).keys is None
+    assert opens("k", api_key="k") and opens("from-file", api_key_file=str(tmp_path / "key"))
     monkeypatch.setenv(KEY_VARIABLE, "from-environment")
-    assert key() == "from-environment" and key(api_key="k") == "k"
-    assert key(api_key_file=str(tmp_path / "key")) == "from-file"
+    assert opens("from-environment") and opens("k", api_key="k") and not opens("from-environment", api_key="k")
+    assert opens("from-file", api_key_file=str(tmp_path / "key"))
     monkeypatch.setenv(KEY_VARIABLE, "")
     for options, message in (
         ({}, f"{KEY_VARIABLE} has no key"),
@@ -191,7 +192,7 @@ def test_where_a_key_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"api_key": "k", "api_key_file": "f"}, "cannot be had together"),
     ):
         with pytest.raises(UserError, match=message):
-            key(**options)
+            access_to(ServeConfig("model", **options))
 
 
 def test_a_client_has_all_places_and_half_of_the_queue_by_default() -> None:

@@ -16,7 +16,7 @@ pytest.importorskip("httpx", reason="the package httpx is not installed")
 from serving_models import Server, no_end, save_tiny, serving
 
 from lit_llm.config import SamplingConfig, sample_seed
-from lit_llm.generation import Engine
+from lit_llm.generation import Engine, json_object
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +238,27 @@ def test_answers_are_json_of_the_schema(server: Server) -> None:
     assert all(set(value) == {"odd", "kind"} and isinstance(value["odd"], bool) for value in values)
     assert len({json.dumps(value) for value in values}) > 1
     assert {choice["finish_reason"] for choice in body["choices"]} == {"stop"}
+
+
+def test_answers_are_json_objects_of_any_kind(server: Server) -> None:
+    """Without a library; a text that is cut off is the beginning of one."""
+    favoured = {str(server.tokenizer.encode(letter)[0]): 5 for letter in '"}]'}
+    body = server.ask(
+        "chat",
+        messages=[{"role": "developer", "content": "c"}, *user("b")],
+        response_format={"type": "json_object"},
+        n=16,
+        temperature=2,
+        seed=1,
+        max_tokens=40,
+        logit_bias=favoured,
+    )
+    texts: dict[str, list[str]] = {"stop": [], "length": []}
+    for choice in body["choices"]:
+        texts[choice["finish_reason"]].append(choice["message"]["content"])
+    assert all(isinstance(json.loads(text), dict) for text in texts["stop"]) and len(set(texts["stop"])) > 1
+    automaton = json_object()
+    assert all(automaton.after(0, text.encode()) != automaton.dead for text in texts["length"] if "\ufffd" not in text)
 
 
 def test_a_full_context_ends_a_text(server: Server) -> None:
