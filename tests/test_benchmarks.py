@@ -143,6 +143,24 @@ def test_serving_load() -> None:
 
 
 @pytest.mark.slow
+def test_serving() -> None:
+    for package in ("fastapi", "uvicorn", "httpx"):
+        pytest.importorskip(package)
+    figures = last_line("serving")
+    assert_reported(figures, "sides", "left_out", "options")
+    assert len(figures["left_out"]) == 2 and "its Python was not given" in figures["left_out"][0]
+    loads = figures["sides"]["ours"]
+    assert list(loads) == ["alone", "4 clients", "50 a second"]
+    for found in loads.values():
+        assert (found["requests"], found["lost"], found["other_texts"]) == (6, 0, 0), found
+        assert found["gain"] == pytest.approx(
+            found["tokens_per_second"] / loads["alone"]["tokens_per_second"], rel=0.02
+        )
+        for quantiles in (found["first_token_s"], found["per_token_s"]):
+            assert 0 < quantiles["p50"] <= quantiles["p90"] <= quantiles["p99"]
+
+
+@pytest.mark.slow
 def test_durability() -> None:
     figures = last_line("durability")
     assert_reported(figures, "equal_bytes", "killed_after_steps", "resident_growth_mib")

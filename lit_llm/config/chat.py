@@ -23,7 +23,8 @@ class ChatConfig(LoadConfig):
     and all of it is read again. null: what two full contexts take, but at most an eighth of the machine's memory or of
     what is free on the GPU."""
     compile: bool = False
-    """Write with code compiled for the model: the first answer waits a minute or more for it, and all are faster."""
+    """Write with code compiled for the model: the first answer waits for it (a minute or so where the
+    machine has none of this form from before), and all are faster."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,8 +28,8 @@ class PlanConfig(PretrainConfig):
     price: float | None = None
     """Price of a GPU for an hour, in any currency; null leaves the cost out."""
     prices: str | None = None
-    """Where price is looked up by the kind of GPU: a YAML or JSON file as "H100: 2.5", or "list" for rounded list
-    prices of 2025 in US dollars (lit_llm/planning/prices.py)."""
+    """Where price is looked up by the kind of GPU: a YAML or JSON file as "H100: 2.5", as those in
+    experiments/configs/prices."""
     watts: float | None = None
     """Power of one GPU, or of this machine, at full load; null: the board power of the kind of GPU."""
     utilisation: float = 0.8

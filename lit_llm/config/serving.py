@@ -33,8 +33,9 @@ class ServeConfig(LoadConfig):
     next turn of a conversation does, reads only what is new; 0: none. null: an eighth of the machine's memory or of
     what is free on the GPU, but no more than 16 full batches take."""
     compile: bool = False
-    """Write with code compiled for the model: a minute or more at the start for each of 1, 2, 4, ... max_batch texts at
-    once. On the CPU it needs a C++ compiler. With quantize, a head that is the embedding is rounded as well."""
+    """Write with code compiled for the model: a minute or so at the start for each of 1, 2, 4, ... max_batch texts at
+    once, unless the machine has some of this form from before. On the CPU it needs a C++ compiler. With quantize, a
+    head that is the embedding is rounded as well."""
     api_key: str | None = None
     """Requests must bring this key, as `Authorization: Bearer KEY`. Other users of the machine can read it in the list
     of processes: better give api_key_file, or the environment variable LIT_LLM_API_KEY. Without any, anyone may

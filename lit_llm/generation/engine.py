@@ -52,8 +52,8 @@ class Engine:
         prefill_chunk: most tokens of each prompt that one step reads; None reads them whole.
         adapters: low-rank adapters over the model, of which a text can name one; texts of different ones run together.
         compile: write with a function that is compiled for the model when it is first needed, for 1, 2, 4, ... rows
-            each; see `lit_llm.generation.compiled`. Takes a minute or more each time, and none for a later engine of
-            the same model.
+            each; see `lit_llm.generation.compiled`. Takes a minute or so, but none for a later engine of the same
+            model, and on the CPU little for later models of the same form.
         prefix_cache: keeps what is read and written for later texts, also of later engines; made for this model, and
             used by no other engine until `close`. None: what has ended is forgotten.
 
@@ -81,10 +81,10 @@ class Engine:
         if prefix_cache is not None and prefix_cache.model is not model:
             raise ValueError("the prefix cache was made for another model")
         self.model = model
+        self.prefix_cache = prefix_cache
         self.adapters = adapters or RowAdapters(model, {})
         if self.adapters.names and compile:
             raise UserError("a model with adapters cannot be compiled; leave compile off, or merge the adapter")
-        self.prefix_cache = prefix_cache
         self.max_batch = max_batch
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk or self.max_length
@@ -115,9 +115,9 @@ class Engine:
         stop_tokens: Iterable[int] = (),
         log_probs: int | None = None,
         allowed_tokens: AllowedTokens | None = None,
+        namespace: Hashable = None,
         adapter: str | None = None,
         tokenizer: Tokenizer | None = None,
-        namespace: Hashable = None,
     ) -> int:
         """Ask for a text; it joins the batch at the next step that has room.
 
@@ -127,9 +127,9 @@ class Engine:
             stop_tokens: ids that end the text, besides those of `sampling`; they are not written.
             log_probs: report each token's log-probability, and those of so many likeliest tokens.
             allowed_tokens: restricts what may come next; called once for each token.
+            namespace: the text takes its beginning only from texts with the same one.
             adapter: the adapter by which the text is written; None: the model as it is.
             tokenizer: that of the adapter; None: the engine's.
-            namespace: the text takes its beginning only from texts with the same one.
 
         Returns:
             The id of the request.
@@ -158,9 +158,8 @@ class Engine:
                 text=None if tokenizer is None else StoppingText(tokenizer, sampling.stop_strings),
                 allowed_tokens=allowed_tokens,
                 log_probs=log_probs,
+                namespace=(adapter, namespace),
                 adapter=adapter,
-                # what an adapter makes of a beginning is of no use to another one
-                namespace=namespace if adapter is None else ("adapter", adapter, namespace),
             )
         )
         return self._next_id

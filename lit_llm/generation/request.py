@@ -91,11 +91,11 @@ class Request:
     text: StoppingText | None = None
     allowed_tokens: AllowedTokens | None = None
     log_probs: int | None = None
-    adapter: str | None = None
     namespace: Hashable = None
     cached_tokens: int = 0
     pages: list[Page] = field(default_factory=list)
     """The pages of a prefix cache that hold its beginning and that it uses."""
+    adapter: str | None = None
 
     @property
     def config(self) -> SamplingConfig:

@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib import resources
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from lit_llm.generation import Completion
+from lit_llm.serving.chat_page import add_page
 from lit_llm.serving.embeddings import EmbeddingRequest, embeddings
 from lit_llm.serving.errors import ApiError, error_of_validation, response_of
 from lit_llm.serving.gate import Access, Gate
@@ -53,19 +53,14 @@ def create_app(registry: Registry, access: Access | None = None, operations: Ope
     app.add_middleware(Gate, access=access, closed=operations.refusal)
     app.add_middleware(Observer, sink=operations.over, active=operations.active, keeps_texts=operations.keeps_texts)
     _answer_errors(app)
+    add_page(app)
     _route_descriptions(app, registry, operations)
     _route_texts(app, _Answering(registry, operations))
     return app
 
 
 def _route_descriptions(app: FastAPI, registry: Registry, operations: Operations) -> None:
-    """Add the routes that need no work of the model: the page, the health and the list of models."""
-
-    @app.get("/", response_class=HTMLResponse)
-    async def page() -> HTMLResponse:
-        """Return the chat page."""
-        text = resources.files("lit_llm.serving").joinpath("page.html").read_text(encoding="utf-8")
-        return HTMLResponse(text, headers={"Cache-Control": "no-cache"})
+    """Add the routes that need no work of the model: the health and the list of models."""
 
     @app.get("/health")
     async def health() -> JSONResponse:

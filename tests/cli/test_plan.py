@@ -17,10 +17,10 @@ from lit_llm.config import PlanConfig
 from lit_llm.interop import save_model_folder
 from lit_llm.model import Decoder
 from lit_llm.planning.machine import memory_gib
-from lit_llm.planning.prices import LIST_PRICES
 from lit_llm.tokenizer import Tokenizer
 
 RECIPE = ROOT / "experiments" / "configs" / "pretrain" / "llama3_1b.yaml"
+PRICES = str(ROOT / "experiments" / "configs" / "prices" / "aws_capacity_blocks.yaml")
 TOY = """
     --model.preset llama-10m --model.hidden_size 64 --model.num_layers 2 --model.num_heads 4
     --model.intermediate_size 160 --model.vocab_size 512 --data.sequence_length 32 --data.batch_size 16
@@ -141,9 +141,12 @@ def test_vocabulary_and_shape_from_files(
         ([*SMALL.split(), "--mfu", "40"], "mfu is 40.* at most 1"),
         ([*SMALL.split(), "--headroom", "1"], "headroom is 1"),
         ([*SMALL.split(), "--price", "-1"], "price is -1"),
-        ([*SMALL.split(), "--price", "1", "--prices", "list"], "price and prices are given"),
+        ([*SMALL.split(), "--price", "1", "--prices", "x.yaml"], "price and prices are given"),
         ([*SMALL.split(), "--prices", "gone.yaml"], "prices: gone.yaml cannot be read"),
-        ([*SMALL.split(), "--gpu", "4090", "--prices", "list"], "prices list has no NVIDIA GeForce RTX 4090, only"),
+        (
+            [*SMALL.split(), "--gpu", "4090", "--prices", PRICES],
+            r"prices .*\.yaml has no NVIDIA GeForce RTX 4090, only",
+        ),
         ([*SMALL.split(), "--pue", "0.9"], "pue is 0.9; it must be at least 1"),
         ([*SMALL.split(), "--utilisation", "80"], "utilisation is 80"),
         ([*SMALL.split(), "--what_if", "[0]"], r"what_if is \[0\]"),
@@ -199,11 +202,12 @@ def test_energy_and_what_if(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 
 
 def test_prices_by_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    text = planned(capsys, *TOY.split(), "--gpu", "T4", "--prices", "list", "--trainer.max_steps", "10000000000000")
+    arguments = ["--gpu", "A100-SXM4-40GB", "--prices", PRICES, "--trainer.max_steps", "10000000000000"]
+    text = planned(capsys, *TOY.split(), *arguments)
     run = next(row for row in rows_of(text) if row[0] == "as the recipe has it")
     gpu_hours, cost, kwh = (float(cell.replace(",", "")) for cell in run[5:8])
-    assert cost == pytest.approx(gpu_hours * LIST_PRICES["Tesla T4"], rel=0.01)
-    assert kwh == pytest.approx(gpu_hours * 0.07 * 0.8 * 1.2, rel=0.01)
+    assert cost == pytest.approx(gpu_hours * 1.844, rel=0.01)
+    assert kwh == pytest.approx(gpu_hours * 0.4 * 0.8 * 1.2, rel=0.01)
 
 
 def test_serving(capsys: pytest.CaptureFixture[str], tmp_path: Path, tokenizer: Tokenizer) -> None:

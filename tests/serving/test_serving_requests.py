@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from foreign_tokenizers import CHAT_TEMPLATE, gpt2
 from serving_models import CONTEXT, Server, describe, save_tiny, serving
 
 from lit_llm.config import ServeConfig
+from lit_llm.serving.chat_page import page_files
 from lit_llm.serving.protocol import ChatMessage, ChatRequest, CompletionRequest
 from lit_llm.tokenizer import Tokenizer
 
@@ -180,7 +180,9 @@ def test_the_interface_is_described(server: Server) -> None:
 def test_the_page_is_at_the_root(server: Server) -> None:
     page = server.client.get("/")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-    assert page.text == resources.files("lit_llm.serving").joinpath("page.html").read_text(encoding="utf-8")
+    assert page.text == page_files()["index.html"].content.decode()
+    assert server.client.get("/page/main.mjs").content == page_files()["main.mjs"].content
+    assert "no file 'x'" in refusal(server.client.get("/page/x"), 404)["message"]
 
 
 def test_a_key_is_asked_for(tmp_path: Path) -> None:
