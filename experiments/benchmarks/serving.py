@@ -236,15 +236,7 @@ def main() -> None:
                     figures["left_out"].append(f"{side.name}: it did not start")
                     continue
                 figures["sides"][side.name] = measure(url, bodies_of(options, tokenizer, side), options)
-    header = [
-        "side, load",
-        "tokens/s",
-        "gain",
-        "first token p50 / p90 / p99",
-        "per token p50 / p90 / p99",
-        "good/s",
-        "lost",
-    ]
+    header = ["side", "load", "tokens/s", "gain", "first token", "per token", "good/s", "lost", "other"]
     rows = [
         [
             side,

@@ -45,8 +45,22 @@ def test_a_conversation(client: openai.OpenAI, server: Server) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == second.choices[0].message.content
     assert chunks[-1].choices[0].finish_reason == second.choices[0].finish_reason
     assert last.choices == [] and last.usage.total_tokens == second.usage.total_tokens
-    # whole pages of the first turn with its answer, and then of the second
-    assert 0 < second.usage.prompt_tokens_details.cached_tokens < last.usage.prompt_tokens_details.cached_tokens
+    # whole pages of what was read before
+    assert last.usage.prompt_tokens_details.cached_tokens == (last.usage.prompt_tokens - 1) // 16 * 16
+
+
+def test_ids_of_requests_and_json_mode(client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "developer", "content": "c"}, *TALK],
+        response_format={"type": "json_object"},
+        max_tokens=5,
+        extra_headers={"X-Request-Id": "mine"},
+    )
+    assert done.choices[0].message.content.startswith("{") and done._request_id == "mine"
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("other")
+    assert len(refused.value.request_id) == 32
 
 
 def test_log_probabilities_and_samples(client: openai.OpenAI) -> None:
