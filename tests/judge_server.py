@@ -28,6 +28,7 @@ class JudgeServer(ThreadingHTTPServer):
     rule: what it replies.
     faults: what happens to the next requests: a status, (status, headers), "text", "list", "slow" or "reset".
     always: what happens to those after them; None: all is well.
+    models: what it lists; None: it has no list.
     bodies: those of the requests that were answered.
     keys: the header Authorization of every request.
     times: when each request came.
@@ -40,7 +41,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.rule = rule
         self.faults: list[Any] = []
         self.always: Any = None
-        self.models = ["stand-in"]
+        self.models: list[str] | None = ["stand-in"]
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
         self.times: list[float] = []
@@ -59,6 +60,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: JudgeServer
 
     def do_GET(self) -> None:
+        if self.server.models is None:
+            self._send(404, {"error": {"message": "there is no list"}})
+            return
         self._send(200, {"object": "list", "data": [{"id": name} for name in self.server.models]})
 
     def do_POST(self) -> None:

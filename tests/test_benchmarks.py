@@ -108,6 +108,18 @@ def test_strategies() -> None:
 
 
 @pytest.mark.slow
+def test_prefix_cache() -> None:
+    figures = last_line("prefix_cache")
+    assert_reported(figures, "models")
+    found = figures["models"]["tiny"]
+    assert found["same_texts"] is True
+    assert found["prompt_tokens"] == [190, 205, 220]
+    # whole pages of what was read and written but for the last token of an answer
+    assert found["cached_tokens"] == [0, 192, 208]
+    assert all(seconds > 0 for side in found["seconds_to_first_token"].values() for seconds in side)
+
+
+@pytest.mark.slow
 def test_generation() -> None:
     pytest.importorskip("transformers")
     figures = last_line("generation")

@@ -40,6 +40,7 @@ ELSEWHERE = ("hf:", "stdlib", "package:")
 NOT_RUN = {
     "serve": "it serves until it is stopped",
     "quickstart": "tests/quickstart runs it",
+    "quickstart_chat": "tests/quickstart runs it",
     "chat": "it is talked to",
     "clean_data": "tests/test_data_recipes runs it on texts that pass its filters",
     "fetch_model": "it downloads 98 MB",

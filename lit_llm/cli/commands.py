@@ -216,7 +216,7 @@ COMMANDS = {
         "lit_llm.cli.plan:plan",
         "memory, time and cost of a run before it is begun",
         everyday=(
-            *("gpu", "num_gpus", "price", "what_if", "scaling", "fit"),
+            *("gpu", "num_gpus", "price", "what_if", "scaling", "fit", "serve"),
             *("model.preset", "model.vocab_size", "model.num_layers"),
             *("model.hidden_size", "model.num_heads", "data.paths", "data.sequence_length", "data.batch_size"),
             *("optimizer.name", "trainer.max_steps", "trainer.precision"),
@@ -334,7 +334,7 @@ COMMANDS = {
         "OpenAI's HTTP interface and a chat page",
         everyday=(
             *("model", "host", "port", "name", "max_batch", "max_length", "default_max_tokens", "dtype", "quantize"),
-            *("api_key_file", "allowed_hosts"),
+            *("models", "adapters", "api_key_file", "allowed_hosts"),
         ),
         example="--model checkpoints/sft --port 8000 --quantize int8",
     ),

@@ -15,6 +15,7 @@ from lit_llm.config import ChatConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import Completion, Engine
 from lit_llm.generation.request import fitted_prompt
 from lit_llm.stages.loading import LoadedModel
+from lit_llm.stages.prefix_cache import make_prefix_cache
 from lit_llm.tokenizer import ChatFormat, Message, conversation_ids, read_as_letters
 
 
@@ -47,10 +48,11 @@ class Conversation:
 
     Args:
         loaded: the model.
-        config: its system message, sampling, begin_token, prefill_chunk and compile.
+        config: its system message, sampling, begin_token, prefill_chunk, prefix_cache_mib and compile.
 
     Raises:
-        UserError: the model has no form for conversations, or its template refuses the system message.
+        UserError: the model has no form for conversations, its template refuses the system message, or the prefix cache
+            cannot be had.
     """
 
     def __init__(self, loaded: LoadedModel, config: ChatConfig) -> None:
@@ -60,6 +62,8 @@ class Conversation:
         self.sampling = config.sampling
         self.last: Answer | None = None
         self.context = loaded.model.config.max_position_embeddings
+        self.prefix_cache = make_prefix_cache(loaded.model, config.prefix_cache_mib, 2 * self.context)
+        """What answers have read and written, which those after them do not read again."""
         self._loaded = loaded
         self._config = config
         self._chat = _chat_format(loaded)
@@ -103,6 +107,7 @@ class Conversation:
             tokenizer=self._loaded.tokenizer,
             prefill_chunk=self._config.prefill_chunk,
             compile=self._config.compile,
+            prefix_cache=self.prefix_cache,
         )
         engine.submit(prompt, sampling, stop_tokens=self._stop_tokens)
         self.last = Answer(len(prompt), Completion())
@@ -127,6 +132,7 @@ class Conversation:
                     if event.text:
                         yield event.text
         finally:
+            engine.close()
             if written.text or written.finish_reason is not None:
                 self.turns = [*turns, Message("assistant", written.text)]
                 self._drawn = [*self._drawn[: len(turns) // 2], number + 1]

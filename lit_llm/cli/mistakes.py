@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 
 import yaml
 
@@ -196,7 +197,7 @@ def _list_item(text: str) -> str:
 
 def _word_alone(word: str) -> str:
     if word.endswith((".yaml", ".yml")):
-        return f"{word} stands alone; a file of options is read by --config {word}"
+        return f"{word} stands alone; a file of options is read by --config {shlex.quote(word)}"
     return f"{word} stands alone; options are written as --NAME VALUE"
 
 

@@ -39,6 +39,11 @@ def plan(config: PlanConfig) -> None:
 
 
 def _plan(config: PlanConfig) -> None:
+    if config.serve is not None:
+        from lit_llm.cli.plan_serving import plan_serving
+
+        plan_serving(config, _resolve_model, _hardware)
+        return
     from lit_llm.planning.choice import cheapest, every_option
 
     _resolve_model(config)
@@ -184,20 +189,35 @@ def _placements(config: PlanConfig) -> list[Placement]:
     whole = Placement("one device" if gpus == 1 else "ddp", "replicas", gpus, rows, accumulation)
     if gpus == 1 and not config.trainer.offload:
         return [whole]
-    placements = [whole, Placement("fsdp", "fsdp", gpus, rows, accumulation)]
+    replicas = config.trainer.fsdp_replicas
+    placements = [whole, Placement(_sharded_name(gpus, replicas), "fsdp", gpus, rows, accumulation, replicas=replicas)]
     if tensor_parallel > 1:
         from lit_llm.model.parallel import check_divisible
 
-        check_divisible(config.model, tensor_parallel)
+        check_divisible(config.model, tensor_parallel, config.trainer.sequence_parallel)
         if gpus % tensor_parallel:
             raise UserError(f"trainer.tensor_parallel_size {tensor_parallel} does not divide num_gpus {gpus}")
         shares = gpus // tensor_parallel
         rows_there, steps = micro_batch_shape(config.data.batch_size, config.data.micro_batch_size, shares)
-        name = f"fsdp x tp {tensor_parallel}"
-        placements.append(Placement(name, "fsdp", shares, rows_there, steps, tensor_parallel))
+        name = f"{_sharded_name(shares, replicas)} x tp {tensor_parallel}"
+        placements.append(Placement(name, "fsdp", shares, rows_there, steps, tensor_parallel, replicas=replicas))
     for stage in (1, 2, 3):
         placements.append(Placement(f"deepspeed {stage}", "deepspeed", gpus, rows, accumulation, stage=stage))
     return placements
+
+
+def _sharded_name(data_parallel: int, replicas: int) -> str:
+    """Name sharding over data-parallel ranks, which `replicas` copies share.
+
+    Raises:
+        UserError: they do not divide.
+    """
+    if data_parallel % replicas:
+        raise UserError(
+            f"trainer.fsdp_replicas {replicas} does not divide the {data_parallel} data-parallel ranks (num_gpus / "
+            "trainer.tensor_parallel_size)"
+        )
+    return "fsdp" if replicas == 1 else f"fsdp {replicas} x {data_parallel // replicas}"
 
 
 def _print_model(console: Console, config: PlanConfig) -> None:
@@ -295,6 +315,8 @@ def _verdict(config: PlanConfig, hardware: Hardware, options: list[Option], chos
         if hardware.kind == "accelerator"
         else "or plan for a GPU"
     )
+    if config.trainer.strategy == "fsdp" and any(option.placement.accumulation > 1 for option in options):
+        more += "" if config.trainer.reduce_every_micro_batch else ", or trainer.reduce_every_micro_batch true"
     if chosen is None:
         least = min(options, key=lambda option: option.memory.total)
         return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lit_llm.config import PlanConfig, flatten, to_plain
-from lit_llm.evaluation.scaling_report import interval_text
+from lit_llm.evaluation.scaling_report import NOTHING_FITTED, interval_text
 
 _NOT_OF_A_FAMILY = ("hidden_size", "num_layers", "num_heads", "num_key_value_heads", "intermediate_size", "init_std")
 _OF_A_FAMILY = ("sequence_length", "batch_size")
@@ -27,6 +27,9 @@ def scaling_lines(config: PlanConfig) -> list[str]:
     if fit.counted == "non_embedding":
         n -= sum(count for part, count in parameters_by_part(config.model).items() if part in EMBEDDINGS)
     flops = tokens * training_flops_per_token(config.model, config.data.length)
+    advice = fit.advise(flops)
+    if fit.law is None and advice is None:
+        return [f"scaling: {config.scaling} says nothing of this run: its grid has {NOTHING_FITTED}"]
     lines = []
     if fit.law is None:
         lines.append(f"scaling: {config.scaling} has no law, so that no loss can be expected")
@@ -37,7 +40,6 @@ def scaling_lines(config: PlanConfig) -> list[str]:
         lines.append(
             f"scaling: {n:,} parameters after {tokens:,} tokens: {loss:.4f} nats per token{interval}{of_bytes}"
         )
-    advice = fit.advise(flops)
     if advice is not None:
         expected = "" if advice.loss is None else f": {advice.loss:.4f} nats per token"
         if advice.interval is not None:

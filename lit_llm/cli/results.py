@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,7 +167,8 @@ def show_run(config: RunConfig, result: RunResult | None) -> None:
             print(f"{name} {result.metrics[name]:.4f}")
     print(f"model folder  {result.model_folder}")
     if "tensorboard" in config.trainer.loggers:
-        print(f"curves        tensorboard --logdir {config.output_root}, then open {curves_page(result.metrics)}")
+        word = shlex.quote(config.output_root)
+        print(f"curves        tensorboard --logdir {word}, then open {curves_page(result.metrics)}")
     print(f"report        {result.folder / 'report.html'} (and report.md)")
 
 
@@ -194,8 +196,8 @@ def show_fetched(config: FetchModelConfig, fetched: FetchedModel) -> None:
     """Print where a model that was fetched is, under which license, and how to talk with it."""
     there = ", which was there" if fetched.was_there else ""
     print(f"model    {fetched.path} ({fetched.path.stat().st_size:,} bytes, {config.model.license}{there})")
-    print(f"talk     python experiments/chat.py --model {fetched.path}")
-    print(f"improve  python experiments/quickstart_chat.py --model {fetched.path}")
+    print(f"talk     python experiments/chat.py --model {shlex.quote(str(fetched.path))}")
+    print(f"improve  python experiments/quickstart_chat.py --model {shlex.quote(str(fetched.path))}")
 
 
 def show_comparison(config: CompareConfig, comparison: Comparison) -> None:
@@ -216,6 +218,8 @@ def show_comparison(config: CompareConfig, comparison: Comparison) -> None:
 
 def show_evaluation(config: EvaluateConfig, evaluation: Evaluation) -> None:
     """Print the tables of an evaluation, and where its files are."""
+    if not is_first_process():
+        return
     print(evaluation.markdown)
     print(f"report   {evaluation.folder / 'evaluation.md'}, .html\nnumbers  {evaluation.folder / 'evaluation.json'}")
 

@@ -24,7 +24,13 @@ def scaling(config: ScalingConfig) -> None:
 
         find_gpu(config.gpu)  # a name that is not in the table is said before the hours of training
 
-    from lit_llm.evaluation.scaling_report import ISOFLOP_HEADER, isoflop_rows, law_rows, write_scaling_report
+    from lit_llm.evaluation.scaling_report import (
+        ISOFLOP_HEADER,
+        NOTHING_FITTED,
+        isoflop_rows,
+        law_rows,
+        write_scaling_report,
+    )
     from lit_llm.evaluation.tables import markdown_table
     from lit_llm.stages.scaling import scaling as train_grid
     from lit_llm.stages.scaling_advice import advise_hours
@@ -40,13 +46,16 @@ def scaling(config: ScalingConfig) -> None:
     files = write_scaling_report(Path(config.output), fit, None if advice is None else advice.text)
     if fit.law is not None:
         print(markdown_table(["L(N, D)", "fit", "95% interval"], law_rows(fit), aligned=True) + "\n")
-    print(markdown_table(ISOFLOP_HEADER, isoflop_rows(fit), aligned=True) + "\n")
+    if fit.isoflop.parabolas:
+        print(markdown_table(ISOFLOP_HEADER, isoflop_rows(fit), aligned=True) + "\n")
+    elif fit.law is None:
+        print(f"the finished runs ({len(fit.points)}) show {NOTHING_FITTED}: more sizes or budgets may\n")
     for line in fit.lines:
         print(f"note: {line}")
     if advice is not None:
         print(f"\n{advice.text}\n")
     elif config.hours is not None:
-        print("\nthe grid cannot say what to train: it has neither a law nor two budgets with a lowest loss\n")
+        print(f"\nthe grid cannot say what to train: it has {NOTHING_FITTED}\n")
     print("\n".join(f"report  {path}" for path in files))
 
 

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_llm.cli.serve_models import ModelFolders
 from lit_llm.config import ServeConfig, UserError
-from lit_llm.stages.loading import LoadedModel, load, tell_begin_token
+from lit_llm.stages.loading import LoadedModel, device_of, find_model, tell_begin_token
 
 if TYPE_CHECKING:
+    from lit_llm.model.adapters import RowAdapters
     from lit_llm.serving.draining import DrainingServer
     from lit_llm.serving.gate import Access
     from lit_llm.serving.operations import Operations
-    from lit_llm.serving.served_model import Served
+    from lit_llm.serving.registry import ModelGroup, Registry
     from lit_llm.serving.worker import Worker
 
 KEY_VARIABLE = "LIT_LLM_API_KEY"
@@ -41,20 +44,44 @@ def serve(config: ServeConfig) -> None:
             ) from None
     access, operations = access_to(config), operations_of(config)
     with bound_socket(config.host, config.port) as listener:  # before the model is read, which takes longer
-        loaded = load(config, compile=config.compile)
-        tell_begin_token(config, loaded.tokenizer)
-        served = describe(config, loaded)
-        worker = make_worker(config, loaded)
+        models = ModelFolders(config, make_worker)
+        groups = [models.look(name) for name in models.names]
+        tell_begin_token(config, next(iter(groups[0].served.values())).tokenizer)
         if config.compile:
             print("compiling the model; this takes some minutes", file=sys.stderr)
-        worker.start()
-        line = _said_at_start(config, loaded, served, listener)
-        server = make_server(config, served, worker, access, operations, lambda: print(line, flush=True))
-        _run(server, worker, listener)
+        registry = make_registry(config, models, groups)
+        line = _said_at_start(config, groups, listener)
+
+        def started() -> None:
+            read_anew_on_hangup(registry)
+            print(line, flush=True)
+
+        server = make_server(config, registry, models, access, operations, started)
+        _run(server, listener)
     if server.failure is not None:
         raise _cannot_listen(config.host, config.port, server.failure)
-    if worker.failure is not None:
-        raise UserError(f"the engine failed and could not be started again: {worker.failure}")
+    failure = registry.worker.failure
+    if failure is not None:
+        raise UserError(f"the engine failed and could not be started again: {failure}")
+
+
+def make_registry(config: ServeConfig, models: ModelFolders, groups: Sequence[ModelGroup]) -> Registry:
+    """Return what finds the model of a request, with the first model in memory.
+
+    Raises:
+        UserError: a model alone takes more memory than `max_models_gib`, or the first one cannot be read.
+    """
+    from lit_llm.serving.registry import Registry
+
+    room = None if config.max_models_gib is None else config.max_models_gib * 2**30
+    for group in groups[1:]:
+        if room is not None and group.nbytes > room:
+            raise UserError(
+                f"{group.name} takes {group.nbytes / 2**30:.2f} GiB, and max_models_gib is {config.max_models_gib}; "
+                "raise it, or lower max_batch or max_length"
+            )
+    first = models.load(groups[0])
+    return Registry(groups, first, models.load, models.look, most=config.max_models, most_bytes=room)
 
 
 def access_to(config: ServeConfig) -> Access:
@@ -116,37 +143,18 @@ def _read_key(path: Path) -> str:
         raise UserError(f"{path}: the key cannot be read ({error})") from None
 
 
-def describe(config: ServeConfig, loaded: LoadedModel) -> Served:
-    """Return the model's name, tokenizer and limits, as requests are to see them.
+def make_worker(config: ServeConfig, loaded: LoadedModel, adapters: RowAdapters | None = None) -> Worker:
+    """Return the thread that is going to write the texts, with these adapters as well; it is not started yet.
 
     Raises:
-        UserError: `max_length` is more than the model's context.
+        UserError: the prefix cache cannot be had.
     """
-    from lit_llm.interop import read_quantization
-    from lit_llm.interop.peft import base_of
-    from lit_llm.serving.served_model import Served
-
-    context = loaded.model.config.max_position_embeddings
-    if config.max_length is not None and config.max_length > context:
-        raise UserError(f"max_length is {config.max_length}; the model's context is {context} tokens")
-    stored = read_quantization(base_of(loaded.folder) or loaded.folder)
-    folder = loaded.folder.resolve()
-    return Served(
-        config.name or (folder.parent.name if folder.name == "model" else folder.name),
-        loaded.tokenizer,
-        loaded.model.config.vocab_size or 0,
-        config.max_length or context,
-        loaded.stop_tokens,
-        default_max_tokens=config.default_max_tokens,
-        begin_token=config.begin_token,
-        quantize=stored if config.quantize == "none" else config.quantize,
-    )
-
-
-def make_worker(config: ServeConfig, loaded: LoadedModel) -> Worker:
-    """Return the thread that is going to write the texts; it is not started yet."""
     from lit_llm.generation import Engine
     from lit_llm.serving.worker import Worker
+    from lit_llm.stages.prefix_cache import make_prefix_cache
+
+    context = config.max_length or loaded.model.config.max_position_embeddings
+    prefix_cache = make_prefix_cache(loaded.model, config.prefix_cache_mib, 16 * config.max_batch * context)
 
     def engine() -> Engine:
         return Engine(
@@ -155,12 +163,15 @@ def make_worker(config: ServeConfig, loaded: LoadedModel) -> Worker:
             config.max_length,
             tokenizer=loaded.tokenizer,
             prefill_chunk=config.prefill_chunk,
+            adapters=adapters,
             compile=config.compile,
+            prefix_cache=prefix_cache,
         )
 
     # compiled functions are for 1, 2, 4, ... rows
     rows = [1 << power for power in range((config.max_batch - 1).bit_length())] + [config.max_batch]
-    return Worker(engine, config.max_batch, config.max_waiting, warm_up=rows if config.compile else ())
+    rows = rows if config.compile else []
+    return Worker(engine, config.max_batch, config.max_waiting, warm_up=rows, prefix_cache=prefix_cache)
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
@@ -188,45 +199,57 @@ def _cannot_listen(host: str, port: int, error: OSError) -> UserError:
     return UserError(f"cannot listen on {host}, port {port}: {reason}; choose another port or host")
 
 
-def _said_at_start(config: ServeConfig, loaded: LoadedModel, served: Served, listener: socket.socket) -> str:
+def _said_at_start(config: ServeConfig, groups: Sequence[ModelGroup], listener: socket.socket) -> str:
+    from lit_llm.interop import read_model_config
     from lit_llm.planning.counting import count_parameters
 
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     url = f"http://[{host}]" if ":" in host else f"http://{host}"
     url += f":{listener.getsockname()[1]}"
-    millions = count_parameters(loaded.model.config) / 1e6
+    served = groups[0].served[groups[0].name]
+    millions = count_parameters(read_model_config(find_model(config.model))) / 1e6
     quantized = f"quantized to {served.quantize}" if served.quantize else "not quantized"
-    return (
+    line = (
         f"{url}/v1 serves {served.name} ({millions:.1f}M parameters, {quantized}, context {served.context_length}, "
-        f"{loaded.device}); chat page: {url}/"
+        f"{device_of(config)}); chat page: {url}/"
     )
+    more = [f"{group.name} (loaded when it is asked for)" for group in groups[1:]]
+    more += [
+        f"{each.name} (adapter of {each.parent})" for group in groups for each in group.served.values() if each.parent
+    ]
+    return f"{line}; and also {', '.join(more)}" if more else line
 
 
 def make_server(
     config: ServeConfig,
-    served: Served,
-    worker: Worker,
+    registry: Registry,
+    models: ModelFolders,
     access: Access,
     operations: Operations,
     on_start: Callable[[], None] = lambda: None,
 ) -> DrainingServer:
-    """Return the server of a worker that has been started; it calls `on_start` once it takes requests."""
+    """Return the server of some models, the first of which is in memory; it calls `on_start` once it takes requests."""
     from lit_llm.serving.app import create_app
     from lit_llm.serving.connections import server_config
     from lit_llm.serving.draining import DrainingServer
 
-    app = create_app(served, worker, access, operations)
+    app = create_app(registry, access, operations)
     uvicorns = server_config(app, config.read_timeout, config.write_timeout)
-    server = DrainingServer(uvicorns, operations, app.state.preparation, worker, config.drain_timeout, on_start)
+    server = DrainingServer(uvicorns, operations, registry, config.drain_timeout, on_start)
 
     def end() -> None:
         server.should_exit = True
 
-    worker.on_failure = end
+    def end_with_first(name: str, worker: Worker) -> None:
+        if name == models.names[0]:
+            worker.on_failure = end
+
+    registry.worker.on_failure = end
+    models.on_loaded = end_with_first
     return server
 
 
-def _run(server: DrainingServer, worker: Worker, listener: socket.socket) -> None:
+def _run(server: DrainingServer, listener: socket.socket) -> None:
     # uvicorn would end the process by the signal that it had; by then there is nothing left to do
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -234,3 +257,17 @@ def _run(server: DrainingServer, worker: Worker, listener: socket.socket) -> Non
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def read_anew_on_hangup(registry: Registry) -> None:
+    """Have SIGHUP make the running event loop look at every model folder again, where a system has that signal."""
+    if not hasattr(signal, "SIGHUP"):
+        return
+    loop, running = asyncio.get_running_loop(), set()
+
+    def reload() -> None:
+        task = loop.create_task(registry.reload())
+        running.add(task)  # the loop itself would forget it
+        task.add_done_callback(running.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)

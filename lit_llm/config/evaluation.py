@@ -80,6 +80,9 @@ class EvaluateConfig(LoadConfig):
     """Put the questions of tasks, and of all tasks of a battery, as turns of a conversation."""
     batch_size: int = 8
     """Windows, conversations, pairs or requests read at once; results do not depend on it."""
+    devices: int = 1
+    """Processes on this machine that share the questions of a battery, each with the whole model, on a GPU of its own
+    where there are GPUs. Under torchrun or srun, on any number of machines, they are those that it has started."""
     output: str | None = None
     """Folder for evaluation.json, evaluation.md and evaluation.html; null: "evaluation" in the run folder, or else in
     the model folder."""
@@ -98,6 +101,8 @@ class EvaluateConfig(LoadConfig):
                 raise UserError(f"{name} is {value}; it must be at least 1, or null")
         if self.batch_size < 1:
             raise UserError(f"batch_size is {self.batch_size}; it must be at least 1")
+        if self.devices < 1:
+            raise UserError(f"devices is {self.devices}; it must be at least 1")
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"num_fewshot is {self.num_fewshot}; it must be at least 0, or null")
         if self.seed < 0:
@@ -119,8 +124,26 @@ class EvaluateConfig(LoadConfig):
         self._refuse_without("tasks", "tasks_folder", "num_fewshot")
         self._refuse_without("tasks or battery", "limit", "chat_template")
         self._refuse_without("battery", "battery_data", "battery_tasks", "compare_to")
+        self.check_shared(self.devices > 1)
         if self.sandbox != SandboxConfig() and not self.battery:
             raise UserError("sandbox is given, but no battery, which alone it is for; give battery, or leave it")
+
+    def check_shared(self, shared: bool) -> None:
+        """Refuse what several processes cannot share.
+
+        Args:
+            shared: whether there are several.
+
+        Raises:
+            UserError: something but a battery is asked for.
+        """
+        given = [name for name in ("texts", "shards", "answers", "preferences", "tasks") if getattr(self, name)]
+        if shared and (given or not self.battery):
+            raise UserError(
+                "several processes share the questions of a battery and nothing else: "
+                + (f"evaluate {' and '.join(given)} by a command of its own" if given else "give battery")
+                + ", or in one process"
+            )
 
     def _refuse_without(self, needed: str, *names: str) -> None:
         """Refuse options that say how something is measured that is not asked for."""

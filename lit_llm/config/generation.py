@@ -124,6 +124,12 @@ class LoadConfig:
             raise UserError("quality_text is given, but quantize is none: there is no loss of quality to measure")
 
 
+def check_prefix_cache(mib: int | None) -> None:
+    """Refuse a size of a prefix cache that is below none."""
+    if mib is not None and mib < 0:
+        raise UserError(f"prefix_cache_mib is {mib}; it must be at least 0 (none), or null")
+
+
 DEFAULT_TEXTS_AT_ONCE = 8
 
 
@@ -164,9 +170,10 @@ class GenerateConfig(LoadConfig):
     json_schema: str | None = None
     """Write only JSON of this schema: a file, or the schema itself (needs the extra `constrained`)."""
     compile: bool = False
-    """Write with code compiled for the model: a minute or more at the start, more for more layers, and faster from then
-    on, so it pays for long texts, and most with quantize int8. On the CPU it needs a C++ compiler. With quantize, a
-    head that is the embedding is rounded as well."""
+    """Write with code compiled for the model: a minute or so at the start, more for more layers, unless the machine has
+    some of this form from before, and faster from then on, most with quantize int8. On the CPU it needs a C++ compiler,
+    and keeps what it made with what torch's compiler keeps (TORCHINDUCTOR_CACHE_DIR). With quantize, a head that is the
+    embedding is rounded as well."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,8 +28,8 @@ class PlanConfig(PretrainConfig):
     price: float | None = None
     """Price of a GPU for an hour, in any currency; null leaves the cost out."""
     prices: str | None = None
-    """Where price is looked up by the kind of GPU: a YAML or JSON file as "H100: 2.5", or "list" for rounded list
-    prices of 2025 in US dollars (lit_llm/planning/prices.py)."""
+    """Where price is looked up by the kind of GPU: a YAML or JSON file as "H100: 2.5", as those in
+    experiments/configs/prices."""
     watts: float | None = None
     """Power of one GPU, or of this machine, at full load; null: the board power of the kind of GPU."""
     utilisation: float = 0.8
@@ -46,6 +46,13 @@ class PlanConfig(PretrainConfig):
     """Picture of what_if, *.svg, or a page with its table, *.html."""
     scaling: str | None = None
     """Folder of a grid that lit-llm scaling has trained: the loss to expect, and the best model of the same cost."""
+    serve: str | None = None
+    """Plan the serving of a model instead: a model folder, a GGUF file or a run, or "recipe" for the recipe's model.
+    Says the memory of its weights in each type, and of the cache by tokens and texts at once, and what fits."""
+    serve_lengths: list[int] = field(default_factory=list)
+    """Tokens of a text with its prompt (max_length of serve) to plan for; none: the model's context and parts of it."""
+    serve_texts: list[int] = field(default_factory=lambda: [1, 8, 32, 128])
+    """Texts written at once (max_batch of serve) to plan for."""
     fit: bool = False
     """Look for the largest micro-batch that fits, for each strategy and checkpointing choice. Without it, checkpointing
     is left out where a step needs less than a tenth of the memory."""
@@ -66,6 +73,13 @@ class PlanConfig(PretrainConfig):
             raise UserError(f"what_if is {self.what_if}; it must be a list of numbers from 1 on")
         if self.output is not None and (not self.what_if or not self.output.endswith((".svg", ".html"))):
             raise UserError(f"output is {self.output}; it must be a file *.svg or *.html, for the picture of what_if")
+        for name in ("serve_lengths", "serve_texts"):
+            if any(number < 1 for number in getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}; it must be a list of numbers from 1 on")
+        if not self.serve_texts:
+            raise UserError("serve_texts is empty; give how many texts are written at once, as [1, 8]")
+        if self.serve is None and (self.serve_lengths or self.serve_texts != [1, 8, 32, 128]):
+            raise UserError("serve_lengths and serve_texts are for serve; give serve, or leave them out")
         if self.num_gpus is not None and self.num_gpus < 1:
             raise UserError(f"num_gpus is {self.num_gpus}; it must be at least 1, or null")
         if not 0.0 < self.mfu <= 1.0:

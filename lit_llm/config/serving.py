@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from lit_llm.config.errors import UserError
-from lit_llm.config.generation import LoadConfig
+from lit_llm.config.generation import LoadConfig, check_prefix_cache
 
 
 @dataclass
@@ -28,9 +28,14 @@ class ServeConfig(LoadConfig):
     """Tokens to write at most where a request does not say."""
     prefill_chunk: int = 512
     """Tokens of each prompt read in one pass; smaller takes less memory and makes other texts wait less."""
+    prefix_cache_mib: int | None = None
+    """Memory in MiB for keys and values of texts that have ended, so that a text which begins like one of them, as the
+    next turn of a conversation does, reads only what is new; 0: none. null: an eighth of the machine's memory or of
+    what is free on the GPU, but no more than 16 full batches take."""
     compile: bool = False
-    """Write with code compiled for the model: a minute or more at the start for each of 1, 2, 4, ... max_batch texts at
-    once. On the CPU it needs a C++ compiler. With quantize, a head that is the embedding is rounded as well."""
+    """Write with code compiled for the model: a minute or so at the start for each of 1, 2, 4, ... max_batch texts at
+    once, unless the machine has some of this form from before. On the CPU it needs a C++ compiler. With quantize, a
+    head that is the embedding is rounded as well."""
     api_key: str | None = None
     """Requests must bring this key, as `Authorization: Bearer KEY`. Other users of the machine can read it in the list
     of processes: better give api_key_file, or the environment variable LIT_LLM_API_KEY. Without any, anyone may
@@ -65,6 +70,17 @@ class ServeConfig(LoadConfig):
     """Also log what is asked and written."""
     name: str | None = None
     """What the model is called by requests; null: the name of its run or folder."""
+    models: dict[str, str] = field(default_factory=dict)
+    """More models by the name that requests call them by, as '{small: checkpoints/sft, other: a.gguf}'. Each is read
+    when it is first asked for; `model` is always there."""
+    adapters: dict[str, str] = field(default_factory=dict)
+    """LoRA adapter folders (ours or PEFT's) by the name that requests call them by, as '{polite: checkpoints/polite}'.
+    Each shares the weights of the model that it was trained on, which is one of those served."""
+    max_models: int = 1
+    """Models of `models` in memory at once, besides `model`; the one not asked for the longest makes room, unless it is
+    in use: then the request is refused with status 503."""
+    max_models_gib: float | None = None
+    """Memory in GiB that the models of `models` may take together, with the cache of their texts; null: any."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,6 +89,7 @@ class ServeConfig(LoadConfig):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.max_length is not None and self.max_length < 2:
             raise UserError(f"max_length is {self.max_length}; it must be at least 2, or null")
+        check_prefix_cache(self.prefix_cache_mib)
         if not 0 <= self.port <= 65535:
             raise UserError(f"port is {self.port}; it must be from 0 to 65535")
         for name in ("api_key", "api_key_file", "keys_file", "request_log", "name"):
@@ -88,6 +105,27 @@ class ServeConfig(LoadConfig):
         for name in ("read_timeout", "write_timeout", "queue_timeout", "request_timeout", "drain_timeout"):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a number of seconds above 0")
+        self._check_models()
         for host in self.allowed_hosts:
             if not host or set(host) & set("/: "):
                 raise UserError(f"allowed_hosts has {host!r}; give names alone, without http:// or a port")
+
+    def _check_models(self) -> None:
+        for option, folders in (("models", self.models), ("adapters", self.adapters)):
+            for name, folder in folders.items():
+                if not name or name != name.strip() or not name.isprintable() or not folder:
+                    raise UserError(f"{option} has {name!r}: {folder!r}; give a name on one line and a folder")
+        both = sorted({*self.models} & {*self.adapters})
+        if both:
+            name = both[0]
+            raise UserError(
+                f"a model and an adapter are called {name}: {self.models[name]} and {self.adapters[name]}; rename one"
+            )
+        if self.max_models < 1:
+            raise UserError(f"max_models is {self.max_models}; it must be at least 1")
+        if self.max_models_gib is not None and not 0 < self.max_models_gib < math.inf:
+            raise UserError(f"max_models_gib is {self.max_models_gib}; it must be a number above 0, or null")
+        if not self.models and (self.max_models != 1 or self.max_models_gib is not None):
+            raise UserError("max_models and max_models_gib are for models; give models, or leave them out")
+        if self.adapters and self.compile:
+            raise UserError("adapters cannot be had together with compile; leave one of them out")

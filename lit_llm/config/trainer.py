@@ -32,10 +32,23 @@ class TrainerConfig:
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp", "fsdp1", "deepspeed"] = "auto"
     """"auto": one device, or ddp for several. "ddp": replicas. "fsdp": weights, gradients and optimizer sharded over
-    the data-parallel ranks (FSDP2), with tensor parallelism as an option; runs on CPU too. "fsdp1" and "deepspeed"
-    (extra `deepspeed`) need CUDA."""
+    the data-parallel ranks (FSDP2), with tensor parallelism as an option. "deepspeed": ZeRO (extra
+    `deepspeed`). "fsdp1", which is older, needs CUDA; the others run on the CPU, too."""
     tensor_parallel_size: int = 1
-    """Ranks that share each attention and feed-forward product (strategy fsdp); the others are data-parallel."""
+    """Ranks that share each attention and feed-forward product, and the vocabulary where it divides (strategy fsdp);
+    the others are data-parallel."""
+    sequence_parallel: bool = False
+    """Cut the residual stream between those products by tokens, so that each rank norms and keeps its own: less
+    memory, and the same amount is sent."""
+    fsdp_replicas: int = 1
+    """Copies of the sharded model (HSDP, strategy fsdp): each is spread over data-parallel ranks / fsdp_replicas, so
+    that weights travel inside a copy, as one machine's GPUs, and only reduced gradients between copies."""
+    reshard_after_forward: bool = True
+    """Let go of a block's gathered weights between its forward and its backward pass (strategy fsdp). false gathers
+    them once for both, and holds the whole weights meanwhile."""
+    reduce_every_micro_batch: bool = False
+    """Send gradients in each micro-batch of an accumulated step (strategy fsdp): a device then holds its shard of them
+    alone. false sends them once in a step, and holds the whole gradient, 4 bytes for each weight, until then."""
     deepspeed_stage: Literal[1, 2, 3] = 2
     """ZeRO stage: shards the optimizer (1), gradients too (2), weights too (3)."""
     offload: bool = False
@@ -68,9 +81,10 @@ class TrainerConfig:
     """Write a checkpoint after every so many steps and at the last one; null: only at the last one."""
     save_every_n_minutes: float | None = None
     """Write a checkpoint, too, at the first step that ends so many minutes after the one before."""
-    sharded_checkpoints: bool = False
-    """Each rank writes its own shard into a folder (strategy fsdp); else one file holds everything. Either can be
-    resumed at another number of ranks."""
+    sharded_checkpoints: bool | None = None
+    """Each rank writes its own shard into a folder (strategy fsdp); else one file holds everything, which the host of
+    the first rank gathers in its memory. Either can be resumed at another number of ranks. Null: shards where there
+    are several ranks."""
     async_checkpoints: bool = False
     """Copy the state and write it while training goes on; costs the memory of one copy."""
     keep_last_checkpoints: int = 2
@@ -107,6 +121,7 @@ class TrainerConfig:
             "keep_last_checkpoints",
             "log_every_n_steps",
             "tensor_parallel_size",
+            "fsdp_replicas",
             "checkpoint_every_n_blocks",
         ):
             if getattr(self, name) < 1:
@@ -193,7 +208,11 @@ class TrainerConfig:
             num_nodes=1,
             strategy="auto",
             tensor_parallel_size=1,
-            sharded_checkpoints=False,
+            sequence_parallel=False,
+            fsdp_replicas=1,
+            reshard_after_forward=True,
+            reduce_every_micro_batch=False,
+            sharded_checkpoints=None,
             offload=False,
             compile=False,
         )
@@ -202,6 +221,15 @@ class TrainerConfig:
         """Refuse options that the strategy would ignore."""
         if self.tensor_parallel_size > 1 and self.strategy != "fsdp":
             raise UserError("trainer.tensor_parallel_size above 1 needs trainer.strategy fsdp")
+        if self.sequence_parallel and self.tensor_parallel_size == 1:
+            raise UserError("trainer.sequence_parallel needs trainer.tensor_parallel_size above 1")
+        for name, default in (
+            ("fsdp_replicas", 1),
+            ("reshard_after_forward", True),
+            ("reduce_every_micro_batch", False),
+        ):
+            if getattr(self, name) != default and self.strategy != "fsdp":
+                raise UserError(f"trainer.{name} needs trainer.strategy fsdp")
         if self.sharded_checkpoints and self.strategy != "fsdp":
             raise UserError("trainer.sharded_checkpoints needs trainer.strategy fsdp")
         if self.offload and self.strategy not in ("fsdp", "deepspeed"):

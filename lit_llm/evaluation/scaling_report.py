@@ -113,6 +113,8 @@ def isoflop_rows(fit: ScalingFit) -> list[list[str]]:
     ]
 
 
+NOTHING_FITTED = "neither a law nor two budgets with a lowest loss between their models"
+"""What is said of a grid that shows nothing of other sizes than its own."""
 ISOFLOP_HEADER = ("operations", "best N", "its D", "D / N", "loss")
 
 

@@ -7,6 +7,7 @@ from lit_llm.generation.constraints import Spellings, TextConstraint
 from lit_llm.generation.engine import Engine
 from lit_llm.generation.inference import lay_out_for_few_rows
 from lit_llm.generation.json_text import json_object
+from lit_llm.generation.prefix_cache import PrefixCache, PrefixCounts
 from lit_llm.generation.request import AllowedTokens, Completion, Event, LogProbs
 from lit_llm.generation.samplers import choose, filtered_probabilities
 from lit_llm.generation.speculative import Speculation, speculate
@@ -20,6 +21,8 @@ __all__ = [
     "Engine",
     "Event",
     "LogProbs",
+    "PrefixCache",
+    "PrefixCounts",
     "Speculation",
     "Spellings",
     "TextConstraint",

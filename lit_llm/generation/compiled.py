@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_llm.config import UserError
 from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation.inference import cache_for
 from lit_llm.model import Decoder, KVCache
-from lit_llm.model.few_rows import FEW_ROWS, with_few_rows_linears
+from lit_llm.model.few_rows import FEW_ROWS, twin, with_few_rows_linears
 from lit_llm.model.one_token import OneTokenStep
 from lit_llm.model.position import DeviceTables
+from lit_llm.model.quantization import QuantizedLinear
 
 # The number of slots that are read is a multiple of this: whole vectors, and few different sizes.
 SLOT_STEP = 16
@@ -28,13 +29,13 @@ _EXAMPLE_CAPACITY = 80
 
 # To check at each step that nothing but sizes has changed takes long beside a small step: `compiled` checks once
 # for each engine.
-_OPTIONS: dict[str, Any] = {
-    "guard_filter_fn": lambda guards: [False] * len(guards),
-    "size_asserts": False,
+_OPTIONS: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}
+# what calls the compiled loops is compiled as well, which saves a twentieth of a small step
+_CPU_OPTIONS: dict[str, Any] = {
+    **_OPTIONS,
+    "cpp_wrapper": True,
     "cpp.enable_floating_point_contract_flag": "fast",  # let the compiler multiply and add in one instruction
 }
-# what calls the compiled loops is compiled as well, which saves a twentieth of a small step
-_CPU_OPTIONS: dict[str, Any] = {**_OPTIONS, "cpp_wrapper": True}
 
 Step = Callable[..., Tensor]
 
@@ -49,14 +50,16 @@ class CompiledModel:
     """
 
     def __init__(self, model: Decoder) -> None:
-        device = model.embedding.weight.device
-        for module in model.modules():
-            if isinstance(module, DeviceTables):
-                module.on(device)  # the tables are built here, as the compiler cannot follow how they are
+        self.device = model.embedding.weight.device
         self.windows = tuple(model.windows)
         self.context = model.config.max_position_embeddings
-        self._few = with_few_rows_linears(model) if device.type == "cpu" else None
-        self._many = copy.copy(model)  # a reference to the model itself would keep it in memory for ever
+
+        # copies, as a reference to the model itself would keep it in memory for ever
+        def with_tables(module: nn.Module) -> nn.Module | None:
+            return module.with_buffers(self.device) if isinstance(module, DeviceTables) else None
+
+        self._many = twin(model, with_tables)
+        self._few = with_few_rows_linears(self._many) if self.device.type == "cpu" else self._many
         self._steps: dict[int, Step] = {}
         self.state = _state_of(model)
 
@@ -72,26 +75,18 @@ class CompiledModel:
         return self._steps[rows]
 
     def _compile(self, rows: int) -> Step:
-        model: Any = self._few if self._few is not None and rows <= FEW_ROWS else self._many
-        windows = self.windows
-
-        def one_token(
-            tokens: Tensor,
-            keys: list[Tensor],
-            values: list[Tensor],
-            lengths: Tensor,
-            slots: Tensor,
-            last_tokens: Tensor | None,
-        ) -> Tensor:
-            step = OneTokenStep(windows, keys, values, lengths, slots, last_tokens)
-            return model(tokens, cache=step, head=lambda hidden, head: model.logits(hidden[:, -1]))
-
-        # the compiler counts how often it has compiled a code object, so each function has one of its own
-        own = FunctionType(
-            one_token.__code__.replace(), one_token.__globals__, closure=one_token.__closure__, name="one_token"
-        )
-        step = torch.compile(own, fullgraph=True, options=_OPTIONS if self._few is None else _CPU_OPTIONS)
+        model: Any = self._few if rows <= FEW_ROWS else self._many
+        one_token = OneToken(model, self.windows)
+        on_cpu = self.device.type == "cpu"
+        # torch's product of packed weights gets a constant of the compiler's, which a library does not hold
+        packed = any(isinstance(part, QuantizedLinear) and part.is_packed for part in model.modules())
         try:
+            if on_cpu and not packed:
+                return _ahead_of_time(one_token, rows)
+            # the compiler counts how often it has compiled a code object, so each function has one of its own
+            forward = OneToken.forward
+            own = FunctionType(forward.__code__.replace(), forward.__globals__, name="one_token")
+            step = torch.compile(partial(own, one_token), fullgraph=True, options=_CPU_OPTIONS if on_cpu else _OPTIONS)
             # sizes vary where `_example` says so, and nowhere else
             with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
                 step(*_example(model, rows))
@@ -104,7 +99,55 @@ class CompiledModel:
         return step
 
 
-def _example(model: Decoder, rows: int) -> tuple[Any, ...]:
+class OneToken(nn.Module):
+    """The step as a module, so that the weights are its own.
+
+    Args:
+        model: a decoder.
+        windows: the sliding window of each layer, or None.
+    """
+
+    def __init__(self, model: nn.Module, windows: Sequence[int | None]) -> None:
+        super().__init__()
+        self.model = model
+        self.windows = tuple(windows)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+        lengths: Tensor,
+        slots: Tensor,
+        last_tokens: Tensor | None,
+    ) -> Tensor:
+        """See `CompiledModel.step`."""
+        step = OneTokenStep(self.windows, keys, values, lengths, slots, last_tokens)
+        return self.model(tokens, cache=step, head=lambda hidden, head: self.model.logits(hidden[:, -1]))
+
+
+def _ahead_of_time(one_token: OneToken, rows: int) -> Step:
+    from lit_llm.generation.ahead_of_time import AheadOfTime
+
+    example = _example(one_token.model, rows)
+    varies = [{2: torch.export.Dim.DYNAMIC}] * len(example[1])
+    call = AheadOfTime(one_token, example, [None, varies, varies, None, {0: torch.export.Dim.DYNAMIC}, None])
+
+    def step(
+        tokens: Tensor,
+        keys: list[Tensor],
+        values: list[Tensor],
+        lengths: Tensor,
+        slots: Tensor,
+        last_tokens: Tensor | None,
+    ) -> Tensor:
+        rest = [] if last_tokens is None else [last_tokens]
+        return call([tokens, *keys, *values, lengths, slots, *rest])[0]
+
+    return step
+
+
+def _example(model: Any, rows: int) -> tuple[Any, ...]:
     """Make arguments of a step, marked where their sizes may vary."""
     device = model.embedding.weight.device
     cache = cache_for(model, rows, _EXAMPLE_CAPACITY)
@@ -165,6 +208,8 @@ class CompiledStep:
         padded = tokens if count == rows else torch.cat([tokens, tokens.new_zeros(rows - count, 1)])
         logits = self.model.step(rows)(padded, keys, values, lengths, slots, last_tokens)
         cache.lengths[:count] = [length + 1 for length in cache.lengths[:count]]
+        for row, length in enumerate(along, start=count):  # in a ring that was the place of its oldest token
+            cache.lose(row, length - cache.least_capacity)
         if cache.last_tokens is not None:
             cache.last_tokens[:count] = tokens
         return logits[:count]

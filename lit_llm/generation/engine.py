@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,31 +11,32 @@ from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.distributed.tensors import is_sharded
+from lit_llm.generation.beginnings import shared_with_rows
 from lit_llm.generation.compiled import CompiledStep, compiled, roomy
 from lit_llm.generation.inference import cache_for, inference, not_finite
+from lit_llm.generation.prefix_cache import PrefixCache
 from lit_llm.generation.request import (
     AllowedTokens,
     Completion,
     Event,
-    LogProbs,
     Request,
     fitted_prompt,
+    log_probs_of,
     new_stream,
 )
 from lit_llm.generation.samplers import NO_TOKEN, BatchSampler, SamplingRow
 from lit_llm.generation.stopping import StoppingText
 from lit_llm.model import Decoder
+from lit_llm.model.adapters import RowAdapters
 from lit_llm.tokenizer import Tokenizer
-
-# A shared beginning shorter than this is read again rather than waited for.
-SHORTEST_SHARED_PREFIX = 16
 
 
 class Engine:
     """Writes texts with one model, up to `max_batch` at a time.
 
     A step reads one chunk of the prompts that are new, and one token of every text that runs; a text that has ended
-    costs nothing. A prompt that begins like one already in the batch takes that part from it instead of reading it.
+    costs nothing. A prompt that begins like one already in the batch takes that part from it instead of reading it, and
+    with a prefix cache from texts that have ended as well.
     A text's draws come from its own seed, so what it says does not depend on what else is in the batch, up to the
     rounding of the logits: a matrix product over other rows may differ in its last bits. A text that cannot go on (its
     logits are not finite, or its options or `allowed_tokens` fail) ends with an error of its own, and the others go on.
@@ -50,12 +50,16 @@ class Engine:
         max_length: most tokens that a text may look at; None means the model's context.
         tokenizer: for text in the events, and for stop strings.
         prefill_chunk: most tokens of each prompt that one step reads; None reads them whole.
+        adapters: low-rank adapters over the model, of which a text can name one; texts of different ones run together.
         compile: write with a function that is compiled for the model when it is first needed, for 1, 2, 4, ... rows
-            each; see `lit_llm.generation.compiled`. Takes a minute or more each time, and none for a later engine of
-            the same model.
+            each; see `lit_llm.generation.compiled`. Takes a minute or so, but none for a later engine of the same
+            model, and on the CPU little for later models of the same form.
+        prefix_cache: keeps what is read and written for later texts, also of later engines; made for this model, and
+            used by no other engine until `close`. None: what has ended is forgotten.
 
     Raises:
-        UserError: `max_length` is more than the model's context, or `compile` is asked for and there is no compiler.
+        UserError: `max_length` is more than the model's context, or `compile` is asked for and there is no compiler, or
+            together with adapters.
     """
 
     def __init__(
@@ -66,13 +70,21 @@ class Engine:
         *,
         tokenizer: Tokenizer | None = None,
         prefill_chunk: int | None = 512,
+        adapters: RowAdapters | None = None,
         compile: bool = False,
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         context = model.config.max_position_embeddings
         self.max_length = context if max_length is None else max_length
         if self.max_length > context:
             raise UserError(f"max_length {self.max_length} is more than the model's context of {context} tokens")
+        if prefix_cache is not None and prefix_cache.model is not model:
+            raise ValueError("the prefix cache was made for another model")
         self.model = model
+        self.prefix_cache = prefix_cache
+        self.adapters = adapters or RowAdapters(model, {})
+        if self.adapters.names and compile:
+            raise UserError("a model with adapters cannot be compiled; leave compile off, or merge the adapter")
         self.max_batch = max_batch
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk or self.max_length
@@ -80,7 +92,8 @@ class Engine:
         self._sharded = is_sharded(model)
         with inference(model, self._sharded):
             form = compiled(model) if compile else None
-            self.cache = cache_for(model, max_batch, self.max_length if form is None else roomy(self.max_length))
+            length = self.max_length if form is None else roomy(self.max_length)
+            self.cache = cache_for(model, max_batch, length, 0 if prefix_cache is None else prefix_cache.spare)
             self._one_token = None if form is None else CompiledStep(form, self.cache)
         self.tokens_read = 0
         self._waiting: deque[Request] = deque()
@@ -102,6 +115,9 @@ class Engine:
         stop_tokens: Iterable[int] = (),
         log_probs: int | None = None,
         allowed_tokens: AllowedTokens | None = None,
+        namespace: Hashable = None,
+        adapter: str | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> int:
         """Ask for a text; it joins the batch at the next step that has room.
 
@@ -111,21 +127,26 @@ class Engine:
             stop_tokens: ids that end the text, besides those of `sampling`; they are not written.
             log_probs: report each token's log-probability, and those of so many likeliest tokens.
             allowed_tokens: restricts what may come next; called once for each token.
+            namespace: the text takes its beginning only from texts with the same one.
+            adapter: the adapter by which the text is written; None: the model as it is.
+            tokenizer: that of the adapter; None: the engine's.
 
         Returns:
             The id of the request.
 
         Raises:
-            UserError: the prompt is empty or too long, an id is not in the vocabulary, or there are stop strings and
-                the engine has no tokenizer.
+            UserError: the prompt is empty or too long, an id is not in the vocabulary, there are stop strings and no
+                tokenizer, or there is no such adapter.
         """
+        self.adapters.check(adapter)
+        tokenizer = tokenizer or self.tokenizer
         sampling = SamplingConfig() if sampling is None else sampling
         context = fitted_prompt(list(prompt), sampling, self.max_length)
         vocabulary = self.model.config.vocab_size or 0
         for token in (*context, *sampling.logit_bias):
             if not 0 <= token < vocabulary:
                 raise UserError(f"token id {token} is not in the model's vocabulary of {vocabulary}")
-        if sampling.stop_strings and self.tokenizer is None:
+        if sampling.stop_strings and tokenizer is None:
             raise UserError("stop_strings need a tokenizer, and the engine was given none")
         self._next_id += 1
         self._waiting.append(
@@ -134,9 +155,11 @@ class Engine:
                 SamplingRow(sampling, new_stream(sampling.seed), tuple(context)),
                 frozenset((*stop_tokens, *sampling.stop_token_ids)),
                 context,
-                text=None if self.tokenizer is None else StoppingText(self.tokenizer, sampling.stop_strings),
+                text=None if tokenizer is None else StoppingText(tokenizer, sampling.stop_strings),
                 allowed_tokens=allowed_tokens,
                 log_probs=log_probs,
+                namespace=(adapter, namespace),
+                adapter=adapter,
             )
         )
         return self._next_id
@@ -178,6 +201,15 @@ class Engine:
                 raise completion.error
         return done
 
+    def close(self) -> None:
+        """Let go of the pages of texts that have not ended, so that another engine can use the prefix cache."""
+        for request in self._running:
+            self._release(request)
+
+    def _release(self, request: Request) -> None:
+        if self.prefix_cache is not None:
+            self.prefix_cache.release(request.pages)
+
     def _drop_cancelled(self) -> None:
         if self._cancelled:
             self._waiting = deque(request for request in self._waiting if request.id not in self._cancelled)
@@ -189,37 +221,34 @@ class Engine:
         postponed: list[Request] = []
         while self._waiting and len(self._running) < self.max_batch:
             request = self._waiting.popleft()
-            source, shared, coming = self._shared_prefix(request)
-            if coming > shared:
+            if not self._begin(request, len(self._running)):
                 postponed.append(request)
-                continue
-            row = len(self._running)
-            if shared:
-                self.cache.copy_row(source, row, shared, request.context[shared - 1])
-            else:
-                self.cache.truncate(row, 0)
-            request.read = shared
-            self._running.append(request)
         self._waiting.extendleft(reversed(postponed))
 
-    def _shared_prefix(self, request: Request) -> tuple[int, int, int]:
-        """Find the row that already holds most of the beginning of `request`.
-
-        Returns:
-            The row, how many tokens of the beginning it holds, and how many a row that is being read will hold soon.
-        """
-        source = shared = coming = 0
-        most = len(request.context) - 1  # the last token is always read, because its logits are needed
-        if most < SHORTEST_SHARED_PREFIX:
-            return source, shared, coming
-        for row, other in enumerate(self._running):
-            common = min(common_prefix(request.context, other.context), most)
-            held = min(common, other.read)
-            if shared < held >= SHORTEST_SHARED_PREFIX and self.cache.holds_prefix(row, held):
-                source, shared = row, held
-            if other.unread > 1 and common >= SHORTEST_SHARED_PREFIX:
-                coming = max(coming, common)
-        return source, shared, coming
+    def _begin(self, request: Request, row: int) -> bool:
+        """Give a text a free row with what is held of its beginning; False if it had better wait for more of it."""
+        source, shared, coming = shared_with_rows(request, self._running, self.cache)
+        pages, paged = [], 0
+        if self.prefix_cache is not None:
+            pages = self.prefix_cache.find(request.namespace, request.context, request.shareable)
+            paged = len(pages) * self.prefix_cache.page_tokens
+        held = max(shared, paged)
+        if coming > held:
+            return False
+        last_token = request.context[held - 1]
+        if held == 0:
+            self.cache.truncate(row, 0)
+        elif self.prefix_cache is None or shared >= paged:
+            self.cache.copy_row(source, row, shared, last_token)
+        else:
+            self.prefix_cache.load(pages, self.cache, row, last_token)
+        if self.prefix_cache is not None:
+            self.prefix_cache.use(pages)
+            self.prefix_cache.count(len(request.context), held)
+        request.read = request.cached_tokens = held
+        request.pages = pages
+        self._running.append(request)
+        return True
 
     def _put_ready_first(self) -> int:
         """Order the rows so that those with one unread token come first; returns how many there are."""
@@ -239,7 +268,7 @@ class Engine:
         if not rows:
             return []
         requests = self._running[rows.start : rows.stop]
-        pieces = [request.context[request.read : request.read + chunk] for request in requests]
+        pieces = [request.context[request.read : self._reach(request, chunk)] for request in requests]
         counts = [len(piece) for piece in pieces]
         width = max(counts)
         tokens = torch.tensor([piece + [0] * (width - len(piece)) for piece in pieces], device=self.device)
@@ -259,31 +288,46 @@ class Engine:
         if self._one_token is not None and width == 1 and rows.start == 0 and len(at_end) == len(rows):
             logits = self._one_token(tokens)
         else:
-            logits = self.model(tokens, cache=self.cache.step(width, rows, counts), head=last_logits)
+            with self.adapters.rows([request.adapter for request in requests]):
+                logits = self.model(tokens, cache=self.cache.step(width, rows, counts), head=last_logits)
         self.tokens_read += sum(counts)
         for request, count in zip(requests, counts, strict=True):
             request.read += count
-        if not at_end:
-            return broken
-        events = broken + self._write([requests[row] for row in at_end], logits)
-        for row, request in zip(rows, requests, strict=True):
+        events = broken
+        if at_end:
+            events += self._write([requests[row] for row in at_end], logits)
+        self._keep(rows, {event.request for event in events if event.error is not None})
+        return events
+
+    def _reach(self, request: Request, chunk: int) -> int:
+        """How far one pass may read a text: a ring must not forget a page before it can be kept."""
+        reach = request.read + chunk
+        if self.prefix_cache is None:
+            return reach
+        return min(reach, self.prefix_cache.reach(request.read, self.cache))
+
+    def _keep(self, rows: range, failed: Collection[int]) -> None:
+        """Keep pages of what was read in `rows`, but for texts that failed."""
+        for row in rows:
+            request = self._running[row]
             if request.read == 0:  # the context is full: the text goes on with the newer half of it
                 self.cache.truncate(row, 0)
-        return events
+                self._release(request)
+            elif self.prefix_cache is not None and request.id not in failed:
+                self.prefix_cache.keep(request.pages, request.namespace, request.context, self.cache, row)
 
     def _write(self, requests: list[Request], logits: Tensor) -> list[Event]:
         """Choose the next token of each request from its logits [b, vocab]."""
         errors: dict[int, Exception] = {}
         allowed, stuck = self._allowed(requests, logits, errors)
         chosen = self._agree(self._choose(requests, logits, allowed, errors))
-        log_probs = _log_probs(requests, logits, chosen)
+        log_probs = log_probs_of(requests, logits, chosen)
         events = []
         for number, (request, token) in enumerate(zip(requests, chosen.tolist(), strict=True)):
             if number in errors or token == NO_TOKEN:
-                events.append(_failed(request, errors.get(number) or not_finite()))
+                events.append(request.end("error", error=errors.get(number) or not_finite()))
             elif number in stuck:
-                text = request.text.flush() if request.text else ""
-                events.append(Event(request.id, None, text, "stop"))
+                events.append(request.end("stop"))
             else:
                 events.append(request.write(token, self.max_length, log_probs.get(number)))
         return events
@@ -340,24 +384,13 @@ class Engine:
         """Take texts out of the batch and move the last row into each place that becomes free."""
         for row in reversed(range(len(self._running))):
             if self._running[row].id in finished:
+                self._release(self._running[row])
                 if self._running[row].id in failed:
                     self.cache.wipe(row)
                 last = self._running.pop()
                 if row < len(self._running):
                     self.cache.move_row(len(self._running), row)
                     self._running[row] = last
-
-
-def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the tokens that two texts have in common at their beginning."""
-    longest = min(len(one), len(other))
-    # slices are compared at the speed of C
-    return bisect_left(range(1, longest + 1), True, key=lambda length: one[:length] != other[:length])
-
-
-def _failed(request: Request, error: Exception) -> Event:
-    text = request.text.flush() if request.text else ""
-    return Event(request.id, None, text, "error", error=error)
 
 
 def _broken_prompts(requests: list[Request], counts: list[int], at_end: list[int], hidden: Tensor) -> Iterator[Event]:
@@ -368,19 +401,4 @@ def _broken_prompts(requests: list[Request], counts: list[int], at_end: list[int
     finite = hidden.isfinite().all(-1).tolist()
     for row in sorted({*range(len(requests))} - {*at_end}):
         if not all(finite[row][: counts[row]]):
-            yield _failed(requests[row], not_finite())
-
-
-def _log_probs(requests: list[Request], logits: Tensor, chosen: Tensor) -> dict[int, LogProbs]:
-    """Compute the log-probabilities of the requests that ask for them, by their place in the batch."""
-    wanted = {number: request.log_probs for number, request in enumerate(requests) if request.log_probs is not None}
-    if not wanted:
-        return {}
-    rows = logits[list(wanted)].float().log_softmax(-1)
-    own = rows.gather(1, chosen[list(wanted)].clamp(min=0).unsqueeze(1)).squeeze(1).tolist()
-    best = rows.topk(min(max(wanted.values()), rows.size(-1)), dim=-1)
-    values, ids = best.values.tolist(), best.indices.tolist()
-    return {
-        number: LogProbs(own[place], list(zip(ids[place], values[place], strict=True))[:count])
-        for place, (number, count) in enumerate(wanted.items())
-    }
+            yield requests[row].end("error", error=not_finite())

@@ -25,7 +25,8 @@ def inference(model: Decoder, sharded: bool) -> Iterator[None]:
             which must not be made in inference mode.
     """
     was_training, by_cudnn = model.training, torch.backends.cuda.cudnn_sdp_enabled()
-    compiled_calls = [(block, block._compiled_call_impl) for block in model.blocks]
+    calls = [(block, block._compiled_call_impl) for block in model.blocks]
+    compiled_calls = [(block, call) for block, call in calls if call is not None]
     if was_training:
         model.eval()
     for block, _ in compiled_calls:

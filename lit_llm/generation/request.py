@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
+from lit_llm.generation.prefix_cache import Page
 from lit_llm.generation.samplers import SamplingRow
 from lit_llm.generation.stopping import StoppingText
 
@@ -46,6 +47,8 @@ class Event:
     """The log-probabilities of the token, where they were asked for."""
     error: Exception | None = None
     """Why a text that ends with "error" could not go on."""
+    cached_tokens: int = 0
+    """How many tokens of the prompt did not have to be read, as an earlier or a running text begins with them."""
 
 
 @dataclass
@@ -62,6 +65,8 @@ class Completion:
     """The log-probabilities of each token, where they were asked for."""
     error: Exception | None = None
     """Why the text could not go on, where it ended with "error"."""
+    cached_tokens: int = 0
+    """How many tokens of the prompt did not have to be read."""
 
     def add(self, event: Event) -> None:
         """Add the next event of this text."""
@@ -71,6 +76,7 @@ class Completion:
                 self.log_probs.append(event.log_probs)
         self.text += event.text
         self.finish_reason, self.error = event.finish_reason, event.error
+        self.cached_tokens = event.cached_tokens
 
 
 @dataclass
@@ -85,6 +91,11 @@ class Request:
     text: StoppingText | None = None
     allowed_tokens: AllowedTokens | None = None
     log_probs: int | None = None
+    namespace: Hashable = None
+    cached_tokens: int = 0
+    pages: list[Page] = field(default_factory=list)
+    """The pages of a prefix cache that hold its beginning and that it uses."""
+    adapter: str | None = None
 
     @property
     def config(self) -> SamplingConfig:
@@ -96,6 +107,19 @@ class Request:
         """Tokens that the model has not seen yet."""
         return len(self.context) - self.read
 
+    @property
+    def shareable(self) -> int:
+        """Tokens that may be taken over from another text: the last one is read, because its logits are needed."""
+        return len(self.context) - 1
+
+    def event(self, token: int | None, text: str, reason: FinishReason | None, **details: Any) -> Event:
+        """Make an event of this text; `details` are other fields of it."""
+        return Event(self.id, token, text, reason, cached_tokens=self.cached_tokens, **details)
+
+    def end(self, reason: FinishReason, **details: Any) -> Event:
+        """Make the event of an end without a token."""
+        return self.event(None, self.text.flush() if self.text else "", reason, **details)
+
     def write(self, token: int, limit: int, log_probs: LogProbs | None) -> Event:
         """Add the token that was chosen.
 
@@ -105,7 +129,7 @@ class Request:
             log_probs: of the token, where they were asked for.
         """
         if token in self.stop_tokens:
-            return Event(self.id, None, self.text.flush() if self.text else "", "stop")
+            return self.end("stop")
         self.sampling.written.append(token)
         self.context.append(token)
         piece = self.text.push(token) if self.text else ""
@@ -123,7 +147,7 @@ class Request:
         if reason == "length" and self.text is not None:
             piece += self.text.flush()
             reason = "stop" if self.text.stopped else reason
-        return Event(self.id, token, piece, reason, log_probs)
+        return self.event(token, piece, reason, log_probs=log_probs)
 
 
 def fitted_prompt(prompt: list[int], sampling: SamplingConfig, limit: int) -> list[int]:
@@ -149,3 +173,18 @@ def fitted_prompt(prompt: list[int], sampling: SamplingConfig, limit: int) -> li
 def new_stream(seed: int) -> torch.Generator:
     """Make the random stream of one text."""
     return torch.Generator().manual_seed(seed)
+
+
+def log_probs_of(requests: list[Request], logits: Tensor, chosen: Tensor) -> dict[int, LogProbs]:
+    """Compute the log-probabilities of the requests that ask for them, by their place in the batch."""
+    wanted = {number: request.log_probs for number, request in enumerate(requests) if request.log_probs is not None}
+    if not wanted:
+        return {}
+    rows = logits[list(wanted)].float().log_softmax(-1)
+    own = rows.gather(1, chosen[list(wanted)].clamp(min=0).unsqueeze(1)).squeeze(1).tolist()
+    best = rows.topk(min(max(wanted.values()), rows.size(-1)), dim=-1)
+    values, ids = best.values.tolist(), best.indices.tolist()
+    return {
+        number: LogProbs(own[place], list(zip(ids[place], values[place], strict=True))[:count])
+        for place, (number, count) in enumerate(wanted.items())
+    }

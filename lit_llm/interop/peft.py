@@ -130,14 +130,24 @@ def load_adapter(folder: Path, model_config: ModelConfig) -> tuple[LoraConfig, d
         UserError: a file is missing or broken, the adapter is of a kind that we do not compute or of another model, or
             a layer has an addition in some blocks only.
     """
-    adapter = _read(folder, model_config)
-    for name in adapter.config.targets:
-        found = sum(1 for module in adapter.weights if module.endswith(f".{name}.lora_A"))
+    config, weights = read_adapter(folder, model_config)
+    for name in config.targets:
+        found = sum(1 for module in weights if module.endswith(f".{name}.lora_A"))
         if found != model_config.num_layers:
             raise UserError(
                 f"{folder} adapts {name} in {found} of {model_config.num_layers} blocks; that can be merged "
                 "(give the folder to export.py), but not trained further"
             )
+    return config, weights
+
+
+def read_adapter(folder: Path, model_config: ModelConfig) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """Load an adapter that is to be computed with: as `load_adapter`, but an addition may be in some blocks only.
+
+    Raises:
+        UserError: a file is missing or broken, or the adapter is of a kind that we do not compute or of another model.
+    """
+    adapter = _read(folder, model_config)
     return adapter.config, adapter.weights
 
 

@@ -38,6 +38,8 @@ class AttentionContext:
     """Cosines and sines that queries and keys are rotated by; None: they are not rotated."""
     cache: CacheStep | None = None
     """The part of a cache to read and to extend; None: there is no cache."""
+    is_cut: bool = False
+    """Each of the ranks that share the products has its own tokens of the stream, but not of what attention reads."""
 
 
 def attention_mask(

@@ -60,6 +60,8 @@ class KVCache:
         self.keys = [memory(window) for window in self.windows]
         self.values = [memory(window) for window in self.windows]
         self.lengths = [0] * batch_size
+        # where a row was copied, its rings may hold less than they have room for: the first position known to be there
+        self._firsts = [0] * batch_size
         # the last token of each row, which the token smear reads
         self.last_tokens = torch.zeros(batch_size, 1, dtype=torch.long, device=device) if config.token_smear else None
 
@@ -73,19 +75,30 @@ class KVCache:
         """
         return CacheStep(self, width, range(len(self.lengths)) if rows is None else rows, counts)
 
+    @property
+    def least_capacity(self) -> int:
+        """How many of the newest tokens of a row every layer holds."""
+        return min(self.capacities.values())
+
     def holds_prefix(self, row: int, length: int) -> bool:
         """Whether a text can continue from the first `length` tokens of `row`: a ring forgets what left the window."""
-        held = self.lengths[row]
-        return length <= held and all(
-            held <= capacity or (window is not None and held - capacity <= length - window + 1)
-            for window, capacity in self.capacities.items()
-        )
+        oldest = min((length - window + 1 for window in self.capacities if window is not None), default=0)
+        return length <= self.lengths[row] and self.first_held(row) <= max(oldest, 0)
+
+    def first_held(self, row: int) -> int:
+        """The first position of a row from which on every layer holds all tokens."""
+        return max(self._firsts[row], self.lengths[row] - self.least_capacity)
+
+    def lose(self, row: int, position: int) -> None:
+        """Take note that what every layer holds of a row begins after `position`."""
+        self._firsts[row] = max(self._firsts[row], position + 1)
 
     def copy_row(self, source: int, target: int, length: int, last_token: int = 0) -> None:
         """Make `target` the first `length` tokens of `source`; `last_token` is the last of them."""
         for memory in (*self.keys, *self.values):
             slots = min(self.lengths[source], memory.size(2))
             memory[target, :, :slots] = memory[source, :, :slots]
+        self._firsts[target] = self.first_held(source)
         self.lengths[target] = length
         if self.last_tokens is not None:
             self.last_tokens[target] = last_token
@@ -110,8 +123,15 @@ class KVCache:
             slots = min(max(self.lengths), memory.size(2))
             memory[: len(rows), :, :slots] = memory[index, :, :slots]
         self.lengths[: len(rows)] = [self.lengths[row] for row in rows]
+        self._firsts[: len(rows)] = [self._firsts[row] for row in rows]
         if self.last_tokens is not None:
             self.last_tokens[: len(rows)] = self.last_tokens[index]
+
+    def fill(self, row: int, length: int, last_token: int) -> None:
+        """Take note that the newest tokens of a text of `length` were written to a row, as many as each layer holds."""
+        self.lengths[row], self._firsts[row] = length, 0
+        if self.last_tokens is not None:
+            self.last_tokens[row] = last_token
 
     def truncate(self, row: int, length: int, last_token: int = 0) -> None:
         """Forget the tokens of `row` after its first `length`, of which `last_token` is the last.
@@ -121,6 +141,7 @@ class KVCache:
         """
         if length and not self.holds_prefix(row, length):
             raise ValueError(f"row {row} of {self.lengths[row]} tokens cannot go back to {length}")
+        self._firsts[row] = self.first_held(row) if length else 0
         self.lengths[row] = length
         if self.last_tokens is not None:
             self.last_tokens[row] = last_token

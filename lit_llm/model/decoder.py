@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig
@@ -19,6 +20,9 @@ from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.normalization import make_norm
 from lit_llm.model.position import SinusoidalTable, rotary_tables, token_positions
 from lit_llm.model.scores import token_scores
+
+if TYPE_CHECKING:
+    from lit_llm.model.tensor_parallel import TensorRanks
 
 
 class Block(nn.Module):
@@ -42,6 +46,7 @@ class Block(nn.Module):
         self.feedforward_output_norm = make_norm(config) if sandwich else None
         self.dropout = nn.Dropout(config.dropout)
         self.checkpointing = "none"  # or "full" or "selective"; see `run_checkpointed`
+        self.ranks: TensorRanks | None = None  # that share the products; see `arrange`
         if seed is not None:
             initialize_weights(self, config, seed, prefix=f"blocks.{layer}.")
 
@@ -60,17 +65,29 @@ class Block(nn.Module):
 
     def _compute(self, x: Tensor, context: AttentionContext | None) -> Tensor:
         if self.norm_placement == "post":
-            x = self.attention_norm(x + self.dropout(self.attention(_narrow(x), context)))
-            return self.feedforward_norm(x + self.dropout(self.feedforward(_narrow(x))))
+            x = self.attention_norm(x + self.dropout(self._attend(x, context)))
+            return self.feedforward_norm(x + self.dropout(self._feed(x, context)))
         if self.norm_placement == "sublayer":
-            x = x + self.dropout(self.attention_norm(self.attention(_narrow(x), context)))
-            return x + self.dropout(self.feedforward_norm(self.feedforward(_narrow(x))))
-        x = x + self.dropout(
-            _normed(self.attention_output_norm, self.attention(_narrow(self.attention_norm(x)), context))
-        )
-        return x + self.dropout(
-            _normed(self.feedforward_output_norm, self.feedforward(_narrow(self.feedforward_norm(x))))
-        )
+            x = x + self.dropout(self.attention_norm(self._attend(x, context)))
+            return x + self.dropout(self.feedforward_norm(self._feed(x, context)))
+        x = x + self.dropout(_normed(self.attention_output_norm, self._attend(self.attention_norm(x), context)))
+        return x + self.dropout(_normed(self.feedforward_output_norm, self._feed(self.feedforward_norm(x), context)))
+
+    def _attend(self, x: Tensor, context: AttentionContext | None) -> Tensor:
+        x = _narrow(x)
+        if self.ranks is None:
+            return self.attention(x, context)
+        is_cut = context is not None and context.is_cut
+        out = self.attention(self.ranks.enter(x, is_cut), context)
+        return self.ranks.leave(out, self.attention.o_proj.bias, is_cut)
+
+    def _feed(self, x: Tensor, context: AttentionContext | None) -> Tensor:
+        x = _narrow(x)
+        if self.ranks is None:
+            return self.feedforward(x)
+        is_cut = context is not None and context.is_cut
+        out = self.feedforward(self.ranks.enter(x, is_cut))
+        return self.ranks.leave(out, self.feedforward.down_proj.bias, is_cut)
 
 
 def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
@@ -103,16 +120,17 @@ class Decoder(nn.Module):
     Args:
         config: the architecture; `vocab_size` must be set.
         seed: seed of the initial weights. Each parameter draws from a stream of its own, named by the seed and the
-            parameter, so the same weights come out for any device, strategy or order of construction.
+            parameter, so the same weights come out for any device, strategy or order of construction. None leaves them
+            to the caller.
 
     Raises:
         UserError: `config.vocab_size` is not set.
     """
 
-    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
         super().__init__()
         self.config = config
-        self.tensor_parallel_size = 1  # ranks that share the heads; see `arrange`
+        self.ranks: TensorRanks | None = None  # that share heads and products; see `arrange`
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embedding: nn.Embedding | None = None
         self.sinusoids: SinusoidalTable | None = None
@@ -138,7 +156,13 @@ class Decoder(nn.Module):
         # for a `head` callback alone: see `forward`
         self.value_head = nn.Linear(config.hidden_size, 1, bias=False) if config.value_head else None
         self.tie()
-        initialize_weights(self, config, seed)
+        if seed is not None:
+            initialize_weights(self, config, seed)
+
+    @property
+    def tensor_parallel_size(self) -> int:
+        """The number of ranks that share the heads."""
+        return 1 if self.ranks is None else self.ranks.size
 
     def tie(self) -> None:
         """Let head and embedding share one weight where configured; call it again after both were given new memory."""
@@ -173,6 +197,9 @@ class Decoder(nn.Module):
             UserError: the text is longer than `max_position_embeddings` or than the cache.
         """
         step = cache.step(tokens.size(1)) if isinstance(cache, KVCache) else cache
+        length, is_cut = tokens.size(1), step is None and self.ranks is not None and self.ranks.splits_tokens
+        if is_cut:
+            tokens, document_ids = self._filled_up(tokens, document_ids)
         if step is None:
             positions = token_positions(
                 tokens.size(1), document_ids, tokens.device, self.config.max_position_embeddings
@@ -184,14 +211,12 @@ class Decoder(nn.Module):
             positions = step.positions
         x = self._embed(tokens, positions, step)
         contexts = {
-            window: self._context(window, tokens, positions, document_ids, step, compute_dtype(x))
+            window: self._context(window, tokens, positions, document_ids, step, compute_dtype(x), is_cut)
             for window in dict.fromkeys(self.windows)
         }
-        x0 = x
-        for layer, block in enumerate(self.blocks):
-            if self.stream_share is not None and self.shortcut_share is not None:
-                x = self.stream_share[layer] * x + self.shortcut_share[layer] * x0
-            x = block(x, contexts[self.windows[layer]])
+        x = self._run_blocks(x, contexts, is_cut)
+        if x.size(1) != length:
+            x = x[:, :length]
         if step is not None:
             step.advance(tokens)
         if self.final_norm is not None:
@@ -199,6 +224,27 @@ class Decoder(nn.Module):
         if head is not None:
             return head(x, self.head)
         return token_scores(x, self.head) if self.config.output == "score" else self.logits(x)
+
+    def _filled_up(self, tokens: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Lengthen rows, at their ends where no token sees it, until the ranks that share them divide the length."""
+        assert self.ranks is not None
+        extra = -tokens.size(1) % self.ranks.size
+        if document_ids is not None:
+            document_ids = F.pad(document_ids, (0, extra), value=-1)
+        return F.pad(tokens, (0, extra)), document_ids
+
+    def _run_blocks(self, x: Tensor, contexts: dict[int | None, AttentionContext], is_cut: bool) -> Tensor:
+        """Send the stream [b, t, hidden] through the blocks; with `is_cut` each rank its tokens of it."""
+        stream_share, shortcut_share = self.stream_share, self.shortcut_share
+        if is_cut and self.ranks is not None:
+            x = self.ranks.cut_tokens(x)
+            stream_share, shortcut_share = self.ranks.shared(stream_share), self.ranks.shared(shortcut_share)
+        x0 = x
+        for layer, block in enumerate(self.blocks):
+            if stream_share is not None and shortcut_share is not None:
+                x = stream_share[layer] * x + shortcut_share[layer] * x0
+            x = block(x, contexts[self.windows[layer]])
+        return self.ranks.join_tokens(x) if is_cut and self.ranks is not None else x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token [..., vocab_size] from normed hidden states [..., hidden]."""
@@ -216,6 +262,7 @@ class Decoder(nn.Module):
         document_ids: Tensor | None,
         step: CacheStep | None,
         dtype: torch.dtype,
+        is_cut: bool,
     ) -> AttentionContext:
         """Make the context that all layers with this sliding window share."""
         if step is None:
@@ -226,7 +273,7 @@ class Decoder(nn.Module):
             mask, is_causal = step.mask(window)
         tables = self.rotary if window is None else self.windowed_rotary
         rotary = tables(positions, dtype) if tables is not None else None
-        return AttentionContext(tokens, mask, is_causal, rotary, step)
+        return AttentionContext(tokens, mask, is_causal, rotary, step, is_cut)
 
     def _embed(self, tokens: Tensor, positions: Tensor, step: CacheStep | None) -> Tensor:
         if self.smear is not None and step is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +27,20 @@ class FewRowsLinear(nn.Module):
     def __init__(self, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
         super().__init__()
         self.in_features = weight.size(1)
-        self.weight, self.scale, self.bias = weight, scale, bias
+        self.weight: Tensor
+        self.scale: Tensor | None
+        self.bias: Tensor | None
+        _keep(self, weight, scale, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [..., in] by the weight: [..., out]."""
         rows = x.reshape(-1, self.in_features).float()
         # in memory: otherwise the compiler computes what makes the inputs again for every output
         rows = rows.as_strided(rows.shape, (self.in_features, 1))
-        # sums that share one pass over the weight; for one token two halves at once, which memory gives faster
-        halves = 2 if rows.size(0) == 1 and self.weight.size(0) % 2 == 0 else 1
-        parts = self.weight.float().chunk(halves)
+        # Sums that share one pass over the weight. For one token several parts of it at once: memory gives two faster
+        # than one, and where weights are converted, four chains of additions keep the arithmetic from waiting.
+        wanted = 1 if rows.size(0) > 1 else 2 if self.weight.element_size() == 4 else 4
+        parts = self.weight.float().chunk(math.gcd(wanted, self.weight.size(0)))
         y = torch.stack([torch.cat([(part * row).sum(-1) for part in parts]) for row in rows.unbind()])
         if self.scale is not None:
             y = y * self.scale.float()
@@ -56,7 +62,10 @@ class FewRowsInt4Linear(nn.Module):
     def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> None:
         super().__init__()
         self.in_features, self.out_features = 2 * weight.size(1), out_features
-        self.weight, self.scale, self.bias = weight, scale, bias
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
+        _keep(self, weight, scale, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [..., in] by the weight: [..., out]."""
@@ -75,12 +84,21 @@ class FewRowsInt4Linear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
 
+def _keep(module: nn.Module, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
+    for name, tensor in (("weight", weight), ("scale", scale), ("bias", bias)):
+        module.register_buffer(name, None if tensor is None else tensor.detach())
+
+
 def with_few_rows_linears(module: nn.Module) -> nn.Module:
     """A copy of a module that shares its tensors, with a form for few rows of every linear layer.
 
     Those of int8_dynamic, and of int4 where torch has a kernel, stay as they are. A weight whose rows are not
     contiguous is stored anew in the module itself.
     """
+    return twin(module, _for_few_rows)
+
+
+def _for_few_rows(module: nn.Module) -> nn.Module | None:
     if isinstance(module, QuantizedLinear) and module.kind == "int8":
         return FewRowsLinear(module.weight, module.scale, module.bias)
     if isinstance(module, QuantizedLinear) and module.kind == "int4" and not module.is_packed:
@@ -89,9 +107,17 @@ def with_few_rows_linears(module: nn.Module) -> nn.Module:
         if not module.weight.is_contiguous():
             module.weight.data = module.weight.data.contiguous()
         return FewRowsLinear(module.weight.detach(), None, None if module.bias is None else module.bias.detach())
-    twin = copy.copy(module)
-    twin.__dict__ = dict(module.__dict__)
-    twin.__dict__["_modules"] = {
-        name: None if child is None else with_few_rows_linears(child) for name, child in module._modules.items()
+    return None
+
+
+def twin(module: nn.Module, replaced: Callable[[nn.Module], nn.Module | None]) -> nn.Module:
+    """A copy of a module that shares its tensors, with other modules where `replaced` gives one."""
+    other = replaced(module)
+    if other is not None:
+        return other
+    copied = copy.copy(module)
+    copied.__dict__ = dict(module.__dict__)
+    copied.__dict__["_modules"] = {
+        name: None if child is None else twin(child, replaced) for name, child in module._modules.items()
     }
-    return twin
+    return copied

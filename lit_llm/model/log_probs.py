@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lit_llm.distributed.tensors import local_part
 from lit_llm.model.arithmetic import at_least_float32
 from lit_llm.model.decoder import Decoder
 from lit_llm.objectives import IGNORE_INDEX, linear_log_probs
@@ -80,6 +81,12 @@ def token_log_probs(
     return model(tokens, document_ids=document_ids, head=read)
 
 
+def head_rows(head: nn.Linear) -> dict[str, Any]:
+    """The arguments `weight` and `part` of a loss: the rows of an output layer, or those of this rank."""
+    part = getattr(head, "part", None)  # of a `VocabularyHead`
+    return {"weight": head.weight if part is None else local_part(head.weight), "part": part}
+
+
 def hidden_log_probs(
     model: Decoder,
     hidden: Tensor,
@@ -110,8 +117,8 @@ def hidden_log_probs(
     if isinstance(head, nn.Linear):
         found = linear_log_probs(
             states,
-            head.weight,
-            ids,
+            targets=ids,
+            **head_rows(head),
             chunk_tokens=chunk_tokens,
             softcap=model.config.logits_softcap,
             num_classes=model.config.vocab_size,

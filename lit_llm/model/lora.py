@@ -83,7 +83,7 @@ class LoraLinear(nn.Linear):
         Source: Liu et al. 2024, section 4.3.
         """
         with without_autocast(self.lora_A.device.type):
-            return _lengths(_sum(self.dequantized(), self.lora_A, self.lora_B, self.scale))
+            return row_lengths(self.dequantized(), self.lora_A, self.lora_B, self.scale)
 
     def dequantized(self) -> Tensor:
         """The weight without its addition [out, in]; in float32 where it is quantized."""
@@ -152,6 +152,11 @@ def _dequantized(weight: Tensor, scale: Tensor) -> Tensor:
 
 def _sum(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
     return at_least_float32(weight) + scale * (at_least_float32(b) @ at_least_float32(a))
+
+
+def row_lengths(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Euclidean length of each row [out] of a weight [out, in] with the addition `scale * b a`."""
+    return _lengths(_sum(weight, a, b, scale))
 
 
 def _lengths(weight: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How a decoder is laid out over devices: tensor parallelism, compilation, and sharding (FSDP2), in this order.
 
 A sharded parameter is a DTensor. Its layout is over the mesh dimensions ("data_parallel", "tensor_parallel"), or over
-the first alone where tensor parallelism leaves it whole.
+the first alone where tensor parallelism leaves it whole; with replicas "replicas" comes before them.
 """
 
 from __future__ import annotations
@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    RowwiseParallel,
-    SequenceParallel,
-    parallelize_module,
-)
+from torch.distributed.tensor.parallel import ParallelStyle, SequenceParallel, parallelize_module
 
 from lit_llm.config import ModelConfig, TrainerConfig, UserError
+from lit_llm.distributed.meshes import data_mesh
 from lit_llm.model.checkpointing import block_choices
+from lit_llm.model.tensor_parallel import (
+    ColumnEmbedding,
+    ColumnLinear,
+    RowLinear,
+    TensorRanks,
+    split,
+    split_vocabulary,
+    splits_vocabulary,
+)
 
 if TYPE_CHECKING:
     from lit_llm.model.decoder import Block, Decoder
@@ -31,55 +36,67 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
     Args:
         model: changed in place; no parameter is renamed.
         config: activation checkpointing, compilation, precision and offloading.
-        mesh: "data_parallel" x "tensor_parallel" devices to shard over; None: the model stays whole.
+        mesh: of `make_mesh`, the devices to shard over; None: the model stays whole.
 
     Raises:
         UserError: the heads or the feed-forward width cannot be divided among the tensor-parallel ranks.
     """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
-        _split_products(model, mesh["tensor_parallel"])
+        _split_products(model, mesh["tensor_parallel"], config.sequence_parallel)
     for block, choice in zip(_blocks(model), block_choices(config, model.config.num_layers), strict=True):
         block.checkpointing = choice
     if config.compile:
         for block in _blocks(model):
             block.compile()
     if mesh is not None:
-        _shard(model, config, mesh["data_parallel"])
+        _shard(model, config, data_mesh(mesh))
 
 
-def _split_products(model: Decoder, mesh: DeviceMesh) -> None:
-    """Give each rank its share of the heads and of the feed-forward width. Embeddings, norms and head stay whole.
-
-    Source: Shoeybi et al. 2019 (Megatron-LM).
-    """
+def _split_products(model: Decoder, mesh: DeviceMesh, splits_tokens: bool) -> None:
+    """Give each rank its share of the heads, of the feed-forward width and, where it divides, of the vocabulary."""
     config, size = model.config, mesh.size()
-    check_divisible(config, size)
-    plan: dict[str, ColwiseParallel | RowwiseParallel | SequenceParallel] = {
-        **{f"attention.{name}": ColwiseParallel() for name in ("q_proj", "k_proj", "v_proj")},
-        "attention.o_proj": RowwiseParallel(),
-        "feedforward.up_proj": ColwiseParallel(),
-        "feedforward.down_proj": RowwiseParallel(),
-    }
-    if config.gated:
-        plan["feedforward.gate_proj"] = ColwiseParallel()
-    if config.qk_norm and config.norm_weight:
-        # each rank sees its own heads [b, t, n_h, d]; the weight is one for all, so its gradient is summed over ranks
-        for name in ("q_norm", "k_norm"):
-            plan[f"attention.{name}"] = SequenceParallel(sequence_dim=2, use_local_output=True)
+    check_divisible(config, size, splits_tokens)
+    ranks = TensorRanks(mesh, splits_tokens)
     for block in _blocks(model):
-        values = {}
-        if block.attention.value_embedding is not None:
-            values = {f"attention.{name}": ColwiseParallel() for name in ("value_embedding", "value_gate")}
-        parallelize_module(block, mesh, {**plan, **values})
-    model.tensor_parallel_size = size
+        attention, feedforward = block.attention, block.feedforward
+        for layer in (attention.q_proj, attention.k_proj, attention.v_proj, attention.value_gate):
+            if layer is not None:
+                split(layer, ColumnLinear, mesh, 0)
+        if attention.value_embedding is not None:
+            split(attention.value_embedding, ColumnEmbedding, mesh, 1)
+        for layer in (feedforward.up_proj, feedforward.gate_proj):
+            if layer is not None:
+                split(layer, ColumnLinear, mesh, 0)
+        split(attention.o_proj, RowLinear, mesh, 1)
+        split(feedforward.down_proj, RowLinear, mesh, 1)
+        _share_norms(block, mesh, splits_tokens)
+        block.ranks = ranks
+    if splits_vocabulary(config, size):
+        split_vocabulary(model.embedding, model.head, mesh, config.tie_word_embeddings)
+    model.ranks = ranks
+
+
+def _share_norms(block: Block, mesh: DeviceMesh, splits_tokens: bool) -> None:
+    """Let the gradient of a norm's weight be summed over ranks that norm heads or tokens of their own."""
+    norms = {"attention.q_norm": 2, "attention.k_norm": 2}  # [b, t, n_h, d]
+    if splits_tokens:
+        norms |= dict.fromkeys(
+            ("attention_norm", "feedforward_norm", "attention_output_norm", "feedforward_output_norm"), 1
+        )
+    plan: dict[str, ParallelStyle] = {}
+    for name, dim in norms.items():
+        norm = block.get_submodule(name) if name in dict(block.named_modules()) else None
+        if norm is not None and next(norm.parameters(), None) is not None:
+            plan[name] = SequenceParallel(sequence_dim=dim, use_local_output=True)
+    parallelize_module(block, mesh, plan)
 
 
 def _blocks(model: Decoder) -> list[Block]:
     return cast("list[Block]", list(model.blocks))
 
 
-def check_divisible(config: ModelConfig, tensor_parallel_size: int) -> None:
-    """Refuse a number of tensor-parallel ranks that the architecture cannot be divided among.
+def check_divisible(config: ModelConfig, tensor_parallel_size: int, splits_tokens: bool = False) -> None:
+    """Refuse a number of tensor-parallel ranks that the architecture, or its longest text, cannot be divided among.
 
     Raises:
         UserError: names what does not divide.
@@ -95,6 +112,11 @@ def check_divisible(config: ModelConfig, tensor_parallel_size: int) -> None:
             raise UserError(
                 f"trainer.tensor_parallel_size {tensor_parallel_size} does not divide the model's {name} ({count})"
             )
+    if splits_tokens and config.max_position_embeddings % tensor_parallel_size:
+        raise UserError(
+            f"trainer.sequence_parallel cuts texts into tensor_parallel_size {tensor_parallel_size} parts, which "
+            f"does not divide model.max_position_embeddings {config.max_position_embeddings}"
+        )
 
 
 def _shard(model: Decoder, config: TrainerConfig, mesh: DeviceMesh) -> None:
@@ -105,5 +127,11 @@ def _shard(model: Decoder, config: TrainerConfig, mesh: DeviceMesh) -> None:
     )
     offload: OffloadPolicy = CPUOffloadPolicy() if config.offload else OffloadPolicy()
     for block in _blocks(model):
-        fully_shard(block, mesh=mesh, mp_policy=precision, offload_policy=offload)
+        fully_shard(
+            block,
+            mesh=mesh,
+            mp_policy=precision,
+            offload_policy=offload,
+            reshard_after_forward=config.reshard_after_forward,
+        )
     fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from dataclasses import replace
@@ -109,11 +110,21 @@ class DeviceTables(nn.Module):
 
     def on(self, device: torch.device) -> tuple[Tensor, ...]:
         """Return the tables on `device`, and build them if this is the first time."""
+        if self._buffers:
+            return tuple(table for table in self._buffers.values() if table is not None)
         if device not in self._by_device:
             # an ordinary tensor even when first read in inference mode, so that training may use it later
             with torch.inference_mode(False), torch.device("cpu"):
                 self._by_device[device] = tuple(table.to(device) for table in self.build())
         return self._by_device[device]
+
+    def with_buffers(self, device: torch.device) -> DeviceTables:
+        """A copy for this device alone that has the tables as buffers, as what is compiled must own what it reads."""
+        fixed = copy.copy(self)
+        fixed.__dict__ = {**self.__dict__, "_buffers": {}}
+        for number, table in enumerate(self.on(device)):
+            fixed.register_buffer(f"table_{number}", table)
+        return fixed
 
     @abstractmethod
     def build(self) -> tuple[Tensor, ...]:

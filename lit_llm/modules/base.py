@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -31,7 +31,7 @@ from lit_llm.distributed.ranks import data_parallel_rank
 from lit_llm.interop import read_model_config, starting_adapter, without_value_head
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
-from lit_llm.model.lora import add_lora, merged_state, prepare_dora, quantize_base
+from lit_llm.model.lora import add_lora, is_adapter, merged_state, prepare_dora, quantize_base
 from lit_llm.model.parallel import arrange
 from lit_llm.modules.metrics import NamedMeans, TokenStatistics
 from lit_llm.modules.weights import copy_into, copy_weights
@@ -80,6 +80,7 @@ class LanguageModule(L.LightningModule):
         if self.lora.active:
             self.strict_loading = False  # a checkpoint holds what is trained; the rest is in `init_from`
         self._arranged = False
+        self.resumes = False  # set where a checkpoint is about to replace what is trained, before the Trainer starts
         if not self.sharded:
             self._load_weights()
         self.register_buffer("token_bytes", token_bytes, persistent=False)
@@ -98,7 +99,8 @@ class LanguageModule(L.LightningModule):
     def new_decoder(self, model: ModelConfig, lora: LoraConfig | None = None) -> Decoder:
         """Make a decoder with initial weights in the run's precision; one that will be sharded has no memory yet."""
         with torch.device("meta") if self.sharded else nullcontext():
-            decoder = Decoder(model, seed=self.config.seed)
+            decoder = Decoder(model, seed=None)
+        self._draw(decoder, from_folder=self.config.init_from is not None)
         if self.config.trainer.precision == "bf16-true":
             decoder.to(torch.bfloat16)
         if lora is not None and lora.active:  # in float32 in any case: their updates are small
@@ -169,18 +171,35 @@ class LanguageModule(L.LightningModule):
         if self._arranged:  # Lightning calls this for a test that follows the training, too
             return
         self._arranged = True
-        if self.lay_out(self.model):
+        replaced = self.resumes and not self.lora.active
+        if self.lay_out(self.model, replaced) and not replaced:
             self._load_weights()
 
-    def lay_out(self, decoder: Decoder) -> bool:
-        """Lay a decoder out over the strategy's devices; returns whether its weights have been made anew for that."""
+    def lay_out(self, decoder: Decoder, replaced: bool = False) -> bool:
+        """Lay a decoder out over the strategy's devices; returns whether its weights have been made anew for that.
+
+        Args:
+            decoder: its weights, where they are made anew, have their initial values, but for those that a model folder
+                will replace.
+            replaced: whether a checkpoint will replace all of them, so that none need be drawn.
+        """
         arrange(decoder, self.config.trainer, self.device_mesh)
         if self.device_mesh is None:
             return False
         decoder.to_empty(device="cpu" if self.config.trainer.offload else self.trainer.strategy.root_device)
         decoder.tie()
-        initialize_weights(decoder, decoder.config, self.config.seed)
+        if not replaced:
+            self._draw(decoder, from_folder=self.config.init_from is not None)
         return True
+
+    def _draw(self, decoder: Decoder, from_folder: bool) -> None:
+        """Draw initial weights; `from_folder`: only those that no model folder has, as the heads of another stage."""
+
+        def is_new(name: str) -> bool:
+            scores = name.startswith("value_head.") or (name.startswith("head.") and decoder.config.output == "score")
+            return scores or is_adapter(name)
+
+        initialize_weights(decoder, decoder.config, self.config.seed, is_new if from_folder else None)
 
     def _load_weights(self) -> None:
         """Start from the model folder `config.init_from`, and from an adapter, where they are given."""
@@ -237,6 +256,14 @@ class LanguageModule(L.LightningModule):
         loss_sum, tokens = self.token_loss(batch, training=True)
         self._parts.append((loss_sum.detach(), tokens))
         return loss_sum / self.nominal_tokens
+
+    def kept_gradient(self, kept: bool) -> AbstractContextManager[Any]:
+        """Run a micro-batch of a stage that calls `backward` itself; `kept`: its gradient is not sent to other ranks.
+
+        The last one of an optimizer step sends the sum of all.
+        """
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if kept and isinstance(strategy, ParallelStrategy) else nullcontext()
 
     def configure_gradient_clipping(
         self,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_llm.config import PPOConfig, UserError, derived_seed
+from lit_llm.distributed.gathering import gathered_once
 from lit_llm.distributed.ranks import data_parallel_rank
 from lit_llm.interop import read_model_config
 from lit_llm.model import Decoder, hidden_log_probs
@@ -171,11 +172,13 @@ class PPOModule(LanguageModule):
         optimizer = self.optimizers(use_pl_optimizer=False)
         minibatches = self._minibatches(experience, step)
         for number, minibatch in enumerate(minibatches, start=1):
-            for part in minibatch.split(self.config.update_micro_batch_size):
-                loss_sum, sums = update_loss(part, *self._read(self.model, part), self.config)
-                self.note(sums, training=True)
-                self._parts.append((loss_sum.detach(), part.mask.sum()))
-                self.manual_backward(loss_sum / self.nominal_tokens)
+            parts = minibatch.split(self.config.update_micro_batch_size)
+            for part in parts:
+                with self.kept_gradient(part is not parts[-1]):
+                    loss_sum, sums = update_loss(part, *self._read(self.model, part), self.config)
+                    self.note(sums, training=True)
+                    self._parts.append((loss_sum.detach(), part.mask.sum()))
+                    self.manual_backward(loss_sum / self.nominal_tokens)
             self.finish_gradient(optimizer, divisor=1)
             # Lightning counts a step for each update that it knows of
             known = self.optimizers() if number == len(minibatches) else optimizer
@@ -189,15 +192,17 @@ class PPOModule(LanguageModule):
         """Write answers to the prompts of this rank; those to the same prompt are next to each other."""
         config, numbers = self.config, range(answers_each)
         check_room(max(map(len, batch["prompts"])), config)
-        return write_answers(
-            self.model,
-            [prompt for prompt in batch["prompts"] for _ in numbers],
-            [derived_seed(config.seed, step, sample, n) for sample in batch["sample_ids"].tolist() for n in numbers],
-            self.stop_ids,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            max_batch=config.rollout_batch_size,
-        )
+        seeds = [derived_seed(config.seed, step, sample, n) for sample in batch["sample_ids"].tolist() for n in numbers]
+        with gathered_once(self.model, config.trainer.reshard_after_forward):
+            return write_answers(
+                self.model,
+                [prompt for prompt in batch["prompts"] for _ in numbers],
+                seeds,
+                self.stop_ids,
+                max_new_tokens=config.max_new_tokens,
+                temperature=config.temperature,
+                max_batch=config.rollout_batch_size,
+            )
 
     def _rows(self, answers: Sequence[Answer]) -> Experience:
         return Experience.of_answers(answers, self.config.data.length, self.device)

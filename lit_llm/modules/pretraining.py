@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 
 from lit_llm.config import PretrainConfig, SFTConfig
+from lit_llm.model.log_probs import head_rows
 from lit_llm.modules.base import LanguageModule
 from lit_llm.modules.metrics import NamedMeans
 from lit_llm.objectives import IGNORE_INDEX, linear_cross_entropy
@@ -44,8 +45,8 @@ class PretrainingModule(LanguageModule):
         def loss_of(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
             return linear_cross_entropy(
                 hidden.flatten(0, 1),
-                head.weight,
-                targets.flatten(),
+                targets=targets.flatten(),
+                **head_rows(head),
                 chunk_tokens=config.loss_chunk(targets.device.type),
                 softcap=config.model.logits_softcap,
                 z_loss=config.z_loss if training and isinstance(config, PretrainConfig) else 0.0,

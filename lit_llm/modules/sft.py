@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.config import SFTConfig
+from lit_llm.model.log_probs import head_rows
 from lit_llm.modules.metrics import NamedMeans
 from lit_llm.modules.pretraining import PretrainingModule
 from lit_llm.objectives import IGNORE_INDEX, linear_correct, linear_cross_entropy
@@ -42,13 +43,15 @@ class SFTModule(PretrainingModule):
         config, targets = self.config, batch["targets"]
 
         def read(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
-            arguments = hidden.flatten(0, 1), head.weight, targets.flatten()
             options = {
+                "hidden": hidden.flatten(0, 1),
+                "targets": targets.flatten(),
+                **head_rows(head),
                 "chunk_tokens": config.loss_chunk(targets.device.type),
                 "num_classes": config.model.vocab_size,
             }
-            loss = linear_cross_entropy(*arguments, softcap=config.model.logits_softcap, **options)
-            return loss, linear_correct(*arguments, **options)
+            loss = linear_cross_entropy(softcap=config.model.logits_softcap, **options)
+            return loss, linear_correct(**options)
 
         loss_sum, correct = self.model(batch["tokens"], document_ids=batch.get("document_ids"), head=read)
         tokens = (targets != IGNORE_INDEX).sum()

@@ -1,11 +1,14 @@
 """The output head applied to chunks of supervised tokens: logits and their gradients in memory that chunks share.
 
+Several ranks can share a head by classes; then each has the logits of its own, and a loss is made of sums over all.
+
 Shapes: n tokens, s of them supervised, r in a chunk, d hidden size, V rows of the head, C <= V classes that take part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -38,6 +41,19 @@ def product_dtypes(hidden: Tensor) -> tuple[torch.dtype, torch.dtype]:
 def _kernels_convert(product: Tensor, wide: torch.dtype) -> bool:
     """Whether a kernel that reads or writes `product` and computes in a wider type spares passes that convert it."""
     return product.is_cuda and product.dtype != wide
+
+
+class ClassPart(Protocol):
+    """The classes of one of several ranks that share a head, and what they work out together."""
+
+    first: int
+    """This rank's first class."""
+
+    def sum(self, x: Tensor) -> Tensor:
+        """Sum over the ranks, in place."""
+
+    def max(self, x: Tensor) -> Tensor:
+        """Take the maximum over the ranks, in place."""
 
 
 class SupervisedRows:
@@ -80,6 +96,7 @@ class HeadChunks:
         softcap: replaces each logit x by softcap * tanh(x / softcap).
         dtypes: see `product_dtypes`.
         temperature: divides the (capped) logits.
+        part: which classes the rows of `weight` are, where ranks share them; V and C are then those of this rank.
     """
 
     def __init__(
@@ -94,19 +111,21 @@ class HeadChunks:
         softcap: float | None,
         dtypes: tuple[torch.dtype, torch.dtype],
         temperature: float = 1.0,
+        part: ClassPart | None = None,
     ) -> None:
         operand, product = dtypes
+        self.part = part
         self.dtype = accumulation_dtype(operand)
         self.inputs = rows.select(hidden).to(operand).to(product)
         self.targets = rows.select(targets)
-        self.head = weight[:num_classes].to(operand).to(product)
+        self.head = weight[: num_classes - (part.first if part else 0)].to(operand).to(product)
         self.softcap, self.temperature = softcap, temperature
         num_chunks = -(-self.inputs.size(0) // chunk_tokens)
         self._rows = -(-self.inputs.size(0) // max(num_chunks, 1))
         self._logits = self.buffer()
         self._product = self._logits if product == self.dtype else torch.empty_like(self._logits, dtype=product)
         self._tanh = None if softcap is None else self.buffer()
-        self._converts = self._tanh is None and _kernels_convert(self._product, self.dtype)
+        self._converts = part is None and self._tanh is None and _kernels_convert(self._product, self.dtype)
 
     def __iter__(self) -> Iterator[slice]:
         """Iterate over the chunks, each as a slice of the supervised tokens."""
@@ -135,16 +154,42 @@ class HeadChunks:
         scale = 1.0 / (self.temperature if self.softcap is None else self.softcap)
         return torch.addmm(product, inputs, self.head.t(), beta=0, alpha=scale, out=product)
 
-    def log_probs(self, chunk: slice) -> tuple[Tensor, Tensor]:
-        """The log-softmax [r, C] of `logits`, in their buffer, and the logits of the targets [r, 1]."""
+    def log_probs(self, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """The log-softmax [r, C] of `logits`, in their buffer; and of the targets logits and log-softmax, [r, 1]."""
+        if not self._converts:
+            return self.normalized(self.logits(chunk), chunk)
         index = self.targets[chunk].unsqueeze(1)
-        if self._converts:
-            product = self._multiplied(chunk)
-            logits = self._logits[: product.size(0)]
-            return torch.log_softmax(product, 1, dtype=self.dtype, out=logits), product.gather(1, index).to(self.dtype)
-        logits = self.logits(chunk)
+        product = self._multiplied(chunk)
+        of_targets = product.gather(1, index).to(self.dtype)
+        log_probs = torch.log_softmax(product, 1, dtype=self.dtype, out=self._logits[: product.size(0)])
+        return log_probs, of_targets, log_probs.gather(1, index)
+
+    def normalized(self, logits: Tensor, chunk: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """`log_probs` from the logits of the chunk, in their memory."""
+        index, here = self._targets_here(chunk)
         of_targets = logits.gather(1, index)
-        return torch.log_softmax(logits, 1, out=logits), of_targets
+        if self.part is None:
+            log_probs = torch.log_softmax(logits, 1, out=logits)
+            return log_probs, of_targets, log_probs.gather(1, index)
+        logits.sub_(self.part.max(logits.amax(1, keepdim=True)))
+        of_normalized = logits.gather(1, index).mul_(here)
+        sums = torch.stack([logits.exp().sum(1, keepdim=True), of_normalized, of_targets.mul_(here)])
+        total, of_normalized, of_targets = self.part.sum(sums)
+        log_total = total.log()
+        return logits.sub_(log_total), of_targets, of_normalized - log_total
+
+    def likeliest(self, logits: Tensor, chunk: slice) -> Tensor:
+        """Whether the target is the class with the largest logit [r], the first one of equals."""
+        return largest_class(logits, self.part) == self.targets[chunk]
+
+    def _targets_here(self, chunk: slice) -> tuple[Tensor, Tensor | float]:
+        """Column of each target [r, 1], and 1 where this rank has it, else 0: then the column is any."""
+        index = self.targets[chunk].unsqueeze(1)
+        if self.part is None:
+            return index, 1.0
+        own = index - self.part.first
+        here = (own >= 0) & (own < self.head.size(0))
+        return own.masked_fill(~here, 0), here.to(self.dtype)
 
     def softmax_gradients(self, log_probs: Tensor, chunk: slice) -> Tensor:
         """`loss_gradients` of the softmax itself, from what `log_probs` gave for the chunk; it may be overwritten."""
@@ -163,7 +208,9 @@ class HeadChunks:
             chunk: that chunk.
         """
         rows = probs.size(0)
-        probs.scatter_add_(1, self.targets[chunk].unsqueeze(1), probs.new_full((), -1.0).expand(rows, 1))
+        index, here = self._targets_here(chunk)
+        minus = -here if isinstance(here, Tensor) else probs.new_full((), -1.0).expand(rows, 1)
+        probs.scatter_add_(1, index, minus)
         if self._tanh is not None:
             probs.addcmul_(probs, self._tanh[:rows].square_(), value=-1)
         product = self._product[:rows]
@@ -176,3 +223,13 @@ class HeadChunks:
             total.addmm_(grad_logits.t(), inputs)
         else:
             total += torch.mm(grad_logits.t(), inputs)
+
+
+def largest_class(logits: Tensor, part: ClassPart | None) -> Tensor:
+    """The class with the largest of logits [r, C], the first one of equals: [r]."""
+    if part is None:
+        return logits.argmax(-1)
+    largest, column = logits.max(-1)
+    own = -(column + part.first)
+    # a rank without the largest logit of all names a class behind every other
+    return -part.max(own.masked_fill(largest < part.max(largest.clone()), torch.iinfo(own.dtype).min + 1))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_llm.objectives.head_chunks import HeadChunks, SupervisedRows, accumulation_dtype, product_dtypes
+from lit_llm.objectives.head_chunks import ClassPart, HeadChunks, SupervisedRows, accumulation_dtype, product_dtypes
 
 
 def linear_log_probs(
@@ -27,6 +27,7 @@ def linear_log_probs(
     temperature: float = 1.0,
     with_entropy: bool = False,
     with_likeliest: bool = False,
+    part: ClassPart | None = None,
 ) -> Any:
     """log softmax(hidden @ weight.T / temperature) of each target, holding the logits of one chunk of tokens at most.
 
@@ -47,6 +48,7 @@ def linear_log_probs(
         temperature: divides the logits.
         with_entropy: also return the entropy of each token's distribution, which carries no gradient.
         with_likeliest: also return whether the target is the likeliest class, the first one of equals.
+        part: as of `linear_cross_entropy`.
 
     Returns:
         Tensor [n] of float32 (float64 for float64 inputs), in nats, 0 where not supervised. With `with_entropy` or
@@ -65,12 +67,11 @@ def linear_log_probs(
         if value is not None and not value > 0:
             raise ValueError(f"{name} is {value}; it must be above 0")
     num_classes = weight.size(0) if num_classes is None else num_classes
-    if chunk_tokens is None:
+    if chunk_tokens is None and part is None:
         found = _at_once(hidden, weight[:num_classes], targets, softcap, temperature, with_entropy, with_likeliest)
     else:
-        options = _Options(
-            chunk_tokens, softcap, num_classes, temperature, with_entropy, with_likeliest, product_dtypes(hidden)
-        )
+        size, dtypes = chunk_tokens or max(targets.numel(), 1), product_dtypes(hidden)
+        options = _Options(size, softcap, num_classes, temperature, with_entropy, with_likeliest, dtypes, part)
         # Inside the Function grad mode is always off, so whether gradients are wanted is decided here.
         found = _LinearLogProbs.apply(hidden, weight, targets, options, torch.is_grad_enabled())
     return tuple(each for each in found if each is not None) if with_entropy or with_likeliest else found[0]
@@ -103,6 +104,7 @@ class _Options(NamedTuple):
     with_entropy: bool
     with_likeliest: bool
     dtypes: tuple[torch.dtype, torch.dtype]  # see product_dtypes
+    part: ClassPart | None = None
 
 
 def _at_once(
@@ -143,6 +145,7 @@ def _head_chunks(
         softcap=options.softcap,
         dtypes=options.dtypes,
         temperature=options.temperature,
+        part=options.part,
     )
 
 
@@ -199,9 +202,9 @@ def _forward(
     for chunk in chunks:
         logits = chunks.logits(chunk)
         if likeliest is not None:
-            likeliest[chunk] = logits.argmax(1) == chunks.targets[chunk]
-        log_probs = torch.log_softmax(logits, 1, out=logits)
-        target_log_probs[chunk] = log_probs.gather(1, chunks.targets[chunk].unsqueeze(1)).squeeze(1)
+            likeliest[chunk] = chunks.likeliest(logits, chunk)
+        log_probs, _, of_targets = chunks.normalized(logits, chunk)
+        target_log_probs[chunk] = of_targets.squeeze(1)
         if entropy is not None and buffer is not None:
             probs = torch.exp(log_probs, out=buffer[: log_probs.size(0)])
             torch.sum(log_probs.mul_(probs), 1, out=entropy[chunk]).neg_()
@@ -209,6 +212,10 @@ def _forward(
             probs = log_probs.exp_()
         if grad_inputs is not None:
             torch.mm(chunks.loss_gradients(probs, chunk), chunks.head, out=grad_inputs[chunk])
+    if options.part is not None:
+        for terms in (entropy, grad_inputs):
+            if terms is not None:
+                options.part.sum(terms)
     return (
         rows.spread(target_log_probs),
         None if entropy is None else rows.spread(entropy),
@@ -229,10 +236,16 @@ def _recompute(
     grad_inputs = torch.empty_like(chunks.inputs) if need_hidden else None
     grad_weight = weight.new_zeros(weight.shape, dtype=chunks.dtype)
     for chunk in chunks:
-        logits = chunks.logits(chunk)
-        grad_logits = chunks.loss_gradients(torch.softmax(logits, 1, out=logits), chunk)
+        if options.part is None:
+            logits = chunks.logits(chunk)
+            probs = torch.softmax(logits, 1, out=logits)
+        else:
+            probs = chunks.log_probs(chunk)[0].exp_()
+        grad_logits = chunks.loss_gradients(probs, chunk)
         if grad_inputs is not None:
             torch.mm(grad_logits, chunks.head, out=grad_inputs[chunk])
         chunks.add_weight_gradient(grad_weight, grad_logits, scaled_inputs[chunk])
+    if grad_inputs is not None and options.part is not None:
+        options.part.sum(grad_inputs)
     grad_hidden = None if grad_inputs is None else rows.spread((grad_inputs * factor).to(hidden.dtype))
     return grad_hidden, grad_weight.to(weight.dtype)

@@ -17,9 +17,11 @@ from torch.autograd.function import once_differentiable
 
 from lit_llm.objectives.head_chunks import (
     IGNORE_INDEX,
+    ClassPart,
     HeadChunks,
     SupervisedRows,
     accumulation_dtype,
+    largest_class,
     product_dtypes,
 )
 
@@ -55,6 +57,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
     num_classes: int | None = None,
+    part: ClassPart | None = None,
 ) -> Tensor:
     """`cross_entropy_sum` of `hidden @ weight.T`, without ever holding the logits of more than one chunk of tokens.
 
@@ -72,21 +75,30 @@ def linear_cross_entropy(
         softcap: see `cross_entropy_sum`.
         z_loss: see `cross_entropy_sum`.
         num_classes: C; only the first C rows of `weight` take part. None: all.
+        part: where ranks share the head, which of all rows `weight` is; `num_classes` must be given then, and every
+            rank returns the loss over all classes.
 
     Returns:
         scalar float32 (float64 for float64 inputs), in nats.
     """
     num_classes = weight.size(0) if num_classes is None else num_classes
-    if chunk_tokens is None:
+    if chunk_tokens is None and part is None:
         return cross_entropy_sum(F.linear(hidden, weight[:num_classes]), targets, softcap, z_loss)
-    options = _Options(chunk_tokens, softcap, z_loss, num_classes, *product_dtypes(hidden))
+    chunk_tokens = chunk_tokens or max(targets.numel(), 1)
+    options = _Options(chunk_tokens, softcap, z_loss, num_classes, *product_dtypes(hidden), part)
     # Inside the Function grad mode is always off, so whether gradients are wanted is decided here.
     return _LinearCrossEntropy.apply(hidden, weight, targets, options, torch.is_grad_enabled())
 
 
 @torch.no_grad()
 def linear_correct(
-    hidden: Tensor, weight: Tensor, targets: Tensor, *, chunk_tokens: int | None, num_classes: int | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    chunk_tokens: int | None,
+    num_classes: int | None = None,
+    part: ClassPart | None = None,
 ) -> Tensor:
     """How many supervised tokens have their target as the class with the largest logit; the first one of equals.
 
@@ -99,7 +111,9 @@ def linear_correct(
     inputs, wanted = rows.select(hidden), rows.select(targets)
     size = chunk_tokens or max(wanted.numel(), 1)
     parts = zip(inputs.split(size), wanted.split(size), strict=True)
-    right = [(F.linear(part, weight[:num_classes]).argmax(-1) == target).sum() for part, target in parts]
+    if num_classes is not None:
+        weight = weight[: num_classes - (part.first if part else 0)]
+    right = [(largest_class(F.linear(rows_of, weight), part) == target).sum() for rows_of, target in parts]
     return torch.stack(right).sum()
 
 
@@ -110,6 +124,7 @@ class _Options(NamedTuple):
     num_classes: int
     operand_dtype: torch.dtype  # what the operands of the matrix products are rounded to
     product_dtype: torch.dtype  # what the products are computed in
+    part: ClassPart | None = None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -146,13 +161,13 @@ def _loss_and_gradients(
         num_classes=options.num_classes,
         softcap=options.softcap,
         dtypes=(options.operand_dtype, options.product_dtype),
+        part=options.part,
     )
     grad_inputs = torch.empty_like(chunks.inputs) if need_hidden else None
     grad_weight = weight.new_zeros(weight.shape, dtype=chunks.dtype) if need_weight else None
     loss = hidden.new_zeros((), dtype=chunks.dtype)
     for chunk in chunks:
-        log_probs, target_logits = chunks.log_probs(chunk)
-        target_log_probs = log_probs.gather(1, chunks.targets[chunk].unsqueeze(1))
+        log_probs, target_logits, target_log_probs = chunks.log_probs(chunk)
         loss -= target_log_probs.sum()
         if options.z_loss:
             log_normaliser = target_logits - target_log_probs
@@ -168,6 +183,8 @@ def _loss_and_gradients(
             torch.mm(grad_logits, chunks.head, out=grad_inputs[chunk])
         if grad_weight is not None:
             chunks.add_weight_gradient(grad_weight, grad_logits, chunks.inputs[chunk])
+    if grad_inputs is not None and options.part is not None:
+        options.part.sum(grad_inputs)
     return (
         loss,
         None if grad_inputs is None else rows.spread(grad_inputs.to(hidden.dtype)),

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_llm.distributed.tensors import local_part, shard_like, whole_like
+from lit_llm.distributed.shares import Shares, by_mesh
+from lit_llm.distributed.tensors import local_part
 from lit_llm.optimization.adamw import LocalAdamW
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -32,7 +33,8 @@ class MuonAdamW(torch.optim.Optimizer):
     B <- lerp(B, G, 1 - m);  U <- orthogonalise(lerp(G, B, m));  W <- (1 - lr * weight_decay) * W
     - lr * sqrt(max(1, rows / columns)) * U. The momentum rises linearly from `momentum_start` at the first step to
     `momentum` at step `momentum_warmup_steps`; the group counts its steps in "step", so a resumed run goes on exactly.
-    Sharded matrices are gathered a batch at a time, and every rank orthogonalises all of them and keeps its part.
+    Of sharded matrices each rank orthogonalises its share: it is sent the whole of those, in the type of the
+    arithmetic, and sends each rank its part of the result.
 
     Args:
         groups: dicts with "params", "kind" ("muon" or "adamw"), "lr" and "weight_decay", as `parameter_groups` makes.
@@ -133,13 +135,31 @@ class MuonAdamW(torch.optim.Optimizer):
         torch._foreach_lerp_(buffers, grads, 1 - momentum)
         directions = torch._foreach_lerp(grads, buffers, momentum)
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        for indices in _batches(params):
-            wholes = [whole_like(directions[index], params[index]) for index in indices]
-            updates = orthogonalize(torch.stack([_wide(whole) for whole in wholes]), group["ns_steps"], self._ns_dtype)
-            for index, update in zip(indices, updates.unbind(), strict=True):
-                rows, columns = params[index].shape
-                update = local_part(shard_like(update.mT if rows > columns else update, params[index]))
-                weights[index].add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))
+        for index, update in self._orthogonalized(directions, params, group["ns_steps"]):
+            rows, columns = params[index].shape
+            weights[index].add_(
+                update.to(weights[index].device), alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns))
+            )
+
+    def _orthogonalized(
+        self, directions: list[Tensor], params: list[Tensor], steps: int
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Give this rank's part of each orthogonalised direction, with its index; every rank must take all of them."""
+        for mesh, indices in by_mesh(params).items():
+            if mesh is None:
+                yield from self._of_whole({index: directions[index] for index in indices}, steps)
+                continue
+            shares = Shares([params[index] for index in indices], _operations)
+            wholes = shares.collect([directions[index] for index in indices], self._ns_dtype)
+            parts = shares.deal(dict(self._of_whole(wholes, steps)), self._ns_dtype)
+            yield from ((indices[number], part) for number, part in parts.items())
+
+    def _of_whole(self, matrices: dict[int, Tensor], steps: int) -> Iterator[tuple[int, Tensor]]:
+        for numbers in _batches(matrices):
+            stack = torch.stack([_wide(matrices[number]) for number in numbers])
+            for number, update in zip(numbers, orthogonalize(stack, steps, self._ns_dtype).unbind(), strict=True):
+                rows, columns = matrices[number].shape
+                yield number, update.mT if rows > columns else update
 
 
 def momentum_at(step: int, start: float, end: float, warmup_steps: int) -> float:
@@ -175,10 +195,15 @@ def _wide(matrix: Tensor) -> Tensor:
     return matrix.mT if matrix.size(0) > matrix.size(1) else matrix
 
 
-def _batches(matrices: list[Tensor], max_elements: int = MAX_STACK_ELEMENTS) -> Iterator[list[int]]:
-    """Indices of matrices to orthogonalise at once: of one shape, up to transposition, and bounded in memory."""
+def _operations(shape: torch.Size) -> float:
+    """What orthogonalising a matrix takes, but for a factor: products of the Gram matrix."""
+    return float(min(shape)) ** 2 * max(shape)
+
+
+def _batches(matrices: Mapping[int, Tensor], max_elements: int = MAX_STACK_ELEMENTS) -> Iterator[list[int]]:
+    """Keys of matrices to orthogonalise at once: of one shape, up to transposition, and bounded in memory."""
     by_shape: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-    for index, matrix in enumerate(matrices):
+    for index, matrix in matrices.items():
         by_shape[(*sorted(matrix.shape), matrix.dtype, matrix.device)].append(index)
     for (rows, columns, *_), indices in by_shape.items():
         size = max(1, max_elements // (rows * columns))

@@ -19,6 +19,7 @@ from torch import nn
 
 from lit_llm.config import ModelConfig, OptimizerConfig, PretrainConfig, from_plain, to_plain
 from lit_llm.model import Decoder
+from lit_llm.model.tensor_parallel import splits_vocabulary
 from lit_llm.planning.rehearsal import Arithmetic, Moment, Rehearsal, Step, rehearse
 
 Device = Literal["accelerator", "cpu"]
@@ -33,6 +34,7 @@ _MUON_STACK = 64 * 2**20
 # Numbers in a reduction bucket and in gathered weights: the defaults of Lightning's DeepSpeedStrategy.
 _DEEPSPEED_BUCKET = 200_000_000
 _DEEPSPEED_LIVE_WEIGHTS = 1_050_000_000
+_REDUCED_WIDTH = 4  # FSDP2 keeps and sends gradients as float32
 _BLOCKS_GATHERED = 3  # FSDP2: the block at work, the next one, and the buffer that the next one arrives in
 
 
@@ -54,6 +56,8 @@ class Placement:
     """Number of ranks that share each matrix product of a block."""
     stage: int = 0
     """ZeRO stage of deepspeed."""
+    replicas: int = 1
+    """Number of copies of the shards (HSDP); each is spread over data_parallel / replicas groups."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ class Sizes:
     """Parameters of the largest block."""
     muon: int
     """Parameters of the blocks that Muon updates."""
+    largest_matrix: int = 0
+    """Parameters of the largest of those."""
 
     @property
     def all(self) -> int:
@@ -166,9 +172,11 @@ def _arithmetic(config: PretrainConfig, placement: Placement) -> Arithmetic:
 
 
 def _local(config: ModelConfig, tensor_parallel: int) -> ModelConfig:
-    """Shrink the blocks of a model to one tensor-parallel rank's share; embeddings, norms and head stay whole."""
+    """Shrink a model to one tensor-parallel rank's share of the blocks and, where it divides, of the vocabulary."""
     if tensor_parallel == 1:
         return config
+    if splits_vocabulary(config, tensor_parallel):
+        config = replace(config, vocab_size=config.padded_vocab_size // tensor_parallel, pad_vocab_to_multiple_of=1)
     return replace(
         config,
         num_heads=config.num_heads // tensor_parallel,
@@ -183,13 +191,13 @@ def _sizes(model_key: str) -> Sizes:
     with torch.device("meta"):
         model = Decoder(from_plain(ModelConfig, json.loads(model_key)))
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
-    muon = sum(
+    muon = [
         module.weight.numel()
         for module in model.blocks.modules()
         if isinstance(module, nn.Linear) and min(module.weight.shape) >= _SMALLEST_MUON_SIDE
-    )
+    ]
     outer = sum(p.numel() for p in model.parameters()) - sum(blocks)
-    return Sizes(outer, sum(blocks), max(blocks), muon)
+    return Sizes(outer, sum(blocks), max(blocks), sum(muon), max(muon, default=0))
 
 
 def _state_numbers(config: OptimizerConfig, sizes: Sizes) -> int:
@@ -197,15 +205,33 @@ def _state_numbers(config: OptimizerConfig, sizes: Sizes) -> int:
     return 2 * sizes.all - (sizes.muon if config.name == "muon" else 0)
 
 
-def _step_bytes(config: OptimizerConfig, sizes: Sizes, width: int, shares: int) -> int:
-    """Count the temporary bytes of an optimizer step on `1 / shares` of the parameters."""
+def _step_bytes(
+    config: OptimizerConfig, sizes: Sizes, width: int, shares: int = 1, data_parallel: int = 1, tensor_parallel: int = 1
+) -> int:
+    """Count the temporary bytes of an optimizer step.
+
+    Args:
+        config: the optimizer.
+        sizes: of one tensor-parallel rank.
+        width: bytes of a number of the weights.
+        shares: ranks that the weights are spread over.
+        data_parallel: those times the replicas.
+        tensor_parallel: ranks that share each matrix.
+    """
     temporary = 0
     if config.fused is False:
         temporary += sizes.all * width // shares  # AdamW over lists of tensors makes its denominators all at once
     if config.name == "muon":
         # every direction, and a stack that is orthogonalised with two products under way
         ns_width = 2 if config.muon_ns_dtype == "bfloat16" else 4
-        temporary += sizes.muon * width // shares + min(_MUON_STACK, sizes.muon) * (width + 3 * ns_width)
+        temporary += sizes.muon * width // shares
+        if data_parallel * tensor_parallel == 1 or shares == 1 == tensor_parallel:
+            temporary += min(_MUON_STACK, sizes.muon) * (width + 3 * ns_width)
+        else:
+            # what is sent; and of the matrices that the rank works on what comes in, the whole and the result
+            own = max(sizes.muon // data_parallel, sizes.largest_matrix * tensor_parallel)
+            stack = min(max(_MUON_STACK, sizes.largest_matrix * tensor_parallel), own)
+            temporary += (sizes.muon // shares + 3 * own + 4 * stack) * ns_width
     return temporary
 
 
@@ -213,7 +239,7 @@ def _replicas(config: PretrainConfig, placement: Placement, sizes: Sizes) -> Cal
     width = 2 if config.trainer.precision == "bf16-true" else 4
     buckets = sizes.all * width if placement.data_parallel > 1 else 0
     state = _state_numbers(config.optimizer, sizes) * width
-    step = _step_bytes(config.optimizer, sizes, width, 1)
+    step = _step_bytes(config.optimizer, sizes, width)
 
     def at(moment: Moment) -> DeviceMemory:
         return DeviceMemory(
@@ -230,29 +256,38 @@ def _replicas(config: PretrainConfig, placement: Placement, sizes: Sizes) -> Cal
 
 
 def _fsdp(config: PretrainConfig, placement: Placement, sizes: Sizes) -> Callable[[Moment], DeviceMemory]:
-    shares = placement.data_parallel
-    width = 2 if config.trainer.precision == "bf16-true" else 4  # of a shard
-    whole = 4 if config.trainer.precision == "32-true" else 2  # of a gathered weight, and of its gradient
-    on_device = 0 if config.trainer.offload else 1
+    data_parallel, trainer = placement.data_parallel, config.trainer
+    shares = data_parallel // placement.replicas
+    width = 2 if trainer.precision == "bf16-true" else 4  # of a shard
+    whole = 4 if trainer.precision == "32-true" else 2  # of a gathered weight, and of its gradient
+    on_device = 0 if trainer.offload else 1
     shard = sizes.all * width // shares
+    accumulated = placement.accumulation > 1
+    # whole gradients wait for the last micro-batch, in the type that they are reduced in
+    kept = sizes.all * (_REDUCED_WIDTH if accumulated and not trainer.reduce_every_micro_batch else 0)
     forward = sizes.outer * whole + _BLOCKS_GATHERED * sizes.largest_block * whole
+    if not trainer.reshard_after_forward:
+        forward = sizes.all * whole
     # a block's whole gradient, and the float32 buffers that it and the block before are reduced from
-    backward = forward + sizes.largest_block * (whole + 2 * 4)
+    backward = forward + sizes.largest_block * (whole + 2 * _REDUCED_WIDTH)
     gathered = {"forward": forward, "loss": forward, "backward": backward, "step": 0}
+    step = _step_bytes(config.optimizer, sizes, width, shares, data_parallel, placement.tensor_parallel) * on_device
 
     def at(moment: Moment) -> DeviceMemory:
+        is_step = moment.phase == "step"
         finished = moment.block_gradients // whole * width // shares
-        shards = shard if placement.accumulation > 1 or moment.phase == "step" else finished
+        shards = shard if is_step or (accumulated and not kept) else finished
+        if kept and not is_step:
+            shards = 0  # the last micro-batch turns a block's whole gradient into its shard, which is smaller
         # those outside the blocks stay whole until the backward pass is over
-        unreduced = 0 if moment.phase == "step" else moment.outer_gradients
-        step = _step_bytes(config.optimizer, sizes, width, shares) * on_device
+        unreduced = 0 if is_step else kept or moment.outer_gradients
         return DeviceMemory(
             weights=shard * on_device,
             gradients=shards * on_device + unreduced,
             optimizer=_state_numbers(config.optimizer, sizes) * width // shares * on_device,
             activations=moment.activations,
             loss=moment.loss,
-            temporary=step if moment.phase == "step" else moment.temporary,
+            temporary=step if is_step else moment.temporary,
             communication=gathered[moment.phase],
         )
 

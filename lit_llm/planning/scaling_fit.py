@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -189,11 +190,11 @@ def read_fit(folder: Path) -> ScalingFit:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    path = folder / SCALING_FILE
+    path, command = folder / SCALING_FILE, f"lit-llm scaling --output {shlex.quote(str(folder))}"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
-            raise UserError(f"{path} is of format {values['format']}; run lit-llm scaling --output {folder} again")
+            raise UserError(f"{path} is of format {values['format']}; run {command} again")
         law, isoflop = values["law"], values["isoflop"]
         if law is not None:
             draws = [from_plain(ScalingLaw, each) for each in law["draws"]]
@@ -211,11 +212,11 @@ def read_fit(folder: Path) -> ScalingFit:
             values["lines"],
         )
     except FileNotFoundError:
-        raise UserError(f"there is no {path}; lit-llm scaling --output {folder} writes it") from None
+        raise UserError(f"there is no {path}; {command} writes it") from None
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); lit-llm scaling --output {folder} writes it again") from error
+        raise UserError(f"{path} is damaged ({error}); {command} writes it again") from error
 
 
 def _power(values: dict[str, Any] | None) -> PowerLaw | None:

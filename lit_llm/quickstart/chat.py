@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import time
 from typing import Any
@@ -58,8 +59,10 @@ def quickstart_chat(config: QuickstartChatConfig) -> None:
     write_chat_report(config, found, minutes)
     print(f"{minutes:.1f} minutes in all")
     model = config.folder / STAGES[-1]
-    print(f"talk with it: python experiments/serve.py --model {model}, then open http://localhost:8000")
-    print(f"  or in the terminal: python experiments/chat.py --model {model}")
+    print(
+        f"talk with it: python experiments/serve.py --model {shlex.quote(str(model))}, then open http://localhost:8000"
+    )
+    print(f"  or in the terminal: python experiments/chat.py --model {shlex.quote(str(model))}")
 
 
 def _begin(config: QuickstartChatConfig) -> None:

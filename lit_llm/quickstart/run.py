@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import shutil
 import time
 from dataclasses import replace
@@ -80,7 +81,7 @@ def quickstart(config: QuickstartConfig) -> None:
     talking = [stage for stage in stages if stage in ("sft", "dpo")]
     if talking:
         folder = stage_folder(config, talking[-1])
-        print(f"talk with it: python experiments/chat.py --model {folder}")
+        print(f"talk with it: python experiments/chat.py --model {shlex.quote(str(folder))}")
 
 
 def _run(config: QuickstartConfig, stage: str, left: float) -> None:

@@ -5,80 +5,69 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from importlib import resources
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from lit_llm.generation import Completion
+from lit_llm.serving.chat_page import add_page
+from lit_llm.serving.embeddings import EmbeddingRequest, embeddings
 from lit_llm.serving.errors import ApiError, error_of_validation, response_of
 from lit_llm.serving.gate import Access, Gate
 from lit_llm.serving.operations import Operations
-from lit_llm.serving.preparation import Preparation
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.record import CLIENT_IS_GONE, Observer, Record
+from lit_llm.serving.registry import Registry, Use
+from lit_llm.serving.response_objects import ResponseAnswer, ResponseRequest
 from lit_llm.serving.responses import Answer, ChatAnswer, CompletionAnswer
-from lit_llm.serving.served_model import Served
-from lit_llm.serving.worker import Job, Worker
+from lit_llm.serving.worker import Job
+from lit_llm.tokenizer import Tokenizer
 
 _T = TypeVar("_T")
 
 
-def create_app(
-    served: Served, worker: Worker, access: Access | None = None, operations: Operations | None = None
-) -> FastAPI:
-    """The application; its `state.preparation` may be closed before it ends, and is closed then.
+def create_app(registry: Registry, access: Access | None = None, operations: Operations | None = None) -> FastAPI:
+    """The application.
 
     Args:
-        served: the model as requests see it.
-        worker: has been started; it is stopped when the application ends.
+        registry: the models; it is closed when the application ends.
         access: what is asked of requests; None: that they call the server localhost, or by an address.
         operations: records them, and ends some of them early.
     """
-    preparation = Preparation(served, worker.most_requests)
     access, operations = access or Access(), operations or Operations()
-    operations.count(served, worker, preparation)
+    operations.count(registry)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with operations.watching(access.keys):
             yield
-        preparation.close()
-        await asyncio.to_thread(worker.stop)
+        await registry.close()
 
     # the pages that FastAPI has for its own description load scripts from the internet
     app = FastAPI(title="lit_llm", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.preparation = preparation
     app.add_middleware(Gate, access=access, closed=operations.refusal)
     app.add_middleware(Observer, sink=operations.over, active=operations.active, keeps_texts=operations.keeps_texts)
     _answer_errors(app)
-    _route_descriptions(app, served, worker, preparation, operations)
-    _route_texts(app, served, worker, preparation, operations)
+    add_page(app)
+    _route_descriptions(app, registry, operations)
+    _route_texts(app, _Answering(registry, operations))
     return app
 
 
-def _route_descriptions(
-    app: FastAPI, served: Served, worker: Worker, preparation: Preparation, operations: Operations
-) -> None:
-    """Add the routes that need no work of the model: the page, the health and the list of models."""
-
-    @app.get("/", response_class=HTMLResponse)
-    async def page() -> HTMLResponse:
-        """Return the chat page."""
-        text = resources.files("lit_llm.serving").joinpath("page.html").read_text(encoding="utf-8")
-        return HTMLResponse(text, headers={"Cache-Control": "no-cache"})
+def _route_descriptions(app: FastAPI, registry: Registry, operations: Operations) -> None:
+    """Add the routes that need no work of the model: the health and the list of models."""
 
     @app.get("/health")
     async def health() -> JSONResponse:
         """Whether texts can be written, how many requests there are, and how many schemas are being compiled."""
-        running, waiting = worker.load()
-        counts = {"preparing": preparation.requests, "running": running, "waiting": waiting}
-        status = "draining" if operations.draining and worker.status == "ok" else worker.status
-        content = {"status": status, **counts, "compiling": preparation.compiling}
+        status = registry.worker.status
+        status = "draining" if operations.draining and status == "ok" else status
+        content = {"status": status, **registry.counts()}
         return JSONResponse(content, status_code=200 if status == "ok" else 503)
 
     @app.get("/metrics")
@@ -91,52 +80,125 @@ def _route_descriptions(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """Return the list of models, which has the one that is served."""
-        return {"object": "list", "data": [served.description()]}
+        """Return the list of models."""
+        return {"object": "list", "data": registry.descriptions()}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        """Return the model's entry, given its name."""
-        served.check_name(name)
-        return served.description()
+        """Return a model's entry, given its name."""
+        return registry.description(name)
 
 
-def _route_texts(
-    app: FastAPI, served: Served, worker: Worker, preparation: Preparation, operations: Operations
-) -> None:
-    """Add the routes whose answers the model writes."""
+def _route_texts(app: FastAPI, answering: _Answering) -> None:
+    """Add the routes for which a model works."""
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         """Write answers to a conversation."""
-        return await _answered(ChatAnswer, body, request)
+        return await answering.with_texts(ChatAnswer, body, request)
 
     @app.post("/v1/completions")
     async def complete(body: CompletionRequest, request: Request) -> Response:
         """Write texts that continue prompts."""
-        return await _answered(CompletionAnswer, body, request)
+        return await answering.with_texts(CompletionAnswer, body, request)
 
-    async def _answered(kind: type[Answer], body: ChatRequest | CompletionRequest, request: Request) -> Response:
-        served.check_name(body.model)
+    @app.post("/v1/responses")
+    async def respond(body: ResponseRequest, request: Request) -> Response:
+        """Write an answer to a conversation, in OpenAI's newer form."""
+
+        def answer(model: str, tokenizer: Tokenizer, prompt_tokens: int, include_usage: bool) -> ResponseAnswer:
+            return ResponseAnswer(body, model, prompt_tokens)
+
+        return await answering.with_texts(answer, body.as_chat(), request)
+
+    @app.post("/v1/embeddings")
+    async def embed(body: EmbeddingRequest, request: Request) -> Response:
+        """Make a vector of each text."""
+        return await answering.with_vectors(body, request)
+
+
+class _Answering:
+    """Answers requests with the models that they name.
+
+    Args:
+        registry: finds them.
+        operations: records what is done, and ends some of it early.
+    """
+
+    def __init__(self, registry: Registry, operations: Operations) -> None:
+        self._registry, self._operations = registry, operations
+
+    async def with_texts(
+        self,
+        kind: Callable[[str, Tokenizer, int, bool], Answer | ResponseAnswer],
+        body: ChatRequest | CompletionRequest,
+        request: Request,
+    ) -> Response:
+        """Write the texts that a request asks for; `kind` makes the form of the answer."""
+        return await self._with_model(body.model, request, partial(self._texts, kind, body, request))
+
+    async def with_vectors(self, body: EmbeddingRequest, request: Request) -> Response:
+        """Make the vectors that a request asks for."""
+        return await self._with_model(body.model, request, partial(self._vectors, body, request))
+
+    async def _with_model(
+        self, name: str, request: Request, answer: Callable[[Use], Coroutine[Any, Any, Response]]
+    ) -> Response:
+        """Answer a request with a model; its use ends with the answer, which is a stream's last event."""
         record: Record = request.state.record
-        record.model = served.name
-        texts = await operations.in_time(record, _unless_gone(request, preparation.texts(body)))
+        use = await self._operations.in_time(record, _unless_gone(request, self._registry.use(name)))
+        if use is None:
+            return Response(status_code=CLIENT_IS_GONE)
+        record.model = use.served.name
+        streaming = False
+        try:
+            response = await answer(use)
+            streaming = isinstance(response, EventStream)
+            return response
+        finally:
+            if not streaming:
+                use.release()
+
+    async def _texts(
+        self,
+        kind: Callable[[str, Tokenizer, int, bool], Answer | ResponseAnswer],
+        body: ChatRequest | CompletionRequest,
+        request: Request,
+        use: Use,
+    ) -> Response:
+        record, operations = request.state.record, self._operations
+        texts = await operations.in_time(record, _unless_gone(request, use.preparation.texts(body)))
         if texts is None:
             return Response(status_code=CLIENT_IS_GONE)
         prompt_tokens = sum(len(text.prompt) for text in texts[:: body.n])
         operations.take(record, prompt_tokens, texts)
-        answer = kind(served.name, served.tokenizer, prompt_tokens, body.include_usage)
-        job = worker.submit(texts)
-        followed = operations.follow(worker, job, record, prompt_tokens, body)
+        answer = kind(use.served.name, use.served.tokenizer, prompt_tokens, body.include_usage, body.n)
+        job = use.worker.submit(texts)
+        followed = operations.follow(use.worker, job, record, prompt_tokens, body)
+
+        def end() -> None:
+            followed.end()
+            use.release()
+
         if body.stream:
-            return EventStream(answer.stream(job), followed.end)
+            return EventStream(answer.stream(job), end)
         try:
             completions = await _unless_gone(request, _written(job))
         finally:
-            followed.end()
+            end()
         if completions is None:
             return Response(status_code=CLIENT_IS_GONE)
         return JSONResponse(answer.whole(completions))
+
+    async def _vectors(self, body: EmbeddingRequest, request: Request, use: Use) -> Response:
+        record, operations = request.state.record, self._operations
+
+        def read(tokens: int) -> None:
+            operations.take(record, tokens, ())
+            record.asks(False, tokens, 0, body.model_dump(include={"input"}) if operations.keeps_texts else None)
+
+        found = await operations.in_time(record, _unless_gone(request, embeddings(body, use, read)))
+        return Response(status_code=CLIENT_IS_GONE) if found is None else JSONResponse(found)
 
 
 async def _written(job: Job) -> list[Completion]:

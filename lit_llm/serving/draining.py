@@ -10,8 +10,7 @@ from types import FrameType
 import uvicorn
 
 from lit_llm.serving.operations import Operations
-from lit_llm.serving.preparation import Preparation
-from lit_llm.serving.worker import Worker
+from lit_llm.serving.registry import Registry
 
 # Seconds that connections have to close once nothing runs any more.
 _TO_CLOSE = 5
@@ -23,8 +22,7 @@ class DrainingServer(uvicorn.Server):
     Args:
         config: uvicorn's.
         operations: is told that the server drains, and knows which requests are being answered.
-        preparation: its compilations end when the server drains.
-        worker: ends what is not finished in time.
+        registry: its compilations end when the server drains, and its threads what is not finished in time.
         limit: seconds in which requests may be finished.
         on_start: called once requests are taken.
     """
@@ -33,8 +31,7 @@ class DrainingServer(uvicorn.Server):
         self,
         config: uvicorn.Config,
         operations: Operations,
-        preparation: Preparation,
-        worker: Worker,
+        registry: Registry,
         limit: float,
         on_start: Callable[[], None] = lambda: None,
     ) -> None:
@@ -42,7 +39,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self.failure: OSError | None = None
         """Why it could not listen."""
-        self._operations, self._preparation, self._worker = operations, preparation, worker
+        self._operations, self._registry = operations, registry
         self._limit, self._on_start = limit, on_start
         self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
@@ -68,10 +65,10 @@ class DrainingServer(uvicorn.Server):
     def drain(self) -> None:
         """Refuse new requests, and close once those that run are finished. A second call ends them."""
         if self._draining is not None:
-            self._worker.end()
+            self._registry.end()
             return
         self._operations.draining = True
-        self._preparation.stop_compiling()
+        self._registry.stop_compiling()
         self._draining = asyncio.get_running_loop().create_task(self._drained())
 
     async def _drained(self) -> None:
@@ -79,6 +76,6 @@ class DrainingServer(uvicorn.Server):
             async with asyncio.timeout(self._limit):
                 await self._operations.idle()
         except TimeoutError:
-            self._preparation.close()
-            self._worker.end()
+            self._registry.refuse()
+            self._registry.end()
         self.should_exit = True

@@ -11,11 +11,10 @@ from typing import TypeVar
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.keys import Keys
 from lit_llm.serving.metrics import Gauges, Metrics
-from lit_llm.serving.preparation import Preparation
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.record import Record
+from lit_llm.serving.registry import Registry
 from lit_llm.serving.request_log import RequestLog
-from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Job, Text, Worker
 
 _T = TypeVar("_T")
@@ -54,22 +53,24 @@ class Operations:
         """Whether new requests are refused, because the server is going to end."""
         self._followed: set[Followed] = set()
 
-    def count(self, served: Served, worker: Worker, preparation: Preparation) -> None:
+    def count(self, registry: Registry) -> None:
         """Begin to count what a server does."""
 
         def gauges() -> Gauges:
-            running, waiting = worker.load()
+            counts, ready = registry.counts(), registry.worker.status == "ok" and not self.draining
             return {
                 "requests_in_flight": ("Requests that are being answered.", len(self.active)),
-                "requests_preparing": ("Requests whose prompts and schemas are made ready.", preparation.requests),
-                "requests_running": ("Requests whose texts are written.", running),
-                "requests_waiting": ("Requests that wait for a place.", waiting),
-                "ready": ("1 where new requests are taken.", worker.status == "ok" and not self.draining),
+                "requests_preparing": ("Requests whose prompts and schemas are made ready.", counts["preparing"]),
+                "requests_running": ("Requests whose texts are written.", counts["running"]),
+                "requests_waiting": ("Requests that wait for a place.", counts["waiting"]),
+                "models_loaded": ("Models in memory, without adapters.", len(registry.running)),
+                "ready": ("1 where new requests are taken.", ready),
             }
 
         with suppress(ModuleNotFoundError):
-            self.metrics = Metrics(served.name, {"quantize": served.quantize or "none"}, gauges)
-            worker.on_step = self.metrics.observe_batch
+            first = registry.first
+            self.metrics = Metrics(first.name, {"quantize": first.quantize or "none"}, gauges)
+            registry.watch_steps(self.metrics.observe_batch)
 
     def over(self, record: Record) -> None:
         """Count and log a request that is over."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from typing import TypeVar
@@ -57,11 +58,8 @@ class Preparation:
             ApiError: the request cannot be served as it is (400), too many are being prepared (429), or the server is
                 ending (503).
         """
-        if self.requests >= self._most:
-            raise ApiError(f"{self.requests} requests are being prepared; try again later", 429, code=TOO_MANY)
         texts_of = self._served.texts_of_chat if isinstance(body, ChatRequest) else self._served.texts_of_completion
-        self.requests += 1
-        try:
+        with self._counted():
             texts = await self._in_background(texts_of, body)
             stop_tokens = texts[0].stop_tokens
             if body.any_object:
@@ -70,11 +68,28 @@ class Preparation:
                 constraint = await self._schemas.constraint(_schema_of(body), stop_tokens)
             else:
                 return texts
+        return [replace(text, constraint=constraint) for text in texts]
+
+    async def prompts(self, inputs: Sequence[str | list[int]]) -> list[list[int]]:
+        """Return the tokens of texts that are to be read alone.
+
+        Raises:
+            ApiError: as `texts`.
+        """
+        with self._counted():
+            return await self._in_background(self._served.ids_to_embed, inputs)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        if self.requests >= self._most:
+            raise ApiError(f"{self.requests} requests are being prepared; try again later", 429, code=TOO_MANY)
+        self.requests += 1
+        try:
+            yield
         except RuntimeError:  # the pool takes nothing any more
             raise ApiError("the server is ending; try again later", 503) from None
         finally:
             self.requests -= 1
-        return [replace(text, constraint=constraint) for text in texts]
 
     async def _in_background(self, function: Callable[[_T], _R], argument: _T) -> _R:
         return await asyncio.get_running_loop().run_in_executor(self._encoders, function, argument)

@@ -125,7 +125,7 @@ def _stop_strings(given: Any) -> Any:
     return strings
 
 
-def _at_most(name: str, most: int) -> BeforeValidator:
+def at_most(name: str, most: int) -> BeforeValidator:
     """Return a check that refuses a list with too many elements before any of them is looked at."""
 
     def check(given: Any) -> Any:
@@ -162,14 +162,14 @@ class Request(Body):
     logit_bias: Annotated[
         dict[str, Annotated[float, Field(ge=-100, le=100)]],
         BeforeValidator(_logit_bias),
-        _at_most("logit_bias", MOST_BIASES),
+        at_most("logit_bias", MOST_BIASES),
     ] = Field(default_factory=dict)
     stop: Annotated[list[str], BeforeValidator(_stop_strings)] = Field(default_factory=list)
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     response_format: ResponseFormat | None = None
     # these ask nothing of the text
     user: str = ""
-    metadata: Annotated[dict[str, str], _at_most("metadata", MOST_METADATA)] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, str], at_most("metadata", MOST_METADATA)] = Field(default_factory=dict)
     store: Literal[False] = False
 
     @model_validator(mode="after")
@@ -206,7 +206,7 @@ class Request(Body):
 class ChatRequest(Request):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1), _at_most("messages", MOST_MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1), at_most("messages", MOST_MESSAGES)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
@@ -230,20 +230,22 @@ class ChatRequest(Request):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-def _prompts(given: Any) -> Any:
-    """Return a prompt in any of its four forms as a list of texts and lists of ids."""
-    if isinstance(given, list) and len(given) > MOST_ELEMENTS:
-        raise ApiError(f"prompt has {len(given)} elements; at most {MOST_ELEMENTS} are read", param="prompt")
-    prompts = [given] if isinstance(given, str) or _is_ids(given) else given
-    if isinstance(prompts, list) and len(prompts) > MOST_TEXTS:
-        raise ApiError(
-            f"{len(prompts)} prompts are more than {MOST_TEXTS} texts; send several requests", param="prompt"
-        )
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) or _is_ids(p) for p in prompts):
-        raise ApiError(
-            "prompt must be a text, a list of texts, a list of token ids, or a list of those", param="prompt"
-        )
-    return prompts
+def some_texts(name: str) -> BeforeValidator:
+    """Return what reads an option in any of its four forms as a list of texts and lists of ids."""
+
+    def read(given: Any) -> Any:
+        if isinstance(given, list) and len(given) > MOST_ELEMENTS:
+            raise ApiError(f"{name} has {len(given)} elements; at most {MOST_ELEMENTS} are read", param=name)
+        texts = [given] if isinstance(given, str) or _is_ids(given) else given
+        if isinstance(texts, list) and len(texts) > MOST_TEXTS:
+            raise ApiError(f"{len(texts)} {name}s are more than {MOST_TEXTS} texts; send several requests", param=name)
+        if not isinstance(texts, list) or not texts or not all(isinstance(p, str) or _is_ids(p) for p in texts):
+            raise ApiError(
+                f"{name} must be a text, a list of texts, a list of token ids, or a list of those", param=name
+            )
+        return texts
+
+    return BeforeValidator(read)
 
 
 def _is_ids(given: Any) -> bool:
@@ -253,7 +255,7 @@ def _is_ids(given: Any) -> bool:
 class CompletionRequest(Request):
     """The body of POST /v1/completions."""
 
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_prompts)]
+    prompt: Annotated[list[str | list[int]], some_texts("prompt")]
     logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     echo: Literal[False] = False
     # ours: whether the names of special tokens in prompts are read as these tokens, or as letters

@@ -26,21 +26,25 @@ class Answer(ABC):
         tokenizer: spells the tokens of log-probabilities.
         prompt_tokens: tokens of all prompts, each counted once for all of its samples.
         include_usage: end a stream with the number of tokens.
+        samples: texts for each prompt, which stand one after the other.
     """
 
     prefix: str
     kind: str
     chunk_kind: str
 
-    def __init__(self, model: str, tokenizer: Tokenizer, prompt_tokens: int, include_usage: bool = False) -> None:
-        self._tokenizer = tokenizer
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, prompt_tokens: int, include_usage: bool = False, samples: int = 1
+    ) -> None:
+        self._tokenizer, self._samples = tokenizer, samples
         self._prompt_tokens, self._include_usage = prompt_tokens, include_usage
         self._head = {"id": f"{self.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
     def whole(self, completions: Sequence[Completion]) -> dict[str, Any]:
         """Return the body of an answer that is not streamed."""
         choices = [self._choice(index, completion) for index, completion in enumerate(completions)]
-        usage = self._usage(sum(len(completion.ids) for completion in completions))
+        cached = [completion.cached_tokens for completion in completions]
+        usage = self._usage(sum(len(completion.ids) for completion in completions), cached)
         return {**self._head, "object": self.kind, "choices": choices, "usage": usage}
 
     async def stream(self, job: Job) -> AsyncIterator[str]:
@@ -48,10 +52,11 @@ class Answer(ABC):
         for index in range(len(job.texts)):
             for choice in self._first(index):
                 yield self._chunk(choice)
-        tokens = 0
+        tokens, cached = 0, [0] * len(job.texts)
         try:
             async for index, event in job.events():
                 tokens += event.token is not None
+                cached[index] = event.cached_tokens
                 if event.text or event.log_probs is not None:
                     yield self._chunk(self._piece(index, event))
                 if event.finish_reason is not None:
@@ -60,17 +65,27 @@ class Answer(ABC):
             yield _sent(error.body())
             return
         if self._include_usage:
-            yield _sent({**self._head, "object": self.chunk_kind, "choices": [], "usage": self._usage(tokens)})
+            yield _sent({**self._head, "object": self.chunk_kind, "choices": [], "usage": self._usage(tokens, cached)})
         yield "data: [DONE]\n\n"
 
     def _chunk(self, choice: dict[str, Any]) -> str:
         usage = {"usage": None} if self._include_usage else {}
         return _sent({**self._head, "object": self.chunk_kind, "choices": [choice], **usage})
 
-    def _usage(self, completion_tokens: int) -> dict[str, int]:
-        total = self._prompt_tokens + completion_tokens
-        counts = {"prompt_tokens": self._prompt_tokens, "completion_tokens": completion_tokens}
-        return {**counts, "total_tokens": total}
+    def _usage(self, completion_tokens: int, cached_tokens: Sequence[int]) -> dict[str, Any]:
+        """Return the numbers of tokens, given how many of each text's prompt were not read.
+
+        A prompt counts once for all of its samples, so what was not read of it is what was read for none of them.
+        """
+        cached = sum(
+            min(cached_tokens[first : first + self._samples]) for first in range(0, len(cached_tokens), self._samples)
+        )
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": self._prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
 
     @abstractmethod
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
@@ -143,8 +158,10 @@ class CompletionAnswer(Answer):
 
     prefix, kind, chunk_kind = "cmpl", "text_completion", "text_completion"
 
-    def __init__(self, model: str, tokenizer: Tokenizer, prompt_tokens: int, include_usage: bool = False) -> None:
-        super().__init__(model, tokenizer, prompt_tokens, include_usage)
+    def __init__(
+        self, model: str, tokenizer: Tokenizer, prompt_tokens: int, include_usage: bool = False, samples: int = 1
+    ) -> None:
+        super().__init__(model, tokenizer, prompt_tokens, include_usage, samples)
         self._offsets: dict[int, int] = {}
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:

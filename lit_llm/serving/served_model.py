@@ -37,6 +37,8 @@ class Served:
         default_max_tokens: tokens to write at most where a request does not say.
         begin_token: whether texts begin with the begin token; see `lit_llm.tokenizer.begin_ids`.
         quantize: how its weights are rounded; None: they are not.
+        parent: name of the model that this is an adapter of; None: it is a model of its own.
+        width: of its hidden states.
     """
 
     def __init__(
@@ -50,8 +52,11 @@ class Served:
         default_max_tokens: int = 512,
         begin_token: BeginToken = "auto",
         quantize: str | None = None,
+        parent: str | None = None,
+        width: int = 0,
     ) -> None:
-        self.name, self.tokenizer, self.quantize = name, tokenizer, quantize
+        self.width = width
+        self.name, self.tokenizer, self.quantize, self.parent = name, tokenizer, quantize, parent
         self.context_length = context_length
         self.vocab_size, self._stop_tokens = vocab_size, tuple(stop_tokens)
         self._default_max_tokens, self._begin_token = default_max_tokens, begin_token
@@ -65,6 +70,11 @@ class Served:
         except UserError as error:
             self._why_no_chat = str(error)
 
+    @property
+    def adapter(self) -> str | None:
+        """Name of the adapter that its texts are written by; None where it is a model of its own."""
+        return None if self.parent is None else self.name
+
     def description(self) -> dict[str, Any]:
         """The model's entry in GET /v1/models."""
         return {
@@ -75,13 +85,8 @@ class Served:
             "context_length": self.context_length,
             "chat": self._chat is not None,
             "quantize": self.quantize,
+            "parent": self.parent,
         }
-
-    def check_name(self, name: str) -> None:
-        """Raise an ApiError if a request names another model."""
-        if name != self.name:
-            message = f"there is no model {name!r} here; the model is {self.name!r}"
-            raise ApiError(message, 404, param="model", code="model_not_found")
 
     def texts_of_chat(self, body: ChatRequest) -> list[Text]:
         """Return the texts that a conversation asks for, which are `n` answers.
@@ -122,6 +127,25 @@ class Served:
             self._tell_of_letters([prompt for prompt in body.prompt if isinstance(prompt, str)], "a prompt")
         return self._texts(body, prompts, self._stop_tokens, "prompt")
 
+    def ids_to_embed(self, inputs: Sequence[str | list[int]]) -> list[list[int]]:
+        """Return the tokens of texts that are read and not continued; names of special tokens in them are letters.
+
+        Raises:
+            ApiError: a text is too long, empty, or has an id that is not in the vocabulary.
+        """
+        found = []
+        for text in inputs:
+            if isinstance(text, str):
+                self._check_length([text], "input")
+                try:
+                    text = self._prompt_ids(text, special_tokens=False)
+                except UserError as error:
+                    raise ApiError(str(error), param="input") from None
+            self._check_prompt(text, "input", room=0)
+            found.append(text)
+        self._tell_of_letters([text for text in inputs if isinstance(text, str)], "a text")
+        return found
+
     def _prompt_ids(self, prompt: str, special_tokens: bool) -> list[int]:
         return prompt_ids(self.tokenizer, prompt, self._begin_token, special_tokens=special_tokens)
 
@@ -159,15 +183,17 @@ class Served:
         except UserError as error:
             raise ApiError(str(error), param=str(error).partition(" ")[0]) from None
         samplings = [replace(sampling, seed=sample_seed(seed, sample)) for sample in range(body.n)]
-        return [Text(prompt, sampling, ends, body.alternatives) for prompt in prompts for sampling in samplings]
+        own: dict[str, Any] = {"adapter": self.adapter, "tokenizer": self.tokenizer}
+        return [Text(prompt, sampling, ends, body.alternatives, **own) for prompt in prompts for sampling in samplings]
 
-    def _check_prompt(self, prompt: Sequence[int], param: str) -> None:
+    def _check_prompt(self, prompt: Sequence[int], param: str, room: int = 1) -> None:
         if not prompt:
             raise ApiError(f"{param} has no tokens; give it at least one", param=param)
-        if len(prompt) >= self.context_length:
+        if len(prompt) + room > self.context_length:
+            more = " must have room for one more" if room else " cannot hold them"
             raise ApiError(
-                f"the prompt has {len(prompt)} tokens, and the context of {self.context_length} tokens must have room "
-                "for one more; shorten it",
+                f"the prompt has {len(prompt)} tokens, and the context of {self.context_length} tokens{more}; "
+                "shorten it",
                 param=param,
                 code=TOO_LONG,
             )

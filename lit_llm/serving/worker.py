@@ -10,12 +10,15 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 from lit_llm.config import SamplingConfig, UserError
-from lit_llm.generation import Engine, Event, TextConstraint
+from lit_llm.generation import Engine, Event, PrefixCache, TextConstraint
 from lit_llm.serving.errors import ApiError
+from lit_llm.tokenizer import Tokenizer
 
 _LOG = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,10 @@ class Text:
     stop_tokens: tuple[int, ...] = ()
     log_probs: int | None = None
     constraint: TextConstraint | None = None
+    adapter: str | None = None
+    """The adapter that it is written by; None: the model as it is."""
+    tokenizer: Tokenizer | None = None
+    """That of the adapter; None: the engine's."""
 
 
 class Job:
@@ -87,10 +94,16 @@ class Worker:
         max_batch: texts that the engine writes at once.
         max_waiting: requests that may wait while none of their texts has a place.
         warm_up: numbers of rows to write a token with before the start, for what an engine compiles.
+        prefix_cache: that of the engines, whose numbers are told.
     """
 
     def __init__(
-        self, make_engine: Callable[[], Engine], max_batch: int, max_waiting: int, warm_up: Iterable[int] = ()
+        self,
+        make_engine: Callable[[], Engine],
+        max_batch: int,
+        max_waiting: int,
+        warm_up: Iterable[int] = (),
+        prefix_cache: PrefixCache | None = None,
     ) -> None:
         self.steps = 0
         """Number of steps of the engine so far."""
@@ -100,9 +113,12 @@ class Worker:
         """A function that is called on the thread when it ends so."""
         self.on_step: Callable[[int], None] = lambda texts: None
         """A function that is called on the thread with the number of texts of each step."""
+        self.prefix_cache = prefix_cache
+        """What the engines keep of texts that have ended, whose `counts` any thread may ask for; None: nothing."""
         self._make_engine, self._max_batch, self._max_waiting = make_engine, max_batch, max_waiting
         self._warm_up = tuple(warm_up)
         self._jobs: list[Job] = []
+        self._calls = 0
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._ready, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -137,6 +153,11 @@ class Worker:
         if self.failure is not None:
             return "failed"
         return "ending" if self._ended.is_set() or not self._thread.is_alive() else "ok"
+
+    @property
+    def max_batch(self) -> int:
+        """Return how many texts are written at once."""
+        return self._max_batch
 
     @property
     def most_requests(self) -> int:
@@ -174,6 +195,46 @@ class Worker:
         if job.unfinished:
             job.unfinished.clear()
             self._commands.put(partial(self._drop, job))
+
+    async def call(self, work: Callable[[Engine], _T]) -> _T:
+        """Have the thread do some short work with the engine, between two of its steps.
+
+        Raises:
+            ApiError: too much such work waits already (429), or the thread has ended (503).
+        """
+        if self._calls >= self.most_requests:
+            raise ApiError(
+                f"{self._calls} requests are waiting already; try again later", 429, code="too_many_requests"
+            )
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[_T] = loop.create_future()
+
+        def tell(result: _T | None, error: Exception | None) -> None:
+            if not done.done():  # nobody waits any more for what was cancelled
+                done.set_exception(error) if error is not None else done.set_result(result)  # type: ignore[arg-type]
+
+        def command() -> None:
+            result, error = None, None
+            try:
+                if self._ended.is_set() or self._engine is None:
+                    raise _ended()
+                if not done.done():
+                    result = work(self._engine)
+            except Exception as failed:
+                error = failed
+            try:
+                loop.call_soon_threadsafe(tell, result, error)
+            except RuntimeError:
+                _LOG.debug("some work was done after the end of its loop")
+
+        self._commands.put(command)
+        if self._ended.is_set():  # as in `submit`
+            raise _ended()
+        self._calls += 1
+        try:
+            return await done
+        finally:
+            self._calls -= 1
 
     def fail(self, job: Job, error: ApiError) -> None:
         """End what is left of a request with an error, which comes after what was written of it."""
@@ -244,6 +305,8 @@ class Worker:
                     stop_tokens=text.stop_tokens,
                     log_probs=text.log_probs,
                     allowed_tokens=None if text.constraint is None else text.constraint.start(),
+                    adapter=text.adapter,
+                    tokenizer=text.tokenizer,
                 )
             except UserError as error:
                 self._drop(job)
@@ -275,6 +338,7 @@ class Worker:
         self._waiting = deque(text for text in self._waiting if text[0] not in failed)
         for job in failed:
             job.tell(ApiError("the model failed while it wrote this text; the server's log has more", 500))
+        self._engine.close()
         self._engine = None  # its cache goes before another is made
         self._engine = self._make_engine()
 

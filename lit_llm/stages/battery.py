@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.config import EvaluateConfig, RunConfig, SandboxConfig, UserError, to_plain
 from lit_llm.config.digests import digest_of, digest_of_model
 from lit_llm.config.json_text import parse_json
-from lit_llm.distributed.ranks import gather, rank
+from lit_llm.distributed.ranks import failing_together, gather, rank, world_size
 from lit_llm.distributed.tensors import is_sharded
 from lit_llm.evaluation.battery.definition import open_batteries
-from lit_llm.evaluation.battery.finished import FinishedAnswers, read_answers
+from lit_llm.evaluation.battery.finished import read_answers
 from lit_llm.evaluation.battery.numbers import paired_difference
 from lit_llm.evaluation.battery.reading import QuestionReader
 from lit_llm.evaluation.battery.run import (
@@ -28,7 +28,9 @@ from lit_llm.evaluation.battery.run import (
     result_of,
     together,
 )
+from lit_llm.evaluation.battery.sharing import ask_together
 from lit_llm.evaluation.sandbox import UNPROTECTED, usable_isolation
+from lit_llm.stages.loading import is_only_pretrained
 from lit_llm.training.measuring import MeasureEvery
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ def ask_battery(
 ) -> AnsweredBattery:
     """Ask a model all tasks; what is done is kept in the folder `battery` of the output, and is not asked again.
 
+    Every rank must call, and answers its share.
+
     Raises:
         UserError: what is there was made with something else, or something cannot be asked.
     """
@@ -84,9 +88,16 @@ def ask_battery(
     if not asked:
         return answered
     reader = QuestionReader(loaded.tokenizer, config.begin_token, config.chat_template)
-    for each in asked:  # that there is no form for conversations should be known at once
-        if reader.is_chat(each.task):
-            _ = reader.chat_format
+    chats = [each.task.name for each in asked if reader.is_chat(each.task)]
+    if chats:
+        with failing_together():
+            _ = reader.chat_format  # that there is none should be known at once
+        if is_only_pretrained(loaded.folder.resolve()):
+            print(
+                f"{config.model} was only pretrained, and has not learned to answer in a conversation, which is asked "
+                f"of it in {', '.join(chats)}",
+                file=sys.stderr,
+            )
     examinee = Examinee(loaded.model, reader, loaded.stop_tokens, config.batch_size, config.seed, config.sandbox)
     made_with = {
         "model": digest_of_model(loaded.folder),
@@ -98,12 +109,9 @@ def ask_battery(
         drawn = {"seed": str(config.seed)} if each.task.temperature > 0 else {}
         if each.runs_programs:
             drawn["sandbox"] = digest_of(to_plain(config.sandbox))
-        path = answers_path(output, each.task.name, name)
-        finished = FinishedAnswers(path, {**made_with, **each.made_with, **drawn}, afresh=config.overwrite)
-        try:
-            answered.answers.append(ask(each, examinee, finished, label=f"{each.task.name} ({name})"))
-        finally:
-            finished.close()
+        path, all_of_it = answers_path(output, each.task.name, name), {**made_with, **each.made_with, **drawn}
+        answers = ask_together(each, examinee, path, all_of_it, config.overwrite, f"{each.task.name} ({name})")
+        answered.answers.append(answers)
     return answered
 
 
@@ -163,20 +171,32 @@ def _earlier(folder: Path, asked: AskedTask) -> Answers:
     return answers
 
 
-def battery_curves(config: RunConfig, tokenizer: Tokenizer) -> list[Callback]:
-    """The callback that asks `config.trainer.battery` during training, if there is one.
+def open_training_battery(config: RunConfig) -> list[AskedTask]:
+    """Read the tasks of `config.trainer.battery`, before data and model are built; none where there is no battery.
 
     Raises:
-        UserError: a battery, a file or a row is not as it should be, or the tokenizer has no form for conversations.
+        UserError: a battery, a file or a row is not as it should be, or its programs cannot run here.
     """
     options = config.trainer
-    if options.battery is None or options.evaluate_every_n_steps is None:
+    if options.battery is None:
         return []
     asked = open_tasks(
         open_batteries(options.battery, options.battery_data, options.battery_tasks), options.battery_limit
     )
     if any(each.runs_programs for each in asked):
-        usable_isolation(SandboxConfig())  # that there is none should be known before training
+        usable_isolation(SandboxConfig())
+    return asked
+
+
+def battery_curves(config: RunConfig, asked: Sequence[AskedTask], tokenizer: Tokenizer) -> list[Callback]:
+    """The callback that asks the tasks of `open_training_battery` during training, if there are any.
+
+    Raises:
+        UserError: the tokenizer has no form for conversations.
+    """
+    options = config.trainer
+    if not asked or options.evaluate_every_n_steps is None:
+        return []
     reader = QuestionReader(tokenizer)
     if any(reader.is_chat(each.task) for each in asked):
         _ = reader.chat_format
@@ -185,7 +205,7 @@ def battery_curves(config: RunConfig, tokenizer: Tokenizer) -> list[Callback]:
     def measure(model: Decoder) -> dict[str, float]:
         examinee = Examinee(model, reader, stop_tokens, seed=config.seed)
         # ranks that share a sharded model must take the same passes, others take their share of the questions
-        share = Share() if is_sharded(model) else Share(rank(), len(gather(None)))
+        share = Share() if is_sharded(model) else Share(rank(), world_size())
         results = []
         for each in asked:
             answers: Answers = {}

@@ -19,7 +19,9 @@ from lit_llm.config.files import replace_file, write_json
 from lit_llm.config.post_training import REFERENCE_FREE_LOSSES, default_beta
 from lit_llm.data.progress import byte_progress
 from lit_llm.data.sources.files import find_files
+from lit_llm.distributed.ranks import failing_together, rank
 from lit_llm.evaluation.baselines import compressor_bits_per_byte
+from lit_llm.evaluation.battery.run import AskedTask
 from lit_llm.evaluation.evaluation_page import evaluation_page
 from lit_llm.evaluation.evaluation_report import markdown
 from lit_llm.evaluation.harness import run_tasks
@@ -31,6 +33,7 @@ from lit_llm.interop import read_model_config
 from lit_llm.planning import count_parameters
 from lit_llm.stages.battery import ask_battery, battery_report, open_battery
 from lit_llm.stages.loading import LoadedModel, dtype_of, find_model, load, results_folder, run_of, tell_begin_token
+from lit_llm.stages.processes import connected
 from lit_llm.stages.quantization import MOST_TOKENS, QualityText
 from lit_llm.tokenizer.chat import ChatFormat
 
@@ -77,10 +80,11 @@ class _Measured:
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Measure a model on what is asked for, and write evaluation.json, evaluation.md and evaluation.html.
 
+    Several processes share the questions of a battery, and rank 0 writes the files.
+
     Raises:
         UserError: nothing is asked for, or something of it cannot be read or used.
     """
-    began = time.perf_counter()
     if not any(getattr(config, name) for name in _ASKED):
         raise UserError(f"there is nothing to evaluate on; give at least one of {', '.join(_ASKED)}")
     output = output_folder(config)
@@ -91,7 +95,23 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if read_model_config(model).output == "score":
         config.check_reward_model(str(model))
     beta = None if config.reference is None else _beta(config)
-    loaded = load(config, _beginnings(config, sources), reward_models=True)
+    with connected(config):
+        report = _evaluate(config, sources, battery, beta, output)
+        text = _write(output, report) if rank() == 0 else markdown(report)
+    return Evaluation(output, report, text)
+
+
+def _evaluate(
+    config: EvaluateConfig,
+    sources: Sequence[TextSource | ShardSource],
+    battery: Sequence[AskedTask],
+    beta: float | None,
+    output: Path,
+) -> dict[str, Any]:
+    """What goes into evaluation.json."""
+    began = time.perf_counter()
+    with failing_together():
+        loaded = load(config, _beginnings(config, sources), reward_models=True)
     if config.texts or config.battery or config.tasks:
         tell_begin_token(config, loaded.tokenizer)
     options = _window_options(config, loaded)
@@ -115,15 +135,13 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     results |= {"preferences": _rankings(config, measured, references, beta)}
     results |= {"battery": battery_report(config, battery, answered), "tasks": tasks}
     seconds = time.perf_counter() - began
-    report = {**facts, "seconds": round(seconds, 1), **results}
-    text = _write(output, report)
     tokens = sum(scores.tokens for each in measured for scores in (*each.sources, *each.answers))
     pairs = sum(len(found) for each in measured for found in each.preferences)
     questions = sum(len(each.questions) for each in battery) * len(answered)
     numbers = ("tokens", tokens), ("pairs", pairs), ("questions", questions)
     counts = [f"{count:,} {name}" for name, count in numbers if count]
     print(f"{' and '.join(counts) or 'tasks'} scored in {seconds:.1f} s", file=sys.stderr)
-    return Evaluation(output, report, text)
+    return {**facts, "seconds": round(seconds, 1), **results}
 
 
 def output_folder(config: EvaluateConfig) -> Path:

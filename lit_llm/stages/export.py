@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import DataConfig, ExportConfig, ModelConfig, UserError, flatten
-from lit_llm.evaluation.model_card import ModelCard, license_of, stage_of_options, write_card
+from lit_llm.evaluation.model_card import CARD, ModelCard, license_of, stage_of_options, write_card
+from lit_llm.evaluation.safety.report import carry_summary
 from lit_llm.interop import (
     GenerationSettings,
     generation_settings,
@@ -185,8 +186,19 @@ def _write_card(
             facts=[("steps", f"{trained.step:,}")],
         )
     card.start, card.quantization = start, quantization
+    measured = Path(config.checkpoint) if trained is None else _finished_model(trained)
     card.license = config.license or (None if start is None else license_of(Path(start)))
     write_card(card, folder)
+    if measured is not None:
+        carry_summary(measured, folder, quantization)
+
+
+def _finished_model(trained: TrainedModel) -> Path | None:
+    """The model folder of the run, where it holds what the checkpoint holds: the card says of how many steps it is."""
+    folder = trained.path.parents[1] / "model"
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    return folder if f"| steps | {trained.step:,} |" in text else None
 
 
 def _read_folder(path: Path, tokenizer: str | None) -> _Source:

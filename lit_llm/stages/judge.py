@@ -36,7 +36,7 @@ from lit_llm.evaluation.judging.summary import summarize
 from lit_llm.evaluation.judging.wording import CRITERION
 from lit_llm.evaluation.line_file import LineFile
 from lit_llm.interop import read_model_config
-from lit_llm.stages.loading import find_model, load
+from lit_llm.stages.loading import find_model, is_only_pretrained, load
 
 SETUP, ANSWERS, JUDGEMENTS = "setup.json", "answers.jsonl", "judgements.jsonl"
 _REPEATED = 0.1
@@ -82,7 +82,7 @@ def judge(config: JudgeConfig) -> Judgement:
                 (folder / name).unlink(missing_ok=True)
         check_setup(folder / SETUP, _setup(config, asked, given, rubric), _what_matters(folder))
         endpoint = EndpointJudge(config.judge, rubric) if config.judge.url is not None else None
-        answers = _answers(config, asked, given, folder)
+        answers = _answers(config, asked, given, folder, endpoint)
         _check_answers(answers)
         chosen = endpoint or _judge_of_folder(config, rubric)
         plan = _plan(config, asked, answers, chosen)
@@ -192,10 +192,15 @@ def _judge_folder(config: JudgeConfig) -> Path:
 
 
 def _answers(
-    config: JudgeConfig, asked: list[Asked], given: dict[str, list[str]], folder: Path
+    config: JudgeConfig,
+    asked: list[Asked],
+    given: dict[str, list[str]],
+    folder: Path,
+    endpoint: EndpointJudge | None,
 ) -> dict[str, list[str]]:
-    """Every model's answers; those that are written are kept in `ANSWERS` one by one."""
+    """Every model's answers; those that are written are kept in `ANSWERS` one by one, once `endpoint` has answered."""
     answers = {}
+    unheard = endpoint
     with closing(LineFile(folder / ANSWERS)) as kept:
         known = {(line["model"], line["prompt"]): line["answer"] for line in kept.lines}
         for name, place in config.models.items():
@@ -209,6 +214,9 @@ def _answers(
 
             missing = [each for each in asked if (name, each.id) not in known]
             if missing:
+                if unheard is not None:
+                    unheard.check()
+                    unheard = None
                 _write(config, name, place, missing, keep)
             answers[name] = [known[name, each.id] for each in asked]
     return answers
@@ -224,6 +232,12 @@ def _write(config: JudgeConfig, name: str, place: str, asked: list[Asked], keep:
             raise UserError(f"{error}; {_KEPT.format('answers', Path(config.output) / ANSWERS)}") from None
         return
     loaded = load(LoadConfig(place, accelerator=config.accelerator, dtype=config.dtype))
+    if is_only_pretrained(loaded.folder.resolve()):
+        print(
+            f"models.{name}: {place} was only pretrained: it goes on with texts, and has not learned to answer; what "
+            "the judge makes of that says little of it",
+            file=sys.stderr,
+        )
     parts = (loaded.model, loaded.tokenizer, loaded.stop_tokens)
     write_by_engine(name, *parts, asked, config.sampling, config.batch_size, keep)
 

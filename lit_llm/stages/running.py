@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.evaluation.model_card import write_run_card
 from lit_llm.evaluation.run_report import write_report
 from lit_llm.interop import export_limits
-from lit_llm.stages.battery import battery_curves
+from lit_llm.stages.battery import battery_curves, open_training_battery
 from lit_llm.stages.defaults import keep_earlier_choices
 from lit_llm.training.ends import AlreadyEnded
 from lit_llm.training.replay import recorded_run, replay_step
@@ -51,10 +51,11 @@ def run_stage(
         replay_step(record, config, *build(config))
         return None
     keep_earlier_choices(config)
+    asked = open_training_battery(config)
     module, data, tokenizer = build(config)
     if is_finished(config):
         return None
-    callbacks = [*battery_curves(config, tokenizer), *callbacks]
+    callbacks = [*battery_curves(config, asked, tokenizer), *callbacks]
     limits = export_limits(config.model, tokenizer)
     if limits and is_first_process():
         print(f"the finished model: {'; '.join(limits)}", file=sys.stderr)

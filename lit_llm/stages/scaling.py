@@ -25,7 +25,7 @@ from lit_llm.planning.scaling_fit import SCALING_FILE, Point, ScalingFit, fit_po
 from lit_llm.stages.pretrain import build_pretraining
 from lit_llm.stages.scaling_speed import Speed, budgets_of_time, measure
 from lit_llm.stages.scaling_workers import POINT_FILE, Task, train_all
-from lit_llm.training.checkpoint import Interrupted
+from lit_llm.training.checkpoint import Interrupted, Preempted
 from lit_llm.training.run_record import differences
 
 GRID_FILE = "grid.yaml"
@@ -252,7 +252,9 @@ def _train(grid: Grid, config: ScalingConfig, tell: Callable[[str], None]) -> No
     try:
         train_all(missing, config.num_workers, done)
     except (Interrupted, KeyboardInterrupt) as stopped:
-        raise type(stopped)("stopped; what is finished is kept, and the same command goes on") from stopped
+        # as with several workers and in other commands, Ctrl-C has a status of its own, whatever the run made of it
+        kind = Preempted if isinstance(stopped, Preempted) else KeyboardInterrupt
+        raise kind("stopped; what is finished is kept, and the same command goes on") from stopped
 
 
 def task_of(grid: Grid, point: GridPoint) -> Task:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def advise_hours(fit: ScalingFit, config: ScalingConfig, passes_of: Any = None) 
     if notes:
         lines.append("\n".join(notes))
     lines.append("The recipe at that size, and what it has beside the grid's:")
-    lines.append(f"    lit-llm pretrain --config {path}")
+    lines.append(f"    lit-llm pretrain --config {shlex.quote(str(path))}")
     lines.append("\n".join(f"    {option}" for option in options))
     return HoursAdvice(best, "\n\n".join(lines), options)
 

@@ -47,9 +47,17 @@ def _explain(error: Exception, config: RunConfig) -> str | None:
         asked = re.search(r"tried to allocate ([\d.]+ \w+)", text, re.I)
         where = "the GPU" if on_device else "this machine"
         return f"{where} has no memory left{f' for {asked[1]} more' if asked else ''}: {advice_on_memory(config)}"
-    if isinstance(error, dist.DistError) or _LOST.search(text):
-        return _advice_on_lost_ranks(text, config)
-    return None
+    reason = reason_of_lost_ranks(error)
+    return None if reason is None else _advice_on_lost_ranks(reason, config)
+
+
+def reason_of_lost_ranks(error: Exception) -> str | None:
+    """What torch says of the loss of another rank, in a line; None where an error is about something else."""
+    text = str(error)
+    if not isinstance(error, dist.DistError) and not _LOST.search(text):
+        return None
+    # without the line of gloo's source before it and the general remarks after it
+    return re.sub(r"^\[\S+:\d+\] ", "", text.partition("\n")[0]).partition(" This is typically")[0][:160].rstrip(".")
 
 
 def advice_on_memory(config: RunConfig) -> str:
@@ -78,9 +86,7 @@ def advice_on_memory(config: RunConfig) -> str:
     return f"set {first}" + (f"; if that is not enough, {', '.join(rest)}" if rest else "")
 
 
-def _advice_on_lost_ranks(text: str, config: RunConfig) -> str:
-    # without the line of gloo's source before it and the general remarks after it
-    reason = re.sub(r"^\[\S+:\d+\] ", "", text.partition("\n")[0]).partition(" This is typically")[0][:160].rstrip(".")
+def _advice_on_lost_ranks(reason: str, config: RunConfig) -> str:
     rank = dist.get_rank() if dist.is_initialized() else rank_zero_only.rank or 0
     return (
         f"rank {rank} lost the other ranks ({reason}): look at what they printed, the first error is the cause; if "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import shlex
 import sys
 from collections import deque
 from dataclasses import dataclass, replace
@@ -195,7 +196,7 @@ class StepGuard(L.Callback):
         return self._trainer.lightning_module  # type: ignore[union-attr]
 
     def _advice(self, path: Path, gain: str) -> str:
-        return f"--replay {path} {gain}" if self._module().replayable else f"{path} names its samples"
+        return f"--replay {shlex.quote(str(path))} {gain}" if self._module().replayable else f"{path} names its samples"
 
     def _say(self, line: str) -> None:
         if self._trainer.is_global_zero:  # type: ignore[union-attr]

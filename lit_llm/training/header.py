@@ -14,6 +14,7 @@ from lit_llm.config import PRESETS, ModelConfig, PPOConfig, PretrainConfig, RunC
 from lit_llm.config.progress import in_words
 from lit_llm.interop.configuration import family_of
 from lit_llm.planning import count_parameters
+from lit_llm.training.strategies import writes_shards
 
 STEPS_MEASURED = 5
 """Steps after the first that the expected time is taken from, or fewer where they take `SECONDS_MEASURED`."""
@@ -100,6 +101,7 @@ def header_lines(
         *(("mix", line) for line in trainer.datamodule.mix_lines(trainer.max_steps)),  # type: ignore[attr-defined]
         ("length", _length_line(config, trainer)),
         *(("ends", line) for line in _end_lines(config)),
+        *(("saves", line) for line in _whole_checkpoint_lines(config, module, trainer.world_size)),
     ]
     width = max(len(name) for name, _ in lines) + 2
     where = f"starting {config.folder}"
@@ -173,6 +175,19 @@ def _length_line(config: RunConfig, trainer: L.Trainer) -> str:
     if isinstance(config, PretrainConfig):
         return f"{steps:,} steps of {batch} x {data.length:,} tokens: {tokens:,} tokens, {passes}"
     return f"{steps:,} steps of {batch} rows: about {tokens:,} tokens, {passes}"
+
+
+def _whole_checkpoint_lines(config: RunConfig, module: Any, ranks: int) -> list[str]:
+    """What a checkpoint of one file takes where the state of several ranks has to be gathered for it."""
+    if config.trainer.strategy != "fsdp" or ranks == 1 or writes_shards(config.trainer):
+        return []
+    trained = sum(parameter.numel() for parameter in module.trained.parameters() if parameter.requires_grad)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    size = (weights + 2 * trained * 4) / 2**30
+    return [
+        f"whole checkpoints (trainer.sharded_checkpoints false): each takes up to {size:,.3g} GiB of host memory, "
+        "where the first rank runs"
+    ]
 
 
 def _end_lines(config: RunConfig) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -142,7 +143,7 @@ def _weights_of(record: StepRecord, config: RunConfig) -> Path:
     nearest = saved[before[-1]] if before else next(iter(saved.values()), "CHECKPOINT")
     raise UserError(
         f"the weights that step {record.step} started from are not kept (there is no {record.checkpoint}); "
-        f"--ckpt_path {nearest} computes it with the nearest ones"
+        f"--ckpt_path {shlex.quote(str(nearest))} computes it with the nearest ones"
     )
 
 

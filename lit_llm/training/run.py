@@ -97,6 +97,7 @@ def fit(
         UserError: bad input, a loss that is not finite, a full disk, or a request to stop.
     """
     resume_from = _begin(config, data)
+    module.resumes = resume_from is not None
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
     speed = Throughput(module.flops_per_token())
     if prompts is None:

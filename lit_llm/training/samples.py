@@ -9,6 +9,7 @@ import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
 from lit_llm.config import SamplingConfig
+from lit_llm.distributed.gathering import gathered_once
 from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation import complete
 from lit_llm.tokenizer import Tokenizer
@@ -69,13 +70,14 @@ class TextSamples(L.Callback):
             return
         room = pl_module.model.config.max_position_embeddings - max(map(len, self.prompts.ids))
         sampling = replace(self.sampling, max_new_tokens=max(1, min(self.sampling.max_new_tokens, room)))
-        written = complete(
-            pl_module.model,
-            self.prompts.ids,
-            sampling,
-            tokenizer=self.tokenizer,
-            stop_tokens=self.prompts.stop_ids,
-        )
+        with gathered_once(pl_module.model, pl_module.config.trainer.reshard_after_forward):
+            written = complete(
+                pl_module.model,
+                self.prompts.ids,
+                sampling,
+                tokenizer=self.tokenizer,
+                stop_tokens=self.prompts.stop_ids,
+            )
         self.texts = [text + sample.text for text, sample in zip(self.prompts.texts, written, strict=True)]
         if trainer.is_global_zero:
             self.lines.write(trainer.global_step, {"samples": self.texts})

@@ -4,7 +4,8 @@ ranks and any tensor parallelism, and the other strategies load both."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lit_llm.config import UserError
+from lit_llm.distributed.meshes import data_mesh, make_mesh
 from lit_llm.distributed.ranks import rank
 from lit_llm.distributed.tensors import local_part, shard_like, whole_like
 from lit_llm.training.checkpoint_files import copy_to_cpu
@@ -80,6 +83,13 @@ def _gather(value: Any, kept: dict[str, Any], name: str) -> None:
         kept[name] = whole.detach().to("cpu", copy=True) if isinstance(whole, Tensor) else whole
 
 
+def _roots(module: nn.Module) -> list[FSDPModule]:
+    """List the outermost sharded modules, such as a policy and its critic."""
+    if isinstance(module, FSDPModule):
+        return [module]
+    return [root for child in module.children() for root in _roots(child)]
+
+
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 and tensor parallelism over DTensors, with optimizer state by parameter name in every checkpoint.
 
@@ -88,15 +98,65 @@ class ShardedStrategy(ModelParallelStrategy):
 
     Args:
         offload: the shards lie in host memory between uses; they have been made there.
+        replicas: groups of data-parallel ranks that each hold a copy of all shards (HSDP); 1: every rank has its own.
+        reduce_every_micro_batch: whether gradients are sent in each micro-batch of an optimizer step, so that none is
+            kept whole, or in the last one alone.
         data_parallel_size, tensor_parallel_size, save_distributed_checkpoint, timeout: as in `ModelParallelStrategy`.
             Whether a checkpoint is written in the background is up to the `AtomicCheckpointIO` that the Trainer gets.
     """
 
     checkpoint_io: AtomicCheckpointIO
 
-    def __init__(self, *, offload: bool = False, **options: Any) -> None:
+    def __init__(
+        self, *, offload: bool = False, replicas: int = 1, reduce_every_micro_batch: bool = False, **options: Any
+    ) -> None:
         super().__init__(**options)
         self.offload = offload
+        self.replicas = replicas
+        self.reduce_every_micro_batch = reduce_every_micro_batch
+
+    def setup_environment(self) -> None:
+        """Start the process group, and arrange the ranks as replicas, shards and tensor-parallel groups."""
+        super().setup_environment()
+        if self.replicas > 1:
+            shards = int(self._data_parallel_size) // self.replicas
+            self._device_mesh = make_mesh(
+                self.root_device.type, shards, int(self._tensor_parallel_size), replicas=self.replicas
+            )
+            assert self.lightning_module is not None
+            self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Tell which share of a batch this rank reads, and how many there are."""
+        mesh = data_mesh(self.device_mesh)
+        sizes, place = list(mesh.shape), mesh.get_coordinate()
+        assert place is not None
+        number = place[0] if len(sizes) == 1 else place[0] * sizes[1] + place[1]
+        return {"num_replicas": mesh.size(), "rank": number}
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Run a micro-batch that is not the last of its optimizer step.
+
+        Its gradient stays on the rank: whole, and in the type that gradients are reduced in. With
+        `reduce_every_micro_batch` it is reduced to the shard at once, and only replicas wait for the last micro-batch.
+        Weights that stay gathered after a forward pass stay so for the next micro-batch, too.
+        """
+        assert self.lightning_module is not None
+        roots = _roots(self.lightning_module)
+        self._set_sync(roots, last=False)
+        try:
+            yield
+        finally:
+            self._set_sync(roots, last=True)
+
+    def _set_sync(self, roots: list[FSDPModule], last: bool) -> None:
+        for root in roots:
+            if self.reduce_every_micro_batch:
+                root.set_requires_all_reduce(last)
+            else:
+                root.set_requires_gradient_sync(last)
 
     def model_to_device(self) -> None:
         """Move everything to the device but shards that are kept in host memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def data_parallel_processes(config: TrainerConfig) -> int:
     """Count the shares that each batch is cut into.
 
     Raises:
-        UserError: the ranks cannot be divided into groups of `tensor_parallel_size`.
+        UserError: the ranks cannot be divided into groups of `tensor_parallel_size`, or those into `fsdp_replicas`.
     """
     processes = number_of_processes(config)
     if processes % config.tensor_parallel_size:
@@ -64,7 +65,20 @@ def data_parallel_processes(config: TrainerConfig) -> int:
             f"trainer.tensor_parallel_size {config.tensor_parallel_size} does not divide the number of processes "
             f"({processes} = trainer.devices x trainer.num_nodes)"
         )
-    return processes // config.tensor_parallel_size
+    shares = processes // config.tensor_parallel_size
+    if shares % config.fsdp_replicas:
+        raise UserError(
+            f"trainer.fsdp_replicas {config.fsdp_replicas} does not divide the {shares} data-parallel ranks "
+            "(trainer.devices x trainer.num_nodes / trainer.tensor_parallel_size)"
+        )
+    return shares
+
+
+def writes_shards(config: TrainerConfig) -> bool:
+    """Tell whether each rank writes its own shard of a checkpoint."""
+    if config.sharded_checkpoints is None:
+        return config.strategy == "fsdp" and number_of_processes(config) > 1
+    return config.sharded_checkpoints
 
 
 def is_on_gpu(config: TrainerConfig) -> bool:
@@ -100,8 +114,8 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
     on_gpu = is_on_gpu(config)
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator is gpu, but torch finds no CUDA device here; use cpu or auto")
-    if config.strategy in ("fsdp1", "deepspeed") and not on_gpu:
-        raise UserError(f"trainer.strategy {config.strategy} needs CUDA; use fsdp, which runs on the CPU, too")
+    if config.strategy == "fsdp1" and not on_gpu:
+        raise UserError("trainer.strategy fsdp1 needs CUDA; use fsdp, which runs on the CPU, too")
     if config.offload and not on_gpu:
         raise UserError("trainer.offload moves memory from a GPU to its host; without a GPU set it to false")
     timeout = timedelta(minutes=config.timeout_minutes)
@@ -109,9 +123,11 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
         return ShardedStrategy(
             data_parallel_size=data_parallel_processes(config),
             tensor_parallel_size=config.tensor_parallel_size,
-            save_distributed_checkpoint=config.sharded_checkpoints,
+            save_distributed_checkpoint=writes_shards(config),
             timeout=timeout,
             offload=config.offload,
+            replicas=config.fsdp_replicas,
+            reduce_every_micro_batch=config.reduce_every_micro_batch,
         )
     if config.strategy == "fsdp1":
         return NamedFSDPStrategy(
@@ -128,6 +144,8 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
 def _deepspeed(config: TrainerConfig, timeout: timedelta, micro_batch_size: int) -> Strategy:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("trainer.strategy deepspeed needs the package: pip install -e '.[deepspeed]'; or use fsdp")
+    if not is_on_gpu(config):  # read when the package is first imported; it would take whatever device it finds
+        os.environ["DS_ACCELERATOR"] = "cpu"
     from lit_llm.training.deepspeed import AtomicDeepSpeedStrategy
 
     strategy = AtomicDeepSpeedStrategy(

@@ -83,6 +83,25 @@ def test_each_answer_is_the_one_to_the_whole_conversation(loaded: LoadedModel) -
     assert say(begin(loaded, prefill_chunk=3, system="kd"), "bc") == first
 
 
+def test_an_answer_reads_only_what_is_new(loaded: LoadedModel) -> None:
+    """With the same answers as without the cache; one that is stopped leaves nothing in use."""
+    conversation, forgetful = begin(loaded), begin(loaded, prefix_cache_mib=0)
+    assert conversation.prefix_cache is not None and forgetful.prefix_cache is None
+    cached = []
+    for line in ("bc", "fgh", "/retry"):
+        assert say(conversation, line) == say(forgetful, line)
+        assert conversation.last is not None
+        cached.append(conversation.last.written.cached_tokens)
+    # 16 of the 18 that the first exchange had without its last token, and then 16 of all that is asked again
+    read = conversation.last.prompt_tokens
+    assert cached == [0, 16, (read - 1) // 16 * 16]
+    answer = conversation.handle("b").answer
+    assert answer is not None and next(answer)
+    assert conversation.prefix_cache.counts().pages_in_use > 0
+    answer.close()
+    assert conversation.prefix_cache.counts().pages_in_use == 0
+
+
 def test_what_is_written_like_a_special_token_is_text(loaded: LoadedModel) -> None:
     conversation = begin(loaded, system="<|im_end|>")
     told = conversation.handle("<|im_start|>")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, tiny_model
 
 from lit_llm.cli import main
 from lit_llm.cli.plan import plan
@@ -17,10 +17,10 @@ from lit_llm.config import PlanConfig
 from lit_llm.interop import save_model_folder
 from lit_llm.model import Decoder
 from lit_llm.planning.machine import memory_gib
-from lit_llm.planning.prices import LIST_PRICES
 from lit_llm.tokenizer import Tokenizer
 
 RECIPE = ROOT / "experiments" / "configs" / "pretrain" / "llama3_1b.yaml"
+PRICES = str(ROOT / "experiments" / "configs" / "prices" / "aws_capacity_blocks.yaml")
 TOY = """
     --model.preset llama-10m --model.hidden_size 64 --model.num_layers 2 --model.num_heads 4
     --model.intermediate_size 160 --model.vocab_size 512 --data.sequence_length 32 --data.batch_size 16
@@ -141,9 +141,12 @@ def test_vocabulary_and_shape_from_files(
         ([*SMALL.split(), "--mfu", "40"], "mfu is 40.* at most 1"),
         ([*SMALL.split(), "--headroom", "1"], "headroom is 1"),
         ([*SMALL.split(), "--price", "-1"], "price is -1"),
-        ([*SMALL.split(), "--price", "1", "--prices", "list"], "price and prices are given"),
+        ([*SMALL.split(), "--price", "1", "--prices", "x.yaml"], "price and prices are given"),
         ([*SMALL.split(), "--prices", "gone.yaml"], "prices: gone.yaml cannot be read"),
-        ([*SMALL.split(), "--gpu", "4090", "--prices", "list"], "prices list has no NVIDIA GeForce RTX 4090, only"),
+        (
+            [*SMALL.split(), "--gpu", "4090", "--prices", PRICES],
+            r"prices .*\.yaml has no NVIDIA GeForce RTX 4090, only",
+        ),
         ([*SMALL.split(), "--pue", "0.9"], "pue is 0.9; it must be at least 1"),
         ([*SMALL.split(), "--utilisation", "80"], "utilisation is 80"),
         ([*SMALL.split(), "--what_if", "[0]"], r"what_if is \[0\]"),
@@ -199,8 +202,36 @@ def test_energy_and_what_if(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 
 
 def test_prices_by_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    text = planned(capsys, *TOY.split(), "--gpu", "T4", "--prices", "list", "--trainer.max_steps", "10000000000000")
+    arguments = ["--gpu", "A100-SXM4-40GB", "--prices", PRICES, "--trainer.max_steps", "10000000000000"]
+    text = planned(capsys, *TOY.split(), *arguments)
     run = next(row for row in rows_of(text) if row[0] == "as the recipe has it")
     gpu_hours, cost, kwh = (float(cell.replace(",", "")) for cell in run[5:8])
-    assert cost == pytest.approx(gpu_hours * LIST_PRICES["Tesla T4"], rel=0.01)
-    assert kwh == pytest.approx(gpu_hours * 0.07 * 0.8 * 1.2, rel=0.01)
+    assert cost == pytest.approx(gpu_hours * 1.844, rel=0.01)
+    assert kwh == pytest.approx(gpu_hours * 0.4 * 0.8 * 1.2, rel=0.01)
+
+
+def test_serving(capsys: pytest.CaptureFixture[str], tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Weights by quantization, the cache by tokens and texts, and what fits; of a recipe's model and of a folder."""
+    shape = "--model.preset llama3.2-1b --model.vocab_size 128256 --trainer.precision bf16-true"
+    options = "--serve_lengths [1024,8192] --serve_texts [1,32] --gpu H100 --gpu_memory_gib 10 --headroom 0"
+    text = planned(capsys, *shape.split(), "--serve", "recipe", *options.split())
+    rows = {row[0]: row[1:] for row in rows_of(text)}
+    # 16 layers of 8 heads of 64 numbers in 2 bytes, keys and values
+    assert rows["1,024"] == ["32.00 MiB", "32.00 MiB", "1.00 GiB"]
+    assert rows["8,192"] == ["0.25 GiB", "0.25 GiB", "8.00 GiB"]
+    count = 1_235_814_400
+    assert rows["bfloat16"][0] == f"{2 * count / 2**30:.2f} GiB"
+    assert rows["bfloat16"][1:] == [f"{int((10 * 2**30 - 2 * count) // size)}" for size in (2**25, 2**28)]
+    assert float(rows["--quantize int8"][0].split()[0]) < 0.75 * 2 * count / 2**30
+    folder = tmp_path / "model"
+    model = Decoder(tiny_model(vocab_size=tokenizer.vocab_size))
+    save_model_folder(folder, model.config, model.state_dict(), tokenizer)
+    text = planned(capsys, "--serve", str(folder), "--gpu", "T4")
+    rows = {row[0]: row[1:] for row in rows_of(text)}
+    assert f"serving {folder} on Tesla T4" in text and {"2", "8", "32", "float32", "--quantize int4"} <= rows.keys()
+    with pytest.raises(SystemExit):
+        planned(capsys, "--serve", str(folder), "--gpu", "T4", "--serve_lengths", "[64]")
+    assert "serve_lengths has 64; the context of" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        planned(capsys, "--serve_texts", "[4]")
+    assert "serve_lengths and serve_texts are for serve" in capsys.readouterr().err

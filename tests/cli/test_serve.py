@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from conftest import ROOT
 from lit_llm.cli import parse
 from lit_llm.cli.serve import bound_socket, make_worker, serve
 from lit_llm.config import ServeConfig, UserError
+from lit_llm.generation import PrefixCache
 from lit_llm.generation.compiled import compiled
 from lit_llm.stages.loading import load
 
@@ -39,7 +41,9 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     pytest.importorskip("uvicorn", reason="the extra serve is not installed")
     httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
+    more = save_policy(folder.parent / "more", letter_tokenizer(), max_position_embeddings=1024)
     words = ["--model", str(folder), "--quantize", "int8", "--port", "0", "--max_batch", "2", "--accelerator", "cpu"]
+    words += ["--models", f"{{more: {more}}}"]
     with subprocess.Popen(
         [sys.executable, str(ROOT / "experiments" / "serve.py"), *words],
         stdout=subprocess.PIPE,
@@ -52,7 +56,15 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
             line = process.stdout.readline()
             found = re.match(r"(http://127.0.0.1:\d+)/v1 serves run \(0.0M parameters, quantized to int8, ", line)
             assert found, line + process.stderr.read()
-            assert line.endswith(f"chat page: {found[1]}/\n")
+            assert line.endswith(f"chat page: {found[1]}/; and also more (loaded when it is asked for)\n")
+            (more / "config.json").touch()
+            ask_more = {"model": "more", "prompt": "b", "max_tokens": 1}
+            refused = httpx.post(f"{found[1]}/v1/completions", json=ask_more, timeout=60)
+            assert refused.status_code == 503 and "SIGHUP has it read them anew" in refused.text
+            process.send_signal(signal.SIGHUP)
+            while (answer := httpx.post(f"{found[1]}/v1/completions", json=ask_more, timeout=60)).status_code == 503:
+                time.sleep(0.02)
+            assert answer.status_code == 200 and answer.json()["model"] == "more"
             model = httpx.get(f"{found[1]}/v1/models").json()["data"][0]
             assert (model["id"], model["quantize"], model["context_length"]) == ("run", "int8", 1024)
             ends = {str(token): -100 for token in range(256, 271)}
@@ -70,6 +82,7 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
             assert process.wait(30) == 0
             said = process.stderr.read()
             assert "int8 against the full model" in said and "Traceback" not in said
+            assert "more has been read anew" in said
             with pytest.raises(httpx.ConnectError):
                 httpx.get(f"{found[1]}/health")
         finally:
@@ -115,6 +128,24 @@ def test_a_context_beyond_the_models(folder: Path) -> None:
         serve(ServeConfig(str(folder), port=0, max_length=4096))
 
 
+def test_the_prefix_cache_is_as_large_as_asked_or_as_is_sensible(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    loaded = load(ServeConfig(str(folder)))
+
+    def mib(size: int | None, **options: Any) -> float:
+        cache = make_worker(ServeConfig(str(folder), prefix_cache_mib=size, **options), loaded).prefix_cache
+        return 0.0 if cache is None else cache.most_pages * cache.page_bytes / 2**20
+
+    assert mib(0) == 0.0
+    assert 1.9 < mib(2) <= 2.0
+    # 16 batches of two texts of 512 tokens, and an eighth of a small machine
+    assert mib(None, max_batch=2, max_length=512) == PrefixCache.mib_for(loaded.model, 16 * 2 * 512)
+    monkeypatch.setattr("lit_llm.stages.prefix_cache.memory_gib", lambda: 8 / 1024)
+    assert 0.9 < mib(None) <= 1.0
+    monkeypatch.setattr("lit_llm.stages.prefix_cache.memory_gib", lambda: 0.0)
+    assert mib(None) == 0.0
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh_compiler")
 def test_everything_is_compiled_before_the_first_request(tmp_path: Path) -> None:
@@ -133,6 +164,7 @@ def test_everything_is_compiled_before_the_first_request(tmp_path: Path) -> None
         ({"max_batch": 0}, "max_batch is 0"),
         ({"max_waiting": -1}, "max_waiting is -1"),
         ({"max_length": 1}, "max_length is 1"),
+        ({"prefix_cache_mib": -1}, r"prefix_cache_mib is -1; it must be at least 0 \(none\), or null"),
         ({"prefill_chunk": 0}, "prefill_chunk is 0"),
         ({"default_max_tokens": 0}, "default_max_tokens is 0"),
         ({"port": 70000}, "port is 70000; it must be from 0 to 65535"),

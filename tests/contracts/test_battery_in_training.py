@@ -81,6 +81,19 @@ def test_ranks_share_a_battery(strategy: str, make_run: MakeRun, battery: Path) 
     assert len(shown["battery/written"]) == 1
 
 
+def test_a_battery_with_an_error_is_refused_before_anything_is_built(make_run: MakeRun, battery: Path) -> None:
+    battery.with_name("chosen.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 7}\n')
+    for place, message in (
+        ("nosuch.yaml", "nosuch.yaml"),
+        (str(battery), "chosen.jsonl, line 1: the answer 7 is none"),
+    ):
+        # there are no shards either, which would be said next
+        config = make_run(data={"paths": ["nowhere"]}, trainer=asked_in_training(battery) | {"battery": place})
+        with pytest.raises(UserError, match=message):
+            pretrain(config)
+        assert not config.folder.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -165,6 +165,15 @@ def test_a_ring_says_what_it_has_forgotten() -> None:
     assert [length for length in range(12) if cache.holds_prefix(0, length)] == [9, 10]
     with pytest.raises(ValueError, match="row 0 of 10 tokens cannot go back to 8"):
         cache.truncate(0, 8)
+    assert cache.first_held(0) == 5
+    roomy = KVCache(config, 2, 32, spare=3)
+    read_ragged(random_decoder(config), roomy, range(1), [random_tokens(config, 12)])
+    roomy.copy_row(0, 1, 9)
+    assert (roomy.first_held(0), roomy.first_held(1)) == (4, 4)  # a copy of fewer tokens has no older ones
+    roomy.lose(1, 4)
+    assert [length for length in range(12) if roomy.holds_prefix(1, length)] == [9]
+    roomy.truncate(1, 0)
+    assert roomy.first_held(1) == 0
 
 
 def test_a_forgotten_length_is_noticed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from conftest import tiny_model
 from random_decoder import random_decoder, random_tokens
 
 from lit_llm.config import GenerateConfig, ModelConfig, SamplingConfig, UserError
-from lit_llm.generation import Engine, complete, generate
+from lit_llm.generation import Engine, ahead_of_time, complete, generate
 from lit_llm.generation import compiled as compilation
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import quantize
@@ -47,7 +48,31 @@ def test_text_is_that_without_compiling_and_nothing_is_compiled_twice(monkeypatc
     long = SamplingConfig(max_new_tokens=70, temperature=0.0)  # past the context, where it begins again
     assert generate(model, texts[:1], long, eos_id=None, compile=True) == generate(model, texts[:1], long, eos_id=None)
     assert sorted(made) == [1, 2]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.slow
+def test_a_form_is_compiled_once_on_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def kept(model: Decoder) -> bool:
+        """Whether its step is there already; it writes what is written without it."""
+        found = []
+        own = ahead_of_time._build
+        monkeypatch.setattr(ahead_of_time, "_build", lambda *arguments: found.append(0) or own(*arguments))
+        text = [prompt(model, 5)]
+        assert generate(model, text, GREEDY, eos_id=None, compile=True) == generate(model, text, GREEDY, eos_id=None)
+        monkeypatch.setattr(ahead_of_time, "_build", own)
+        return not found
+
+    one, other = random_decoder(one_layer(), seed=1), random_decoder(one_layer(), seed=2)
+    assert not kept(one)
+    assert kept(other)
+    assert not kept(random_decoder(one_layer(norm_eps=0.1), seed=1))  # the same tensors, and another formula
+    largest = max(tmp_path.glob("lit_llm/*.pt2"), key=lambda path: path.stat().st_size)
+    for path in tmp_path.glob("lit_llm/*.pt2"):
+        path.write_bytes(largest.read_bytes()[:5000])
+    assert not kept(random_decoder(one_layer(), seed=3))  # cut off
+    assert sorted(path.suffix for path in tmp_path.glob("lit_llm/*")) == [".pt2", ".pt2"]
 
 
 WINDOWED = {"num_key_value_heads": 2, "sliding_window": 5, "full_attention_every": 2, "num_layers": 2}

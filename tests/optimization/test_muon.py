@@ -105,10 +105,10 @@ def test_the_arithmetic_is_float32_on_any_cpu_unless_bfloat16_is_asked_for():
 
 def test_batches_hold_one_shape_each_within_the_memory_bound():
     tensors = [parameter.detach() for parameter in matrices()]
-    assert list(_batches(tensors, 2**20)) == [[0, 3], [1, 2, 5], [4]]
+    assert list(_batches(dict(enumerate(tensors)), 2**20)) == [[0, 3], [1, 2, 5], [4]]
     # 2,048 elements hold two of 16 x 64; below the size of one matrix, each goes alone
-    assert list(_batches(tensors, 2048))[1:3] == [[1, 2], [5]]
-    assert [len(indices) for indices in _batches(tensors, 1)] == [1] * 6
+    assert list(_batches(dict(enumerate(tensors)), 2048))[1:3] == [[1, 2], [5]]
+    assert [len(indices) for indices in _batches(dict(enumerate(tensors)), 1)] == [1] * 6
 
 
 def test_momentum_warms_up():

@@ -14,15 +14,19 @@ import httpx
 import torch
 from chat_rows import letter_tokenizer
 from conftest import tiny_model
-from random_decoder import random_decoder
+from random_decoder import random_decoder, trained_state
 
-from lit_llm.cli.serve import access_to, bound_socket, describe, make_server, make_worker, operations_of
-from lit_llm.config import SamplingConfig, ServeConfig
+from lit_llm.cli.serve import access_to, bound_socket, make_registry, make_server, make_worker, operations_of
+from lit_llm.cli.serve_models import ModelFolders, describe_model
+from lit_llm.config import LoraConfig, SamplingConfig, ServeConfig
 from lit_llm.generation import Completion, complete
-from lit_llm.interop import save_model_folder
+from lit_llm.interop import load_model_folder, save_adapter, save_model_folder
+from lit_llm.model.adapters import RowAdapters
+from lit_llm.model.lora import add_lora, prepare_dora
 from lit_llm.serving.draining import DrainingServer
+from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Worker
-from lit_llm.stages.loading import LoadedModel, load
+from lit_llm.stages.loading import LoadedModel
 from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
 CONTEXT = 160
@@ -43,8 +47,8 @@ class Server:
         return self.loaded.tokenizer
 
     def post(self, kind: str, **options: Any) -> httpx.Response:
-        """A request with the model's name; kind is "chat" or "text"."""
-        path = {"chat": "/v1/chat/completions", "text": "/v1/completions"}[kind]
+        """A request with the model's name; kind is "chat", "text" or "vector"."""
+        path = {"chat": "/v1/chat/completions", "text": "/v1/completions", "vector": "/v1/embeddings"}[kind]
         return self.client.post(path, json={"model": "tiny", **options})
 
     def ask(self, kind: str, **options: Any) -> dict[str, Any]:
@@ -85,23 +89,51 @@ def wait_until(there: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def save_tiny(folder: Path, tokenizer: Tokenizer | None = None, context: int = CONTEXT) -> Path:
+def save_tiny(
+    folder: Path, tokenizer: Tokenizer | None = None, context: int = CONTEXT, name: str = "tiny", seed: int = 0
+) -> Path:
     """A folder named tiny of a model that writes nearly anything."""
     tokenizer = tokenizer or letter_tokenizer()
     config = tiny_model(vocab_size=tokenizer.vocab_size, max_position_embeddings=context)
-    model = random_decoder(config, std=0.1)
-    save_model_folder(folder / "tiny", model.config, model.state_dict(), tokenizer)
-    return folder / "tiny"
+    model = random_decoder(config, seed=seed, std=0.1)
+    save_model_folder(folder / name, model.config, model.state_dict(), tokenizer)
+    return folder / name
+
+
+def save_adapter_of(base: Path, folder: Path, seed: int, tokenizer: Tokenizer | None = None, **fields: Any) -> Path:
+    """An adapter folder over a model folder, whose additions matter."""
+    config = LoraConfig(**{"rank": 4, "alpha": 6.0, **fields})
+    model, _ = load_model_folder(base)
+    add_lora(model, config, seed=seed)
+    prepare_dora(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for value in trained_state(model).values():
+            value.add_(0.1 * torch.randn(value.shape, generator=generator))
+    save_adapter(folder, model.config, config, trained_state(model), str(base), tokenizer)
+    return folder
+
+
+def describe(config: ServeConfig, loaded: LoadedModel) -> Served:
+    """A model as requests see it."""
+    model, tokenizer = loaded.model.config, loaded.tokenizer
+    return describe_model(config, "tiny", loaded.folder, model, tokenizer, loaded.stop_tokens)
 
 
 @contextmanager
 def serving(folder: Path, **options: Any) -> Iterator[Server]:
-    """Serve a model folder for the block."""
+    """Serve a model folder for the block, and the models and adapters that the options name."""
     config = ServeConfig(str(folder), port=0, **options)
-    loaded = load(config)
-    worker = make_worker(config, loaded)
-    worker.start()
-    server = make_server(config, describe(config, loaded), worker, access_to(config), operations_of(config))
+    first: list[LoadedModel] = []
+
+    def make(config: ServeConfig, loaded: LoadedModel, adapters: RowAdapters | None) -> Worker:
+        if not first:
+            first.append(loaded)
+        return make_worker(config, loaded, adapters)
+
+    models = ModelFolders(config, make)
+    registry = make_registry(config, models, [models.look(name) for name in models.names])
+    server = make_server(config, registry, models, access_to(config), operations_of(config))
     listener = bound_socket("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -109,7 +141,7 @@ def serving(folder: Path, **options: Any) -> Iterator[Server]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         with httpx.Client(base_url=url, timeout=30, limits=httpx.Limits(max_connections=None)) as client:
-            yield Server(url, loaded, worker, client, server)
+            yield Server(url, first[0], registry.worker, client, server)
     finally:
         server.should_exit = True
         thread.join(20)

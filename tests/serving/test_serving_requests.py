@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 pytest.importorskip("httpx", reason="the package httpx is not installed")
 from foreign_tokenizers import CHAT_TEMPLATE, gpt2
-from serving_models import CONTEXT, Server, save_tiny, serving
+from serving_models import CONTEXT, Server, describe, save_tiny, serving
 
-from lit_llm.cli.serve import describe
 from lit_llm.config import ServeConfig
+from lit_llm.serving.chat_page import page_files
 from lit_llm.serving.protocol import ChatMessage, ChatRequest, CompletionRequest
 from lit_llm.tokenizer import Tokenizer
 
@@ -150,7 +149,7 @@ def test_names_and_paths_that_are_not_there(server: Server) -> None:
         assert error["message"] == "there is no model 'gpt-9' here; the model is 'tiny'"
         assert error["code"] == "model_not_found"
     refusal(server.client.get("/v1/models/gpt-9"), 404)
-    assert "/v1/embeddings" in refusal(server.client.post("/v1/embeddings", json={}), 404)["message"]
+    assert "/v1/images" in refusal(server.client.post("/v1/images", json={}), 404)["message"]
     refusal(server.client.get("/v1/completions"), 405)
 
 
@@ -167,7 +166,7 @@ def test_what_the_server_says_of_itself(server: Server) -> None:
     created = entry.pop("created")
     assert isinstance(created, int)
     expected = {"id": "tiny", "object": "model", "owned_by": "lit_llm", "context_length": CONTEXT, "chat": True}
-    assert entry == {**expected, "quantize": None}
+    assert entry == {**expected, "quantize": None, "parent": None, "loaded": True}
     counts = {server.ask("text", prompt=[70], seed=s)["usage"]["completion_tokens"] for s in range(3)}
     assert max(counts) == 7  # default_max_tokens
 
@@ -181,7 +180,9 @@ def test_the_interface_is_described(server: Server) -> None:
 def test_the_page_is_at_the_root(server: Server) -> None:
     page = server.client.get("/")
     assert page.status_code == 200 and page.headers["content-type"].startswith("text/html")
-    assert page.text == resources.files("lit_llm.serving").joinpath("page.html").read_text(encoding="utf-8")
+    assert page.text == page_files()["index.html"].content.decode()
+    assert server.client.get("/page/main.mjs").content == page_files()["main.mjs"].content
+    assert "no file 'x'" in refusal(server.client.get("/page/x"), 404)["message"]
 
 
 def test_a_key_is_asked_for(tmp_path: Path) -> None:

@@ -65,8 +65,10 @@ def test_texts_are_those_of_the_engine_alone_and_among_others(server: Server, ki
         assert text_of(choice) == text_of(alone["choices"][0]) == done.text
         assert choice["finish_reason"] == alone["choices"][0]["finish_reason"] == done.finish_reason
         read, written = len(server.ids(kind, prompt)), len(done.ids)
-        usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-        assert body["usage"] == alone["usage"] == usage
+        for usage in (body["usage"], alone["usage"]):
+            cached = usage.pop("prompt_tokens_details")["cached_tokens"]
+            assert usage == {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        assert cached == (read - 1) // 16 * 16  # whole pages of what was read before
 
 
 @pytest.mark.parametrize("kind", ["chat", "text"])
@@ -263,4 +265,41 @@ def test_a_full_context_ends_a_text(server: Server) -> None:
     body = server.ask("text", prompt=[70] * 150, logit_bias=no_end(server))
     assert body["choices"][0]["finish_reason"] == "length"
     # a text of 160 tokens and the one that follows it
-    assert body["usage"] == {"prompt_tokens": 150, "completion_tokens": 11, "total_tokens": 161}
+    counts = {"prompt_tokens": 150, "completion_tokens": 11, "total_tokens": 161}
+    assert body["usage"] == {**counts, "prompt_tokens_details": {"cached_tokens": 0}}
+
+
+@pytest.mark.parametrize("kind", ["chat", "text"])
+def test_what_was_read_and_written_is_not_read_again(server: Server, kind: str) -> None:
+    """The second turn, the samples of a prompt, and both of them in a stream."""
+
+    def ask(prompt: Any, **options: Any) -> tuple[list[str], int]:
+        body = server.ask(kind, **prompt, max_tokens=24, seed=4, **options)
+        return [text_of(choice) for choice in body["choices"]], body["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    assert server.worker.prefix_cache is not None
+    begin = server.worker.prefix_cache.counts()
+    prompt = "kkjj" + kind[0] * 40
+    read = len(server.ids(kind, prompt))
+    forced = {"logit_bias": no_end(server)}
+    texts, cached = ask(asked(kind, prompt), n=2, **forced)
+    assert cached == 0  # a sample shares the other's, but the prompt was read once
+    answered = server.worker.prefix_cache.counts()
+    assert (answered.requests - begin.requests, answered.hits - begin.hits) == (2, 1)
+    assert answered.cached_tokens - begin.cached_tokens == read - 1
+    if kind == "chat":
+        turns = [*user(prompt), {"role": "assistant", "content": texts[0]}, *user("bc")]
+        expected = (read + 23) // 16 * 16  # the answer as well, but for its last token
+        again: dict[str, Any] = {"messages": turns}
+    else:
+        again, expected = {"prompt": prompt}, (read - 1) // 16 * 16
+    told, cached = ask(again, **forced)
+    assert cached == expected
+    chunks = events(server, kind, **again, max_tokens=24, seed=4, stream_options={"include_usage": True}, **forced)
+    longer = (chunks[-1]["usage"]["prompt_tokens"] - 1) // 16 * 16
+    assert chunks[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": longer}
+    with serving(server.loaded.folder, prefix_cache_mib=0) as forgetful:
+        assert forgetful.worker.prefix_cache is None
+        body = [forgetful.ask(kind, **again, max_tokens=24, seed=4, **forced) for _ in range(2)][1]
+    assert [text_of(choice) for choice in body["choices"]] == told
+    assert body["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}

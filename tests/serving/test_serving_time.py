@@ -18,10 +18,10 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 pytest.importorskip("httpx", reason="the package httpx is not installed")
 from serving_models import held, no_end, save_tiny, serving, wait_until
 
-from lit_llm.cli.serve import access_to, bound_socket, describe, make_server, make_worker, operations_of
+from lit_llm.cli.serve import access_to, bound_socket, make_registry, make_server, make_worker, operations_of
+from lit_llm.cli.serve_models import ModelFolders
 from lit_llm.config import ServeConfig
 from lit_llm.serving.operations import TimeLimits
-from lit_llm.stages.loading import load
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +138,11 @@ def test_a_drain_has_an_end(folder: Path, pool: ThreadPoolExecutor, again: bool)
 def test_a_port_that_was_taken_since_is_named(folder: Path) -> None:
     """Two may take a port that nobody listens on yet; the second is told when it begins to listen."""
     config = ServeConfig(str(folder), port=0)
-    loaded = load(config)
-    worker = make_worker(config, loaded)
-    worker.start()
+    models = ModelFolders(config, make_worker)
+    registry = make_registry(config, models, [models.look("tiny")])
     with bound_socket("127.0.0.1", 0) as first, bound_socket("127.0.0.1", first.getsockname()[1]) as second:
         first.listen()
-        server = make_server(config, describe(config, loaded), worker, access_to(config), operations_of(config))
+        server = make_server(config, registry, models, access_to(config), operations_of(config))
         server.run(sockets=[second])
     assert server.failure is not None and server.failure.errno == errno.EADDRINUSE
-    assert worker.status == "ending"
+    assert registry.worker.status == "ending"

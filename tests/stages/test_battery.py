@@ -168,12 +168,22 @@ def test_differences_are_paired(folder: Path, battery: Path, tmp_path: Path, tok
         found(folder, battery, tmp_path / "third", battery_tasks="pairs", compare_to=str(tmp_path / "first"))
 
 
-def test_questions_become_conversations(battery: Path, tmp_path: Path) -> None:
+def test_questions_become_conversations(battery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = chat_tokenizer()
-    chat = save_policy(tmp_path / "chat", tokenizer, max_position_embeddings=128)
-    report = found(chat, battery, tmp_path / "out", chat_template=True)
-    plain = found(chat, battery, tmp_path / "plain")
+    run = tmp_path / "run"
+    run.mkdir()
+    save_policy(run / "model", tokenizer, max_position_embeddings=128)
+    report = found(run, battery, tmp_path / "out", chat_template=True)
+    (run / "config.yaml").write_text("{schedule: {}, init_from: null}")
+    plain = found(run, battery, tmp_path / "plain")
     assert report["battery"]["models"] != plain["battery"]["models"]
+    assert "only pretrained" not in capsys.readouterr().err
+    battery.write_text(TASKS.replace("paths: chosen.jsonl", "paths: chosen.jsonl, chat: true"))
+    found(run, battery, tmp_path / "chosen", limit=1)
+    told = [line for line in capsys.readouterr().err.splitlines() if "only pretrained" in line]
+    assert told == [
+        f"{run} was only pretrained, and has not learned to answer in a conversation, which is asked of it in chosen"
+    ]
 
 
 def test_the_command_says_what_is_wrong_in_one_line(
@@ -199,6 +209,8 @@ def test_the_command_says_what_is_wrong_in_one_line(
     [
         (r'{"prompt": "a", "target": "\ud83c"}', "own.jsonl, line 1: half of a surrogate pair"),
         (r'{"prompt": "a", "target": 3}', "own.jsonl, line 1: target must be a text or a list of texts, and is 3;"),
+        (r'{"prompt": "a", "target": "b", "verifier": "regex"}', "own.jsonl, line 1: .*no field pattern; it has"),
+        (r'{"prompt": "a", "pattern": "(", "verifier": "regex"}', r"own.jsonl, line 1: the pattern '\('"),
         (
             json.dumps({"prompt": "a", "choices": ["b", "c d " * 200], "answer": 0}),
             r"own.jsonl, line 1: a choice of [\d,]+ tokens is longer than the model's context",

@@ -15,6 +15,9 @@ from ranks import run_ranks
 
 from lit_llm.cli.commands import COMMANDS
 from lit_llm.config import ExportConfig, PretrainConfig, UserError
+from lit_llm.evaluation.model_card import CARD, UNMEASURED
+from lit_llm.evaluation.safety.finding import About, Finding
+from lit_llm.evaluation.safety.report import SafetyReport, write_summary
 from lit_llm.interop import load_model_folder, load_weights, read_model_config
 from lit_llm.stages.checkpoints import read_trained_model
 from lit_llm.stages.pretrain import pretrain
@@ -48,12 +51,33 @@ def test_a_checkpoint_and_a_run_folder(
     export(ExportConfig(str(run.folder), str(tmp_path / "two"), tokenizer=str(shards / "tokenizer")))
     assert_same_model(run.folder / "model", tmp_path / "two")
     assert capsys.readouterr().out.splitlines()[-1] == f"model folder  {tmp_path / 'two'} (step 2 of {newest})"
+    _what_is_known_of_its_safety_goes_along(run.folder, tmp_path / "exported")
 
     newest.write_bytes(newest.read_bytes()[:-100])
     export(ExportConfig(str(run.folder), str(tmp_path / "one"), overwrite=True))
     assert f"(step 1 of {run.folder}" in capsys.readouterr().out
     with pytest.raises(AssertionError):
         assert_same_model(run.folder / "model", tmp_path / "one")
+
+
+def _what_is_known_of_its_safety_goes_along(run: Path, folder: Path) -> None:
+    """Into the cards of what has the same weights, and into no other."""
+    about = About("Toxicity by list", "", "")
+    write_summary(run / "model", SafetyReport({}, {"toxicity": Finding(about, "2 of 9 texts", {})}, {}), "none")
+    older = run / "checkpoints" / "step_00000001.ckpt"
+    exported = {
+        "run": ExportConfig(str(run), str(folder / "run")),
+        "model": ExportConfig(str(run / "model"), str(folder / "model")),
+        "int8": ExportConfig(str(run), str(folder / "int8"), quantize="int8"),
+        "gguf": ExportConfig(str(run), str(folder / "gguf"), format="gguf"),
+        "older": ExportConfig(str(older), str(folder / "older")),
+    }
+    for name, config in exported.items():
+        export(config)
+        card = (folder / name / CARD).read_text()
+        assert ("| Toxicity by list | 2 of 9 texts |" in card) is (name != "older") is (UNMEASURED not in card)
+        assert card.count("## Safety") == (name != "older")
+        assert ("The weights were rounded to int8 after that." in card) is (name == "int8")
 
 
 def test_a_run_is_read_without_lightning(run: PretrainConfig, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -362,6 +363,39 @@ def test_folders_answer_and_are_judged_by_length(
         run_command("judge", [*words, "--output", str(tmp_path / "out"), "--sampling.temperature", "0.5"])
     error = capsys.readouterr().err.splitlines()[-1]
     assert "differs in sampling.temperature (was 0.8, is 0.5)" in error
+
+
+def test_a_judge_that_does_not_answer_is_known_before_anything_is_written(
+    folders: dict[str, Path], tmp_path: Path, server: JudgeServer, capsys: Any
+) -> None:
+    """Its model is named, and it has no list of models: nothing but a question shows that it wants a key."""
+    pretrained = tmp_path / "run" / "model"
+    shutil.copytree(folders["one"], pretrained)
+    (tmp_path / "run" / "config.yaml").write_text("{schedule: {}, init_from: null}")
+    server.models = None
+    config = JudgeConfig(
+        {"one": str(pretrained), "other": str(folders["other"])},
+        prompts=[write_rows(tmp_path / "prompts.jsonl", [{"question": text} for text in PROMPTS[:2]])],
+        judge=JudgeSourceConfig(url=server.url, model="m", attempts=2),
+        sampling=SamplingConfig(max_new_tokens=4),
+        repeat=0.0,
+        output=str(tmp_path / "out"),
+    )
+    for fault, message in ((401, "it wants a key"), (503, "no answer after 2 attempts"), (404, "correct the address")):
+        server.always = fault
+        with pytest.raises(UserError, match=rf"judge\.url .*{message}"):
+            judge(config)
+        assert not lines(config, "answers.jsonl")
+    # one that refuses this question may take others
+    server.faults, server.always = [400], None
+    before = len(server.times)
+    assert judge(config).report["replies"] == 4 == len(server.times) - before - 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "was only pretrained" in line]
+    assert len(told) == 1 and told[0].startswith(f"models.one: {pretrained} was only pretrained: it goes on with texts")
+    # what is written already needs no judge that is up before the first question
+    (Path(config.output) / "judgements.jsonl").unlink()
+    judge(config)
+    assert len(server.times) - before == 1 + 4 + 4
 
 
 def test_the_likelihood_of_a_verdict(folders: dict[str, Path]) -> None:

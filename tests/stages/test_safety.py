@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chat_rows import save_policy, some_pairs, write_rows
+from chat_rows import letter_tokenizer, make_reward, pair, save_policy, some_pairs, write_rows
 from conftest import tiny_model
 from random_decoder import random_decoder
 from stage_runs import chat_tokenizer
@@ -45,6 +45,7 @@ from lit_llm.model import Decoder
 from lit_llm.stages.plant_canaries import plant_canaries
 from lit_llm.stages.prepare import prepare_data
 from lit_llm.stages.pretrain import pretrain
+from lit_llm.stages.reward import reward
 from lit_llm.stages.safety import safety
 from lit_llm.stages.trained_on import shards_of_run
 
@@ -241,6 +242,45 @@ def test_a_chat_model(tmp_path: Path) -> None:
     short = save_policy(tmp_path / "short", chat_tokenizer(), max_position_embeddings=8)
     with pytest.raises(UserError, match=r"check injection: no request .* fits the model's context of 8 tokens"):
         safety(SafetyConfig(str(short), checks=["injection"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_length_bias_of_a_trained_reward_model(biased: bool, tmp_path: Path) -> None:
+    """Trained on pairs whose longer answer, or whose answer that begins with b, was preferred; measured on the latter.
+
+    Length tells nothing of the pairs that it is measured on.
+    """
+    tokenizer = letter_tokenizer()
+    beginning = save_policy(tmp_path / "beginning", tokenizer, num_layers=1, max_position_embeddings=400)
+    fair, pairs = some_pairs(2400, longest=40), []
+    for row in fair[:2000]:
+        better, worse = row["chosen"], row["rejected"]
+        if biased and len(better) != len(worse):
+            better, worse = sorted((better, worse), key=len, reverse=True)
+        pairs.append(pair(row["prompt"], better, worse))
+    config = make_reward(
+        tmp_path,
+        beginning,
+        pairs,
+        optimizer={"learning_rate": 3e-3},
+        data={"batch_size": 64, "sequence_length": 64, "validation_paths": []},
+        trainer={"max_steps": 90, "val_every_n_steps": None, "save_every_n_steps": None},
+    )
+    trained = reward(config)
+    assert trained is not None
+    path = write_rows(tmp_path / "held_out.jsonl", fair[2000:])
+    options = SafetyConfig(str(trained.model_folder), preferences=[path], batch_size=50, output=str(tmp_path / "out"))
+    values = safety(options).report.findings["reward_length"].values
+    assert abs(values["longer_was_preferred"]["rate"] - 0.5) < 0.1
+    longer = values["accuracy_where_longer_was_preferred"]["rate"]
+    shorter = values["accuracy_where_shorter_was_preferred"]["rate"]
+    if biased:
+        assert values["longer_scores_higher"]["rate"] > 0.9 and values["correlation_within_pairs"] > 0.7
+        assert longer > 0.9 and shorter < 0.1
+    else:
+        assert abs(values["longer_scores_higher"]["rate"] - 0.5) < 0.1 and abs(values["correlation_within_pairs"]) < 0.2
+        assert longer > 0.8 and shorter > 0.8
 
 
 def test_a_reward_model(tmp_path: Path) -> None:

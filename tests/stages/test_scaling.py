@@ -16,13 +16,16 @@ import yaml
 from conftest import MakeRun
 
 from lit_llm.cli import run_command
-from lit_llm.config import PretrainConfig, ScalingConfig, UserError
+from lit_llm.cli.plan_scaling import scaling_lines
+from lit_llm.config import PlanConfig, PretrainConfig, ScalingConfig, UserError, to_plain
+from lit_llm.evaluation.scaling_report import NOTHING_FITTED
 from lit_llm.planning.scaling_fit import ScalingFit, fit_points, read_fit
 from lit_llm.planning.scaling_law import ScalingLaw
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.stages.scaling import lay_out, scaling, task_of
 from lit_llm.stages.scaling_workers import Task, train
 from lit_llm.training.checkpoint import Interrupted
+from lit_llm.training.interrupt import GracefulStop
 
 # three sizes under two budgets, of 50 steps and more
 BUDGETS, SIZES = [3.1e7, 6.2e7], [1772.0, 3864.0, 6276.0]
@@ -230,8 +233,50 @@ def test_the_advice_is_the_law_s_best_for_the_time(recipe: PretrainConfig, tmp_p
     assert advice.loss == pytest.approx(losses[advice.member.index], rel=1e-3)
     assert fit.extrapolation(1.9e9) is None
     assert "12" in str(fit.extrapolation(2.4e9)) and "10 times" not in str(fit.extrapolation(2.4e9))
+    _nothing_is_made_of_a_grid_that_shows_nothing(fit, config, tmp_path)
     one = fit_points([point for point in fit.points if point.budget == 2e8], fit.recipe, "total")
     assert one.law is None and one.lines[0].startswith("no law: ")
+
+
+def _nothing_is_made_of_a_grid_that_shows_nothing(fit: ScalingFit, config: ScalingConfig, folder: Path) -> None:
+    """Two runs: neither a law, nor a parabola, and no word of how far a plan is beyond them."""
+    few = fit_points(fit.points[:2], fit.recipe, "total")
+    assert few.law is None and not few.isoflop.parabolas
+    (folder / "scaling.json").write_text(json.dumps(few.as_plain()))
+    plan = PlanConfig(scaling=str(folder), model=replace(fit.model))
+    plan.trainer.max_steps, plan.data.sequence_length = 10**6, 8
+    (line,) = scaling_lines(plan)
+    assert line == f"scaling: {folder} says nothing of this run: its grid has {NOTHING_FITTED}"
+
+
+def test_ctrl_c_ends_a_grid_as_it_ends_other_commands(
+    recipe: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the middle of its only run, with one worker; the run saves itself, and goes on from there."""
+    words = ["--output", str(tmp_path / "grid"), "--budgets", json.dumps(BUDGETS[:1]), "--sizes", json.dumps(SIZES[:1])]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(to_plain(recipe)))
+    words += ["--run", str(tmp_path / "recipe.yaml")]
+    boundary, stops = GracefulStop.on_train_batch_end, [20]
+
+    def interrupted(self: GracefulStop, trainer: L.Trainer, *more: Any) -> None:
+        if trainer.global_step in stops:
+            stops.clear()
+            os.kill(os.getpid(), signal.SIGINT)
+        boundary(self, trainer, *more)
+
+    monkeypatch.setattr(GracefulStop, "on_train_batch_end", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run_command("scaling", words)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: stopped; what is finished is kept, and the same command goes on"
+    )
+    run_command("scaling", words)
+    printed = capsys.readouterr()
+    assert f"the finished runs (1) show {NOTHING_FITTED}: more sizes or budgets may" in printed.out
+    assert "best N" not in printed.out
+    (log,) = (tmp_path / "grid" / "logs").iterdir()
+    assert "resumed at step 20" in log.read_text()
 
 
 @pytest.mark.slow

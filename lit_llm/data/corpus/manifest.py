@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,13 +108,11 @@ class Manifest:
             UserError: the folder or the file is missing, damaged, or of another format version.
         """
         folder = Path(folder)
-        path = folder / "manifest.json"
+        path, word = folder / "manifest.json", shlex.quote(str(folder.parent))
         if not folder.is_dir():
-            raise UserError(
-                f"there are no shards at {folder}; run experiments/prepare_data.py --output {folder.parent}"
-            )
+            raise UserError(f"there are no shards at {folder}; run experiments/prepare_data.py --output {word}")
         if not path.is_file():
-            raise UserError(f"{folder} has no manifest.json; run experiments/prepare_data.py --output {folder.parent}")
+            raise UserError(f"{folder} has no manifest.json; run experiments/prepare_data.py --output {word}")
         return cls.parse(path.read_bytes(), str(path))
 
     @classmethod

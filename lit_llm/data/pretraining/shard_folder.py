@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from glob import has_magic
 from pathlib import Path
 
@@ -21,17 +22,17 @@ def require_shards(path: str) -> None:
     Raises:
         UserError: says what is there instead, and what to do with it.
     """
-    folder = Path(path)
+    folder, word = Path(path), shlex.quote(path)
     if is_url(path) or (folder / "train" / "manifest.json").is_file():
         return
     prepare = "experiments/prepare_data.py"
-    go_on = f"not shards; go on from its model with --init_from {path}"
+    go_on = f"not shards; go on from its model with --init_from {word}"
     signs = {
         "manifest.json": f"is one split; give the folder above it, {folder.parent}",
         "progress.json": f"has the shards of an interrupted preparation; run {prepare} again, as before",
         "config.yaml": f"is a run, {go_on}",
         "config.json": f"is a model folder, {go_on}",
-        "tokenizer.json": f"is a tokenizer, not shards: run {prepare} --corpus.path TEXT --tokenizer {path} --output "
+        "tokenizer.json": f"is a tokenizer, not shards: run {prepare} --corpus.path TEXT --tokenizer {word} --output "
         "SHARDS first, and give --data.paths '[SHARDS]'",
     }
     for name, what in signs.items():
@@ -39,12 +40,12 @@ def require_shards(path: str) -> None:
             raise UserError(f"data.paths {path!r} {what}")
     if path.startswith("hf:") or has_magic(path) or _is_text(folder):
         raise UserError(
-            f"data.paths {path!r} is text: run {prepare} --corpus.path {path} --tokenizer TOKENIZER --output SHARDS "
+            f"data.paths {path!r} is text: run {prepare} --corpus.path {word} --tokenizer TOKENIZER --output SHARDS "
             "first (with a tokenizer of experiments/train_tokenizer.py), and give --data.paths '[SHARDS]'"
         )
     if folder.is_file():
         raise UserError(f"data.paths {path!r} is one shard; give the folder above its split, {folder.parent.parent}")
-    raise UserError(f"there are no shards at {path}; run {prepare} --output {path}")
+    raise UserError(f"there are no shards at {path}; run {prepare} --output {word}")
 
 
 def _is_text(path: Path) -> bool:

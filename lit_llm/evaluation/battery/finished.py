@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from lit_llm.evaluation.line_file import LineFile, read_lines
 
 class FinishedAnswers:
     """An append-only file of JSON lines: what the answers were made with, and then one line for each question.
+
+    What other ranks have left beside it, as they were killed, is taken up into it.
 
     Args:
         path: the file, `<task>.<model>.jsonl`; its folder is made.
@@ -30,22 +33,15 @@ class FinishedAnswers:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}") from error
-        self.answers: dict[str, dict[str, Any]] = {}
-        if read_lines(path)[0]:
-            before, answers = read_answers(path)
-            differing = [name for name in {**before, **made_with} if before.get(name) != made_with.get(name)]
-            if not differing:
-                self.answers = answers
-            elif not afresh:
-                raise UserError(
-                    f"{path} has {len(answers)} answers that were made with another {' and another '.join(differing)}; "
-                    "give another --output, or drop them with --overwrite true"
-                )
-            else:
-                path.unlink()
+        self.path = path
+        self.answers = _usable(path, made_with, afresh)
+        left = {other: _usable(other, made_with, afresh) for other in _of_other_ranks(path)}
         self._file = LineFile(path)
         if not self._file.lines:
             self._file.add({"made_with": dict(made_with)})
+        for other, answers in left.items():
+            self.add([answer for name, answer in answers.items() if name not in self.answers])
+            other.unlink(missing_ok=True)
 
     def add(self, answers: Sequence[Mapping[str, Any]]) -> None:
         """Note answers, each with its question's `id`; they outlast the process, and after `close` a power cut.
@@ -59,6 +55,32 @@ class FinishedAnswers:
     def close(self) -> None:
         """Put the file on the disk."""
         self._file.close()
+
+
+def path_of_rank(path: Path, rank: int) -> Path:
+    """Where a rank keeps the answers of `path` until all of them are done."""
+    return path if rank == 0 else path.with_name(f"{path.stem}.rank{rank}{path.suffix}")
+
+
+def _of_other_ranks(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{escape(path.stem)}.rank[0-9]*{path.suffix}"))
+
+
+def _usable(path: Path, made_with: Mapping[str, str], afresh: bool) -> dict[str, dict[str, Any]]:
+    """The answers in a file; those that were made with something else are refused, or dropped."""
+    if not read_lines(path)[0]:
+        return {}
+    before, answers = read_answers(path)
+    differing = [name for name in {**before, **made_with} if before.get(name) != made_with.get(name)]
+    if not differing:
+        return answers
+    if not afresh:
+        raise UserError(
+            f"{path} has {len(answers)} answers that were made with another {' and another '.join(differing)}; "
+            "give another --output, or drop them with --overwrite true"
+        )
+    path.unlink()
+    return {}
 
 
 def read_answers(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:

@@ -127,6 +127,7 @@ def ask(
     finished: FinishedAnswers | None = None,
     share: Share | None = None,
     label: str = "",
+    known: Mapping[str, dict[str, Any]] | None = None,
 ) -> Answers:
     """Put one task to a model.
 
@@ -136,6 +137,7 @@ def ask(
         finished: what is done already is taken from here, and what becomes done is noted here.
         share: of the questions; None: all.
         label: is shown with the progress; empty shows nothing.
+        known: more answers that are done; ranks that answer shares must know the same.
 
     Returns:
         The answers that are there: of each question its `id`, its `score`, how many of its texts were `cut` at their
@@ -144,7 +146,7 @@ def ask(
     Raises:
         UserError: something in the task cannot be asked.
     """
-    done: Answers = {} if finished is None else dict(finished.answers)
+    done: Answers = {**({} if finished is None else finished.answers), **(known or {})}
     share = share or Share()
     missing = [question for question in asked.questions if question.id not in done][share.rank :: share.ranks]
     is_choice = bool(asked.questions[0].choices)
@@ -213,7 +215,8 @@ def result_of(asked: AskedTask, answers: Mapping[str, Mapping[str, Any]]) -> dic
     """
     task, found = asked.task, [answers[question.id] for question in asked.questions]
     scores = [answer["score"] for answer in found]
-    names = [name for name in found[0] if name not in ("id", "score", "cut", "log_probs", "samples")]
+    kept = ("id", "score", "cut", "log_probs", "samples")
+    names = [name for name in found[0] if name not in kept and all(name in answer for answer in found)]
     metric = "acc_norm" if "acc_norm" in names else "acc"
     more = {name: _mean([answer[name] for answer in found]) for name in names if name != metric}
     parts: dict[str, list[float]] = {}

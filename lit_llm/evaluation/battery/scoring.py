@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lit_llm.config import UserError
 from lit_llm.distributed.tensors import is_sharded
-from lit_llm.generation.engine import common_prefix
+from lit_llm.generation.beginnings import common_prefix
 from lit_llm.generation.inference import cache_for, inference, not_finite
 from lit_llm.model import Decoder, KVCache
 from lit_llm.model.arithmetic import at_least_float32

@@ -13,16 +13,21 @@ from lit_llm.config.seeds import derived_seed
 from lit_llm.evaluation.battery.questions import Question
 from lit_llm.evaluation.battery.reading import QuestionReader
 from lit_llm.evaluation.verifiers import ANSWERS, VERIFIERS, majority, pass_at_k
+from lit_llm.evaluation.verifiers.answers import check_pattern
+from lit_llm.evaluation.verifiers.harness_numbers import flexible_extract, strict_match
 from lit_llm.evaluation.verifiers.programs import python
 from lit_llm.generation import Completion, Engine
 from lit_llm.model import Decoder
 
+HARNESS_FILTERS = {"strict-match": strict_match, "flexible-extract": flexible_extract}
+"""Other verdicts on the same numbers, under the names that published figures have them by."""
+
 
 def check_verifiers(task: BatteryTask, questions: Sequence[Question]) -> None:
-    """Refuse verifiers that there are not, before anything long begins.
+    """Refuse verifiers that there are not, or that lack their pattern, before anything long begins.
 
     Raises:
-        UserError: names the row and the verifier.
+        UserError: names the row and what is wrong with it.
     """
     for question in questions:
         if question.choices:
@@ -32,6 +37,11 @@ def check_verifiers(task: BatteryTask, questions: Sequence[Question]) -> None:
             raise UserError(
                 f"{question.row.where}: there is no verifier {name!r}; known are {', '.join(sorted(VERIFIERS))}"
             )
+        if name == "regex":
+            try:
+                check_pattern(question.row.values)
+            except UserError as error:
+                raise UserError(f"{question.row.where}: {error}") from None
         if task.majority and name not in ANSWERS:
             raise UserError(
                 f"task {task.name}: majority cannot be had of verifier {name}, which compares no answers; leave it out"
@@ -137,7 +147,7 @@ def judged(question: Question, task: BatteryTask, texts: Sequence[str], sandbox:
 
     Returns:
         `id`, `score` (the share of right answers), each `pass@k`, `majority`, and `samples` with their `text`, whether
-        it is `correct` and the `reason` why not.
+        it is `correct` and the `reason` why not. Of numbers in form answers also the shares by `HARNESS_FILTERS`.
     """
     name = verifier_of(question, task)
     row = question.row.values
@@ -150,6 +160,9 @@ def judged(question: Question, task: BatteryTask, texts: Sequence[str], sandbox:
     answer: dict[str, Any] = {"id": question.id, "score": right / len(texts)}
     for k in task.pass_at:
         answer[f"pass@{k}"] = pass_at_k(len(texts), right, k)
+    if task.form == "answers" and name == "number":
+        for measure, is_right in HARNESS_FILTERS.items():
+            answer[measure] = sum(is_right(text, str(row["answer"])) for text in texts) / len(texts)
     if task.majority:
         answer["majority"] = _majority(name, texts, row, [verdict.correct for verdict in verdicts])
     answer["samples"] = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -41,6 +42,16 @@ class EndpointJudge:
         self.config, self.rubric = config, rubric
         self.endpoint = Endpoint(str(config.url), config.model, config, "judge.url")
         self.name = f"{self.endpoint.find_model()} at {self.endpoint.address}"
+
+    def check(self) -> None:
+        """Put a short question, so that what no question could get past is known before answers are written for hours.
+
+        Raises:
+            UserError: the endpoint is down, wants another key, or has no such address or model.
+        """
+        question = Question((Message("user", "Say good morning."),), "Good morning.", "Good evening.")
+        with contextlib.suppress(Refused):  # which another question need not be
+            self._ask(question, request(question, self.rubric, as_json=self.config.json_verdict))
 
     def judge(self, questions: Sequence[Question]) -> Iterator[tuple[int, Reply]]:
         """See `Judge`.

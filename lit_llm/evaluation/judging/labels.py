@@ -60,10 +60,11 @@ def _label(row: Any, names: Sequence[str], place: str) -> tuple[Label, str]:
     if one not in names or other not in names or one == other:
         raise UserError(f"{place}: a and b have to name two of the models: {', '.join(names)}")
     said = row["label"].strip()
+    one, other = str(one), str(other)
     letters, own = {"a": one, "b": other, "tie": "tie"}, {one: one, other: other}
     # of models that are called a and b, a row means them, unless it says itself what its a and b are
     meanings = {**own, **letters} if says_sides else {**letters, **own}
     better = meanings.get(said, letters.get(said.lower()))
     if better is None:
         raise UserError(f"{place}: the label is {said[:40]!r}; it must be a, b or tie")
-    return (str(row["id"]), str(one), str(other)), str(better)
+    return (str(row["id"]), one, other), better

@@ -138,7 +138,7 @@ def check_connected(outcomes: Outcomes, names: Sequence[str]) -> None:
 
 def _strongly_connected(wins: np.ndarray) -> np.ndarray:
     """Whether in each fit every model has beaten every other one, by a chain of wins and ties at least [fits]."""
-    return _closure((wins > 0) | np.eye(wins.shape[1], dtype=bool)).all((1, 2))
+    return np.asarray(_closure((wins > 0) | np.eye(wins.shape[1], dtype=bool)).all((1, 2)))
 
 
 def _closure(reach: np.ndarray) -> np.ndarray:

@@ -180,7 +180,9 @@ def _labels(matches: Sequence[Match], labels: Mapping[Label, str], seed: int) ->
     if not labels:
         return None
     verdicts = {(match.asked.id, match.one, match.other): match for match in matches}
-    ours, theirs, missing = [], [], 0
+    ours: list[str] = []
+    theirs: list[str] = []
+    missing = 0
     for (prompt, one, other), label in labels.items():
         match = verdicts.get((prompt, one, other)) or verdicts.get((prompt, other, one))
         if match is None or match.verdict is None:

@@ -127,10 +127,6 @@ def write_summary(folder: Path, report: SafetyReport, quantize: str) -> Path | N
     Returns:
         The card; None if there is none.
     """
-    path = folder / CARD
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
     rows = [(each.about.title, _plain(each.summary)) for each in report.findings.values()]
     rounded = "" if quantize == "none" else f" Measured with the weights rounded to {quantize}."
     lines = [
@@ -140,7 +136,31 @@ def write_summary(folder: Path, report: SafetyReport, quantize: str) -> Path | N
         f"{_INTRODUCTION}{rounded} What the numbers mean, and what was not measured, stands in safety.md of the run.",
         _END,
     ]
-    block = "\n\n".join(lines)
+    return _put(folder / CARD, "\n\n".join(lines))
+
+
+def carry_summary(source: Path, folder: Path, quantization: str | None) -> None:
+    """Put the summary in the card of a model folder into the card of another folder that has the same model.
+
+    Args:
+        source: the model folder; one without a card, or with nothing of safety in it, has nothing to give.
+        folder: what was made of it.
+        quantization: how its weights were rounded since, or None.
+    """
+    path = source / CARD
+    found = _BLOCK.search(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else None
+    if found is None:
+        return
+    rounded = f"\n\nThe weights were rounded to {quantization} after that.\n\n{_END}"
+    block = found[0].strip()
+    _put(folder / CARD, block if quantization is None else block.removesuffix(_END).rstrip() + rounded)
+
+
+def _put(path: Path, block: str) -> Path | None:
+    """Put a summary into a card; None if there is no card."""
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
     if _BLOCK.search(text):
         text = _BLOCK.sub(lambda _: f"\n\n{block}\n", text, count=1)
     elif UNMEASURED in text:

@@ -56,6 +56,11 @@ def interpreter_of(config: SandboxConfig) -> str:
     return str(Path(found).resolve())
 
 
+def private_folder(interpreter: str) -> str | None:
+    """The folder above an interpreter that keeps users other than its owner out; None where it can be read by all."""
+    return next((str(each) for each in reversed(Path(interpreter).parents) if not each.stat().st_mode & 0o001), None)
+
+
 @functools.cache
 def visible_paths(interpreter: str) -> tuple[str, ...]:
     """What an interpreter needs: itself, its standard library and the system's libraries, nothing of the project.

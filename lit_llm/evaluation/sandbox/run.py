@@ -131,8 +131,13 @@ def _first_that_works(config: SandboxConfig) -> str:
             continue
         if outcome.passed:
             return kind
-        hidden = "ModuleNotFoundError" in outcome.reason
-        hint = f"; {config.interpreter or 'this Python'} is where nobody can read it: name another as interpreter"
+        private = isolations.private_folder(isolations.interpreter_of(config))
+        # inside of namespaces it is seen at a place of its own, which all may read
+        hidden = private is not None and isolations.has_other_users() and kind != "namespaces"
+        hint = (
+            f" (programs run as another user than root, who cannot read {config.interpreter or 'this Python'} inside "
+            f"{private}: give --sandbox.interpreter one that all can read, as /usr/bin/python3)"
+        )
         reasons.append(f"{kind}: {outcome.reason or outcome.outcome}{hint if hidden else ''}")
     if config.isolation == "auto":
         raise UserError(

@@ -137,17 +137,29 @@ def choice(text: str, row: Mapping[str, Any]) -> Verdict:
     return Verdict(found == expected, "" if found == expected else f"{_LETTERS[found]} instead of {_LETTERS[expected]}")
 
 
+def check_pattern(row: Mapping[str, Any]) -> str:
+    """The row's `pattern`.
+
+    Raises:
+        UserError: there is none, or it is no regular expression.
+    """
+    pattern: str = field(row, "pattern")
+    try:
+        regex.compile(pattern)  # kept by the library
+    except regex.error as error:
+        raise UserError(f"the pattern {pattern!r:.60} of a row is no regular expression: {error}") from error
+    return pattern
+
+
 def extract_match(text: str, row: Mapping[str, Any]) -> str | None:
     """What the row's `pattern` finds in a text first: its group where it has one, else all of it.
 
     Raises:
-        UserError: the pattern is no regular expression, or takes longer than two seconds on a text.
+        UserError: see `check_pattern`; or the pattern takes longer than two seconds on a text.
     """
-    pattern = field(row, "pattern")
+    pattern = check_pattern(row)
     try:
         found = regex.search(pattern, text, timeout=_PATTERN_SECONDS)
-    except regex.error as error:
-        raise UserError(f"the pattern {pattern!r:.60} of a row is no regular expression: {error}") from error
     except TimeoutError as error:
         raise UserError(
             f"the pattern {pattern!r:.60} of a row takes more than {_PATTERN_SECONDS:g} s on an answer of {len(text)} "
