@@ -31,7 +31,7 @@ class ServeConfig(LoadConfig):
     prefix_cache_mib: int | None = None
     """Memory in MiB for keys and values of texts that have ended, so that a text which begins like one of them, as the
     next turn of a conversation does, reads only what is new; 0: none. null: an eighth of the machine's memory or of
-    what is free on the GPU, but no more than 16 full batches take."""
+    what is free on the GPU, but no more than 16 full batches take. Each model in memory has its own."""
     compile: bool = False
     """Write with code compiled for the model: a minute or so at the start for each of 1, 2, 4, ... max_batch texts at
     once, unless the machine has some of this form from before. On the CPU it needs a C++ compiler. With quantize, a

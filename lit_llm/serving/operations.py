@@ -11,6 +11,7 @@ from typing import TypeVar
 from lit_llm.serving.errors import ApiError
 from lit_llm.serving.keys import Keys
 from lit_llm.serving.metrics import Gauges, Metrics
+from lit_llm.serving.prefix_numbers import prefix_gauges
 from lit_llm.serving.protocol import ChatRequest, CompletionRequest
 from lit_llm.serving.record import Record
 from lit_llm.serving.registry import Registry
@@ -65,6 +66,7 @@ class Operations:
                 "requests_waiting": ("Requests that wait for a place.", counts["waiting"]),
                 "models_loaded": ("Models in memory, without adapters.", len(registry.running)),
                 "ready": ("1 where new requests are taken.", ready),
+                **prefix_gauges(running.worker for running in registry.running),
             }
 
         with suppress(ModuleNotFoundError):

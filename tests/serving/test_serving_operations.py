@@ -105,6 +105,29 @@ def test_numbers_are_those_of_the_requests(server: Server, log: Path) -> None:
     assert after("process_resident_memory_bytes") > 1e6
 
 
+def test_numbers_of_the_prefix_cache(server: Server) -> None:
+    before = Numbers(server)
+    for _ in range(2):
+        server.ask("text", prompt=[90, *[71] * 20], max_tokens=2, logit_bias=no_end(server))
+    after = Numbers(server)
+
+    def more(name: str) -> float:
+        return after(f"prefix_cache_{name}", model="tiny") - before(f"prefix_cache_{name}", model="tiny")
+
+    found = {name: more(name) for name in ("requests", "hits", "prompt_tokens", "cached_tokens", "pages", "evictions")}
+    # the first 16 of 21 tokens are a page
+    assert found == {
+        "requests": 2,
+        "hits": 1,
+        "prompt_tokens": 42,
+        "cached_tokens": 16,
+        "pages": 1,
+        "evictions": 0,
+    }
+    assert after("prefix_cache_pages_in_use") == 0
+    assert 0 < after("prefix_cache_bytes") < after("prefix_cache_most_bytes")
+
+
 def test_numbers_of_the_moment(server: Server) -> None:
     def load() -> tuple[float, ...]:
         numbers = Numbers(server)
