@@ -189,9 +189,7 @@ class Decoder(nn.Module):
         }
         x0 = x
         for layer, block in enumerate(self.blocks):
-            if self.stream_share is not None and self.shortcut_share is not None:
-                x = self.stream_share[layer] * x + self.shortcut_share[layer] * x0
-            x = block(x, contexts[self.windows[layer]])
+            x = block(self.into_block(layer, x, x0), contexts[self.windows[layer]])
         if step is not None:
             step.advance(tokens)
         if self.final_norm is not None:
@@ -199,6 +197,31 @@ class Decoder(nn.Module):
         if head is not None:
             return head(x, self.head)
         return token_scores(x, self.head) if self.config.output == "score" else self.logits(x)
+
+    def into_block(self, layer: int, x: Tensor, x0: Tensor) -> Tensor:
+        """What a block reads [b, t, hidden] of the stream before it and of that before the first block."""
+        if self.stream_share is None or self.shortcut_share is None:
+            return x
+        return self.stream_share[layer] * x + self.shortcut_share[layer] * x0
+
+    def before_blocks(self, tokens: Tensor) -> tuple[Tensor, list[AttentionContext]]:
+        """The stream [b, t, hidden] before the first block and the context of each block, without a cache.
+
+        For what goes through the blocks one by one: `blocks[i](into_block(i, x, x0), contexts[i])`.
+
+        Args:
+            tokens: ids [b, t].
+
+        Raises:
+            UserError: the text is longer than `max_position_embeddings`.
+        """
+        positions = token_positions(tokens.size(1), None, tokens.device, self.config.max_position_embeddings)
+        x = self._embed(tokens, positions, None)
+        contexts = {
+            window: self._context(window, tokens, positions, None, None, compute_dtype(x))
+            for window in dict.fromkeys(self.windows)
+        }
+        return x, [contexts[window] for window in self.windows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token [..., vocab_size] from normed hidden states [..., hidden]."""
