@@ -185,8 +185,8 @@ def _whole_checkpoint_lines(config: RunConfig, module: Any, ranks: int) -> list[
     weights = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
     size = (weights + 2 * trained * 4) / 2**30
     return [
-        f"whole checkpoints (trainer.sharded_checkpoints false): each takes up to {size:,.3g} GiB of host memory, where "
-        "the first rank runs"
+        f"whole checkpoints (trainer.sharded_checkpoints false): each takes up to {size:,.3g} GiB of host memory "
+        "where the first rank runs"
     ]
 
 
