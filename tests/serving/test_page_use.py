@@ -284,12 +284,12 @@ def test_a_phone_and_the_keyboard(chat: Chat) -> None:
     page = chat.page
     chat.ask("ab")
     page.look(360, 700)
-    assert page.run("getComputedStyle(document.getElementById('sidebar')).visibility") == "hidden"
+    page.wait("getComputedStyle(document.getElementById('sidebar')).visibility === 'hidden'")
     page.click("#open-sidebar")
-    assert page.run("document.activeElement.id === 'new' && document.getElementById('page').inert")
+    page.wait("document.activeElement.id === 'new' && document.getElementById('page').inert")
     assert page.run("document.getElementById('open-sidebar').getAttribute('aria-expanded')") == "true"
     page.key("Escape")
-    assert page.run("document.activeElement.id === 'open-sidebar' && !document.getElementById('page').inert")
+    page.wait("document.activeElement.id === 'open-sidebar' && !document.getElementById('page').inert")
     reached = []
     for _ in range(14):
         page.key("Tab")
