@@ -154,7 +154,7 @@ def test_serving() -> None:
     for found in loads.values():
         assert (found["requests"], found["lost"], found["other_texts"]) == (6, 0, 0), found
         assert found["gain"] == pytest.approx(
-            found["tokens_per_second"] / loads["alone"]["tokens_per_second"], rel=0.02
+            found["tokens_per_second"] / loads["alone"]["tokens_per_second"], rel=0.02, abs=0.006
         )
         for quantiles in (found["first_token_s"], found["per_token_s"]):
             assert 0 < quantiles["p50"] <= quantiles["p90"] <= quantiles["p99"]

@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,11 @@ def running(side: Side, options: argparse.Namespace) -> Iterator[str | None]:
         places["PYTHONPATH"] = os.pathsep.join([str(SERVE.parents[1]), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryFile("w+") as said:
         process = subprocess.Popen(
-            [*side.command, "--port", str(port)], stdout=said, stderr=subprocess.STDOUT, env=places
+            [*side.command, "--port", str(port)],
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            env=places,
+            start_new_session=True,
         )
         url = f"http://127.0.0.1:{port}"
         try:
@@ -139,11 +144,11 @@ def running(side: Side, options: argparse.Namespace) -> Iterator[str | None]:
                 yield None
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has begun
+            process.wait()
 
 
 def _answers(process: subprocess.Popen[bytes], url: str, side: Side) -> bool:
@@ -236,15 +241,7 @@ def main() -> None:
                     figures["left_out"].append(f"{side.name}: it did not start")
                     continue
                 figures["sides"][side.name] = measure(url, bodies_of(options, tokenizer, side), options)
-    header = [
-        "side, load",
-        "tokens/s",
-        "gain",
-        "first token p50 / p90 / p99",
-        "per token p50 / p90 / p99",
-        "good/s",
-        "lost",
-    ]
+    header = ["side", "load", "tokens/s", "gain", "first token", "per token", "good/s", "lost", "other"]
     rows = [
         [
             side,

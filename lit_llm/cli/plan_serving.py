@@ -68,8 +68,8 @@ def plan_serving(
         table.add_row(kind, amount(size), *(f"{most:,}" if most else "none" for most in fitting))
     console.print(table)
     console.print(
-        "both are what the server allocates; what a pass needs for a moment comes on top: less with a smaller "
-        "prefill_chunk",
+        "both are what the server allocates; on top come its prefix cache (prefix_cache_mib), and what a pass needs "
+        "for a moment, which is less with a smaller prefill_chunk",
         soft_wrap=True,
         highlight=False,
     )

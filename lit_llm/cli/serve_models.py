@@ -195,13 +195,14 @@ class ModelFolders:
         return worker
 
     def _bytes(self, source: Source, config: ModelConfig) -> int:
-        from lit_llm.planning.serving import serving_memory
+        from lit_llm.planning.serving import prefix_cache_bytes, serving_memory
         from lit_llm.stages.serving_size import held_as
 
         options = source.config
         dtype, quantization = held_as(source.folder, config, dtype_of(options), options.quantize)
         length = options.max_length or config.max_position_embeddings
-        return serving_memory(config, dtype, quantization, options.max_batch, length, tied_head=options.compile).total
+        held = serving_memory(config, dtype, quantization, options.max_batch, length, tied_head=options.compile).total
+        return held + int(prefix_cache_bytes(config, dtype, options.prefix_cache_mib, 16 * options.max_batch * length))
 
 
 def describe_model(

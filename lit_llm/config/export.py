@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lit_llm.config.errors import UserError
@@ -17,22 +18,27 @@ class ExportConfig:
     checkpoint: str = "checkpoints/pretrain"
     """A checkpoint; a run folder: its newest whole checkpoint; a model folder, ours or Hugging Face's; a GGUF file."""
     output: str = "checkpoints/exported"
-    """Model folder to write; for GGUF a file *.gguf, or a folder to write model.gguf in."""
+    """Folder to write; for gguf, onnx and torch_export a file *.gguf, *.onnx or *.pt2, or a folder to write model.*
+    in."""
     tokenizer: str | None = None
     """Folder of the tokenizer; null: the one of the data that the run was trained on, or of the model folder."""
     overwrite: bool = False
     """Replace a model that is already there."""
-    format: Literal["auto", "huggingface", "lit_llm", "gguf"] = "auto"
+    format: Literal["auto", "huggingface", "lit_llm", "gguf", "ollama", "onnx", "torch_export"] = "auto"
     """What transformers loads (huggingface: architectures that it lacks with trust_remote_code=True, by code in the
-    folder), our own form (lit_llm), the first of the two that there is (auto), or one file for llama.cpp (gguf: Llama
-    form only)."""
+    folder), our own form (lit_llm), the first of the two that there is (auto), one file for llama.cpp (gguf: Llama
+    form only), a folder of that file and a Modelfile (ollama), or one program with its cache as inputs and outputs
+    (onnx for ONNX Runtime, torch_export for torch.export.load)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
-    """Type of the weights; auto keeps them as they are; q8_0 is 8 bits in blocks of 32, for gguf alone."""
+    """Type of the weights; auto keeps them as they are; q8_0 is 8 bits in blocks of 32, for gguf and ollama alone."""
     quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"
     """Round the weights to 8 or 4 bits and say what that costs in quality; for generate.py alone, in our own form."""
     quality_text: str | None = None
     """Text file to measure the loss of quality on (its first 512 tokens); null: the validation text of the run, or else
     a short built-in text."""
+    calibration_text: str | None = None
+    """Text file by which weights are rounded to int4 so that what the model makes of such text changes least (GPTQ; its
+    first 16,384 tokens); null: to the nearest number. Not the quality_text, which would look better than it is."""
     lora: Literal["merged", "adapter"] = "merged"
     """A run with lora: a model whose weights have the additions in them, or the additions alone as PEFT reads them."""
     max_shard_size: str = "5GB"
@@ -47,15 +53,20 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.max_shard_bytes < 1:
             raise UserError(f"max_shard_size is {self.max_shard_size!r}; give a size such as 5GB or 500MB")
-        if self.dtype == "q8_0" and self.format != "gguf":
-            raise UserError(f"dtype q8_0 is for format gguf alone, not {self.format}")
-
+        if self.dtype == "q8_0" and self.format not in ("gguf", "ollama"):
+            raise UserError(f"dtype q8_0 is for format gguf alone, or ollama, not {self.format}")
+        if self.dtype == "bfloat16" and self.format == "onnx":
+            raise UserError("ONNX Runtime computes no bfloat16 on a CPU; give dtype float32 or float16")
         if self.quantize not in ("none", "int8", "int8_dynamic", "int4"):
             raise UserError(f"quantize is {self.quantize!r}; it must be none, int8, int8_dynamic or int4")
-        if self.quantize != "none" and self.format in ("huggingface", "gguf"):
+        if self.quantize != "none" and self.format not in ("auto", "lit_llm"):
             raise UserError(f"quantize {self.quantize} is in our own form alone; leave format at auto, or give lit_llm")
         if self.quality_text is not None and self.quantize == "none":
             raise UserError("quality_text is given, but quantize is none: there is no loss of quality to measure")
+        if self.calibration_text is not None and self.quantize != "int4":
+            raise UserError(f"calibration_text is for quantize int4 alone, not {self.quantize}")
+        if self.calibration_text is not None and self.calibration_text == self.quality_text:
+            raise UserError("calibration_text is the quality_text, too; measure on a text that is not calibrated on")
         if self.private and self.push_to_hub is None:
             raise UserError("private has no effect without push_to_hub; give push_to_hub USER/NAME, too")
         if self.push_to_hub is not None and not re.fullmatch(r"[\w.\-]+/[\w.\-]+", self.push_to_hub):
@@ -67,6 +78,15 @@ class ExportConfig:
             for name, default in {"format": "auto", "dtype": "auto", "quantize": "none"}.items():
                 if given[name] != default:
                     raise UserError(f"{name} {given[name]} has no effect on an adapter; leave it out, or lora merged")
+
+    @property
+    def file(self) -> Path | None:
+        """The one file that is written, which holds the whole model; None for a model folder."""
+        suffix = {"gguf": ".gguf", "ollama": ".gguf", "onnx": ".onnx", "torch_export": ".pt2"}.get(self.format)
+        if suffix is None:
+            return None
+        output = Path(self.output)
+        return output if output.suffix == suffix and self.format != "ollama" else output / f"model{suffix}"
 
     @property
     def max_shard_bytes(self) -> int:

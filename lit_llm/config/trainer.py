@@ -32,8 +32,8 @@ class TrainerConfig:
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp", "fsdp1", "deepspeed"] = "auto"
     """"auto": one device, or ddp for several. "ddp": replicas. "fsdp": weights, gradients and optimizer sharded over
-    the data-parallel ranks (FSDP2), with tensor parallelism as an option. "deepspeed": ZeRO (extra
-    `deepspeed`). "fsdp1", which is older, needs CUDA; the others run on the CPU, too."""
+    the data-parallel ranks (FSDP2), with tensor parallelism as an option; runs on CPU too. "fsdp1" and "deepspeed"
+    (extra `deepspeed`) need CUDA."""
     tensor_parallel_size: int = 1
     """Ranks that share each attention and feed-forward product, and the vocabulary where it divides (strategy fsdp);
     the others are data-parallel."""

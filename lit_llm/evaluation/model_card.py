@@ -150,7 +150,9 @@ def render(card: ModelCard, folder: Path) -> str:
     values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     is_adapter = (folder / "adapter_config.json").is_file()
     parts = [
-        "---\n" + yaml.safe_dump(_metadata(card, values, is_adapter), sort_keys=False, allow_unicode=True) + "---",
+        "---\n"
+        + yaml.safe_dump(_metadata(card, _reader(values, is_adapter, folder)), sort_keys=False, allow_unicode=True)
+        + "---",
         f"# {card.name}",
         _introduction(card, is_adapter),
         "## How to use it",
@@ -174,9 +176,8 @@ def _results(card: ModelCard) -> list[tuple[str, float]]:
     return [(name, card.results[name]) for name in sorted(names, key=lambda name: (not name.endswith("/loss"), name))]
 
 
-def _metadata(card: ModelCard, values: Mapping[str, Any], is_adapter: bool) -> dict[str, Any]:
+def _metadata(card: ModelCard, reads: str) -> dict[str, Any]:
     """Collect the values of the YAML under the keys that the Hub knows."""
-    reads = _reader(values, is_adapter)
     task = "text-classification" if card.model.output == "score" else "text-generation"
     found: dict[str, Any] = {
         "library_name": reads,
@@ -249,10 +250,14 @@ def _public(places: str) -> str:
     )
 
 
-def _reader(values: Mapping[str, Any], is_adapter: bool) -> str:
+def _reader(values: Mapping[str, Any], is_adapter: bool, folder: Path) -> str:
     """Return the name of the library that reads the folder."""
     if is_adapter:
         return "peft"
+    if not any(folder.glob("*.safetensors")):
+        for name, reads in (("model.onnx", "onnx"), ("model.pt2", "pytorch")):
+            if (folder / name).is_file():
+                return reads
     if not values:
         return "gguf"
     is_ours = values.get("model_type") == "lit_llm" and "auto_map" not in values
@@ -279,7 +284,23 @@ def _introduction(card: ModelCard, is_adapter: bool) -> str:
 
 def _usage(card: ModelCard, values: Mapping[str, Any], is_adapter: bool, folder: Path) -> str:
     """Write the code that reads the model and uses it."""
-    reads = _reader(values, is_adapter)
+    reads = _reader(values, is_adapter, folder)
+    if reads == "onnx":
+        return _python(
+            "import onnxruntime",
+            "",
+            'session = onnxruntime.InferenceSession("model.onnx")',
+            "for value in session.get_inputs():  # past_key_values are of length 0 at first, then what present was",
+            "    print(value.name, value.type, value.shape)",
+        )
+    if reads == "pytorch":
+        return _python(
+            "import torch",
+            "",
+            'program = torch.export.load("model.pt2").module()',
+            "# keys and values of each layer in turn, of length 0 at first, then what the last call returned",
+            "logits, past = program(input_ids, attention_mask, past, last_tokens)  # last_tokens may be None",
+        )
     if reads == "peft":
         kind = "SequenceClassification" if card.model.output == "score" else "CausalLM"
         more = ", num_labels=1" if card.model.output == "score" else ""

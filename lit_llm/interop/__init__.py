@@ -1,6 +1,7 @@
 """This room reads and writes model folders: our own, those of Hugging Face transformers, adapters and GGUF files."""
 
 from lit_llm.interop.folder import (
+    describe_model,
     iterate_weights,
     load_model_folder,
     load_weights,
@@ -12,6 +13,7 @@ from lit_llm.interop.folder import (
 )
 from lit_llm.interop.generation_settings import (
     GenerationSettings,
+    ends_of,
     generation_settings,
     read_generation_config,
     stop_token_ids,
@@ -24,6 +26,8 @@ from lit_llm.interop.peft import load_adapter, load_tokenizer, read_adapter, sav
 __all__ = [
     "GenerationSettings",
     "decoder_from_transformers",
+    "describe_model",
+    "ends_of",
     "export_limits",
     "generation_settings",
     "gguf_license",

@@ -110,6 +110,31 @@ def save_model_folder(
     return values["model_type"]
 
 
+def describe_model(
+    folder: Path, config: ModelConfig, tokenizer: Tokenizer, dtype: torch.dtype, settings: GenerationSettings
+) -> None:
+    """Write what a model folder has besides weights, for what reads the model in another form.
+
+    Args:
+        folder: there already.
+        config: the decoder's configuration.
+        tokenizer: written into the folder.
+        dtype: of the weights.
+        settings: which tokens begin, end and pad a text, and how it is drawn.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    family, _ = _family_of(config, tokenizer)
+    values = {**_config_values(config, family), "dtype": str(dtype).removeprefix("torch."), **settings.ids}
+    try:
+        write_json(folder / "config.json", values)
+        write_json(folder / GENERATION_CONFIG, settings.generation)
+        tokenizer.save(folder)
+    except OSError as error:
+        raise UserError(f"cannot write the folder {folder}: {error}") from error
+
+
 def _check_form(
     config: ModelConfig, form: str, native: bool, dtype: torch.dtype | None, quantization: str | None
 ) -> None:

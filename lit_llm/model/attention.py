@@ -56,7 +56,9 @@ def attention_mask(
     Returns:
         Boolean mask broadcastable to [b, n_h, t, t] or None, and whether plain causality is meant.
     """
-    if document_ids is None and (window is None or length <= window):
+    # a program that is exported serves texts of every length, so that it cannot be asked here how long this one is
+    short = window is None or (not torch.compiler.is_exporting() and length <= window)
+    if document_ids is None and short:
         return None, True
     query = torch.arange(length, device=device).unsqueeze(1)  # [t, 1]
     key = torch.arange(length, device=device).unsqueeze(0)  # [1, t]
@@ -208,7 +210,9 @@ def fused_attention(
     Returns:
         [b, n_h, t, d] in the dtype of q.
     """
-    if torch.compiler.is_compiling() and q.size(2) == 1 and q.device.type == "cpu" and not torch.is_grad_enabled():
+    exporting = torch.compiler.is_exporting()
+    compiling = torch.compiler.is_compiling() and not exporting
+    if compiling and q.size(2) == 1 and q.device.type == "cpu" and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, context.mask, scale)
     dtype = q.dtype
     # on CPU the bfloat16 kernel's backward takes over twice as long as the float32 one
@@ -219,7 +223,7 @@ def fused_attention(
     is_causal, group = context.is_causal, n_h // k.size(1)
     if group > 1 and t == 1:  # a group's queries stand as tokens of one head, which every kernel takes
         q, is_causal, group = q.reshape(b, -1, group, d), False, 1
-    elif group > 1 and _needs_equal_heads(q, context.mask):
+    elif group > 1 and (exporting or _needs_equal_heads(q, context.mask)):  # few runtimes know grouped queries
         k, v, group = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), 1
     with without_autocast(q.device.type):
         out = F.scaled_dot_product_attention(

@@ -94,6 +94,12 @@ def _normed(norm: nn.Module | None, x: Tensor) -> Tensor:
     return x if norm is None else norm(x)
 
 
+def _into_block(layer: int, x: Tensor, x0: Tensor, stream: Tensor | None, shortcut: Tensor | None) -> Tensor:
+    if stream is None or shortcut is None:
+        return x
+    return stream[layer] * x + shortcut[layer] * x0
+
+
 def _narrow(x: Tensor) -> Tensor:
     """Under autocast, cast once what several projections read, instead of once for each of them."""
     return x.to(compute_dtype(x))
@@ -235,16 +241,37 @@ class Decoder(nn.Module):
 
     def _run_blocks(self, x: Tensor, contexts: dict[int | None, AttentionContext], is_cut: bool) -> Tensor:
         """Send the stream [b, t, hidden] through the blocks; with `is_cut` each rank its tokens of it."""
-        stream_share, shortcut_share = self.stream_share, self.shortcut_share
+        shares = self.stream_share, self.shortcut_share
         if is_cut and self.ranks is not None:
             x = self.ranks.cut_tokens(x)
-            stream_share, shortcut_share = self.ranks.shared(stream_share), self.ranks.shared(shortcut_share)
+            shares = self.ranks.shared(shares[0]), self.ranks.shared(shares[1])
         x0 = x
         for layer, block in enumerate(self.blocks):
-            if stream_share is not None and shortcut_share is not None:
-                x = stream_share[layer] * x + shortcut_share[layer] * x0
-            x = block(x, contexts[self.windows[layer]])
+            x = block(_into_block(layer, x, x0, *shares), contexts[self.windows[layer]])
         return self.ranks.join_tokens(x) if is_cut and self.ranks is not None else x
+
+    def into_block(self, layer: int, x: Tensor, x0: Tensor) -> Tensor:
+        """What a block reads [b, t, hidden] of the stream before it and of that before the first block."""
+        return _into_block(layer, x, x0, self.stream_share, self.shortcut_share)
+
+    def before_blocks(self, tokens: Tensor) -> tuple[Tensor, list[AttentionContext]]:
+        """The stream [b, t, hidden] before the first block and the context of each block, without a cache.
+
+        For what goes through the blocks one by one: `blocks[i](into_block(i, x, x0), contexts[i])`.
+
+        Args:
+            tokens: ids [b, t].
+
+        Raises:
+            UserError: the text is longer than `max_position_embeddings`.
+        """
+        positions = token_positions(tokens.size(1), None, tokens.device, self.config.max_position_embeddings)
+        x = self._embed(tokens, positions, None)
+        contexts = {
+            window: self._context(window, tokens, positions, None, None, compute_dtype(x), False)
+            for window in dict.fromkeys(self.windows)
+        }
+        return x, [contexts[window] for window in self.windows]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token [..., vocab_size] from normed hidden states [..., hidden]."""

@@ -38,6 +38,7 @@ from lit_llm.model.rounding import (
     from_int8,
     join_halves,
     round_to_int4,
+    round_to_int4_by_inputs,
     round_to_int8,
     split_halves,
 )
@@ -93,8 +94,14 @@ class QuantizedLinear(nn.Module):
         self.register_buffer("bias", torch.empty(out_features, dtype=dtype, device=device) if bias else None)
 
     @classmethod
-    def of(cls, linear: nn.Linear, kind: str) -> QuantizedLinear:
-        """The quantized form of a layer; on the meta device its shapes alone."""
+    def of(cls, linear: nn.Linear, kind: str, gram: Tensor | None = None) -> QuantizedLinear:
+        """The quantized form of a layer; on the meta device its shapes alone.
+
+        Args:
+            linear: the layer.
+            kind: one of `KINDS`.
+            gram: of the layer's inputs [in, in], for int4: see `round_to_int4_by_inputs`; None rounds to the nearest.
+        """
         weight = linear.weight.detach()
         layer = cls(
             linear.in_features,
@@ -107,7 +114,8 @@ class QuantizedLinear(nn.Module):
         if weight.is_meta:
             return layer
         if kind == "int4":
-            numbers, layer.scale = round_to_int4(F.pad(weight, (0, 0, 0, layer.weight.size(0) - weight.size(0))))
+            padded = F.pad(weight, (0, 0, 0, layer.weight.size(0) - weight.size(0)))
+            numbers, layer.scale = round_to_int4(padded) if gram is None else round_to_int4_by_inputs(padded, gram)
             stored = join_halves(numbers)
             layer.weight = to_kernel_order(stored) if layer.is_packed else stored
         else:
@@ -208,6 +216,17 @@ def quantize(model: Decoder, kind: str, *, tied_head: bool = False) -> Decoder:
         UserError: the model is quantized or sharded, or is of a type or width that `kind` is not for. The model is then
             as it was.
     """
+    for module, name in layers_to_quantize(model, kind, tied_head=tied_head):
+        setattr(module, name, QuantizedLinear.of(getattr(module, name), kind))
+    model.eval()
+    return model.requires_grad_(False)
+
+
+def layers_to_quantize(model: Decoder, kind: str, *, tied_head: bool = False) -> list[tuple[nn.Module, str]]:
+    """List the layers that `quantize` replaces, as modules and the names of their children.
+
+    Args and raises: as `quantize`.
+    """
     if kind not in KINDS:
         raise UserError(f"quantize is {kind!r}; it must be one of {', '.join(KINDS)}")
     if quantization_of(model) is not None:
@@ -223,10 +242,7 @@ def quantize(model: Decoder, kind: str, *, tied_head: bool = False) -> Decoder:
         places.append((model, "head"))
     for module, name in places:
         _check(getattr(module, name), name, kind)
-    for module, name in places:
-        setattr(module, name, QuantizedLinear.of(getattr(module, name), kind))
-    model.eval()
-    return model.requires_grad_(False)
+    return places
 
 
 def quantization_of(model: nn.Module) -> str | None:

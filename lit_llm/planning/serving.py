@@ -77,8 +77,23 @@ def bytes_of(module: nn.Module) -> int:
 
 
 def cache_bytes(config: ModelConfig, dtype: torch.dtype, texts: int, length: int) -> int:
-    """Bytes of the keys and values of some texts of some length; layers with a window hold no more than that."""
+    """Bytes of the keys and values of some texts of some length; layers with a window hold no more than that.
+
+    A prefix cache has the windows hold some tokens more, and memory of its own.
+    """
     return bytes_of_cache(KVCache(config, texts, length, device="meta", dtype=dtype))
+
+
+def prefix_cache_bytes(config: ModelConfig, dtype: torch.dtype, mib: int | None, useful_tokens: int) -> float:
+    """Bytes that a prefix cache may come to take.
+
+    Args:
+        config: the decoder's configuration.
+        dtype: of keys and values.
+        mib: its memory in MiB; None: as much as `useful_tokens` take.
+        useful_tokens: more than so many are not worth memory.
+    """
+    return mib * 2**20 if mib is not None else cache_bytes(config, dtype, 1, useful_tokens)
 
 
 def bytes_of_cache(cache: KVCache) -> int:

@@ -106,7 +106,7 @@ def _route_texts(app: FastAPI, answering: _Answering) -> None:
     async def respond(body: ResponseRequest, request: Request) -> Response:
         """Write an answer to a conversation, in OpenAI's newer form."""
 
-        def answer(model: str, tokenizer: Tokenizer, prompt_tokens: int, include_usage: bool) -> ResponseAnswer:
+        def answer(model: str, tokenizer: Tokenizer, prompt_tokens: int, *_: Any) -> ResponseAnswer:
             return ResponseAnswer(body, model, prompt_tokens)
 
         return await answering.with_texts(answer, body.as_chat(), request)
@@ -130,7 +130,7 @@ class _Answering:
 
     async def with_texts(
         self,
-        kind: Callable[[str, Tokenizer, int, bool], Answer | ResponseAnswer],
+        kind: Callable[[str, Tokenizer, int, bool, int], Answer | ResponseAnswer],
         body: ChatRequest | CompletionRequest,
         request: Request,
     ) -> Response:
@@ -161,7 +161,7 @@ class _Answering:
 
     async def _texts(
         self,
-        kind: Callable[[str, Tokenizer, int, bool], Answer | ResponseAnswer],
+        kind: Callable[[str, Tokenizer, int, bool, int], Answer | ResponseAnswer],
         body: ChatRequest | CompletionRequest,
         request: Request,
         use: Use,

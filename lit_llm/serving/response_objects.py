@@ -198,7 +198,7 @@ class ResponseAnswer:
             "output": [self._message(status, completion.text)],
             "usage": {
                 "input_tokens": self._prompt_tokens,
-                "input_tokens_details": {"cached_tokens": 0},
+                "input_tokens_details": {"cached_tokens": completion.cached_tokens},
                 "output_tokens": written,
                 "output_tokens_details": {"reasoning_tokens": 0},
                 "total_tokens": self._prompt_tokens + written,

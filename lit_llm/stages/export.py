@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from lit_llm.config import DataConfig, ExportConfig, ModelConfig, UserError, flatten
+from lit_llm.config.files import replace_file
 from lit_llm.evaluation.model_card import CARD, ModelCard, license_of, stage_of_options, write_card
 from lit_llm.evaluation.safety.report import carry_summary
 from lit_llm.interop import (
     GenerationSettings,
+    describe_model,
+    ends_of,
     generation_settings,
     is_gguf,
     load_tokenizer,
@@ -28,7 +31,7 @@ from lit_llm.interop import (
 from lit_llm.model import Decoder
 from lit_llm.stages.checkpoints import TrainedModel, read_trained_model
 from lit_llm.stages.hub import check_token, push
-from lit_llm.stages.quantization import quality_texts, quantize_and_tell
+from lit_llm.stages.quantization import quality_texts, quantize_and_tell, read_quality_text
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import with_chat_tokens
 from lit_llm.training.curves import METRICS_FILE
@@ -40,7 +43,7 @@ class Exported:
     """What was written.
 
     Attributes:
-        kind: "model folder", "GGUF file" or "adapter folder".
+        kind: "model folder", "GGUF file", "ONNX file", "torch program", "Ollama folder" or "adapter folder".
         path: where it is.
         source: what it was made from, in words.
         note: what else there is to know of who can load it; None where there is nothing.
@@ -68,11 +71,11 @@ class _Source:
 
 
 def export(config: ExportConfig) -> Exported:
-    """Write a model folder, a GGUF file or an adapter folder, and upload it where that is asked for.
+    """Write a model folder, a GGUF file, a program or an adapter folder, and upload it where that is asked for.
 
     Raises:
-        UserError: there is no whole checkpoint, or no tokenizer, the output holds a model already, or a GGUF file or an
-            adapter is asked for and cannot hold such a model; or the upload fails.
+        UserError: there is no whole checkpoint, or no tokenizer, the output holds a model already, or what is asked for
+            cannot hold such a model; or the upload fails.
     """
     if config.push_to_hub is not None:
         check_token()  # before the work of the export
@@ -84,11 +87,14 @@ def export(config: ExportConfig) -> Exported:
 
 def _write(config: ExportConfig) -> Exported:
     output, path = Path(config.output), Path(config.checkpoint)
-    if config.format == "gguf" and output.suffix != ".gguf":
-        output = output / "model.gguf"
-    taken = [output] if config.format == "gguf" else [output / "config.json", output / "adapter_config.json"]
-    if any(file.exists() for file in taken) and not config.overwrite:
-        raise UserError(f"{output} already holds a model; --overwrite true replaces it, --output FOLDER writes another")
+    file = config.file
+    taken = [] if file is None else [file]
+    if file is None or (file.suffix != ".gguf" and file != output):
+        taken += [output / "config.json", output / "adapter_config.json"]
+    if any(each.exists() for each in taken) and not config.overwrite:
+        raise UserError(
+            f"{file or output} already holds a model; --overwrite true replaces it, --output FOLDER writes another"
+        )
     is_file = is_gguf(path) and path.suffix == ".gguf"  # checkpoints are files, too
     is_model = is_file or any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     if config.lora == "adapter":
@@ -97,8 +103,8 @@ def _write(config: ExportConfig) -> Exported:
         return _write_adapter(config, output, read_trained_model(path))
     source = _read_folder(path, config.tokenizer) if is_model else _whole(config, path)
     tokenizer = source.tokenizer
-    if config.format == "gguf":
-        return _write_gguf(config, output, source, tokenizer)
+    if file is not None:
+        return _write_file(config, file, source)
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
     quantization = None if config.quantize == "none" else config.quantize
     if quantization is not None:
@@ -131,28 +137,80 @@ def _quantized(
     config: ExportConfig, source: _Source, tokenizer: Tokenizer, dtype: torch.dtype | None
 ) -> dict[str, Tensor]:
     measured = quality_texts(tokenizer, Path(config.checkpoint), config.quality_text)
+    calibration = None
+    if config.calibration_text is not None:
+        calibration = read_quality_text(config.calibration_text, "calibration_text")
+    model = _decoder(source, dtype)  # its weights are released one by one as they are quantized
+    quantize_and_tell(model, tokenizer, config.quantize, measured, calibration=calibration)
+    return model.state_dict()
+
+
+def _write_file(config: ExportConfig, file: Path, source: _Source) -> Exported:
+    """A whole model in one file, and in a folder of its own what goes with that."""
+    if config.format in ("gguf", "ollama"):
+        kind = _save_gguf(config, file, source)
+    else:
+        source.model.check_gives_text("what is to be exported")
+        kind = _save_program(config, file, source)
+    text = f"{kind}, {file.stat().st_size:,} bytes; {source.name}"
+    if file != Path(config.output):  # a folder of its own, which may have a card
+        _write_card(config, file.parent, source.model, source.trained, kind if kind == "Q8_0" else None)
+    if config.format != "ollama":
+        names = {"gguf": "GGUF file", "onnx": "ONNX file", "torch_export": "torch program"}
+        return Exported(names[config.format], file, text)
+    return Exported("Ollama folder", file.parent, text, f"ollama create NAME -f {file.with_name('Modelfile')}")
+
+
+def _save_gguf(config: ExportConfig, file: Path, source: _Source) -> str:
+    """Write a GGUF file, and a Modelfile for Ollama; returns the type of its matrices."""
+    from lit_llm.interop.gguf import save_gguf
+    from lit_llm.interop.ollama import modelfile
+
+    stored = str(next(iter(source.weights.values())).dtype).removeprefix("torch.")
+    kinds: dict[str, Any] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+    kind = kinds.get(stored if config.dtype == "auto" else config.dtype, "F32")
+    found = source.settings.generation.get("eos_token_id") or []
+    ends = found if isinstance(found, list) else [found]
+    text = None
+    if config.format == "ollama":  # refused, if it is, before the work
+        license_name = config.license or license_of(Path(config.checkpoint))
+        text = modelfile(
+            file.name,
+            source.tokenizer,
+            [*ends, *ends_of(source.tokenizer)],
+            source.settings.generation,
+            source.model.max_position_embeddings,
+            license_name,
+        )
+    save_gguf(file, source.model, source.weights, source.tokenizer, kind, ends)
+    if text is not None:
+        replace_file(file.with_name("Modelfile"), text)
+    return kind
+
+
+def _save_program(config: ExportConfig, file: Path, source: _Source) -> str:
+    """Write a program, and in a folder of its own what runtimes read beside it; returns the type of its weights."""
+    from lit_llm.interop.programs import save_onnx, save_torch_program
+
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    model = _decoder(source, dtype)
+    (save_onnx if config.format == "onnx" else save_torch_program)(file, model)
+    stored = model.embedding.weight.dtype
+    if file != Path(config.output):
+        describe_model(file.parent, source.model, source.tokenizer, stored, source.settings)
+    return str(stored).removeprefix("torch.")
+
+
+def _decoder(source: _Source, dtype: torch.dtype | None) -> Decoder:
+    """The model in evaluation mode, whose weights are released from the source."""
     with torch.device("meta"):
         model = Decoder(source.model)
     model.load_state_dict(
         {name: weight.to(dtype or weight.dtype) for name, weight in source.weights.items()}, assign=True
     )
     model.tie()
-    source.weights = {}  # each is released as it is quantized
-    quantize_and_tell(model.eval(), tokenizer, config.quantize, measured)
-    return model.state_dict()
-
-
-def _write_gguf(config: ExportConfig, output: Path, source: _Source, tokenizer: Tokenizer) -> Exported:
-    from lit_llm.interop.gguf import save_gguf
-
-    stored = str(next(iter(source.weights.values())).dtype).removeprefix("torch.")
-    kinds = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
-    kind = kinds.get(stored if config.dtype == "auto" else config.dtype, "F32")
-    ends = source.settings.generation.get("eos_token_id") or []
-    save_gguf(output, source.model, source.weights, tokenizer, kind, ends if isinstance(ends, list) else [ends])
-    if output != Path(config.output):  # a folder of its own, which may have a card
-        _write_card(config, output.parent, source.model, source.trained, None if kind != "Q8_0" else kind)
-    return Exported("GGUF file", output, f"{kind}, {output.stat().st_size:,} bytes; {source.name}")
+    source.weights = {}
+    return model.eval().requires_grad_(False)
 
 
 def _write_adapter(config: ExportConfig, output: Path, trained: TrainedModel) -> Exported:

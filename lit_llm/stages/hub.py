@@ -9,6 +9,7 @@ from lit_llm.config import UserError
 _OF_A_MODEL = (
     *("README.md", "config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
     *("tokenizer*.json", "special_tokens_map.json", "chat_template.jinja", "adapter_config.json", "*.py"),
+    *("model.gguf", "Modelfile"),
 )
 """The files that are uploaded from a model folder. Whatever else lies there is not meant for others."""
 

@@ -27,6 +27,10 @@ def mean(values: list[float]) -> float:
 '''
 # The full model's predictions are held while it is quantized: 4 bytes for each token and entry of the vocabulary.
 MOST_TOKENS = 512
+# What is calibrated on. A gram of inputs is to have more tokens than the inputs of a wide layer.
+MOST_CALIBRATION_TOKENS = 16_384
+# The attention of longer windows takes longer, and tells little more about what layers read.
+CALIBRATION_WINDOW = 512
 # With fewer tokens of the user's own, another text is measured on as well: a mean over some words says little.
 ENOUGH_TOKENS = 128
 
@@ -87,7 +91,13 @@ def _validation_text(folder: Path, tokenizer: Tokenizer) -> QualityText | None:
 
 
 def quantize_and_tell(
-    model: Decoder, tokenizer: Tokenizer, kind: str, measured: Sequence[QualityText], *, tied_head: bool = False
+    model: Decoder,
+    tokenizer: Tokenizer,
+    kind: str,
+    measured: Sequence[QualityText],
+    *,
+    tied_head: bool = False,
+    calibration: str | None = None,
 ) -> None:
     """Quantize a model in place and say on stderr what that changed.
 
@@ -97,6 +107,8 @@ def quantize_and_tell(
         kind: "int8", "int8_dynamic" or "int4".
         measured: measured on, up to `MOST_TOKENS` tokens in all; a line is said for each.
         tied_head: round a head that is the embedding as well; see `quantize`.
+        calibration: a text by which int4 is rounded, and a line for rounding to the nearest is said before it; None
+            rounds to the nearest.
 
     Raises:
         UserError: the model cannot be quantized so, is a reward model, or there is no token to measure on.
@@ -104,6 +116,7 @@ def quantize_and_tell(
     model.config.check_gives_text("what is to be quantized")
     import torch
 
+    from lit_llm.model.calibration import quantize_by_texts
     from lit_llm.model.quality import compare, predictions
     from lit_llm.model.quantization import quantize
     from lit_llm.tokenizer import prompt_ids
@@ -118,19 +131,42 @@ def quantize_and_tell(
             room -= len(ids)
             windows[-1] += [torch.tensor(ids[start : start + context]) for start in range(0, len(ids), context)]
     before = [list(predictions(model, of_text)) for of_text in windows]
-    quantize(model, kind, tied_head=tied_head)
-    for each, of_text, full in zip(measured, windows, before, strict=True):
-        found = compare(of_text, full, predictions(model, of_text))
-        print(f"{kind} against the full model, on {each.name}: {found}", file=sys.stderr)
+
+    def tell(quantized: Decoder, name: str) -> None:
+        for each, of_text, full in zip(measured, windows, before, strict=True):
+            found = compare(of_text, full, predictions(quantized, of_text))
+            print(f"{name} against the full model, on {each.name}: {found}", file=sys.stderr)
+
+    if calibration is None:
+        quantize(model, kind, tied_head=tied_head)
+        tell(model, kind)
+        return
+    tell(quantize(_same_weights(model), kind), f"{kind} rounded to the nearest")
+    ids = torch.tensor(prompt_ids(tokenizer, calibration, special_tokens=False)[:MOST_CALIBRATION_TOKENS])
+    quantize_by_texts(model, ids.split(min(context, CALIBRATION_WINDOW)))
+    tell(model, f"{kind} calibrated on {len(ids):,} tokens")
 
 
-def read_quality_text(path: str) -> str:
-    """Read the text that quality is to be measured on.
+def _same_weights(model: Decoder) -> Decoder:
+    """Another model over the same memory, whose layers can be replaced without touching those of the first."""
+    import torch
+
+    from lit_llm.model import Decoder
+
+    with torch.device("meta"):
+        other = Decoder(model.config)
+    other.load_state_dict(model.state_dict(), assign=True)
+    other.tie()
+    return other.eval()
+
+
+def read_quality_text(path: str, option: str = "quality_text") -> str:
+    """Read the text that quality is to be measured on, or that another option names.
 
     Raises:
         UserError: it is missing, no text, or empty.
     """
     text = read_text(Path(path))
     if not text.strip():
-        raise UserError(f"quality_text {path} is empty")
+        raise UserError(f"{option} {path} is empty")
     return text

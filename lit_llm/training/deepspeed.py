@@ -1,43 +1,21 @@
-"""DeepSpeed ZeRO, on GPUs and on CPUs, with checkpoints that are whole or not there."""
+"""DeepSpeed ZeRO with checkpoints that are whole or not there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.fabric.utilities.seed import reset_seed
-from lightning.pytorch.accelerators import CUDAAccelerator
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
 
 from lit_llm.config.files import partial_of
-from lit_llm.distributed.ranks import rank
 from lit_llm.training.checkpoint_files import checksum, put_in_place, remove, write_manifest
+from lit_llm.training.sharded import full_weights
 from lit_llm.training.unpickling import check_deepspeed_folder
 
 
 class AtomicDeepSpeedStrategy(DeepSpeedStrategy):
-    """Writes DeepSpeed's folder beside its final name, and gives it a manifest and the name once every rank is done.
-
-    It also trains on the CPU, over gloo, which DeepSpeed can and Lightning's strategy refuses.
-    """
-
-    def setup_environment(self) -> None:
-        """Start the process group."""
-        if isinstance(self.accelerator, CUDAAccelerator):
-            super().setup_environment()
-        else:
-            DDPStrategy.setup_environment(self)
-
-    def setup_distributed(self) -> None:
-        """Start DeepSpeed's communication; processes of the CPU have no device to select."""
-        if isinstance(self.accelerator, CUDAAccelerator):
-            super().setup_distributed()
-            return
-        reset_seed()
-        self.set_world_ranks()
-        self._init_deepspeed_distributed()
+    """Writes DeepSpeed's folder beside its final name, and gives it a manifest and the name once every rank is done."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         """Save into a folder; every rank must call."""
@@ -69,16 +47,9 @@ def mark_whole(partial: Path, target: Path) -> None:
     put_in_place(partial, target)
 
 
-@torch.no_grad()
 def gathered_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Gather the whole weights on rank 0, of which ZeRO stage 3 keeps pieces, one at a time. Every rank must call."""
+    """Gather the whole weights, which ZeRO stage 3 keeps in pieces, on rank 0. Every rank must call."""
     import deepspeed
 
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    weights: dict[str, Tensor] = {}
-    for name, value in module.state_dict().items():
-        parameter = parameters.get(name)
-        with deepspeed.zero.GatheredParameters([parameter] if parameter is not None else []):
-            if rank() == 0:
-                weights[name] = (value if parameter is None else parameter).detach().to("cpu", copy=True)
-    return weights
+    with deepspeed.zero.GatheredParameters(list(module.parameters())):
+        return full_weights(module)

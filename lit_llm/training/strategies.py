@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -114,8 +113,8 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
     on_gpu = is_on_gpu(config)
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator is gpu, but torch finds no CUDA device here; use cpu or auto")
-    if config.strategy == "fsdp1" and not on_gpu:
-        raise UserError("trainer.strategy fsdp1 needs CUDA; use fsdp, which runs on the CPU, too")
+    if config.strategy in ("fsdp1", "deepspeed") and not on_gpu:
+        raise UserError(f"trainer.strategy {config.strategy} needs CUDA; use fsdp, which runs on the CPU, too")
     if config.offload and not on_gpu:
         raise UserError("trainer.offload moves memory from a GPU to its host; without a GPU set it to false")
     timeout = timedelta(minutes=config.timeout_minutes)
@@ -144,8 +143,6 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
 def _deepspeed(config: TrainerConfig, timeout: timedelta, micro_batch_size: int) -> Strategy:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("trainer.strategy deepspeed needs the package: pip install -e '.[deepspeed]'; or use fsdp")
-    if not is_on_gpu(config):  # read when the package is first imported; it would take whatever device it finds
-        os.environ["DS_ACCELERATOR"] = "cpu"
     from lit_llm.training.deepspeed import AtomicDeepSpeedStrategy
 
     strategy = AtomicDeepSpeedStrategy(

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from chat_rows import letter_tokenizer
 from conftest import tiny_model
 from foreign_tokenizers import save_foreign_tokenizer
 from random_decoder import largest_difference, random_decoder, random_tokens
 
 from lit_llm.cli.commands import COMMANDS
-from lit_llm.config import ExportConfig, ModelConfig, UserError
+from lit_llm.config import ExportConfig, ModelConfig, SamplingConfig, UserError
+from lit_llm.generation import complete
 from lit_llm.interop import GenerationSettings, save_model_folder
 from lit_llm.interop.gguf import save_gguf, why_not_gguf
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
 export = COMMANDS["export"].run
 
@@ -262,3 +264,28 @@ def test_llama_cpp_computes_the_same(scaling: dict[str, Any] | None, tmp_path: P
     assert len(likeliest) == 20
     for token in likeliest:
         assert abs(token["logprob"] - float(expected[token["id"]])) < 0.02
+
+
+@pytest.mark.slow
+def test_llama_cpp_answers_the_same(tmp_path: Path) -> None:
+    """From a model folder by `export` to a conversation: template, tokens, ends of turns and greedy text."""
+    xllamacpp = pytest.importorskip("xllamacpp")
+    tokenizer = letter_tokenizer()
+    model = random_decoder(small(vocab_size=tokenizer.vocab_size, max_position_embeddings=256), std=0.1)
+    with torch.no_grad():
+        model.head.weight[128:256] = 0.0  # no bytes that are no letters by themselves
+    save_model_folder(tmp_path / "model", model.config, model.state_dict(), tokenizer)
+    export(ExportConfig(str(tmp_path / "model"), str(tmp_path / FILE), format="gguf"))
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(tmp_path / FILE)
+    parameters.n_ctx, parameters.n_parallel, parameters.warmup, parameters.verbosity = 256, 1, False, -1
+    server = xllamacpp.Server(parameters)
+    written = SamplingConfig(max_new_tokens=24, temperature=0.0)
+    for words in ("bcd", "what is it?", "x"):
+        format_ = ChatFormat(tokenizer)
+        prompt = format_.render_prompt([Message("user", words)])
+        ours = complete(model, [prompt], written, tokenizer=tokenizer, stop_tokens=format_.stop_ids)[0]
+        request = {"messages": [{"role": "user", "content": words}], "max_tokens": 24, "temperature": 0.0}
+        answer = server.handle_chat_completions(request)
+        assert answer["usage"]["prompt_tokens"] == len(prompt)
+        assert answer["choices"][0]["message"]["content"] == ours.text != ""

@@ -162,13 +162,6 @@ def compare_head(each: Case) -> None:
     own, theirs = ({name: value.grad for name, value in one.named_parameters()} for one in both)
     assert_same_gradients({name: value.full_tensor() for name, value in own.items()}, theirs)
 
-    def correct(hidden: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
-        states, options = hidden.flatten(0, 1), {"chunk_tokens": 9, "num_classes": model.config.vocab_size}
-        return linear_correct(states, targets=targets.flatten(), **head_rows(head), **options)
-
-    with torch.no_grad():
-        torch.testing.assert_close(model(tokens), plain(tokens), rtol=1e-5, atol=1e-5)
-        assert int(model(tokens, head=correct)) == int(plain(tokens, head=correct)) > 0
     # and with the gradient of the hidden states alone, which is prepared in the forward pass
     for one in both:
         one.zero_grad()
@@ -178,6 +171,14 @@ def compare_head(each: Case) -> None:
         {name: value.grad for name, value in one.named_parameters() if not name.startswith("head.")} for one in both
     )
     assert_same_gradients({name: value.full_tensor() for name, value in own.items()}, theirs)
+
+    def correct(hidden: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
+        states, options = hidden.flatten(0, 1), {"chunk_tokens": 9, "num_classes": model.config.vocab_size}
+        return linear_correct(states, targets=targets.flatten(), **head_rows(head), **options)
+
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens), plain(tokens), rtol=1e-5, atol=1e-5)
+        assert int(model(tokens, head=correct)) == int(plain(tokens, head=correct)) > 0
 
 
 def test_what_reads_a_head_that_ranks_share(tmp_path: Path) -> None:

@@ -87,6 +87,13 @@ def test_fsdp_shards_what_lasts() -> None:
     assert memory.communication in (4 * gathered, 4 * gathered + 12 * block)
 
 
+def test_gradients_wait_whole_for_the_last_micro_batch() -> None:
+    placement = replace(FSDP, accumulation=2)
+    kept = device_memory(recipe(trainer={"strategy": "fsdp"}), placement, "none").gradients
+    sent = recipe(trainer={"strategy": "fsdp", "reduce_every_micro_batch": True})
+    assert kept == 4 * count_parameters(sent.model) > 2 * device_memory(sent, placement, "none").gradients
+
+
 def test_offloaded_shards_are_not_on_the_device() -> None:
     config = recipe(trainer={"strategy": "fsdp", "offload": True})
     memory = device_memory(config, FSDP, "none")
@@ -99,8 +106,8 @@ def test_tensor_parallel_ranks_share_the_blocks() -> None:
     shared = replace(FSDP, data_parallel=2, tensor_parallel=2)
     alone = device_memory(config, replace(FSDP, data_parallel=2), "none")
     memory = device_memory(config, shared, "none")
-    outer = 512 * 64 + 64 + 4 * 2 * 64  # embedding and norms stay whole
-    assert memory.weights == 2 * (outer + (count_parameters(config.model) - outer) // 2)
+    norms = 64 + 4 * 2 * 64  # which stay whole
+    assert memory.weights == 2 * (norms + (count_parameters(config.model) - norms) // 2)
     assert 0.4 * alone.activations < memory.activations < alone.activations
 
 

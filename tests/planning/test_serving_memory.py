@@ -82,7 +82,8 @@ def test_the_server_counts_what_its_folders_take(tmp_path: Path, quantize: str) 
         seen.append(bytes_of(loaded.model) + (0 if adapters is None else adapters.nbytes))
         return worker
 
-    config = ServeConfig(str(folder), adapters={"a": str(adapter)}, quantize=quantize, max_batch=3, max_length=40)
+    options = {"quantize": quantize, "max_batch": 3, "max_length": 40, "prefix_cache_mib": 0}
+    config = ServeConfig(str(folder), adapters={"a": str(adapter)}, **options)
     models = ModelFolders(config, make)
     group = models.look("base")
     worker = models.load(group)

@@ -49,6 +49,20 @@ def test_a_conversation(client: openai.OpenAI, server: Server) -> None:
     assert last.usage.prompt_tokens_details.cached_tokens == (last.usage.prompt_tokens - 1) // 16 * 16
 
 
+def test_ids_of_requests_and_json_mode(client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "developer", "content": "c"}, *TALK],
+        response_format={"type": "json_object"},
+        max_tokens=5,
+        extra_headers={"X-Request-Id": "mine"},
+    )
+    assert done.choices[0].message.content.startswith("{") and done._request_id == "mine"
+    with pytest.raises(openai.NotFoundError) as refused:
+        client.models.retrieve("other")
+    assert len(refused.value.request_id) == 32
+
+
 def test_log_probabilities_and_samples(client: openai.OpenAI) -> None:
     done = client.chat.completions.create(
         model="tiny", messages=TALK, seed=1, n=2, max_tokens=8, logprobs=True, top_logprobs=2

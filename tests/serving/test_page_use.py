@@ -307,13 +307,17 @@ def test_two_models_and_calls_of_tools(browser: tuple[Page, Path]) -> None:
         return f'<tool_call>\n{{"name": "{body["model"]}", "arguments": {{"city": "<b>"}}}}\n</tool_call>'
 
     asked: list[Any] = []
-    with serving_page([entry("one"), entry("two")], script) as url:
+    models = [entry("one"), {"id": "two", "loaded": False}]
+    with serving_page(models, script) as url:
         chat = Chat(page, url, folder)
         chat.open()
         for name, value, event in (("system", "S", "input"), ("choice", "two", "change")):
             field = f"document.getElementById('{name}')"
             page.run(f"{field}.value = '{value}', {field}.dispatchEvent(new Event('{event}'))")
+        assert chat.text("#about") == "loaded with the first message"
+        models[1] = entry("two", loaded=True)
         chat.ask("q")
+        page.wait("document.getElementById('about').textContent === 'context 2,048 · not quantized'")
         assert chat.text(".call figcaption span") == "Tool call: two" and '"city": "<b>"' in chat.text(".call code")
         page.run("document.getElementById('compare-on').click()")
         chat.write("r")

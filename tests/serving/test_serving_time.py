@@ -110,6 +110,7 @@ def test_a_drain_loses_nothing(folder: Path, pool: ThreadPoolExecutor) -> None:
             assert refused.status_code == 503 and refused.headers["retry-after"] == "5"
             assert error_of(refused)["code"] == "draining"
             assert server.client.get("/v1/models").status_code == 200
+            assert not server.process.should_exit
             release()
             assert running.result()["choices"][0]["text"] == expected
             stream, whole = [request.result() for request in waiting]

@@ -144,6 +144,34 @@ def test_the_loss_of_quality_is_told_of_the_users_own_text(
     assert told()[1].startswith("int4 against the full model, on a built-in text: ")
 
 
+def test_int4_calibrated_on_a_text(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its loss is told beside that of rounding to the nearest, and the folder is like any other."""
+    (tmp_path / "read.py").write_text("class A:\n    def f(self, y):\n        return self.y + y\n" * 40)
+    text = "def f(x):\n    return x ** 2\n" * 10
+    (tmp_path / "text.py").write_text(text)
+    given = {"quality_text": str(tmp_path / "text.py"), "calibration_text": str(tmp_path / "read.py")}
+    output = quantized(folder, "int4", **given)
+    told = [line for line in capsys.readouterr().err.splitlines() if "against the full model" in line]
+    full, tokenizer = load_model_folder(folder)
+    ids = torch.tensor([tokenizer.begin_id, *tokenizer.encode(text)])[:512].split(64)
+    nearest = quality(full, quantize(load_model_folder(folder)[0], "int4"), ids)
+    calibrated = quality(full, load_model_folder(output)[0], ids)
+    read = 1 + len(tokenizer.encode((tmp_path / "read.py").read_text()))
+    assert told == [
+        f"int4 rounded to the nearest against the full model, on {tmp_path / 'text.py'}: {nearest}",
+        f"int4 calibrated on {read:,} tokens against the full model, on {tmp_path / 'text.py'}: {calibrated}",
+    ]
+    assert calibrated.kl != nearest.kl
+    assert json.loads((output / "config.json").read_text())["quantization"] == "int4"
+    for options, message in (
+        ({"quantize": "int8", **given}, "calibration_text is for quantize int4 alone, not int8"),
+        ({"quantize": "int4", **given, "quality_text": given["calibration_text"]}, "is the quality_text, too"),
+        ({"quantize": "int4", "calibration_text": str(tmp_path / "gone")}, "gone: cannot be read"),
+    ):
+        with pytest.raises(UserError, match=message):
+            COMMANDS["export"].run(ExportConfig(str(folder), str(tmp_path / "out"), **options))  # type: ignore[arg-type]
+
+
 def test_weights_converted_on_the_way_are_quantized_as_converted(folder: Path) -> None:
     output = quantized(folder, "int8", dtype="bfloat16")
     config = json.loads((output / "config.json").read_text())

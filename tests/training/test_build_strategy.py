@@ -53,9 +53,10 @@ def test_sharding_casts_by_itself() -> None:
     assert trainer_precision(cpu(precision="bf16-mixed")) == "bf16-mixed"
 
 
-def test_without_cuda_another_one_is_named() -> None:
+@pytest.mark.parametrize("name", ["fsdp1", "deepspeed"])
+def test_without_cuda_another_one_is_named(name: str) -> None:
     with pytest.raises(UserError, match="needs CUDA; use fsdp"):
-        build_strategy(cpu(strategy="fsdp1"))
+        build_strategy(cpu(strategy=name))
 
 
 def test_offloading_needs_a_gpu() -> None:

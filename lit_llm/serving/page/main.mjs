@@ -70,7 +70,8 @@ class App {
     if (!model) return;
     const parts = [];
     if (Number.isInteger(model.context_length)) parts.push(`context ${model.context_length.toLocaleString("en")}`);
-    parts.push(model.quantize && model.quantize !== "none" ? String(model.quantize) : "not quantized");
+    if (model.quantize !== undefined) parts.push(model.quantize && model.quantize !== "none" ? String(model.quantize) : "not quantized");
+    if (model.loaded === false) parts.push("loaded with the first message");
     if (!isChat(model)) parts.push("continues text");
     if (this.settings.comparing) parts.push("two answers to each message");
     byId("model").textContent = document.title = model.id;
@@ -186,6 +187,7 @@ class App {
     if (both && written.length === 1) delete conversation.nodes.get(written[0].id).pair;
     if (conversation.nodes.has(written[0]?.id)) select(conversation, written[0].id);
     this.changed(conversation);
+    if (this.settings.models.some(({ loaded }) => loaded === false)) this.listAgain();
     if (conversation === this.conversation) {
       showError(error ?? "");
       if (!error) this.sayEnd(conversation, written);
@@ -290,6 +292,14 @@ class App {
     }
     this.view.render();
     this.refresh();
+  }
+
+  async listAgain() {
+    // a model that has been loaded says more of itself
+    try {
+      this.settings.offer(await this.api.models());
+      this.settingsChanged();
+    } catch { /* what is known of the models stays */ }
   }
 
   keyAsked(asked) {

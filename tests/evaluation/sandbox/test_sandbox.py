@@ -30,9 +30,9 @@ PATIENT = SandboxConfig(wall_seconds=60, cpu_seconds=20, memory_mb=256)
 STRICT = SandboxConfig(wall_seconds=2, cpu_seconds=1, memory_mb=128, processes=8, disk_mb=16)
 
 
-def isolation_problem(kind: str) -> str:
+def isolation_problem(config: SandboxConfig) -> str:
     try:
-        usable_isolation(SandboxConfig(isolation=kind))
+        usable_isolation(config)
     except UserError as error:
         return str(error)
     return ""
@@ -42,14 +42,20 @@ def isolation_problem(kind: str) -> str:
     autouse=True,
     params=["auto", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("bwrap", "namespaces"))],
 )
-def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """All tests run with what this system takes by itself, and once more with each kind that it has."""
-    kind = str(request.param)
-    if problem := isolation_problem(kind):
-        pytest.skip(problem)
+def isolation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> SandboxConfig:
+    """All tests run with what this system takes by itself, and once more with each kind that it has.
+
+    Where root keeps this Python to itself, which bubblewrap cannot do with, they run with the system's.
+    """
+    pythons = (None, "/usr/bin/python3", "/usr/local/bin/python3") if request.param == "bwrap" else (None,)
+    options = [{"isolation": request.param, "interpreter": path} for path in pythons if not path or Path(path).exists()]
+    problems = [isolation_problem(SandboxConfig(**each)) for each in options]
+    if all(problems):
+        pytest.skip(problems[0])
+    chosen = options[problems.index("")]
     for name in ("PATIENT", "STRICT"):
-        monkeypatch.setitem(globals(), name, replace(globals()[name], isolation=kind))
-    return kind
+        monkeypatch.setitem(globals(), name, replace(globals()[name], **chosen))
+    return SandboxConfig(**chosen)
 
 
 def test_a_program_and_its_tests() -> None:
@@ -156,18 +162,18 @@ def test_hostile_programs_of_some_kinds() -> None:
 
 
 @pytest.mark.slow
-def test_all_hostile_programs(isolation: str) -> None:
-    if isolation == usable_isolation(SandboxConfig()):
-        pytest.skip(f"{isolation} is what auto takes here, which runs them")
+def test_all_hostile_programs(isolation: SandboxConfig) -> None:
+    if isolation.isolation == usable_isolation(SandboxConfig()):
+        pytest.skip(f"{isolation.isolation} is what auto takes here, which runs them")
     check_hostile(lambda host: hostile_programs(host.target))
 
 
-def test_a_killed_parent_leaves_no_child(tmp_path: Path, isolation: str) -> None:
+def test_a_killed_parent_leaves_no_child(tmp_path: Path, isolation: SandboxConfig) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
         "from lit_llm.config import SandboxConfig\n"
         "from lit_llm.evaluation.sandbox import Program, run_program, usable_isolation\n"
-        f"config = SandboxConfig(wall_seconds=600, isolation={isolation!r})\n"
+        f"config = {replace(isolation, wall_seconds=600)!r}\n"
         "usable_isolation(config)\n"
         "print('ready', flush=True)\n"
         "source = 'import os, time\\nif os.fork() == 0: os.setsid()\\ntime.sleep(600)'\n"

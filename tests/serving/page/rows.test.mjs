@@ -90,13 +90,14 @@ test("rows of strangers are refused one by one, and said where", () => {
     '{"messages": [{"role": "user"}]}', '{"messages": [{"role": "user", "content": {"a": 1}}]}',
     '{"messages": [{"role": "assistant", "content": "", "tool_calls": [{"__proto__": {"polluted": 1}}]}]}',
     `{"messages": [{"role": "assistant", "content": "", "tool_calls": ${"[".repeat(5000)}${"]".repeat(5000)}}]}`,
+    `{"messages": [{"role": "assistant", "content": "", "tool_calls": ${"[".repeat(40)}${"]".repeat(40)}}]}`,
     '{"instruction": "x"}', '{"question": 1, "answer": "x"}', '{"history": 3, "question": "q", "answer": "x"}', '{"prompt": "q", "tools": "{"}',
   ];
   const { conversations, notes } = rows.conversationsFrom([fine, ...bad, fine].join("\n"));
   assert.equal(conversations.length, 2);
   assert.equal(notes.length, 4);
   assert.match(notes[0], /^line 2: /);
-  assert.match(notes[3], /15 more rows/);
+  assert.match(notes[3], /16 more rows/);
   assert.equal({}.polluted, undefined);
   assert.match(rows.conversationsFrom("[{").notes[0], /^the file: /);
   assert.match(rows.conversationsFrom("").notes[0], /no row/);

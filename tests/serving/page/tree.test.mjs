@@ -59,6 +59,10 @@ test("a stored conversation that is none is refused", () => {
     (c) => { c.first = 2; }, (c) => { c.nodes[1].id = 1; }, (c) => { c.nodes[0].role = "constructor"; },
     (c) => { c.nodes[0].content = 3; }, (c) => { c.id = "../x"; }, (c) => { c.nodes = {}; }, (c) => { c.changed = "now"; },
     (c) => { c.nodes[0] = null; },
+    (c) => {  // a circle: the second follows the third, which follows it
+      c.nodes.push({ ...c.nodes[1], id: 3, parent: 2 }, { ...c.nodes[1], parent: 3 });
+      c.nodes[0].next = 0;
+    },
   ];
   tree.conversationFrom(plain());
   for (const change of changes) {
