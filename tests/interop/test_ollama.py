@@ -135,7 +135,7 @@ def test_a_base_model_goes_on_with_the_prompt(tmp_path: Path) -> None:
     assert "PARAMETER temperature 0\n" in text
 
 
-PROGRAM = """package main
+PROGRAM = r"""package main
 import ("encoding/json"; "os"; "text/template")
 type Message struct { Role, Content string }
 type Case struct { Template, System string; Messages []*Message }
