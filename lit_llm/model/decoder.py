@@ -235,7 +235,8 @@ class Decoder(nn.Module):
 
     def _run_blocks(self, x: Tensor, contexts: dict[int | None, AttentionContext], is_cut: bool) -> Tensor:
         """Send the stream [b, t, hidden] through the blocks; with `is_cut` each rank its tokens of it."""
-        stream_share, shortcut_share = self.stream_share, self.shortcut_share
+        stream_share: Tensor | None = self.stream_share
+        shortcut_share: Tensor | None = self.shortcut_share
         if is_cut and self.ranks is not None:
             x = self.ranks.cut_tokens(x)
             stream_share, shortcut_share = self.ranks.shared(stream_share), self.ranks.shared(shortcut_share)
