@@ -241,7 +241,7 @@ class Decoder(nn.Module):
 
     def _run_blocks(self, x: Tensor, contexts: dict[int | None, AttentionContext], is_cut: bool) -> Tensor:
         """Send the stream [b, t, hidden] through the blocks; with `is_cut` each rank its tokens of it."""
-        shares = self.stream_share, self.shortcut_share
+        shares: tuple[Tensor | None, Tensor | None] = self.stream_share, self.shortcut_share
         if is_cut and self.ranks is not None:
             x = self.ranks.cut_tokens(x)
             shares = self.ranks.shared(shares[0]), self.ranks.shared(shares[1])

@@ -52,7 +52,7 @@ def initialize_weights(
 
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
-    spread: list[tuple[nn.Parameter, Draw]] = []
+    spread: list[tuple[torch.Tensor, Draw]] = []
     for module_name, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta or (module_name == "head" and config.tie_word_embeddings):
@@ -70,7 +70,7 @@ def initialize_weights(
     _draw_by_share(spread)
 
 
-def _draw_by_share(parameters: list[tuple[nn.Parameter, Draw]]) -> None:
+def _draw_by_share(parameters: list[tuple[torch.Tensor, Draw]]) -> None:
     """Draw sharded parameters, as many at a time as there are ranks; the largest at once, so that none waits long."""
     parameters = sorted(parameters, key=lambda pair: -pair[0].numel())
     for mesh, all_numbers in by_mesh([parameter for parameter, _ in parameters]).items():

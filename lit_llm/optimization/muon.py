@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from lit_llm.distributed.shares import Shares, by_mesh
 from lit_llm.distributed.tensors import local_part
 from lit_llm.optimization.adamw import LocalAdamW
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic whose iterates bring every singular value near 1 in few steps (Jordan's post)."""
@@ -142,14 +145,14 @@ class MuonAdamW(torch.optim.Optimizer):
             )
 
     def _orthogonalized(
-        self, directions: list[Tensor], params: list[Tensor], steps: int
+        self, directions: Sequence[Tensor], params: list[Tensor], steps: int
     ) -> Iterator[tuple[int, Tensor]]:
         """Give this rank's part of each orthogonalised direction, with its index; every rank must take all of them."""
         for mesh, indices in by_mesh(params).items():
             if mesh is None:
                 yield from self._of_whole({index: directions[index] for index in indices}, steps)
                 continue
-            shares = Shares([params[index] for index in indices], _operations)
+            shares = Shares([cast("DTensor", params[index]) for index in indices], _operations)
             wholes = shares.collect([directions[index] for index in indices], self._ns_dtype)
             parts = shares.deal(dict(self._of_whole(wholes, steps)), self._ns_dtype)
             yield from ((indices[number], part) for number, part in parts.items())
