@@ -104,9 +104,9 @@ def _weights(model: ModelConfig, dtype: torch.dtype, stored: str | None) -> list
     found: list[tuple[str, int | str]] = [(str(dtype).removeprefix("torch."), weight_bytes(model, dtype))]
     for kind in KINDS:
         try:
-            found.append((f"--quantize {kind}", weight_bytes(model, dtype, kind)))
+            found.append(("--quantize " + kind, weight_bytes(model, dtype, kind)))
         except UserError as error:
-            found.append((f"--quantize {kind}", str(error)))
+            found.append(("--quantize " + kind, str(error)))
     return found
 
 

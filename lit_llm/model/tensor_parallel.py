@@ -10,18 +10,19 @@ Source: Shoeybi et al. 2019 (Megatron-LM); Korthikanti et al. 2022 (`splits_toke
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import Shard, distribute_tensor
 
 from lit_llm.config import ModelConfig
 from lit_llm.distributed.collectives import cut, gathered, shared, summed
 from lit_llm.distributed.tensors import local_part
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 class TensorRanks:
@@ -148,6 +149,8 @@ def split(module: nn.Module, kind: type[nn.Module], mesh: DeviceMesh, dim: int) 
 
     The bias is cut with the rows of the weight, and whole where its columns are cut.
     """
+    from torch.distributed.tensor import Shard, distribute_tensor
+
     module.__class__ = kind
     for name, parameter in list(module.named_parameters(recurse=False)):
         if name == "weight" or dim == 0:

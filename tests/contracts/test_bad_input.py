@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -152,7 +153,9 @@ def test_what_is_given_where_shards_are_wanted_is_named(copied: Path, tmp_path: 
         # also where it is not the first, whose tokenizer is read
         for paths in ([str(path)], [str(copied), str(path)]):
             config = make_run(data={"paths": paths})
-            refused(lambda config=config: pretrain(config), *(part.replace("{}", str(path)) for part in parts))
+            refused(
+                lambda config=config: pretrain(config), *(part.replace("{}", shlex.quote(str(path))) for part in parts)
+            )
             assert not config.folder.exists()
 
 
