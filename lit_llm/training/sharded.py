@@ -141,7 +141,6 @@ class ShardedStrategy(ModelParallelStrategy):
 
         Its gradient stays on the rank: whole, and in the type that gradients are reduced in. With
         `reduce_every_micro_batch` it is reduced to the shard at once, and only replicas wait for the last micro-batch.
-        Weights that stay gathered after a forward pass stay so for the next micro-batch, too.
         """
         assert self.lightning_module is not None
         roots = _roots(self.lightning_module)

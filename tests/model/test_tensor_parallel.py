@@ -58,8 +58,6 @@ CASES = [
     case("llama-10m", **TENSOR, fsdp_replicas=2, sequence_parallel=True, reshard_after_forward=False),
 ]
 
-QUICK = [CASES[1], CASES[5], CASES[-1]]
-
 
 def architecture(case: Case) -> ModelConfig:
     return tiny_model(case.architecture, **{"init_std": 0.2, "zero_init_projections": False, **case.fields})
@@ -133,9 +131,9 @@ def compare_all(cases: list[Case]) -> None:
             raise AssertionError(f"{each}: {error}") from error
 
 
-@pytest.mark.parametrize("cases", [QUICK, pytest.param(CASES, marks=pytest.mark.slow)], ids=["quick", "all"])
-def test_gradients_of_four_ranks(cases: list[Case], tmp_path: Path) -> None:
-    run_ranks(compare_all, RANKS, tmp_path, cases)
+@pytest.mark.slow
+def test_gradients_of_four_ranks(tmp_path: Path) -> None:
+    run_ranks(compare_all, RANKS, tmp_path, CASES)
 
 
 def compare_heads() -> None:
@@ -181,6 +179,7 @@ def compare_head(each: Case) -> None:
         assert int(model(tokens, head=correct)) == int(plain(tokens, head=correct)) > 0
 
 
+@pytest.mark.slow
 def test_what_reads_a_head_that_ranks_share(tmp_path: Path) -> None:
     run_ranks(compare_heads, RANKS, tmp_path)
 
