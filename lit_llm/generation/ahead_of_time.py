@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import lit_llm.model
+from lit_llm.config import UserError
 
 # what a library holds beside its code are sizes; where tensors lie is told to it when it is loaded
 _OPTIONS: dict[str, Any] = {
@@ -39,6 +40,9 @@ class AheadOfTime:
 
     Attributes:
         was_kept: whether the library was there already.
+
+    Raises:
+        UserError: the folder for libraries is another user's.
     """
 
     def __init__(self, module: nn.Module, example: Sequence[Any], sizes: Sequence[Any]) -> None:
@@ -62,7 +66,6 @@ class AheadOfTime:
 
 
 def _build(path: Path, module: nn.Module, example: Sequence[Any], sizes: Sequence[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     # another process may be at it, too: each writes a file of its own, and the last one stays
     handle, own = tempfile.mkstemp(suffix=".pt2", dir=path.parent)
     os.close(handle)
@@ -85,10 +88,22 @@ def _load(path: Path) -> Any:
 
 
 def _folder() -> Path:
-    """The folder for libraries: beside what torch's compiler keeps, which is the user's own."""
+    """The folder for libraries, beside what torch's compiler keeps.
+
+    Raises:
+        UserError: it is another user's.
+    """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    return Path(cache_dir()) / "lit_llm"
+    folder = Path(cache_dir()) / "lit_llm"
+    folder.mkdir(parents=True, exist_ok=True)
+    # by default it lies in /tmp, where anyone may have made it before
+    if hasattr(os, "getuid") and any(each.stat().st_uid != os.getuid() for each in (folder, folder.parent)):
+        raise UserError(
+            f"{folder} belongs to another user, whose code would be run; set TORCHINDUCTOR_CACHE_DIR to a folder of "
+            "your own"
+        )
+    return folder
 
 
 def _form(module: nn.Module, example: Sequence[Any]) -> str:

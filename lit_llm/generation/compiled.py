@@ -90,6 +90,8 @@ class CompiledModel:
             # sizes vary where `_example` says so, and nowhere else
             with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
                 step(*_example(model, rows))
+        except UserError:
+            raise
         except Exception as error:
             reason = str(error).strip().splitlines()
             raise UserError(
@@ -133,16 +135,8 @@ def _ahead_of_time(one_token: OneToken, rows: int) -> Step:
     varies = [{2: torch.export.Dim.DYNAMIC}] * len(example[1])
     call = AheadOfTime(one_token, example, [None, varies, varies, None, {0: torch.export.Dim.DYNAMIC}, None])
 
-    def step(
-        tokens: Tensor,
-        keys: list[Tensor],
-        values: list[Tensor],
-        lengths: Tensor,
-        slots: Tensor,
-        last_tokens: Tensor | None,
-    ) -> Tensor:
-        rest = [] if last_tokens is None else [last_tokens]
-        return call([tokens, *keys, *values, lengths, slots, *rest])[0]
+    def step(tokens: Tensor, keys: list[Tensor], values: list[Tensor], *rest: Tensor | None) -> Tensor:
+        return call([tokens, *keys, *values, *(each for each in rest if each is not None)])[0]
 
     return step
 

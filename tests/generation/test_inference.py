@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,19 @@ def test_the_compiled_form_goes_with_the_model() -> None:
     assert gone() is None
 
 
-def test_without_a_compiler_the_fix_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_compiler_the_fix_is_named() -> None:
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(UserError, match=r"compile needs a C\+\+ compiler, .* install g\+\+"):
+    missing = config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, pytest.raises(UserError, match=r"compile needs a C\+\+ compiler, .* install g\+\+"):
         Engine(random_decoder(one_layer()), 1, compile=True)
+
+
+def test_code_of_another_user_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(UserError, match=r"lit_llm belongs to another user, .* set TORCHINDUCTOR_CACHE_DIR"):
+        generate(random_decoder(one_layer()), [[1, 2]], GREEDY, eos_id=None, compile=True)
 
 
 @pytest.mark.parametrize("mode", [{"num_beams": 2}, {"draft_model": "x"}])
