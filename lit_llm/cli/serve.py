@@ -48,7 +48,7 @@ def serve(config: ServeConfig) -> None:
         groups = [models.look(name) for name in models.names]
         tell_begin_token(config, next(iter(groups[0].served.values())).tokenizer)
         if config.compile:
-            print("compiling the model; this takes some minutes", file=sys.stderr)
+            print("compiling the model: some minutes, or seconds if it was compiled before", file=sys.stderr)
         registry = make_registry(config, models, groups)
         line = _said_at_start(config, groups, listener)
 

@@ -66,17 +66,30 @@ def default_name(folder: Path) -> str:
 
 def _base(name: str, folder: Path, found: list[Source]) -> Source:
     """Find the model that an adapter is for: the same folder, or one with the same weights."""
-    from lit_llm.interop.peft import base_of
-
-    base = base_of(folder)
-    if base is None:
-        raise UserError(f"adapter {name}: {folder} is no adapter folder; it has no adapter_config.json")
+    base = _base_named(name, folder)
     for same in (lambda one, other: one.resolve() == other.resolve(), same_weights):
         for source in found:
             if same(source.folder, base):
                 return source
     models = ", ".join(f"{source.name} ({source.folder})" for source in found)
     raise UserError(f"adapter {name} ({folder}) is for {base}, which is none of the models served: {models}")
+
+
+def _check_base(name: str, folder: Path, source: Source) -> None:
+    """Raise a UserError where an adapter is by now for another model than the one that it came with."""
+    base = _base_named(name, folder)
+    if base.resolve() != source.folder.resolve() and not same_weights(source.folder, base):
+        those = f"not for {source.name} ({source.folder})"
+        raise UserError(f"adapter {name} ({folder}) is for {base} by now, {those}; start the server anew")
+
+
+def _base_named(name: str, folder: Path) -> Path:
+    from lit_llm.interop.peft import base_of
+
+    base = base_of(folder)
+    if base is None:
+        raise UserError(f"adapter {name}: {folder} is no adapter folder; it has no adapter_config.json")
+    return base
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -152,7 +165,7 @@ class ModelFolders:
         served = {name: describe_model(source.config, name, source.folder, config, tokenizer, ends)}
         nbytes = self._bytes(source, config)
         for adapter, folder in source.adapters.items():
-            _base(adapter, folder, [source])  # which may be another one by now
+            _check_base(adapter, folder, source)
             _, weights = read_fitting(adapter, folder, source, config)
             nbytes += sum(4 * tensor.numel() for tensor in weights.values())
             own = adapter_tokenizer(adapter, folder, tokenizer, config)

@@ -79,7 +79,8 @@ def error_of_validation(errors: Sequence[dict[str, Any]]) -> ApiError:
     place = [part for part in first["loc"] if part != "body"]
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     if not param:
-        return ApiError("the request has no body; send a JSON object")
+        lacks = first["type"] == "missing" or first["input"] is None
+        return ApiError(f"the {'request has no body' if lacks else 'body is no JSON object'}; send a JSON object")
     if first["type"] == "missing":
         return ApiError(f"{param} is missing", param=param)
     given = _SHORT.repr(first["input"])

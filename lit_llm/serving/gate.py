@@ -142,7 +142,8 @@ class Gate:
         keys.refresh()
         key: Key | None = keys.find(authorization)
         if key is None:
-            message = "this server needs its API key; send it with the header Authorization: Bearer KEY"
+            what = "this is no API key of this server" if authorization else "this server needs an API key"
+            message = f"{what}; send one with the header Authorization: Bearer KEY"
             raise ApiError(message, 401, code="invalid_api_key")
         account, record = keys.account(key), record_of(scope)
         if record is not None:

@@ -228,6 +228,25 @@ def test_a_folder_that_changes_under_the_server(folders: dict[str, Path], tmp_pa
     assert len(registry.running) == 2, "the old one has ended"
 
 
+def test_an_adapter_that_turns_to_another_base_is_told(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base, other = folders["tiny"], folders["other"]
+    adapter = save_adapter_of(base, tmp_path / "turns", 1)
+    _, registry = made(ServeConfig(str(base), models={"other": str(other)}, adapters={"turns": str(adapter)}))
+
+    async def ask() -> None:
+        save_adapter_of(other, adapter, 1)
+        await registry.reload()
+        await registry.close()
+
+    asyncio.run(ask())
+    assert caplog.messages == [
+        f"tiny stays as it was: adapter turns ({adapter}) is for {other} by now, not for tiny ({base}); "
+        "start the server anew"
+    ]
+
+
 def test_a_model_that_cannot_be_loaded_is_told_and_the_others_go_on(
     folders: dict[str, Path],
 ) -> None:

@@ -100,7 +100,9 @@ def test_a_page_of_another_origin_is_refused(server: Server) -> None:
 )
 def test_only_the_whole_key_opens(server: Server, header: str | None) -> None:
     headers = {} if header is None else {"Authorization": header}
-    assert code_of(server.client.get("/v1/models", headers=headers)) == (401, "invalid_api_key")
+    refused = server.client.get("/v1/models", headers=headers)
+    assert code_of(refused) == (401, "invalid_api_key")
+    assert ("needs an API key" if not header else "is no API key of this server") in refused.text
     body = {"model": "tiny", "prompt": "b", "max_tokens": 1}
     assert code_of(server.client.post("/v1/completions", headers=headers, json=body)) == (401, "invalid_api_key")
 

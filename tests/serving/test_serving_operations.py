@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from serving_models import Server, held, no_end, save_tiny, serving, wait_until
 from lit_llm.config import ServeConfig, UserError
 from lit_llm.serving import metrics
 from lit_llm.serving.operations import Operations
+from lit_llm.serving.record import Record
 from lit_llm.serving.request_log import RequestLog
 
 
@@ -229,6 +231,38 @@ def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         RequestLog(str(tmp_path / "none" / "log"))
     with pytest.raises(UserError, match="log_texts has nothing to log to; give request_log"):
         ServeConfig("model", log_texts=True)
+
+
+def test_a_log_that_can_no_longer_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "logs" / "log"
+    path.parent.mkdir()
+    log, record = RequestLog(str(path)), Record("a", "GET", False)
+    shutil.rmtree(path.parent)
+    for _ in range(3):
+        log.write(record)
+    path.parent.mkdir()
+    for _ in range(2):
+        log.write(record)
+    log.close()
+    assert len(path.read_text().splitlines()) == 2
+    assert caplog.messages == [
+        f"request_log: {path} cannot be written (No such file or directory); requests are not logged",
+        f"request_log: {path} is written again; 3 requests are missing",
+    ]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_log_on_a_full_disk_holds_nothing_back(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log, record = RequestLog("/dev/full"), Record("a", "GET", False)
+    for _ in range(3):
+        log.write(record)
+    log.close()
+    assert caplog.messages == [
+        "request_log: /dev/full cannot be written (No space left on device); requests are not logged"
+    ]
+    assert capfd.readouterr().err == ""
 
 
 def test_the_log_of_standard_error(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

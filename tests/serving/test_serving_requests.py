@@ -118,7 +118,8 @@ def test_bodies_that_are_none(server: Server) -> None:
 
     assert "not JSON" in refusal(post(b'{"model": '))["message"]
     refusal(post(b'{"model": "\xff"}'))
-    refusal(post(b"[1]"))
+    for body in (b"[1]", b'"x"'):
+        assert refusal(post(body))["message"] == "the body is no JSON object; send a JSON object"
     refusal(post(b'{"model": "tiny", "prompt": "b", "temperature": NaN}'))
     assert "no body" in refusal(post(b""))["message"]
     assert "Content-Type" in refusal(post(b'{"model": "tiny"}', **{"content-type": "text/plain"}))["message"]
