@@ -345,7 +345,8 @@ def _train(rank: int, config: PPOConfig, port: int) -> None:
 def test_two_ranks_learn_what_one_device_does(strategy: str, make: MakePPO, free_port: int) -> None:
     options = {"group_size": 2, "update_micro_batch_size": 3, "whiten_rewards": True, "kl_target": 0.1}
     alone = make("alone", **options, trainer={"max_steps": 2})
-    together = make("together", **options, trainer={"max_steps": 2, "devices": 2, "strategy": strategy})
+    spread = {"devices": 2, "strategy": strategy, "sharded_checkpoints": False}  # one file, which `weights` reads
+    together = make("together", **options, trainer={"max_steps": 2, **spread})
     ppo(alone)
     multiprocessing.start_processes(_train, (together, free_port), nprocs=2, start_method=START_METHOD)
     one, two = all_curves(alone), all_curves(together)
