@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
-from lit_llm.config import ModelConfig
+from lit_llm.config import LoraConfig, ModelConfig
 from lit_llm.model import Decoder
+from lit_llm.model.lora import add_lora, prepare_dora
 
 # Mixes and strengths that start where their mechanism does nothing.
 CENTRES = {"stream_share": 0.9, "shortcut_share": 0.4, "strength": 0.7}
@@ -48,3 +49,14 @@ def alone(decoder: Decoder, texts: Iterable[torch.Tensor]) -> list[torch.Tensor]
 def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """What is trained: with low-rank additions these, and a new head. Sharded as in the model."""
     return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def add_random_lora(model: Decoder, config: LoraConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Low-rank additions that matter, as they are after training; returns their tensors."""
+    add_lora(model, config, seed=seed)
+    prepare_dora(model)
+    generator = torch.Generator().manual_seed(seed)
+    for value in trained_state(model).values():
+        value.add_(0.1 * torch.randn(value.shape, generator=generator))
+    return trained_state(model)

@@ -15,7 +15,19 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from lit_llm.config import DPOConfig, PPOConfig, PretrainConfig, RewardConfig, RunConfig, SFTConfig
+from lit_llm.config import (
+    DPOConfig,
+    ModelConfig,
+    PPOConfig,
+    PretrainConfig,
+    RewardConfig,
+    RunConfig,
+    SFTConfig,
+    TrainerConfig,
+)
+from lit_llm.model import Decoder
+from lit_llm.model.initialization import initialize_weights
+from lit_llm.model.parallel import arrange
 from lit_llm.stages.dpo import dpo
 from lit_llm.stages.ppo import ppo
 from lit_llm.stages.pretrain import pretrain
@@ -103,3 +115,14 @@ def mesh_of(data_parallel: int, tensor_parallel: int) -> DeviceMesh:
     return init_device_mesh(
         "cpu", (data_parallel, tensor_parallel), mesh_dim_names=("data_parallel", "tensor_parallel")
     )
+
+
+def spread_decoder(config: ModelConfig, trainer: TrainerConfig, mesh: DeviceMesh, seed: int) -> Decoder:
+    """A decoder over the ranks of a mesh, with the initial weights of its seed, of which each rank makes its part."""
+    with torch.device("meta"):
+        model = Decoder(config, seed=seed)
+    arrange(model, trainer, mesh)
+    model.to_empty(device="cpu")
+    model.tie()
+    initialize_weights(model, config, seed)
+    return model

@@ -148,6 +148,31 @@ def ours(stage: str, folder: Path, options: argparse.Namespace, clock: Clock) ->
     return lambda: dpo(config, [Timer()])
 
 
+def trl_options(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The options of both of TRL's trainers."""
+    return {
+        "output_dir": str(folder / "trl"),
+        "per_device_train_batch_size": options.rows,
+        "max_steps": options.steps,
+        "learning_rate": LEARNING_RATE,
+        "weight_decay": 0.0,
+        "lr_scheduler_type": "constant",
+        "max_length": options.length,
+        "max_grad_norm": 1.0,
+        "use_cpu": True,
+        "bf16": False,
+        "fp16": False,
+        "gradient_checkpointing": False,
+        "logging_steps": 10,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "adam_beta2": 0.95,
+        "optim": "adamw_torch_fused",
+        "seed": 0,
+    }
+
+
 def trl(stage: str, folder: Path, options: argparse.Namespace, clock: Clock) -> Callable[[], None]:
     """The same run by TRL."""
     from datasets import Dataset
@@ -175,27 +200,7 @@ def trl(stage: str, folder: Path, options: argparse.Namespace, clock: Clock) -> 
         keep = ("messages", "prompt", "chosen", "rejected")
         return Dataset.from_list([{key: row[key] for key in keep if key in row} for row in map(json.loads, lines)])
 
-    common = {
-        "output_dir": str(folder / "trl"),
-        "per_device_train_batch_size": options.rows,
-        "max_steps": options.steps,
-        "learning_rate": LEARNING_RATE,
-        "weight_decay": 0.0,
-        "lr_scheduler_type": "constant",
-        "max_length": options.length,
-        "max_grad_norm": 1.0,
-        "use_cpu": True,
-        "bf16": False,
-        "fp16": False,
-        "gradient_checkpointing": False,
-        "logging_steps": 10,
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "adam_beta2": 0.95,
-        "optim": "adamw_torch_fused",
-        "seed": 0,
-    }
+    common = trl_options(folder, options)
     model = AutoModelForCausalLM.from_pretrained(folder / "base")
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
     if stage == "sft":

@@ -15,13 +15,54 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from collections.abc import Sequence
 
 from host_state import prepared_host
+from hostile_forms import Hostile
 from hostile_programs import hostile_programs
 from reporting import print_report
 
 from lit_llm.config import SandboxConfig
-from lit_llm.evaluation.sandbox import Program, run_program, run_programs
+from lit_llm.evaluation.sandbox import Outcome, Program, run_program, run_programs
+
+
+def report(
+    hostile: Sequence[Hostile], outcomes: Sequence[Outcome], changed: list[str], seconds: float, plain_seconds: float
+) -> None:
+    """Print what passed, how the programs of each kind ended, and the figures."""
+    for each, outcome in zip(hostile, outcomes, strict=True):
+        if outcome.passed:
+            print(f"passed: {each.kind}:\n{each.program.source}")
+    by_kind: dict[str, Counter[str]] = {}
+    slowest: dict[str, float] = {}
+    for each, outcome in zip(hostile, outcomes, strict=True):
+        by_kind.setdefault(each.kind, Counter())[outcome.outcome] += 1
+        slowest[each.kind] = max(slowest.get(each.kind, 0.0), outcome.seconds)
+    print_report(
+        f"Hostile programs, isolation {outcomes[0].isolation}",
+        ("kind", "programs", "how they ended", "longest, s"),
+        [
+            (
+                kind,
+                str(sum(counts.values())),
+                ", ".join(f"{n} {name}" for name, n in counts.most_common()),
+                f"{slowest[kind]:.1f}",
+            )
+            for kind, counts in by_kind.items()
+        ],
+        {
+            "benchmark": "sandbox",
+            "isolation": outcomes[0].isolation,
+            "programs": len(outcomes),
+            "kinds": len(by_kind),
+            "passed": sum(outcome.passed for outcome in outcomes),
+            "changed": changed,
+            "outcomes": dict(Counter(outcome.outcome for outcome in outcomes).most_common()),
+            "longest_seconds": max(outcome.seconds for outcome in outcomes),
+            "seconds": round(seconds, 1),
+            "seconds_of_a_plain_program": plain_seconds,
+        },
+    )
 
 
 def main() -> None:
@@ -54,39 +95,7 @@ def main() -> None:
     changed = [name for name in before if before[name] != after[name]]
     for name in changed:
         print(f"changed: {name}: {before[name]} -> {after[name]}")
-    for each, outcome in zip(hostile, outcomes, strict=True):
-        if outcome.passed:
-            print(f"passed: {each.kind}:\n{each.program.source}")
-    by_kind: dict[str, Counter[str]] = {}
-    slowest: dict[str, float] = {}
-    for each, outcome in zip(hostile, outcomes, strict=True):
-        by_kind.setdefault(each.kind, Counter())[outcome.outcome] += 1
-        slowest[each.kind] = max(slowest.get(each.kind, 0.0), outcome.seconds)
-    print_report(
-        f"Hostile programs, isolation {outcomes[0].isolation}",
-        ("kind", "programs", "how they ended", "longest, s"),
-        [
-            (
-                kind,
-                str(sum(counts.values())),
-                ", ".join(f"{n} {name}" for name, n in counts.most_common()),
-                f"{slowest[kind]:.1f}",
-            )
-            for kind, counts in by_kind.items()
-        ],
-        {
-            "benchmark": "sandbox",
-            "isolation": outcomes[0].isolation,
-            "programs": len(outcomes),
-            "kinds": len(by_kind),
-            "passed": sum(outcome.passed for outcome in outcomes),
-            "changed": changed,
-            "outcomes": dict(Counter(outcome.outcome for outcome in outcomes).most_common()),
-            "longest_seconds": max(outcome.seconds for outcome in outcomes),
-            "seconds": round(seconds, 1),
-            "seconds_of_a_plain_program": min(outcome.seconds for outcome in plain),
-        },
-    )
+    report(hostile, outcomes, changed, seconds, min(outcome.seconds for outcome in plain))
 
 
 if __name__ == "__main__":

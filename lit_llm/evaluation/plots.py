@@ -17,8 +17,9 @@ COLORS = ("#3b82c4", "#e07b39", "#3f9e5f", "#c2504f", "#8f6bb8", "#a9772f", "#d0
 """Colours of the curves, in order; each has enough contrast on white and on near-black."""
 MOST_POINTS = 400
 """A curve is drawn with at most so many points; a longer one keeps the lowest and highest value of each stretch."""
-_FONT = 12.0
-_DIGIT = 0.6 * _FONT  # width of a character
+FONT = 12.0
+"""Size of the letters in pictures, in points."""
+_DIGIT = 0.6 * FONT  # width of a character
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,22 @@ class _Axis:
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.is_log else value
+
+
+def svg_opening(width: float, height: float, title: str) -> list[str]:
+    """Write the first lines of a picture.
+
+    Args:
+        width: in points.
+        height: the same.
+        title: what who cannot see it is told.
+    """
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}pt" '
+        f'height="{height:g}pt" role="img" font-family="system-ui, sans-serif" font-size="{FONT:g}" '
+        'fill="currentColor">',
+        f"<title>{escape(title)}</title>",
+    ]
 
 
 def line_plot(
@@ -75,26 +92,21 @@ def line_plot(
     points = [point for curve in (*curves.values(), *alone.values()) for point in curve if point is not None]
     names = list(dict.fromkeys((*curves, *alone)))
     legend = _legend(names, width) if len(names) > 1 else []
-    top = (1.7 * _FONT if title else 0.0) + 1.5 * _FONT * len(legend) + 8.0
+    top = (1.7 * FONT if title else 0.0) + 1.5 * FONT * len(legend) + 8.0
     x_range = _range([x for x, _ in points] + list(marks), log_x, 0.0)
     y_range = _range([y for _, y in points], log_y, 0.04)
     y_ticks = _ticks(*y_range, log_y, 5)
-    left = 2.2 * _FONT + _DIGIT * max((len(text) for _, text in y_ticks), default=1)
+    left = 2.2 * FONT + _DIGIT * max((len(text) for _, text in y_ticks), default=1)
     x_axis = _Axis(*x_range, left, width - 14.0, log_x)
-    y_axis = _Axis(*y_range, height - 3.4 * _FONT, top, log_y)
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}pt" '
-        f'height="{height:g}pt" role="img" font-family="system-ui, sans-serif" font-size="{_FONT:g}" '
-        'fill="currentColor">',
-        f"<title>{escape(title or y_label)}</title>",
-    ]
+    y_axis = _Axis(*y_range, height - 3.4 * FONT, top, log_y)
+    parts = svg_opening(width, height, title or y_label)
     if title:
-        parts.append(_text(left, 1.2 * _FONT, title, "start", 'font-weight="bold"'))
-    parts += _legend_parts(legend, left, (1.7 * _FONT if title else 0.0) + 1.1 * _FONT)
+        parts.append(_text(left, 1.2 * FONT, title, "start", 'font-weight="bold"'))
+    parts += _legend_parts(legend, left, (1.7 * FONT if title else 0.0) + 1.1 * FONT)
     parts += _frame(x_axis, y_axis, _ticks(*x_range, log_x, max(2, int(width / 90))), y_ticks)
-    parts.append(_text((x_axis.begin + x_axis.end) / 2, height - 0.5 * _FONT, x_label, "middle"))
+    parts.append(_text((x_axis.begin + x_axis.end) / 2, height - 0.5 * FONT, x_label, "middle"))
     middle = (y_axis.begin + y_axis.end) / 2
-    parts.append(_text(1.1 * _FONT, middle, y_label, "middle", f'transform="rotate(-90 {1.1 * _FONT:g} {middle:g})"'))
+    parts.append(_text(1.1 * FONT, middle, y_label, "middle", f'transform="rotate(-90 {1.1 * FONT:g} {middle:g})"'))
     parts += [_mark(x_axis.place(mark), y_axis) for mark in marks]
     for number, name in enumerate(names):
         color = COLORS[number % len(COLORS)]
@@ -180,8 +192,8 @@ def _frame(
     grid = "".join(f"M{x_axis.begin:.1f} {y_axis.place(y):.1f}H{x_axis.end:.1f}" for y, _ in y_ticks)
     grid += "".join(f"M{x_axis.place(x):.1f} {y_axis.begin:.1f}V{y_axis.end:.1f}" for x, _ in x_ticks)
     axes = f"M{x_axis.begin:.1f} {y_axis.end:.1f}V{y_axis.begin:.1f}H{x_axis.end:.1f}"
-    numbers = [_text(x_axis.place(x), y_axis.begin + 1.3 * _FONT, text, "middle") for x, text in x_ticks]
-    numbers += [_text(x_axis.begin - 5, y_axis.place(y) + 0.35 * _FONT, text, "end") for y, text in y_ticks]
+    numbers = [_text(x_axis.place(x), y_axis.begin + 1.3 * FONT, text, "middle") for x, text in x_ticks]
+    numbers += [_text(x_axis.begin - 5, y_axis.place(y) + 0.35 * FONT, text, "end") for y, text in y_ticks]
     return [
         f'<path d="{grid}" fill="none" stroke="currentColor" stroke-opacity="0.15"/>',
         f'<path d="{axes}" fill="none" stroke="currentColor" stroke-opacity="0.7"/>',
@@ -242,11 +254,11 @@ def _legend(names: Sequence[str], width: float) -> list[list[tuple[float, int, s
 
 def _legend_parts(lines: Sequence[Sequence[tuple[float, int, str]]], left: float, top: float) -> Iterator[str]:
     for row, line in enumerate(lines):
-        y = top + 1.5 * _FONT * row
+        y = top + 1.5 * FONT * row
         for offset, number, name in line:
             x = left + offset
             color = COLORS[number % len(COLORS)]
-            yield f'<path d="M{x:.1f} {y - 0.35 * _FONT:.1f}h18" stroke="{color}" stroke-width="3"/>'
+            yield f'<path d="M{x:.1f} {y - 0.35 * FONT:.1f}h18" stroke="{color}" stroke-width="3"/>'
             yield _text(x + 23, y, name, "start")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from lit_llm.generation.request import Request
+from torch import Tensor
+
+from lit_llm.generation.inference import not_finite
+from lit_llm.generation.request import Event, Request
 from lit_llm.model import KVCache
 
 # A beginning that a row shares and that is shorter than this is read again rather than waited for.
@@ -44,3 +47,22 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     longest = min(len(one), len(other))
     # slices are compared at the speed of C
     return bisect_left(range(1, longest + 1), True, key=lambda length: one[:length] != other[:length])
+
+
+def broken_prompts(
+    requests: Sequence[Request], counts: Sequence[int], at_end: Sequence[int], hidden: Tensor
+) -> Iterator[Event]:
+    """End each text in whose prompt the states that were just read are not finite.
+
+    They must not stay among those that others begin with, or may be moved over.
+
+    Args:
+        requests: the texts that were read.
+        counts: how many tokens of each.
+        at_end: places of those that were read to their end, whose logits are looked at instead.
+        hidden: the states [b, t, width].
+    """
+    finite = hidden.isfinite().all(-1).tolist()
+    for row in sorted({*range(len(requests))} - {*at_end}):
+        if not all(finite[row][: counts[row]]):
+            yield requests[row].end("error", error=not_finite())

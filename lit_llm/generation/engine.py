@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_llm.config import SamplingConfig, UserError
 from lit_llm.distributed.tensors import is_sharded
-from lit_llm.generation.beginnings import shared_with_rows
+from lit_llm.generation.beginnings import broken_prompts, shared_with_rows
 from lit_llm.generation.compiled import CompiledStep, compiled, roomy
 from lit_llm.generation.inference import cache_for, inference, not_finite
 from lit_llm.generation.prefix_cache import PrefixCache
@@ -277,7 +277,7 @@ class Engine:
 
         def last_logits(hidden: Tensor, head: torch.nn.Linear) -> Tensor | None:
             if len(at_end) < len(requests):
-                broken.extend(_broken_prompts(requests, counts, at_end, hidden))
+                broken.extend(broken_prompts(requests, counts, at_end, hidden))
             if not at_end:
                 return None
             if width == 1:
@@ -391,14 +391,3 @@ class Engine:
                 if row < len(self._running):
                     self.cache.move_row(len(self._running), row)
                     self._running[row] = last
-
-
-def _broken_prompts(requests: list[Request], counts: list[int], at_end: list[int], hidden: Tensor) -> Iterator[Event]:
-    """End each text in whose prompt the states [b, t, width] that were just read are not finite.
-
-    They must not stay among those that others begin with, or may be moved over.
-    """
-    finite = hidden.isfinite().all(-1).tolist()
-    for row in sorted({*range(len(requests))} - {*at_end}):
-        if not all(finite[row][: counts[row]]):
-            yield requests[row].end("error", error=not_finite())

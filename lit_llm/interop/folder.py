@@ -86,10 +86,7 @@ def save_model_folder(
     native = form == MODEL_TYPE or (form == "auto" and quantization is not None)
     _check_form(config, form, native, dtype, quantization)
     family, _ = (None, "") if native else _family_of(config, tokenizer)
-    settings = settings or generation_settings(tokenizer)
-    if config.output == "score":  # the score of a text is that of the last token before the padding
-        pad = tokenizer.pad_id
-        settings = settings.with_padding(None if pad in ends_of(tokenizer) else pad)
+    settings = _padded(settings or generation_settings(tokenizer), config, tokenizer)
     stored = str(dtype or next(iter(weights.values())).dtype).removeprefix("torch.")
     values = {**_config_values(config, family), "dtype": stored}
     values |= settings.ids if quantization is None else {"quantization": quantization}
@@ -108,6 +105,13 @@ def save_model_folder(
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
     return values["model_type"]
+
+
+def _padded(settings: GenerationSettings, config: ModelConfig, tokenizer: Tokenizer) -> GenerationSettings:
+    if config.output != "score":
+        return settings
+    # the score of a text is that of the last token before the padding
+    return settings.with_padding(None if tokenizer.pad_id in ends_of(tokenizer) else tokenizer.pad_id)
 
 
 def describe_model(

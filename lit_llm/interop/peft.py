@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from lit_llm.config import PROJECTIONS, LoraConfig, ModelConfig, UserError
@@ -27,30 +27,18 @@ from lit_llm.interop.gguf_reading.configuration import config_values
 from lit_llm.interop.gguf_reading.container import is_gguf, open_gguf
 from lit_llm.interop.gguf_reading.tokenizer import read_gguf_tokenizer
 from lit_llm.interop.json_files import read_object
-from lit_llm.interop.reading import MODEL_TYPE, OWN_PREFIX, check_finite, source_of
+from lit_llm.interop.peft_files import CONFIG, WEIGHTS, check_values, read_tensors, read_values
+from lit_llm.interop.reading import MODEL_TYPE, OWN_PREFIX, source_of
 from lit_llm.model import Decoder
 from lit_llm.model.lora import is_adapter, is_target, merged_weight
 from lit_llm.tokenizer import Tokenizer
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 MOST_ADAPTERS = 8
 """The most adapters that may lie on top of each other."""
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_magnitude": "lora_magnitude_vector"}
 MERGE = "merge the additions into a model folder instead (export.py --lora merged)"
 _FIELDS = ("rank", "alpha", "targets", "rslora", "dora")
-
-_NAMES = """
-auto_mapping base_model_name_or_path revision inference_mode peft_version peft_type task_type
-r lora_alpha lora_dropout use_rslora use_dora bias init_lora_weights modules_to_save
-target_modules exclude_modules layers_to_transform layers_pattern
-megatron_core loftq_config eva_config runtime_config qalora_group_size ensure_weight_tying
-"""
-_KNOWN = frozenset(_NAMES.split())
-"""The keys that are read, or that only say how the adapter was made or which layers it has (the weights show those)."""
-_FIRST_VALUES = (True, False, "gaussian", "eva", "orthogonal")
-"""The kinds of initial values that leave the base's weights as they are."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +183,7 @@ def base_of(folder: Path) -> Path | None:
 
 def _named_base(folder: Path) -> Path:
     """Find the folder that an adapter folder names as its base."""
-    name = _read_values(folder).get("base_model_name_or_path")
+    name = read_values(folder).get("base_model_name_or_path")
     for base in (Path(str(name)), folder / str(name)):
         has_model = _is_model(base) or (base / CONFIG).is_file()
         if name and has_model and base.resolve() != folder.resolve():
@@ -212,7 +200,7 @@ def _is_model(path: Path) -> bool:
 
 def adapted_config(folder: Path, base: ModelConfig) -> ModelConfig:
     """Give the configuration of the model that an adapter folder and its base make together."""
-    if _read_values(folder).get("task_type") == "SEQ_CLS" and base.output != "score":
+    if read_values(folder).get("task_type") == "SEQ_CLS" and base.output != "score":
         return base.as_score()
     return base
 
@@ -293,9 +281,9 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _read(folder: Path, model_config: ModelConfig) -> _Adapter:
-    values = _read_values(folder)
-    _check_values(folder / CONFIG, values)
-    tensors = _read_tensors(folder)
+    values = read_values(folder)
+    check_values(folder / CONFIG, values)
+    tensors = read_tensors(folder)
     in_our_form = any(name.startswith(f"{PREFIX}{OWN_PREFIX}blocks.") for name in tensors)
     family = _family(model_config, "adapt a model of another architecture, or have PEFT merge the adapter", in_our_form)
     with torch.device("meta"):
@@ -316,55 +304,6 @@ def _read(folder: Path, model_config: ModelConfig) -> _Adapter:
     except (UserError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: {error}") from error
     return _Adapter(config, weights)
-
-
-def _read_values(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    try:
-        return read_object(path)
-    except OSError as error:
-        raise UserError(f"{folder} is not an adapter folder: {CONFIG} cannot be read ({error.strerror})") from error
-
-
-def _check_values(path: Path, values: dict[str, Any]) -> None:
-    """Refuse options that would change the result and are not computed here."""
-    kind = values.get("peft_type")
-    if kind != "LORA":
-        raise UserError(f"{path} has peft_type {kind!r}; only LORA can be read")
-    if values.get("task_type") not in ("CAUSAL_LM", "SEQ_CLS", None):
-        raise UserError(f"{path} has task_type {values['task_type']!r}; only CAUSAL_LM and SEQ_CLS can be read")
-    if values.get("bias", "none") != "none":
-        raise UserError(f"{path} has bias {values['bias']!r}; only adapters that leave biases alone (none) can be read")
-    if values.get("init_lora_weights", True) not in _FIRST_VALUES:
-        raise UserError(
-            f"{path} has init_lora_weights {values['init_lora_weights']!r}, which changes the base's weights; have "
-            "PEFT save it as an ordinary adapter (save_pretrained with path_initial_model_for_weight_conversion)"
-        )
-    rank = values.get("r")
-    if isinstance(rank, bool) or not isinstance(rank, int):
-        raise UserError(f"{path} has no rank r")
-    # an unknown option that is switched off changes nothing
-    unknown = sorted(key for key, value in values.items() if value and key not in _KNOWN)
-    if unknown:
-        raise UserError(f"{path} has {unknown[0]} {values[unknown[0]]!r}, which is not supported; merge it with PEFT")
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    if not path.is_file():
-        if (folder / "adapter_model.bin").is_file():
-            raise UserError(
-                f"{folder} has its weights as a pickle only (adapter_model.bin), which could run any code and is not "
-                "read; load it with PEFT where you trust it, and save it again"
-            )
-        raise UserError(f"{folder} has no {WEIGHTS}")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    for name, tensor in tensors.items():
-        check_finite(folder, name, tensor)
-    return tensors
 
 
 def _renamed(

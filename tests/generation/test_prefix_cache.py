@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
-from random_decoder import largest_difference, random_decoder, random_tokens
+from random_decoder import largest_difference, random_decoder
+from test_continuous_batching import prompt
 from test_engine import ARCHITECTURES, plain_loop
 
 from lit_llm.config import LoraConfig, SamplingConfig, UserError
@@ -33,10 +34,6 @@ def model(request: pytest.FixtureRequest) -> Decoder:
 @pytest.fixture
 def llama() -> Decoder:
     return random_decoder(tiny_model("llama-10m", max_position_embeddings=64)).double()
-
-
-def prompt(length: int, seed: int = 0) -> list[int]:
-    return random_tokens(tiny_model(), length, seed=100 * seed + length).tolist()
 
 
 def drawn(seed: int, **options: Any) -> SamplingConfig:

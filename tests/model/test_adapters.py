@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
-from random_decoder import largest_difference, random_decoder, random_tokens, trained_state
+from random_decoder import add_random_lora, largest_difference, random_decoder, random_tokens
 
 from lit_llm.config import LoraConfig, SamplingConfig, UserError
 from lit_llm.generation import Engine, complete
 from lit_llm.model import Decoder
 from lit_llm.model.adapters import RowAdapters
-from lit_llm.model.lora import add_lora, merged_state, prepare_dora
+from lit_llm.model.lora import merged_state
 from lit_llm.model.quantization import quantize
 
 SIZES = {"vocab_size": 90, "qkv_bias": True}
@@ -24,14 +24,9 @@ def make_adapter(base: Decoder, seed: int, **fields: Any) -> tuple[LoraConfig, d
     config = LoraConfig(**{"rank": 4, "alpha": 6.0, **fields})
     model, merged = Decoder(base.config).eval(), Decoder(base.config).eval()
     model.load_state_dict(base.state_dict())
-    add_lora(model, config, seed=seed)
-    prepare_dora(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in trained_state(model).values():
-            value.add_(0.1 * torch.randn(value.shape, generator=generator))
+    additions = add_random_lora(model, config, seed)
     merged.load_state_dict(merged_state(model.state_dict(), config))
-    return config, trained_state(model), merged
+    return config, additions, merged
 
 
 @torch.inference_mode()

@@ -10,12 +10,11 @@ import torch
 from closeness import assert_same_gradients
 from collectives import Collectives, pretended_ranks
 from conftest import tiny_model
-from ranks import run_ranks
+from ranks import run_ranks, spread_decoder
 
 from lit_llm.config import ModelConfig, TrainerConfig, UserError
 from lit_llm.distributed.meshes import data_mesh, make_mesh
 from lit_llm.model import Decoder, token_log_probs
-from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.log_probs import head_rows
 from lit_llm.model.parallel import arrange, check_divisible
 from lit_llm.model.tensor_parallel import VocabularyHead, splits_vocabulary
@@ -102,12 +101,7 @@ def spread(case: Case) -> tuple[Decoder, slice, int]:
     trainer, config = TrainerConfig(strategy="fsdp", **case.trainer), architecture(case)
     tensor, replicas = trainer.tensor_parallel_size, trainer.fsdp_replicas
     mesh = make_mesh("cpu", RANKS // tensor // replicas, tensor, replicas=replicas)
-    with torch.device("meta"):
-        model = Decoder(config, seed=3)
-    arrange(model, trainer, mesh)
-    model.to_empty(device="cpu")
-    model.tie()
-    initialize_weights(model, config, 3)
+    model = spread_decoder(config, trainer, mesh, seed=3)
     shares, place = data_mesh(mesh).size(), list(data_mesh(mesh).get_coordinate() or [])
     number = place[0] * (RANKS // tensor // replicas) + place[1] if len(place) > 1 else place[0]
     size = 8 // shares

@@ -14,7 +14,7 @@ import httpx
 import torch
 from chat_rows import letter_tokenizer
 from conftest import tiny_model
-from random_decoder import random_decoder, trained_state
+from random_decoder import add_random_lora, random_decoder
 
 from lit_llm.cli.serve import access_to, bound_socket, make_registry, make_server, make_worker, operations_of
 from lit_llm.cli.serve_models import ModelFolders, describe_model
@@ -22,7 +22,6 @@ from lit_llm.config import LoraConfig, SamplingConfig, ServeConfig
 from lit_llm.generation import Completion, complete
 from lit_llm.interop import load_model_folder, save_adapter, save_model_folder
 from lit_llm.model.adapters import RowAdapters
-from lit_llm.model.lora import add_lora, prepare_dora
 from lit_llm.serving.draining import DrainingServer
 from lit_llm.serving.served_model import Served
 from lit_llm.serving.worker import Worker
@@ -104,13 +103,7 @@ def save_adapter_of(base: Path, folder: Path, seed: int, tokenizer: Tokenizer | 
     """An adapter folder over a model folder, whose additions matter."""
     config = LoraConfig(**{"rank": 4, "alpha": 6.0, **fields})
     model, _ = load_model_folder(base)
-    add_lora(model, config, seed=seed)
-    prepare_dora(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for value in trained_state(model).values():
-            value.add_(0.1 * torch.randn(value.shape, generator=generator))
-    save_adapter(folder, model.config, config, trained_state(model), str(base), tokenizer)
+    save_adapter(folder, model.config, config, add_random_lora(model, config, seed), str(base), tokenizer)
     return folder
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from html import escape
 from typing import Any
 
-from lit_llm.evaluation.plots import COLORS
+from lit_llm.evaluation.plots import COLORS, FONT, svg_opening
 from lit_llm.evaluation.sandbox import UNPROTECTED
 from lit_llm.evaluation.tables import markdown_table
 
@@ -101,7 +101,7 @@ def _ends(interval: Sequence[float], form: str) -> str:
     return f"{interval[0]:{form}} to {interval[1]:{form}}"
 
 
-_FONT, _ROW, _WIDTH, _LABEL = 12.0, 20.0, 480.0, 24
+_ROW, _WIDTH, _LABEL = 20.0, 480.0, 24
 
 
 def accuracy_plot(battery: Mapping[str, Any]) -> str:
@@ -112,13 +112,10 @@ def accuracy_plot(battery: Mapping[str, Any]) -> str:
         for index, model in enumerate(battery["models"])
         for task in [model["tasks"][place]]
     ]
-    left, room = 8 + 0.6 * _FONT * _LABEL, _WIDTH - 0.6 * _FONT * _LABEL - 68
+    left, room = 8 + 0.6 * FONT * _LABEL, _WIDTH - 0.6 * FONT * _LABEL - 68
     height = 44 + _ROW * len(rows) + 18 * (len(battery["models"]) > 1)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH:g} {height:g}" width="{_WIDTH:g}pt" '
-        f'height="{height:g}pt" role="img" font-family="system-ui, sans-serif" font-size="{_FONT:g}" '
-        'fill="currentColor">',
-        "<title>Accuracy of each task</title>",
+        *svg_opening(_WIDTH, height, "Accuracy of each task"),
         '<text x="6" y="15" font-weight="bold">Accuracy, its 95% interval, and chance (dashed)</text>',
     ]
     for number, (name, index, task) in enumerate(rows):
