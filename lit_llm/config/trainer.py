@@ -32,8 +32,8 @@ class TrainerConfig:
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp", "fsdp1", "deepspeed"] = "auto"
     """"auto": one device, or ddp for several. "ddp": replicas. "fsdp": weights, gradients and optimizer sharded over
-    the data-parallel ranks (FSDP2), with tensor parallelism as an option; runs on CPU too. "fsdp1" and "deepspeed"
-    (extra `deepspeed`) need CUDA."""
+    the data-parallel ranks (FSDP2), with tensor parallelism as an option. "fsdp1": the older form of it, on CUDA
+    alone. "deepspeed": ZeRO (extra `deepspeed`). All but fsdp1 run on the CPU, too."""
     tensor_parallel_size: int = 1
     """Ranks that share each attention and feed-forward product, and the vocabulary where it divides (strategy fsdp);
     the others are data-parallel."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,8 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
     on_gpu = is_on_gpu(config)
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator is gpu, but torch finds no CUDA device here; use cpu or auto")
-    if config.strategy in ("fsdp1", "deepspeed") and not on_gpu:
-        raise UserError(f"trainer.strategy {config.strategy} needs CUDA; use fsdp, which runs on the CPU, too")
+    if config.strategy == "fsdp1" and not on_gpu:
+        raise UserError("trainer.strategy fsdp1 needs CUDA; use fsdp, which runs on the CPU, too")
     if config.offload and not on_gpu:
         raise UserError("trainer.offload moves memory from a GPU to its host; without a GPU set it to false")
     timeout = timedelta(minutes=config.timeout_minutes)
@@ -143,14 +144,17 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
 def _deepspeed(config: TrainerConfig, timeout: timedelta, micro_batch_size: int) -> Strategy:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("trainer.strategy deepspeed needs the package: pip install -e '.[deepspeed]'; or use fsdp")
-    from lit_llm.training.deepspeed import AtomicDeepSpeedStrategy
+    from lit_llm.training.deepspeed import AtomicDeepSpeedStrategy, prefer_cpu
 
+    if not is_on_gpu(config):
+        prefer_cpu()
     strategy = AtomicDeepSpeedStrategy(
         stage=config.deepspeed_stage,
         offload_optimizer=config.offload,
         offload_parameters=config.offload and config.deepspeed_stage == 3,
         # "auto" would make another training loader and ask its sampler
         logging_batch_size_per_gpu=micro_batch_size,
+        logging_level=logging.ERROR,  # it warns of any optimizer but its own
         timeout=timeout,
     )
     # it would refuse any optimizer but its own CPU Adam for what is offloaded
