@@ -40,6 +40,9 @@ class TrainerConfig:
     sequence_parallel: bool = False
     """Cut the residual stream between those products by tokens, so that each rank norms and keeps its own: less
     memory, and the same amount is sent."""
+    context_parallel_size: int = 1
+    """Ranks that share each long text (strategy fsdp; pretrain and sft): each keeps its own tokens of the stream, and
+    attention exchanges them for some of the heads, so that this divides the heads. They share the weights out, too."""
     fsdp_replicas: int = 1
     """Copies of the sharded model (HSDP, strategy fsdp): each is spread over data-parallel ranks / fsdp_replicas, so
     that weights travel inside a copy, as one machine's GPUs, and only reduced gradients between copies."""
@@ -121,6 +124,7 @@ class TrainerConfig:
             "keep_last_checkpoints",
             "log_every_n_steps",
             "tensor_parallel_size",
+            "context_parallel_size",
             "fsdp_replicas",
             "checkpoint_every_n_blocks",
         ):
@@ -208,6 +212,7 @@ class TrainerConfig:
             num_nodes=1,
             strategy="auto",
             tensor_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=False,
             fsdp_replicas=1,
             reshard_after_forward=True,
@@ -224,6 +229,7 @@ class TrainerConfig:
         if self.sequence_parallel and self.tensor_parallel_size == 1:
             raise UserError("trainer.sequence_parallel needs trainer.tensor_parallel_size above 1")
         for name, default in (
+            ("context_parallel_size", 1),
             ("fsdp_replicas", 1),
             ("reshard_after_forward", True),
             ("reduce_every_micro_batch", False),

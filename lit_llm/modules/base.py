@@ -326,7 +326,9 @@ class LanguageModule(L.LightningModule):
         """
         parts, self._parts = self._parts, []
         loss_sum, tokens = self._count(parts)
-        scale = divisor * self.data_parallel_size * self.nominal_tokens / tokens if tokens else 0.0
+        # ranks that share a text have their own parts of its gradient, and are averaged over like the others
+        ranks = self.data_parallel_size * self.config.trainer.context_parallel_size
+        scale = divisor * ranks * self.nominal_tokens / tokens if tokens else 0.0
         return StepMean(self.trainer.global_step + 1, loss_sum / tokens if tokens else 0.0, scale, parts)
 
     def log_step(self, optimizer: Optimizer, step: int, loss: float, norm: float) -> None:

@@ -57,19 +57,20 @@ def data_parallel_processes(config: TrainerConfig) -> int:
     """Count the shares that each batch is cut into.
 
     Raises:
-        UserError: the ranks cannot be divided into groups of `tensor_parallel_size`, or those into `fsdp_replicas`.
+        UserError: the ranks cannot be divided into groups of `tensor_parallel_size` and `context_parallel_size`, or
+            those into `fsdp_replicas`.
     """
-    processes = number_of_processes(config)
-    if processes % config.tensor_parallel_size:
-        raise UserError(
-            f"trainer.tensor_parallel_size {config.tensor_parallel_size} does not divide the number of processes "
-            f"({processes} = trainer.devices x trainer.num_nodes)"
-        )
-    shares = processes // config.tensor_parallel_size
+    shares = number_of_processes(config)
+    which = f"number of processes ({shares} = trainer.devices x trainer.num_nodes)"
+    for name in ("tensor_parallel_size", "context_parallel_size"):
+        size = getattr(config, name)
+        if shares % size:
+            raise UserError(f"trainer.{name} {size} does not divide the {which}")
+        shares //= size
+        which += f" / trainer.{name} {size}" if size > 1 else ""
     if shares % config.fsdp_replicas:
         raise UserError(
-            f"trainer.fsdp_replicas {config.fsdp_replicas} does not divide the {shares} data-parallel ranks "
-            "(trainer.devices x trainer.num_nodes / trainer.tensor_parallel_size)"
+            f"trainer.fsdp_replicas {config.fsdp_replicas} does not divide the {shares} data-parallel ranks: {which}"
         )
     return shares
 
@@ -121,12 +122,13 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
     timeout = timedelta(minutes=config.timeout_minutes)
     if config.strategy == "fsdp":
         return ShardedStrategy(
-            data_parallel_size=data_parallel_processes(config),
+            data_parallel_size=data_parallel_processes(config) * config.context_parallel_size,
             tensor_parallel_size=config.tensor_parallel_size,
             save_distributed_checkpoint=writes_shards(config),
             timeout=timeout,
             offload=config.offload,
             replicas=config.fsdp_replicas,
+            context_parallel_size=config.context_parallel_size,
             reduce_every_micro_batch=config.reduce_every_micro_batch,
         )
     if config.strategy == "fsdp1":

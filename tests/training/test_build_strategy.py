@@ -46,6 +46,11 @@ def test_fsdp_divides_the_ranks() -> None:
     assert data_parallel_processes(config) == 6
     with pytest.raises(UserError, match="does not divide the number of processes"):
         build_strategy(cpu(strategy="fsdp", devices=3, tensor_parallel_size=2))
+    texts = cpu(strategy="fsdp", devices=8, tensor_parallel_size=2, context_parallel_size=2)
+    assert build_strategy(texts)._data_parallel_size == 4  # ranks that share a text share the weights out
+    assert data_parallel_processes(texts) == 2
+    with pytest.raises(UserError, match=r"context_parallel_size 4 does not divide the .* / trainer.tensor_parallel_si"):
+        build_strategy(cpu(strategy="fsdp", devices=4, tensor_parallel_size=2, context_parallel_size=4))
 
 
 def test_sharding_casts_by_itself() -> None:
@@ -118,6 +123,7 @@ def test_products_on_cuda_are_tf32_unless_asked_otherwise(monkeypatch: pytest.Mo
     ("fields", "message"),
     [
         ({"tensor_parallel_size": 2}, "tensor_parallel_size above 1 needs trainer.strategy fsdp"),
+        ({"context_parallel_size": 2}, "context_parallel_size needs trainer.strategy fsdp"),
         ({"sharded_checkpoints": True}, "sharded_checkpoints needs trainer.strategy fsdp"),
         ({"offload": True, "strategy": "ddp"}, "offload needs trainer.strategy fsdp or deepspeed"),
         ({"deepspeed_stage": 3}, "deepspeed_stage needs trainer.strategy deepspeed"),
