@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
 from torch import Tensor, cat
 
 from lit_llm.config import ModelConfig, TrainerConfig, UserError
@@ -19,8 +18,6 @@ from lit_llm.distributed.collectives import gathered, summed, swapped
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-    from lit_llm.model.decoder import Decoder
 
 
 class ContextRanks:
@@ -42,6 +39,10 @@ class ContextRanks:
         """Put the ranks' tokens together again, for what every rank goes on to do alike."""
         return gathered(x, self.group, 1, alike=True)
 
+    def over_text(self, total: Tensor) -> Tensor:
+        """Sum what the ranks have found in their tokens; each has the gradient of its own part."""
+        return summed(total, self.group)
+
     def to_heads(self, q: Tensor, k: Tensor, v: Tensor) -> list[Tensor]:
         """Send away this rank's tokens of the other ranks' heads, and receive the other tokens of its own.
 
@@ -62,18 +63,6 @@ class ContextRanks:
     def to_tokens(self, out: Tensor) -> Tensor:
         """Go back from every token of this rank's heads [b, t, n_h / ranks, d] to its tokens of all of them."""
         return swapped(out, self.group, cut_dim=1, joined_dim=2)
-
-
-def own_targets(model: Decoder, targets: Tensor, ignore_index: int) -> Tensor:
-    """The targets [b, t] of the hidden states that this rank has; none for those of tokens that fill up a row."""
-    if model.text_ranks is None:
-        return targets
-    return model.text_ranks.own(F.pad(targets, (0, -targets.size(1) % model.stream_parts), value=ignore_index))
-
-
-def over_text(model: Decoder, total: Tensor) -> Tensor:
-    """Sum what the ranks that share a text have found in their tokens; each has the gradient of its own part."""
-    return total if model.text_ranks is None else summed(total, model.text_ranks.group)
 
 
 def check_context(config: ModelConfig, trainer: TrainerConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.distributed.tensors import local_part
@@ -79,6 +80,18 @@ def token_log_probs(
         )
 
     return model(tokens, document_ids=document_ids, head=read)
+
+
+def own_targets(model: Decoder, targets: Tensor) -> Tensor:
+    """The targets [b, t] of the hidden states that a `head` which reads a part is given; IGNORE_INDEX fills up rows."""
+    if model.text_ranks is None:
+        return targets
+    return model.text_ranks.own(F.pad(targets, (0, -targets.size(1) % model.stream_parts), value=IGNORE_INDEX))
+
+
+def over_text(model: Decoder, total: Tensor) -> Tensor:
+    """Sum over the ranks that share a text what each has found in its part; each has the gradient of that."""
+    return total if model.text_ranks is None else model.text_ranks.over_text(total)
 
 
 def head_rows(head: nn.Linear) -> dict[str, Any]:

@@ -7,8 +7,7 @@ import math
 from torch import Tensor, nn
 
 from lit_llm.config import PretrainConfig, SFTConfig
-from lit_llm.model.context_parallel import over_text, own_targets
-from lit_llm.model.log_probs import head_rows
+from lit_llm.model.log_probs import head_rows, over_text, own_targets
 from lit_llm.modules.base import LanguageModule
 from lit_llm.modules.metrics import NamedMeans
 from lit_llm.objectives import IGNORE_INDEX, linear_cross_entropy
@@ -39,7 +38,7 @@ class PretrainingModule(LanguageModule):
         config = self.config
         # each corpus in the batch on its own: a token without a target costs the head nothing
         parts = _targets_of_corpora(batch)
-        own = {corpus: own_targets(self.model, targets, IGNORE_INDEX) for corpus, targets in parts.items()}
+        own = {corpus: own_targets(self.model, targets) for corpus, targets in parts.items()}
 
         def losses_of(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, ...]:
             return tuple(over_text(self.model, loss_of(hidden, head, targets)) for targets in own.values())

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.config import SFTConfig
-from lit_llm.model.context_parallel import over_text, own_targets
-from lit_llm.model.log_probs import head_rows
+from lit_llm.model.log_probs import head_rows, over_text, own_targets
 from lit_llm.modules.metrics import NamedMeans
 from lit_llm.modules.pretraining import PretrainingModule
 from lit_llm.objectives import IGNORE_INDEX, linear_correct, linear_cross_entropy
@@ -42,7 +41,7 @@ class SFTModule(PretrainingModule):
                 self._lengths = conversation_lengths(batch["targets"], batch.get("document_ids"))
             return super().token_loss(batch, training)
         config, targets, documents = self.config, batch["targets"], batch.get("document_ids")
-        own = own_targets(self.model, targets, IGNORE_INDEX)
+        own = own_targets(self.model, targets)
 
         def read(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
             options = {

@@ -18,9 +18,10 @@ from torch.autograd.graph import _engine_run_backward
 from lit_llm.config import ModelConfig, TrainerConfig
 from lit_llm.model import Decoder
 from lit_llm.model.checkpointing import block_choices
-from lit_llm.model.context_parallel import ContextRanks, own_targets
+from lit_llm.model.context_parallel import ContextRanks
+from lit_llm.model.log_probs import own_targets
 from lit_llm.model.tensor_parallel import TensorRanks
-from lit_llm.objectives import IGNORE_INDEX, linear_cross_entropy
+from lit_llm.objectives import linear_cross_entropy
 from lit_llm.planning.live_memory import ATTENTION_BACKWARD, LiveMemory
 from lit_llm.planning.pretended_device import PretendedDevice
 
@@ -178,7 +179,7 @@ class _Stage:
             tokens = torch.zeros(step.rows, step.length, dtype=torch.long)
             documents = torch.zeros_like(tokens) if step.documents else None
             with torch.autocast(device, torch.bfloat16, enabled=step.arithmetic == "autocast"):
-                targets = own_targets(self.model, tokens, IGNORE_INDEX)
+                targets = own_targets(self.model, tokens)
                 loss = self.model(
                     tokens, document_ids=documents, head=partial(self._loss, targets), head_reads_part=True
                 )

@@ -169,10 +169,11 @@ class ShardedStrategy(ModelParallelStrategy):
                 root.set_requires_gradient_sync(last)
 
     def _sends_each_time(self, roots: list[FSDPModule]) -> bool:
-        parameters = (parameter for root in roots for parameter in cast(nn.Module, root).parameters())
+        parameters = [cast(DTensor, each) for root in roots for each in cast(nn.Module, root).parameters()]
         numbers = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        on_gpu = self.root_device.type == "cuda"
-        memory = torch.cuda.get_device_properties(self.root_device).total_memory if on_gpu else None
+        # a parameter that is offloaded lies on the CPU, but its mesh does not
+        on_gpu = parameters[0].device_mesh.device_type == "cuda"
+        memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if on_gpu else None
         return sends_each_time(None, numbers // int(self._tensor_parallel_size), memory)
 
     def model_to_device(self) -> None:

@@ -72,7 +72,8 @@ def test_what_fits_only_sharded(capsys: pytest.CaptureFixture[str]) -> None:
     sharded = planned(capsys, *arguments, "0.006")
     assert re.search(r"that fits: fsdp, .*; ddp holds \d\.\d MiB even at checkpointing (every_n|full)", sharded)
     nothing = planned(capsys, *arguments, "0.0001")
-    assert re.search(r"nothing fits in 0\.1 MiB.*lower data\.micro_batch_size \(2 here\)", nothing)
+    part = r"\d\.\d MiB are gathered weights and buckets: a larger trainer\.tensor_parallel_size \(1 here\)"
+    assert re.search(rf"nothing fits in 0\.1 MiB.* needs least, \d\.\d MiB, of which {part}", nothing)
 
 
 def test_tensor_parallelism_where_it_is_configured(capsys: pytest.CaptureFixture[str]) -> None:

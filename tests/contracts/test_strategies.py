@@ -34,10 +34,12 @@ RUNS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "checkpointing": (1, {"activation_checkpointing": "selective"}, {}),
     "fsdp, checkpointing": (2, {"strategy": "fsdp", "activation_checkpointing": "full"}, {}),
     "fsdp on one": (1, {"strategy": "fsdp", "activation_checkpointing": "every_n"}, {}),
-    "context parallel": (4, {"strategy": "fsdp", "context_parallel_size": 2, "fsdp_replicas": 2}, {}),
+    "context parallel": (4, {"strategy": "fsdp", "context_parallel_size": 2}, {}),
+    "copies of shards": (4, {"strategy": "fsdp", "fsdp_replicas": 2}, {"micro_batch_size": 1}),
     "hybrid": (4, {"strategy": "fsdp", "tensor_parallel_size": 2, "sharded_checkpoints": True}, {}),
 }
-SLOW = ("fsdp, checkpointing", "fsdp on one", "context parallel", "hybrid")
+SLOW = ("fsdp, checkpointing", "fsdp on one", "context parallel", "copies of shards", "hybrid")
+GOES_ON = "copies of shards"  # once more from its checkpoint in the middle
 
 
 def run_of(make_run: MakeRun, name: str, shards: Path, trainer: dict[str, Any], data: dict[str, Any]) -> PretrainConfig:
@@ -78,7 +80,14 @@ def test_same_answer(
         pretrain(config)
     else:
         train_on_ranks(config, ranks, free_port)
+    assert_same(config, plain)
+    if name == GOES_ON:
+        config.ckpt_path = str(config.folder / "checkpoints" / "step_00000012.ckpt")
+        train_on_ranks(config, ranks, free_port)
+        assert_same(config, plain)
 
+
+def assert_same(config: PretrainConfig, plain: PretrainConfig) -> None:
     points, expected = curves(config), curves(plain)
     norms = [value for _, value in expected["train/gradient_norm"]]
     assert len(norms) == STEPS

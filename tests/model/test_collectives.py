@@ -11,6 +11,7 @@ from collectives import Collectives, pretended_ranks
 from conftest import tiny_model
 
 from lit_llm.config import ModelConfig, TrainerConfig
+from lit_llm.distributed.gathering import gathered_once
 from lit_llm.distributed.meshes import make_mesh
 from lit_llm.model import Decoder
 from lit_llm.model.parallel import arrange
@@ -78,3 +79,21 @@ def test_weights_that_are_kept_are_gathered_once() -> None:
     with pretended_ranks(8):
         model, strategy = spread(tiny_model(), 8, reshard_after_forward=False)
         assert exchanged(model, strategy, last=True)["all_gather"] == BLOCKS + 1
+
+
+def test_texts_are_written_with_weights_that_are_gathered_once() -> None:
+    def write(model: Decoder) -> int:
+        tokens = torch.zeros(1, 3, dtype=torch.long)
+        with torch.no_grad(), Collectives() as seen:
+            for _ in range(3):  # tokens
+                model(tokens)
+        return seen.counts["all_gather"]
+
+    with pretended_ranks(8):
+        model, _ = spread(tiny_model(), 8)
+        each_time = write(model)
+        assert each_time == 3 * BLOCKS + 1
+        with gathered_once(model):
+            assert write(model) == BLOCKS  # what is outside of them is still there
+            assert write(model) == 0
+        assert write(model) == each_time

@@ -15,8 +15,8 @@ from ranks import run_ranks, spread_decoder
 from lit_llm.config import ModelConfig, TrainerConfig, UserError
 from lit_llm.distributed.meshes import data_mesh, make_mesh
 from lit_llm.model import Decoder, token_log_probs
-from lit_llm.model.context_parallel import check_context, over_text, own_targets
-from lit_llm.model.log_probs import head_rows
+from lit_llm.model.context_parallel import check_context
+from lit_llm.model.log_probs import head_rows, over_text, own_targets
 from lit_llm.model.parallel import arrange, check_divisible
 from lit_llm.model.tensor_parallel import VocabularyHead, splits_vocabulary
 from lit_llm.objectives import IGNORE_INDEX, linear_correct, linear_cross_entropy
@@ -86,7 +86,7 @@ def loss_of(model: Decoder, rows: slice) -> torch.Tensor:
     def losses(hidden: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
         return linear_cross_entropy(
             hidden.flatten(0, 1),
-            targets=own_targets(model, targets, IGNORE_INDEX).flatten(),
+            targets=own_targets(model, targets).flatten(),
             **head_rows(head),
             chunk_tokens=16,
             softcap=model.config.logits_softcap,
