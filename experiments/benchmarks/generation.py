@@ -7,8 +7,9 @@
 All sides write greedily, every text to its full length. Ours are the engine as `generate.py` runs it: as it is
 ("ours"), with `compile` ("compiled"), and that with int8 weights ("compiled int8", float32 arithmetic). llama.cpp
 (through xllamacpp, where it is installed, at batch 1) reads the same weights as a GGUF file. All sides of a shape take
-turns, so that a busy machine slows all of them, and the best run of each counts; compiling comes before. llama.cpp has a
-process of its own, which is stopped while it is not its turn: in one process its waiting threads halved the others' speed.
+turns, so that a busy machine slows all of them, and the best run of each counts; compiling comes before. llama.cpp has
+a process of its own, which is stopped while it is not its turn: in one process its waiting threads halved the speed of
+the others.
 
 The last line of the output is JSON. By shape/precision/batch/threads: `tokens_per_second` of each side (the prompt's
 reading included), `ratio` (ours / transformers of the same precision; int8 / transformers in bfloat16, or in what was
