@@ -181,7 +181,8 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, *context.rotary), apply_rotary(k, *context.rotary)
         if context.cache is not None:
             k, v = context.cache.update(self.layer, k, v)  # [b, n_kv, s, d]
-        dropout = config.dropout if self.training else 0.0
+        dropout = config.attention_dropout if config.attention_dropout is not None else config.dropout
+        dropout = dropout if self.training else 0.0
         if config.attention_softcap is not None:
             out = softcapped_attention(q, k, v, context, config.attention_softcap, dropout, self.scale)
         else:

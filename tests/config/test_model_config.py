@@ -32,6 +32,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     *[({"rope_theta": value}, rf"model\.rope_theta is {value}; it must be above 1") for value in (-1.0, 0, 1.0)],
     ({"dropout": 1.0}, r"model\.dropout is 1\.0"),
     ({"dropout": -0.1}, r"model\.dropout is -0\.1"),
+    ({"attention_dropout": 1.0}, r"model\.attention_dropout is 1\.0"),
     (
         {"hidden_size": 100, "num_heads": 12},
         r"model\.hidden_size 100 does not divide by model\.num_heads 12; .*head_dim",
@@ -59,7 +60,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ),
     *[
         ({name: value}, rf"model\.{name} is {value}; it must be a finite number( or null)?$")
-        for name in ("rope_theta", "norm_eps", "init_std", "dropout", "logits_softcap", "rope_theta_windowed")
+        for name in ("rope_theta", "norm_eps", "init_std", "dropout", "attention_dropout", "logits_softcap", "rope_theta_windowed")
         for value in (math.nan, math.inf)
     ],
     ({"rope_theta": 10**400}, r"model\.rope_theta is 10{59}\.\.\.; it must be a finite number$"),
