@@ -339,7 +339,6 @@ def test_an_adapter_with_a_tokenizer_of_its_own(folders: dict[str, Path], tmp_pa
         ({"models": {"a": "x"}, "max_models": 0}, "max_models is 0"),
         ({"models": {"a": "x"}, "max_models_gib": 0.0}, "max_models_gib is 0.0"),
         ({"max_models": 2}, "max_models and max_models_gib are for models"),
-        ({"adapters": {"a": "x"}, "compile": True}, "adapters cannot be had together with compile"),
     ],
 )
 def test_impossible_options_are_named(options: dict[str, Any], message: str) -> None:
