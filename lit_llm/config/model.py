@@ -268,6 +268,11 @@ class ModelConfig:
             raise UserError(f"{name} is a reward model: it gives scores, not text; give a language model")
 
     @property
+    def dropout_of_attention(self) -> float:
+        """Probability of dropping an attention weight in training."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
+
+    @property
     def kv_heads(self) -> int:
         """Number of key and value heads: `num_heads` where `num_key_value_heads` is not given."""
         return self.num_key_value_heads or self.num_heads

@@ -65,7 +65,7 @@ def write_gpt2(config: ModelConfig) -> dict[str, Any]:
         "activation_function": their_activation(config.activation, PLAIN_ACTIVATIONS),
         "resid_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout if config.attention_dropout is None else config.attention_dropout,
+        "attn_pdrop": config.dropout_of_attention,
     }
 
 

@@ -35,7 +35,7 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
 
     Args:
         model: changed in place; no parameter is renamed.
-        config: activation checkpointing, compilation, precision and offloading.
+        config: attention, activation checkpointing, compilation, precision and offloading.
         mesh: of `make_mesh`, the devices to shard over; None: the model stays whole.
 
     Raises:
@@ -43,6 +43,7 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
     """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _split_products(model, mesh["tensor_parallel"], config.sequence_parallel)
+    model.masks_attention = config.attention_kernel == "mask"
     for block, choice in zip(_blocks(model), block_choices(config, model.config.num_layers), strict=True):
         block.checkpointing = choice
     if config.compile:
