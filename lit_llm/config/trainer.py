@@ -32,14 +32,17 @@ class TrainerConfig:
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp", "fsdp1", "deepspeed"] = "auto"
     """"auto": one device, or ddp for several. "ddp": replicas. "fsdp": weights, gradients and optimizer sharded over
-    the data-parallel ranks (FSDP2), with tensor parallelism as an option; runs on CPU too. "fsdp1" and "deepspeed"
-    (extra `deepspeed`) need CUDA."""
+    the data-parallel ranks (FSDP2), with tensor parallelism as an option. "fsdp1": the older form of it, on CUDA
+    alone. "deepspeed": ZeRO (extra `deepspeed`). All but fsdp1 run on the CPU, too."""
     tensor_parallel_size: int = 1
     """Ranks that share each attention and feed-forward product, and the vocabulary where it divides (strategy fsdp);
     the others are data-parallel."""
     sequence_parallel: bool = False
     """Cut the residual stream between those products by tokens, so that each rank norms and keeps its own: less
     memory, and the same amount is sent."""
+    context_parallel_size: int = 1
+    """Ranks that share each long text (strategy fsdp; pretrain and sft): each keeps its own tokens of the stream, and
+    attention exchanges them for some of the heads, so that this divides the heads. They share the weights out, too."""
     fsdp_replicas: int = 1
     """Copies of the sharded model (HSDP, strategy fsdp): each is spread over data-parallel ranks / fsdp_replicas, so
     that weights travel inside a copy, as one machine's GPUs, and only reduced gradients between copies."""
@@ -124,6 +127,7 @@ class TrainerConfig:
             "keep_last_checkpoints",
             "log_every_n_steps",
             "tensor_parallel_size",
+            "context_parallel_size",
             "fsdp_replicas",
             "checkpoint_every_n_blocks",
         ):
@@ -211,6 +215,7 @@ class TrainerConfig:
             num_nodes=1,
             strategy="auto",
             tensor_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=False,
             fsdp_replicas=1,
             reshard_after_forward=True,
@@ -227,6 +232,7 @@ class TrainerConfig:
         if self.sequence_parallel and self.tensor_parallel_size == 1:
             raise UserError("trainer.sequence_parallel needs trainer.tensor_parallel_size above 1")
         for name, default in (
+            ("context_parallel_size", 1),
             ("fsdp_replicas", 1),
             ("reshard_after_forward", True),
             ("reduce_every_micro_batch", False),

@@ -98,6 +98,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     Args:
         offload: the shards lie in host memory between uses; they have been made there.
+        context_parallel_size: ranks that read the same rows, each some of the tokens; they are data-parallel otherwise.
         replicas: groups of data-parallel ranks that each hold a copy of all shards (HSDP); 1: every rank has its own.
         reduce_every_micro_batch: whether gradients are sent in each micro-batch of an optimizer step, so that none is
             kept whole, or in the last one alone.
@@ -108,10 +109,17 @@ class ShardedStrategy(ModelParallelStrategy):
     checkpoint_io: AtomicCheckpointIO
 
     def __init__(
-        self, *, offload: bool = False, replicas: int = 1, reduce_every_micro_batch: bool = False, **options: Any
+        self,
+        *,
+        offload: bool = False,
+        context_parallel_size: int = 1,
+        replicas: int = 1,
+        reduce_every_micro_batch: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.offload = offload
+        self.context_parallel_size = context_parallel_size
         self.replicas = replicas
         self.reduce_every_micro_batch = reduce_every_micro_batch
 
@@ -133,7 +141,7 @@ class ShardedStrategy(ModelParallelStrategy):
         sizes, place = list(mesh.shape), mesh.get_coordinate()
         assert place is not None
         number = place[0] if len(sizes) == 1 else place[0] * sizes[1] + place[1]
-        return {"num_replicas": mesh.size(), "rank": number}
+        return {"num_replicas": mesh.size() // self.context_parallel_size, "rank": number // self.context_parallel_size}
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:

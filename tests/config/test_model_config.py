@@ -60,7 +60,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ),
     *[
         ({name: value}, rf"model\.{name} is {value}; it must be a finite number( or null)?$")
-        for name in ("rope_theta", "norm_eps", "init_std", "dropout", "attention_dropout", "logits_softcap", "rope_theta_windowed")
+        for name in ("rope_theta", "norm_eps", "init_std", "dropout", "logits_softcap", "rope_theta_windowed")
         for value in (math.nan, math.inf)
     ],
     ({"rope_theta": 10**400}, r"model\.rope_theta is 10{59}\.\.\.; it must be a finite number$"),
