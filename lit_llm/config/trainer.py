@@ -8,6 +8,20 @@ from typing import Literal
 
 from lit_llm.config.errors import UserError
 
+WHOLE_GRADIENTS = 1 / 8
+"""Share of a GPU's memory that the gradients of an accumulated step may take, unless a run says otherwise."""
+
+
+def sends_each_time(choice: bool | None, numbers: int, memory: float | None) -> bool:
+    """Decide `TrainerConfig.reduce_every_micro_batch`.
+
+    Args:
+        choice: what it says.
+        numbers: of a whole gradient on one device.
+        memory: bytes of that, or None for a CPU.
+    """
+    return choice if choice is not None else memory is not None and 4 * numbers > WHOLE_GRADIENTS * memory
+
 
 @dataclass
 class TrainerConfig:
@@ -49,9 +63,10 @@ class TrainerConfig:
     reshard_after_forward: bool = True
     """Let go of a block's gathered weights between its forward and its backward pass (strategy fsdp). false gathers
     them once for both, and holds the whole weights meanwhile."""
-    reduce_every_micro_batch: bool = False
+    reduce_every_micro_batch: bool | None = None
     """Send gradients in each micro-batch of an accumulated step (strategy fsdp): a device then holds its shard of them
-    alone. false sends them once in a step, and holds the whole gradient, 4 bytes for each weight, until then."""
+    alone. false sends them once in a step, and holds the whole gradient, 4 bytes for each weight, until then. Null:
+    true where that would take more than an eighth of a GPU's memory."""
     deepspeed_stage: Literal[1, 2, 3] = 2
     """ZeRO stage: shards the optimizer (1), gradients too (2), weights too (3)."""
     offload: bool = False
@@ -219,7 +234,7 @@ class TrainerConfig:
             sequence_parallel=False,
             fsdp_replicas=1,
             reshard_after_forward=True,
-            reduce_every_micro_batch=False,
+            reduce_every_micro_batch=None,
             sharded_checkpoints=None,
             offload=False,
             compile=False,
@@ -235,7 +250,7 @@ class TrainerConfig:
             ("context_parallel_size", 1),
             ("fsdp_replicas", 1),
             ("reshard_after_forward", True),
-            ("reduce_every_micro_batch", False),
+            ("reduce_every_micro_batch", None),
         ):
             if getattr(self, name) != default and self.strategy != "fsdp":
                 raise UserError(f"trainer.{name} needs trainer.strategy fsdp")

@@ -367,6 +367,8 @@ TYPES = {
     "gpt2": "gpt2",
     "llama2-7b": "llama",
     "llama3-8b": "llama",
+    "llama3-70b": "llama",
+    "llama3.1-405b": "llama",
     "llama3.2-1b": "llama",
     "llama3.2-3b": "llama",
     "llama-10m": "llama",
