@@ -81,6 +81,9 @@ class TrainerConfig:
     float32_matmul_precision: Literal["highest", "high", "medium"] | None = None
     """What float32 matrix products on CUDA round their factors to (torch.set_float32_matmul_precision): nothing, or
     TF32, several times as fast, with "high" and "medium". Null: "high" on CUDA; the CPU always has "highest"."""
+    attention_kernel: Literal["auto", "mask"] = "auto"
+    """How attention to documents, sliding windows and capped scores is computed: without the scores that no token sees
+    (FlexAttention on CUDA, piece by piece on the CPU), or over the scores of all pairs of tokens with a mask."""
     gradient_clip_val: float | None = 1.0
     """Largest norm of the whole gradient; null does not clip."""
     val_every_n_steps: int | None = 250

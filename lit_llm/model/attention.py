@@ -19,7 +19,9 @@ from lit_llm.model.cache import CacheStep
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.normalization import make_norm
 from lit_llm.model.one_token import one_query_attention
+from lit_llm.model.piecewise import piecewise_attention
 from lit_llm.model.position import RotaryTables, apply_rotary, rotary_tables, token_positions
+from lit_llm.model.spans import Spans, spans_of
 
 if TYPE_CHECKING:
     from lit_llm.model.context_parallel import ContextRanks
@@ -44,6 +46,8 @@ class AttentionContext:
     """The part of a cache to read and to extend; None: there is no cache."""
     is_cut: bool = False
     """Each of the ranks that share the products has its own tokens of the stream, but not of what attention reads."""
+    spans: Spans | None = None
+    """What each token sees, where a kernel reads that instead of a mask; `mask` and `is_causal` mean nothing then."""
     text_ranks: ContextRanks | None = None
     """The ranks that share each text; the rest of the context is that of the whole text but for `tokens`."""
 
@@ -75,6 +79,34 @@ def attention_mask(
     if document_ids is not None:
         mask = mask & (document_ids.unsqueeze(1) == document_ids.unsqueeze(2)).unsqueeze(1)
     return mask, False
+
+
+def what_is_seen(
+    config: ModelConfig,
+    x: Tensor,
+    *,
+    window: int | None,
+    document_ids: Tensor | None,
+    training: bool,
+    masked: bool = False,
+) -> tuple[Tensor | None, bool, Spans | None]:
+    """Mask, causality and spans, as in `AttentionContext`, of a pass without a cache.
+
+    Args:
+        config: the architecture.
+        x: the stream [b, t, hidden].
+        window: see `attention_mask`.
+        document_ids: see `attention_mask`.
+        training: whether the pass drops what the configuration says.
+        masked: make a mask wherever causality does not say it all, whatever else the device can read.
+    """
+    seen = {"window": window, "document_ids": document_ids, "device": x.device}
+    drops = training and config.dropout_of_attention > 0.0
+    if not masked:
+        spans = spans_of(config, x.size(1), **seen, dtype=compute_dtype(x), drops=drops)
+        if spans is not None:
+            return None, False, spans
+    return (*attention_mask(x.size(1), **seen), None)
 
 
 class Attention(nn.Module):
@@ -140,17 +172,18 @@ class Attention(nn.Module):
         if cache is None:
             if positions is None:
                 positions = token_positions(x.size(1), document_ids, x.device, config.max_position_embeddings)
-            mask, is_causal = attention_mask(x.size(1), window=window, document_ids=document_ids, device=x.device)
+            seen = what_is_seen(config, x, window=window, document_ids=document_ids, training=self.training)
         elif document_ids is not None:
             raise ValueError("document_ids and a cache cannot be used together")
         else:
             cache.check(config.max_position_embeddings)
             positions = cache.positions if positions is None else positions
-            mask, is_causal = cache.mask(window)
+            seen = (*cache.mask(window), None)
         if self._tables is None:
             self._tables = rotary_tables(config, window)
         rotary = None if self._tables is None else self._tables(positions, compute_dtype(x))
-        return AttentionContext(tokens, mask, is_causal, rotary, cache)
+        mask, is_causal, spans = seen
+        return AttentionContext(tokens, mask, is_causal, rotary, cache, spans=spans)
 
     def forward(self, x: Tensor, context: AttentionContext | None = None) -> Tensor:
         """Mix the tokens of each row.
@@ -189,8 +222,10 @@ class Attention(nn.Module):
             q, k = apply_rotary(q, *context.rotary), apply_rotary(k, *context.rotary)
         if context.cache is not None:
             k, v = context.cache.update(self.layer, k, v)  # [b, n_kv, s, d]
-        dropout = config.dropout if self.training else 0.0
-        if config.attention_softcap is not None:
+        dropout = config.dropout_of_attention if self.training else 0.0
+        if context.spans is not None:
+            out = spanned_attention(q, k, v, context.spans, config.attention_softcap, self.scale)
+        elif config.attention_softcap is not None:
             out = softcapped_attention(q, k, v, context, config.attention_softcap, dropout, self.scale)
         else:
             out = fused_attention(q, k, v, context, dropout, self.scale)
@@ -203,6 +238,39 @@ class Attention(nn.Module):
         if self.q_norm is None or self.k_norm is None:
             return q, k
         return self.q_norm(q).to(q.dtype), self.k_norm(k).to(k.dtype)
+
+
+def spanned_attention(
+    q: Tensor, k: Tensor, v: Tensor, spans: Spans, softcap: float | None, scale: float | None
+) -> Tensor:
+    """Attention in which each token sees a run of tokens, by the kernel that `spans` was made for.
+
+    Args:
+        q: [b, n_h, t, d].
+        k: [b, n_kv, t, d].
+        v: [b, n_kv, t, d].
+        spans: what each token sees.
+        softcap: see `softcapped_attention`; None: scores are as they are.
+        scale: what scores are multiplied by; None means 1 / sqrt(d).
+
+    Returns:
+        [b, n_h, t, d] in the dtype of q.
+    """
+    dtype = q.dtype
+    if spans.tiles is not None:
+        from lit_llm.model.block_sparse import block_sparse_attention
+
+        with without_autocast(q.device.type):
+            return block_sparse_attention(q, k.to(dtype), v.to(dtype), spans.tiles, scale, softcap)
+    assert spans.pieces is not None
+    q = _for_backward(q)
+    scale = q.size(3) ** -0.5 if scale is None else scale
+    return piecewise_attention(q, k.to(q.dtype), v.to(q.dtype), spans.first, spans.pieces, scale, softcap)[0].to(dtype)
+
+
+def _for_backward(q: Tensor) -> Tensor:
+    """Queries in float32 where, on the CPU, the bfloat16 kernel's backward takes over twice as long."""
+    return q.float() if q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad else q
 
 
 def fused_attention(
@@ -226,9 +294,7 @@ def fused_attention(
     if compiling and q.size(2) == 1 and q.device.type == "cpu" and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, context.mask, scale)
     dtype = q.dtype
-    # on CPU the bfloat16 kernel's backward takes over twice as long as the float32 one
-    if dtype == torch.bfloat16 and q.device.type == "cpu" and q.requires_grad:
-        q = q.float()
+    q = _for_backward(q)
     k, v = k.to(q.dtype), v.to(q.dtype)
     b, n_h, t, d = q.shape
     is_causal, group = context.is_causal, n_h // k.size(1)

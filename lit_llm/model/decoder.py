@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig
 from lit_llm.model.arithmetic import at_least_float32, compute_dtype
-from lit_llm.model.attention import GATE_WIDTH, Attention, AttentionContext, attention_mask
+from lit_llm.model.attention import GATE_WIDTH, Attention, AttentionContext, what_is_seen
 from lit_llm.model.cache import CacheStep, KVCache
 from lit_llm.model.checkpointing import run_checkpointed
 from lit_llm.model.feedforward import FeedForward
@@ -138,6 +138,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.ranks: TensorRanks | None = None  # that share heads and products; see `arrange`
+        self.masks_attention = False  # documents and windows by a mask, whatever the device can do; see `arrange`
         self.text_ranks: ContextRanks | None = None  # that share each text without a cache; see `arrange`
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embedding: nn.Embedding | None = None
@@ -229,7 +230,7 @@ class Decoder(nn.Module):
             positions = step.positions
         x = self._embed(tokens, positions, step)
         contexts = {
-            window: self._context(window, tokens, positions, document_ids, step, compute_dtype(x), is_cut)
+            window: self._context(window, x, tokens, positions, document_ids, step, is_cut)
             for window in dict.fromkeys(self.windows)
         }
         if text_ranks is not None:
@@ -285,7 +286,7 @@ class Decoder(nn.Module):
         positions = token_positions(tokens.size(1), None, tokens.device, self.config.max_position_embeddings)
         x = self._embed(tokens, positions, None)
         contexts = {
-            window: self._context(window, tokens, positions, None, None, compute_dtype(x), False)
+            window: self._context(window, x, tokens, positions, None, None, False)
             for window in dict.fromkeys(self.windows)
         }
         return x, [contexts[window] for window in self.windows]
@@ -301,23 +302,28 @@ class Decoder(nn.Module):
     def _context(
         self,
         window: int | None,
+        x: Tensor,
         tokens: Tensor,
         positions: Tensor,
         document_ids: Tensor | None,
         step: CacheStep | None,
-        dtype: torch.dtype,
         is_cut: bool,
     ) -> AttentionContext:
         """Make the context that all layers with this sliding window share."""
         if step is None:
-            mask, is_causal = attention_mask(
-                tokens.size(1), window=window, document_ids=document_ids, device=tokens.device
+            mask, is_causal, spans = what_is_seen(
+                self.config,
+                x,
+                window=window,
+                document_ids=document_ids,
+                training=self.training,
+                masked=self.masks_attention,
             )
         else:
-            mask, is_causal = step.mask(window)
+            mask, is_causal, spans = *step.mask(window), None
         tables = self.rotary if window is None else self.windowed_rotary
-        rotary = tables(positions, dtype) if tables is not None else None
-        return AttentionContext(tokens, mask, is_causal, rotary, step, is_cut)
+        rotary = tables(positions, compute_dtype(x)) if tables is not None else None
+        return AttentionContext(tokens, mask, is_causal, rotary, step, is_cut, spans)
 
     def _embed(self, tokens: Tensor, positions: Tensor, step: CacheStep | None) -> Tensor:
         if self.smear is not None and step is not None:

@@ -36,7 +36,7 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
 
     Args:
         model: changed in place; no parameter is renamed.
-        config: activation checkpointing, compilation, precision and offloading.
+        config: attention, activation checkpointing, compilation, precision and offloading.
         mesh: of `make_mesh`, the devices to shard over; None: the model stays whole.
 
     Raises:
@@ -44,6 +44,7 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
     """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _split_products(model, mesh["tensor_parallel"], config.sequence_parallel)
+    model.masks_attention = config.attention_kernel == "mask"
     if mesh is not None and config.context_parallel_size > 1:
         check_context(model.config, config)
         model.text_ranks = ContextRanks(context_group(mesh, config.context_parallel_size))

@@ -239,7 +239,7 @@ class LanguageModule(L.LightningModule):
             vocab_size: tokens that it must know; a smaller vocabulary grows as that of a trained model does.
         """
         config = read_model_config(folder)
-        config.dropout = 0.0
+        config.dropout, config.attention_dropout = 0.0, None
         config.vocab_size = max(config.vocab_size or 0, vocab_size)
         decoder = self.new_decoder(config)
         if not self.sharded:
@@ -445,7 +445,8 @@ class LanguageModule(L.LightningModule):
         saved = from_plain(ModelConfig, checkpoint.get(CONFIG_KEY, {}).get("model", {}))
         wanted, found = to_plain(self.config.model), to_plain(saved)
         # dropout may be changed midway: it has no weights
-        changed = [name for name in wanted if wanted[name] != found[name] and name != "dropout"]
+        free = ("dropout", "attention_dropout")
+        changed = [name for name in wanted if wanted[name] != found[name] and name not in free]
         if changed:
             pairs = ", ".join(f"{name} {found[name]} (this run: {wanted[name]})" for name in changed)
             raise UserError(f"the checkpoint is of another model: it has {pairs}")

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import bmm_flop, mm_flop
 
+import lit_llm.model.piecewise  # noqa: F401  (makes its operations known)
+
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -116,4 +118,6 @@ _FLOPS: dict[Any, Callable[..., int]] = {
     _aten.baddbmm: lambda _, a, b, *__: bmm_flop(a.shape, b.shape),
     ATTENTION: _attention_flops,
     ATTENTION_BACKWARD: _attention_backward_flops,
+    torch.ops.lit_llm.piecewise_attention: _attention_flops,
+    torch.ops.lit_llm.piecewise_attention_backward: _attention_backward_flops,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import logging
 from datetime import timedelta
 from pathlib import Path
@@ -14,12 +15,17 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lit_llm.config import TrainerConfig, UserError
 from lit_llm.model.decoder import Block
 from lit_llm.training.checkpoint_io import read_checkpoint
 from lit_llm.training.sharded import ShardedStrategy, full_weights
+
+# torch 2.13 warns of the older name
+_OF_DDP = inspect.signature(DistributedDataParallel).parameters
+_SYNC_OF_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OF_DDP else "broadcast_buffers"
 
 
 class NamedFSDPStrategy(FSDPStrategy):
@@ -139,7 +145,7 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
         return _deepspeed(config, timeout, micro_batch_size)
     if number_of_processes(config) > 1 or config.strategy == "ddp":
         # every rank makes its buffers alike, and training leaves them as they are
-        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True, broadcast_buffers=False)
+        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True, **{_SYNC_OF_BUFFERS: False})
     return "auto"
 
 
