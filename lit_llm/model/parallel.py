@@ -6,6 +6,7 @@ the first alone where tensor parallelism leaves it whole; with replicas "replica
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.tensor.parallel import ParallelStyle, SequenceParallel, p
 from lit_llm.config import ModelConfig, TrainerConfig, UserError
 from lit_llm.distributed.meshes import data_mesh
 from lit_llm.model.checkpointing import block_choices
+from lit_llm.model.float8 import use_float8
 from lit_llm.model.tensor_parallel import (
     ColumnEmbedding,
     ColumnLinear,
@@ -39,18 +41,29 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
         mesh: of `make_mesh`, the devices to shard over; None: the model stays whole.
 
     Raises:
-        UserError: the heads or the feed-forward width cannot be divided among the tensor-parallel ranks.
+        UserError: the heads or the feed-forward width cannot be divided among the tensor-parallel ranks, or float8 is
+            asked for, and torchao is missing or has nothing to do.
     """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _split_products(model, mesh["tensor_parallel"], config.sequence_parallel)
+    if config.float8:
+        use_float8(model.blocks)
     model.masks_attention = config.attention_kernel == "mask"
     for block, choice in zip(_blocks(model), block_choices(config, model.config.num_layers), strict=True):
         block.checkpointing = choice
-    if config.compile:
+    if compiles(config):
         for block in _blocks(model):
             block.compile()
     if mesh is not None:
         _shard(model, config, data_mesh(mesh))
+
+
+def compiles(config: TrainerConfig) -> bool:
+    """Whether blocks are compiled where a run of this configuration trains: on this machine's GPU, or its CPU."""
+    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    # "auto" leaves blocks as they are where there is nothing to compile them with
+    asked = config.compile != "auto" or importlib.util.find_spec("triton") is not None
+    return asked and config.compiles("cuda" if on_gpu else "cpu")
 
 
 def _split_products(model: Decoder, mesh: DeviceMesh, splits_tokens: bool) -> None:

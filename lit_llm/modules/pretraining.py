@@ -51,6 +51,8 @@ class PretrainingModule(LanguageModule):
                 softcap=config.model.logits_softcap,
                 z_loss=config.z_loss if training and isinstance(config, PretrainConfig) else 0.0,
                 num_classes=config.model.vocab_size,
+                supervised=batch.get("supervised") if targets is batch["targets"] else None,
+                compiled=self.compiles_on_gpu,
             )
 
         losses = self.model(batch["tokens"], document_ids=batch.get("document_ids"), head=losses_of)
