@@ -7,7 +7,9 @@
 All sides write greedily, every text to its full length. Ours are the engine as `generate.py` runs it: as it is
 ("ours"), with `compile` ("compiled"), and that with int8 weights ("compiled int8", float32 arithmetic). llama.cpp
 (through xllamacpp, where it is installed, at batch 1) reads the same weights as a GGUF file. All sides of a shape take
-turns in one process, so that a busy machine slows all of them, and the best run of each counts; compiling comes before.
+turns, so that a busy machine slows all of them, and the best run of each counts; compiling comes before. llama.cpp has
+a process of its own, which is stopped while it is not its turn: in one process its waiting threads halved the speed of
+the others.
 
 The last line of the output is JSON. By shape/precision/batch/threads: `tokens_per_second` of each side (the prompt's
 reading included), `ratio` (ours / transformers of the same precision; int8 / transformers in bfloat16, or in what was
@@ -20,11 +22,16 @@ difference). By shape/side/threads: `batch_gain` (speed at the largest batch ove
 from __future__ import annotations
 
 import argparse
+import atexit
 import copy
 import importlib.util
+import multiprocessing
+import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +101,10 @@ def their_side(model: Decoder, new: int) -> Write:
 
 
 def llama_cpp_side(model: Decoder, options: argparse.Namespace, threads: int, kind: str) -> Write:
-    """llama.cpp with the weights of `model`, for one text at a time."""
-    import xllamacpp
+    """llama.cpp with the weights of `model`, for one text at a time.
+
+    In a process of its own, which is stopped while others write: its threads wait for work by spinning.
+    """
     from tokenizers import models
 
     from lit_llm.interop.gguf import save_gguf
@@ -109,22 +118,48 @@ def llama_cpp_side(model: Decoder, options: argparse.Namespace, threads: int, ki
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.gguf"
         save_gguf(path, model.config, model.state_dict(), tokenizer, kind)
-        parameters = xllamacpp.CommonParams()
-        parameters.model.path = str(path)
-        parameters.n_ctx, parameters.n_parallel, parameters.warmup = options.prompt + options.new + 8, 1, False
-        parameters.verbosity = -1
-        parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-        server = xllamacpp.Server(parameters)  # maps the file, which may go then
+        spawn = multiprocessing.get_context("spawn")
+        pipe, theirs = spawn.Pipe()
+        worker = spawn.Process(target=serve_llama_cpp, args=(theirs, path, options, threads), daemon=True)
+        worker.start()
+        pipe.recv()  # the file is mapped, and may go
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    atexit.register(worker.kill)  # a stopped process does not hear that it is to end
 
     def write(prompts: list[list[int]]) -> list[list[int]]:
-        for prompt in prompts:
-            request = {"prompt": prompt, "n_predict": options.new, "temperature": 0.0, "ignore_eos": True}
-            answer = server.handle_completions({**request, "cache_prompt": False})
-            if answer["usage"]["completion_tokens"] != options.new:
-                raise RuntimeError(f"llama.cpp wrote {answer['usage']['completion_tokens']} tokens")
+        os.kill(worker.pid, signal.SIGCONT)
+        try:
+            pipe.send(prompts)
+            reply = pipe.recv()
+        finally:
+            os.kill(worker.pid, signal.SIGSTOP)
+        if isinstance(reply, str):
+            raise RuntimeError(reply)
         return []  # it tells the text alone
 
     return write
+
+
+def serve_llama_cpp(pipe: Connection, path: Path, options: argparse.Namespace, threads: int) -> None:
+    """Write texts with llama.cpp for whoever is at the other end of the pipe."""
+    import xllamacpp
+
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(path)
+    parameters.n_ctx, parameters.n_parallel, parameters.warmup = options.prompt + options.new + 8, 1, False
+    parameters.verbosity = -1
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    server = xllamacpp.Server(parameters)
+    pipe.send("ready")
+    while True:
+        for prompt in pipe.recv():
+            request = {"prompt": prompt, "n_predict": options.new, "temperature": 0.0, "ignore_eos": True}
+            answer = server.handle_completions({**request, "cache_prompt": False})
+            if answer["usage"]["completion_tokens"] != options.new:
+                pipe.send(f"llama.cpp wrote {answer['usage']['completion_tokens']} tokens")
+                return
+        pipe.send(None)
 
 
 def model_of(shape: str, options: argparse.Namespace, dtype: torch.dtype) -> Decoder:

@@ -6,6 +6,9 @@ import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lit_llm.cli.plan_costs import cost_header, cost_row, duration, energy_line
+from lit_llm.cli.plan_verdict import verdict
 from lit_llm.config import PlanConfig, UserError
 from lit_llm.config.progress import track
 from lit_llm.config.remote import is_url
@@ -48,7 +52,9 @@ def _plan(config: PlanConfig) -> None:
 
     _resolve_model(config)
     hardware = _hardware(config)
-    placements = _placements(config)
+    on_gpus = hardware.kind == "accelerator"
+    placements_of = partial(_placements, memory=hardware.gpu.memory_gib * GIB if on_gpus else None)
+    placements = placements_of(config)
     limit = hardware.gpu.memory_gib * (1 - config.headroom) * GIB
     options = every_option(config, placements, limit, hardware.kind, enough=0.0 if config.fit else ENOUGH)
     chosen = cheapest(options)
@@ -57,20 +63,25 @@ def _plan(config: PlanConfig) -> None:
     memory = f"{hardware.gpu.memory_gib:.1f} GiB of memory"
     console.print(
         f"planned for {config.gpus} x {hardware.name}, {memory}"
-        if hardware.kind == "accelerator"
+        if on_gpus
         else f"planned for {hardware.name}, {memory}; --gpu H100 plans for a GPU",
         soft_wrap=True,
         highlight=False,
     )
     _print_model(console, config)
     _print_memory(console, config, hardware, options, chosen, limit)
-    console.print(_verdict(config, hardware, options, chosen, limit), soft_wrap=True, highlight=False)
+    console.print(verdict(config, hardware, options, chosen, limit), soft_wrap=True, highlight=False)
+    sharded = [option for option in options if option.placement.kind == "fsdp" and chosen in (None, option)]
+    if sharded and on_gpus:
+        from lit_llm.cli.plan_exchanges import print_exchanges
+
+        print_exchanges(console, config, hardware, sharded[-1])
     recomputation = 1.0 if chosen is None else chosen.recomputation
     _print_cost(console, config, hardware, recomputation)
     if config.what_if:
         from lit_llm.cli.plan_what_if import print_what_if
 
-        print_what_if(console, config, hardware, limit, _placements)
+        print_what_if(console, config, hardware, limit, placements_of)
     if config.scaling is not None:
         from lit_llm.cli.plan_scaling import scaling_lines
 
@@ -175,8 +186,12 @@ def _resolve_model(config: PlanConfig) -> None:
     config.model.vocab_size = load_tokenizer(path, config.data.remote).vocab_size
 
 
-def _placements(config: PlanConfig) -> list[Placement]:
+def _placements(config: PlanConfig, memory: float | None = None) -> list[Placement]:
     """Return the strategies to compare, from the one that exchanges least data to the one that exchanges most.
+
+    Args:
+        config: the recipe.
+        memory: bytes of a GPU; None: of a CPU.
 
     Raises:
         UserError: the batch or the model does not divide among the GPUs.
@@ -184,26 +199,46 @@ def _placements(config: PlanConfig) -> list[Placement]:
     from lit_llm.data.loading.loader import micro_batch_shape
     from lit_llm.planning.memory import Placement
 
-    gpus, tensor_parallel = config.gpus, config.trainer.tensor_parallel_size
-    rows, accumulation = micro_batch_shape(config.data.batch_size, config.data.micro_batch_size, gpus)
-    whole = Placement("one device" if gpus == 1 else "ddp", "replicas", gpus, rows, accumulation)
-    if gpus == 1 and not config.trainer.offload:
-        return [whole]
-    replicas = config.trainer.fsdp_replicas
-    placements = [whole, Placement(_sharded_name(gpus, replicas), "fsdp", gpus, rows, accumulation, replicas=replicas)]
-    if tensor_parallel > 1:
-        from lit_llm.model.parallel import check_divisible
+    gpus, trainer, data = config.gpus, config.trainer, config.data
+    tensor, context, replicas = trainer.tensor_parallel_size, trainer.context_parallel_size, trainer.fsdp_replicas
+    if tensor * context == 1:
+        rows, accumulation = micro_batch_shape(data.batch_size, data.micro_batch_size, gpus)
+        whole = Placement("one device" if gpus == 1 else "ddp", "replicas", gpus, rows, accumulation)
+        if gpus == 1 and not trainer.offload:
+            return [whole]
+        sharded = Placement(
+            _sharded_name(gpus, replicas), "fsdp", gpus, rows, accumulation, replicas=replicas, memory=memory
+        )
+        stages = [Placement(f"deepspeed {n}", "deepspeed", gpus, rows, accumulation, stage=n) for n in (1, 2, 3)]
+        return [whole, sharded, *stages]
+    from lit_llm.model.context_parallel import check_context
+    from lit_llm.model.parallel import check_divisible
 
-        check_divisible(config.model, tensor_parallel, config.trainer.sequence_parallel)
-        if gpus % tensor_parallel:
-            raise UserError(f"trainer.tensor_parallel_size {tensor_parallel} does not divide num_gpus {gpus}")
-        shares = gpus // tensor_parallel
-        rows_there, steps = micro_batch_shape(config.data.batch_size, config.data.micro_batch_size, shares)
-        name = f"{_sharded_name(shares, replicas)} x tp {tensor_parallel}"
-        placements.append(Placement(name, "fsdp", shares, rows_there, steps, tensor_parallel, replicas=replicas))
-    for stage in (1, 2, 3):
-        placements.append(Placement(f"deepspeed {stage}", "deepspeed", gpus, rows, accumulation, stage=stage))
-    return placements
+    check_divisible(config.model, tensor, trainer.sequence_parallel)
+    check_context(config.model, trainer)
+    if gpus % (tensor * context):
+        raise UserError(
+            f"trainer.tensor_parallel_size {tensor} x trainer.context_parallel_size {context} does not divide num_gpus "
+            f"{gpus}"
+        )
+    shares = gpus // (tensor * context)
+    rows, accumulation = micro_batch_shape(data.batch_size, data.micro_batch_size, shares)
+    name = _sharded_name(shares, replicas)
+    name += f" x tp {tensor}" * (tensor > 1) + f" x cp {context}" * (context > 1)
+    return [
+        *_without_sharing(config, memory),
+        Placement(name, "fsdp", shares, rows, accumulation, tensor, context, replicas=replicas, memory=memory),
+    ]
+
+
+def _without_sharing(config: PlanConfig, memory: float | None) -> list[Placement]:
+    """The strategies in which each GPU reads rows of its own, where there are enough of them."""
+    other = copy(config)
+    other.trainer = replace(config.trainer, tensor_parallel_size=1, sequence_parallel=False, context_parallel_size=1)
+    try:
+        return _placements(other, memory)
+    except UserError:
+        return []
 
 
 def _sharded_name(data_parallel: int, replicas: int) -> str:
@@ -215,7 +250,7 @@ def _sharded_name(data_parallel: int, replicas: int) -> str:
     if data_parallel % replicas:
         raise UserError(
             f"trainer.fsdp_replicas {replicas} does not divide the {data_parallel} data-parallel ranks (num_gpus / "
-            "trainer.tensor_parallel_size)"
+            "trainer.tensor_parallel_size / trainer.context_parallel_size)"
         )
     return "fsdp" if replicas == 1 else f"fsdp {replicas} x {data_parallel // replicas}"
 
@@ -300,41 +335,6 @@ def _largest(config: PlanConfig, hardware: Hardware, option: Option, limit: floa
 
     found = largest_rows(config, option.placement, option.checkpointing, limit, hardware.kind)
     return "none" if found is None else str(found.rows)
-
-
-def _amount(size: float) -> str:
-    """Write a number of bytes in GiB, or in MiB where it is small."""
-    return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / MIB:.1f} MiB"
-
-
-def _verdict(config: PlanConfig, hardware: Hardware, options: list[Option], chosen: Option | None, limit: float) -> str:
-    """Say in a sentence which option is the cheapest that fits, and why."""
-    room = f"{_amount(limit)} ({config.headroom:.0%} of the memory kept free)"
-    more = (
-        "take more or larger GPUs, or trainer.offload with fsdp"
-        if hardware.kind == "accelerator"
-        else "or plan for a GPU"
-    )
-    if config.trainer.strategy == "fsdp" and any(option.placement.accumulation > 1 for option in options):
-        more += "" if config.trainer.reduce_every_micro_batch else ", or trainer.reduce_every_micro_batch true"
-    if chosen is None:
-        least = min(options, key=lambda option: option.memory.total)
-        return (
-            f"nothing fits in {room}: {least.placement.name} with checkpointing {least.checkpointing} needs least, "
-            f"{_amount(least.memory.total)}; lower data.micro_batch_size ({least.placement.rows} here), {more}"
-        )
-    held = f"{_amount(chosen.memory.total)} of {room}"
-    passed = options[: options.index(chosen)]
-    if not passed:
-        why = "every device has a whole copy and nothing is computed again"
-    elif passed[-1].placement == chosen.placement:
-        why = f"with checkpointing {passed[-1].checkpointing} it would hold {_amount(passed[-1].memory.total)}"
-    else:
-        least = min(passed, key=lambda option: option.memory.total)
-        why = f"{least.placement.name} holds {_amount(least.memory.total)} even at checkpointing "
-        why += least.checkpointing
-    choice = f"{chosen.placement.name}, checkpointing {chosen.checkpointing}"
-    return f"cheapest that fits: {choice}, {held}; {why}"
 
 
 def _print_cost(console: Console, config: PlanConfig, hardware: Hardware, recomputation: float) -> None:

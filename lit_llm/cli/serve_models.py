@@ -120,7 +120,10 @@ def state_of(source: Source) -> tuple[tuple[str, int, int, int], ...]:
     told = []
     for path in files:
         if path.suffix in _SUFFIXES:
-            about = path.stat()
+            try:
+                about = path.stat()
+            except FileNotFoundError:  # a link to nothing, or gone since
+                continue
             told.append((str(path), about.st_size, about.st_mtime_ns, about.st_ino))
     return tuple(told)
 

@@ -78,6 +78,11 @@ class PlanConfig(PretrainConfig):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a list of numbers from 1 on")
         if not self.serve_texts:
             raise UserError("serve_texts is empty; give how many texts are written at once, as [1, 8]")
+        for name in ("num_gpus", "price", "prices", "watts", "kwh_price", "kg_co2_per_kwh", "output", "scaling"):
+            if self.serve is not None and getattr(self, name) is not None:
+                raise UserError(f"{name} is for the training of a recipe; serve says memory alone, so leave {name} out")
+        if self.serve is not None and (self.what_if or self.fit):
+            raise UserError("what_if and fit are for the training of a recipe; leave them out, or leave serve out")
         if self.serve is None and (self.serve_lengths or self.serve_texts != [1, 8, 32, 128]):
             raise UserError("serve_lengths and serve_texts are for serve; give serve, or leave them out")
         if self.num_gpus is not None and self.num_gpus < 1:

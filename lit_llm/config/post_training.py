@@ -97,6 +97,8 @@ class PostTrainingConfig(RunConfig):
     def _check_strategy(self) -> None:
         super()._check_strategy()
         self.lora.check_trainer(self.trainer)
+        if self.trainer.context_parallel_size > 1 and not isinstance(self, SFTConfig):
+            raise UserError("trainer.context_parallel_size above 1 is for pretrain and sft; leave it out")
 
 
 @dataclass

@@ -27,6 +27,7 @@ _LLAMA32_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+_LLAMA31_SCALING = {**_LLAMA32_SCALING, "factor": 8.0}
 _QWEN = {**_LLAMA, "norm_eps": 1e-6, "rope_theta": 1e6, "vocab_size": 151936}
 _GEMMA = {
     **_LLAMA,
@@ -94,6 +95,29 @@ PRESETS: dict[str, dict[str, Any]] = {
         vocab_size=128256,
         rope_theta=500000.0,
         max_position_embeddings=8192,
+    ),
+    "llama3-70b": _shape(
+        _LLAMA,
+        8192,
+        80,
+        64,
+        num_key_value_heads=8,
+        intermediate_size=28672,
+        vocab_size=128256,
+        rope_theta=500000.0,
+        max_position_embeddings=8192,
+    ),
+    "llama3.1-405b": _shape(
+        _LLAMA,
+        16384,
+        126,
+        128,
+        num_key_value_heads=8,
+        intermediate_size=53248,
+        vocab_size=128256,
+        rope_theta=500000.0,
+        rope_scaling=_LLAMA31_SCALING,
+        max_position_embeddings=131072,
     ),
     "llama3.2-1b": _shape(
         _LLAMA,

@@ -34,8 +34,8 @@ class ServeConfig(LoadConfig):
     what is free on the GPU, but no more than 16 full batches take. Each model in memory has its own."""
     compile: bool = False
     """Write with code compiled for the model: a minute or so at the start for each of 1, 2, 4, ... max_batch texts at
-    once, unless the machine has some of this form from before. On the CPU it needs a C++ compiler. With quantize, a
-    head that is the embedding is rounded as well."""
+    once, unless the machine has some of this form from before, with about as many adapters of the same layers and rank.
+    On the CPU it needs a C++ compiler. With quantize, a head that is the embedding is rounded as well."""
     api_key: str | None = None
     """Requests must bring this key, as `Authorization: Bearer KEY`. Other users of the machine can read it in the list
     of processes: better give api_key_file, or the environment variable LIT_LLM_API_KEY. Without any, anyone may
@@ -127,5 +127,3 @@ class ServeConfig(LoadConfig):
             raise UserError(f"max_models_gib is {self.max_models_gib}; it must be a number above 0, or null")
         if not self.models and (self.max_models != 1 or self.max_models_gib is not None):
             raise UserError("max_models and max_models_gib are for models; give models, or leave them out")
-        if self.adapters and self.compile:
-            raise UserError("adapters cannot be had together with compile; leave one of them out")

@@ -10,6 +10,19 @@ from lit_llm.config.errors import UserError
 
 COMPILED_FROM_STEPS = 500
 """Steps of a run on CUDA from which `compile` "auto" compiles: it takes some 10 to 60 s, and a step 10 to 25% less."""
+WHOLE_GRADIENTS = 1 / 8
+"""Share of a GPU's memory that the gradients of an accumulated step may take, unless a run says otherwise."""
+
+
+def sends_each_time(choice: bool | None, numbers: int, memory: float | None) -> bool:
+    """Decide `TrainerConfig.reduce_every_micro_batch`.
+
+    Args:
+        choice: what it says.
+        numbers: of a whole gradient on one device.
+        memory: bytes of that, or None for a CPU.
+    """
+    return choice if choice is not None else memory is not None and 4 * numbers > WHOLE_GRADIENTS * memory
 
 
 @dataclass
@@ -35,23 +48,27 @@ class TrainerConfig:
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp", "fsdp1", "deepspeed"] = "auto"
     """"auto": one device, or ddp for several. "ddp": replicas. "fsdp": weights, gradients and optimizer sharded over
-    the data-parallel ranks (FSDP2), with tensor parallelism as an option; runs on CPU too. "fsdp1" and "deepspeed"
-    (extra `deepspeed`) need CUDA."""
+    the data-parallel ranks (FSDP2), with tensor parallelism as an option. "fsdp1": the older form of it, on CUDA
+    alone. "deepspeed": ZeRO (extra `deepspeed`). All but fsdp1 run on the CPU, too."""
     tensor_parallel_size: int = 1
     """Ranks that share each attention and feed-forward product, and the vocabulary where it divides (strategy fsdp);
     the others are data-parallel."""
     sequence_parallel: bool = False
     """Cut the residual stream between those products by tokens, so that each rank norms and keeps its own: less
     memory, and the same amount is sent."""
+    context_parallel_size: int = 1
+    """Ranks that share each long text (strategy fsdp; pretrain and sft): each keeps its own tokens of the stream, and
+    attention exchanges them for some of the heads, so that this divides the heads. They share the weights out, too."""
     fsdp_replicas: int = 1
     """Copies of the sharded model (HSDP, strategy fsdp): each is spread over data-parallel ranks / fsdp_replicas, so
     that weights travel inside a copy, as one machine's GPUs, and only reduced gradients between copies."""
     reshard_after_forward: bool = True
     """Let go of a block's gathered weights between its forward and its backward pass (strategy fsdp). false gathers
     them once for both, and holds the whole weights meanwhile."""
-    reduce_every_micro_batch: bool = False
+    reduce_every_micro_batch: bool | None = None
     """Send gradients in each micro-batch of an accumulated step (strategy fsdp): a device then holds its shard of them
-    alone. false sends them once in a step, and holds the whole gradient, 4 bytes for each weight, until then."""
+    alone. false sends them once in a step, and holds the whole gradient, 4 bytes for each weight, until then. Null:
+    true where that would take more than an eighth of a GPU's memory."""
     deepspeed_stage: Literal[1, 2, 3] = 2
     """ZeRO stage: shards the optimizer (1), gradients too (2), weights too (3)."""
     offload: bool = False
@@ -132,6 +149,7 @@ class TrainerConfig:
             "keep_last_checkpoints",
             "log_every_n_steps",
             "tensor_parallel_size",
+            "context_parallel_size",
             "fsdp_replicas",
             "checkpoint_every_n_blocks",
         ):
@@ -219,10 +237,11 @@ class TrainerConfig:
             num_nodes=1,
             strategy="auto",
             tensor_parallel_size=1,
+            context_parallel_size=1,
             sequence_parallel=False,
             fsdp_replicas=1,
             reshard_after_forward=True,
-            reduce_every_micro_batch=False,
+            reduce_every_micro_batch=None,
             sharded_checkpoints=None,
             offload=False,
             compile=False,
@@ -241,9 +260,10 @@ class TrainerConfig:
         if self.sequence_parallel and self.tensor_parallel_size == 1:
             raise UserError("trainer.sequence_parallel needs trainer.tensor_parallel_size above 1")
         for name, default in (
+            ("context_parallel_size", 1),
             ("fsdp_replicas", 1),
             ("reshard_after_forward", True),
-            ("reduce_every_micro_batch", False),
+            ("reduce_every_micro_batch", None),
         ):
             if getattr(self, name) != default and self.strategy != "fsdp":
                 raise UserError(f"trainer.{name} needs trainer.strategy fsdp")

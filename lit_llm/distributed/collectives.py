@@ -33,6 +33,13 @@ def _scatter_sum(x: Tensor, group: dist.ProcessGroup, dim: int) -> Tensor:
     return part.movedim(0, dim).contiguous()
 
 
+def _swap(x: Tensor, group: dist.ProcessGroup, cut_dim: int, joined_dim: int) -> Tensor:
+    sent = torch.stack(x.chunk(group.size(), cut_dim))  # one part for each rank
+    ones = [1] * group.size()
+    received = _exchange.wait_tensor(_exchange.all_to_all_single(sent, ones, ones, group.group_name))
+    return torch.cat(received.unbind(0), joined_dim)
+
+
 def _own(x: Tensor, group: dist.ProcessGroup, dim: int) -> Tensor:
     return x.chunk(group.size(), dim)[group.rank()].contiguous()
 
@@ -81,6 +88,17 @@ class _Cut(Function):
         return _gather(gradient, ctx.group, ctx.dim), None, None, None
 
 
+class _Swapped(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup, cut_dim: int, joined_dim: int) -> Tensor:
+        ctx.group, ctx.cut_dim, ctx.joined_dim = group, cut_dim, joined_dim
+        return _swap(x, group, cut_dim, joined_dim)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return _swap(gradient, ctx.group, ctx.joined_dim, ctx.cut_dim), None, None, None
+
+
 def shared(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Read a tensor that all ranks have alike, each for its own part of the work: their gradients are summed."""
     return _Shared.apply(x, group)
@@ -113,3 +131,15 @@ def cut(x: Tensor, group: dist.ProcessGroup, dim: int, *, terms: bool) -> Tensor
         terms: whether `x` is a term of a sum, which is what is cut; else all ranks have the same `x`.
     """
     return _Cut.apply(x, group, dim, terms)
+
+
+def swapped(x: Tensor, group: dist.ProcessGroup, *, cut_dim: int, joined_dim: int) -> Tensor:
+    """Turn ranks that each have a part along `joined_dim` into ranks that each have a part along `cut_dim`.
+
+    Args:
+        x: this rank's part; the number of ranks divides its size along `cut_dim`.
+        group: the ranks.
+        cut_dim: where it is whole, and will be cut.
+        joined_dim: where it is cut, and will be whole.
+    """
+    return _Swapped.apply(x, group, cut_dim, joined_dim)

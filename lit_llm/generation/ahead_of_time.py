@@ -52,13 +52,13 @@ class AheadOfTime:
         if loaded is None:
             self.was_kept = False
             _build(path, module, example, sizes)
-            loaded = torch._inductor.aoti_load_package(str(path))
+            loaded = _loader(path)
         # they are read where they are, so they must stay
         self._tensors = dict(module.named_parameters(remove_duplicate=False))
         self._tensors |= dict(module.named_buffers(remove_duplicate=False))
         own = {name: self._tensors[name].detach() for name in loaded.get_constant_fqns()}
-        loaded.load_constants(own, check_full_update=True, user_managed=True)
-        self._run: Callable[[list[Tensor]], list[Tensor]] = loaded.loader.run
+        loaded.load_constants(own, False, True, True)  # to the active ones; all of them; which stay ours
+        self._run: Callable[[list[Tensor]], list[Tensor]] = loaded.run
 
     def __call__(self, arguments: list[Tensor]) -> list[Tensor]:
         """Call it with every tensor of the arguments, in order; gives every tensor of the result."""
@@ -82,9 +82,15 @@ def _build(path: Path, module: nn.Module, example: Sequence[Any], sizes: Sequenc
 
 def _load(path: Path) -> Any:
     try:
-        return torch._inductor.aoti_load_package(str(path))
+        return _loader(path)
     except RuntimeError:  # cut off by a full disk, or of another library of C++
         return None
+
+
+def _loader(path: Path) -> Any:
+    """Load a library. `aoti_load_package` would first find out by experiments, which take seconds, what the processor
+    can do; that is in the library's name."""
+    return torch._C._aoti.AOTIModelPackageLoader(str(path), "model", False, 1, -1)
 
 
 def _folder() -> Path:

@@ -17,6 +17,7 @@ from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation.inference import cache_for
 from lit_llm.generation.recorded import RecordedSteps, Run, cuda_recorder
 from lit_llm.model import Decoder, KVCache
+from lit_llm.model.adapters import AdaptedLinear, RowAdapters
 from lit_llm.model.few_rows import FEW_ROWS, twin, with_few_rows_linears
 from lit_llm.model.one_token import OneTokenStep
 from lit_llm.model.position import DeviceTables
@@ -49,7 +50,7 @@ class CompiledModel:
     It reads the tensors of the model itself. Use `compiled`, which keeps it for as long as the model.
 
     Args:
-        model: a whole decoder.
+        model: a whole decoder, with or without `RowAdapters`.
     """
 
     def __init__(self, model: Decoder) -> None:
@@ -58,17 +59,20 @@ class CompiledModel:
         self.context = model.config.max_position_embeddings
 
         # copies, as a reference to the model itself would keep it in memory for ever
-        def with_tables(module: nn.Module) -> nn.Module | None:
+        def to_be_compiled(module: nn.Module) -> nn.Module | None:
+            if isinstance(module, AdaptedLinear):
+                return module.stacked()
             return module.with_buffers(self.device) if isinstance(module, DeviceTables) else None
 
-        self._many = twin(model, with_tables)
+        self.adapters = next((part.rows for part in model.modules() if isinstance(part, AdaptedLinear)), None)
+        self._many = twin(model, to_be_compiled)
         self._few = with_few_rows_linears(self._many) if self.device.type == "cpu" else self._many
         self._steps: dict[int, Step] = {}
         self.state = _state_of(model)
 
     def step(self, rows: int) -> Step:
-        """The function for so many rows: (tokens [b, 1], keys, values, lengths [b], slots [s], last_tokens) -> logits
-        [b, vocab]; see `OneTokenStep`.
+        """The function for so many rows: (tokens [b, 1], keys, values, lengths [b], slots [s], last_tokens, numbers of
+        adapters [b]) -> logits [b, vocab]; see `OneTokenStep` and `RowAdapters`.
 
         Raises:
             UserError: it could not be compiled.
@@ -79,13 +83,14 @@ class CompiledModel:
 
     def _compile(self, rows: int) -> Step:
         model: Any = self._few if rows <= FEW_ROWS else self._many
-        one_token = OneToken(model, self.windows)
+        one_token = OneToken(model, self.windows, self.adapters)
+        example = (*_example(model, rows), self.numbers([None] * rows))
         on_cpu = self.device.type == "cpu"
         # torch's product of packed weights gets a constant of the compiler's, which a library does not hold
         packed = any(isinstance(part, QuantizedLinear) and part.is_packed for part in model.modules())
         try:
             if on_cpu and not packed:
-                return _ahead_of_time(one_token, rows)
+                return _ahead_of_time(one_token, example)
             # the compiler counts how often it has compiled a code object, so each function has one of its own
             forward = OneToken.forward
             own = FunctionType(forward.__code__.replace(), forward.__globals__, name="one_token")
@@ -93,7 +98,7 @@ class CompiledModel:
             step = torch.compile(partial(own, one_token), fullgraph=True, options=options)
             # sizes vary where `_example` says so, and nowhere else
             with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
-                step(*_example(model, rows))
+                step(*example)
         except UserError:
             raise
         except Exception as error:
@@ -104,6 +109,10 @@ class CompiledModel:
             ) from error
         return step
 
+    def numbers(self, names: Sequence[str | None]) -> Tensor | None:
+        """Make the last argument of a step from the adapter of each row; None for a model that has none."""
+        return None if self.adapters is None else torch.tensor(self.adapters.numbers_of(names), device=self.device)
+
 
 class OneToken(nn.Module):
     """The step as a module, so that the weights are its own.
@@ -111,12 +120,14 @@ class OneToken(nn.Module):
     Args:
         model: a decoder.
         windows: the sliding window of each layer, or None.
+        adapters: those of the decoder, or None.
     """
 
-    def __init__(self, model: nn.Module, windows: Sequence[int | None]) -> None:
+    def __init__(self, model: nn.Module, windows: Sequence[int | None], adapters: RowAdapters | None) -> None:
         super().__init__()
         self.model = model
         self.windows = tuple(windows)
+        self.adapters = adapters
 
     def forward(
         self,
@@ -126,18 +137,23 @@ class OneToken(nn.Module):
         lengths: Tensor,
         slots: Tensor,
         last_tokens: Tensor | None,
+        adapters: Tensor | None,
     ) -> Tensor:
         """See `CompiledModel.step`."""
         step = OneTokenStep(self.windows, keys, values, lengths, slots, last_tokens)
-        return self.model(tokens, cache=step, head=lambda hidden, head: self.model.logits(hidden[:, -1]))
+        if self.adapters is not None:
+            self.adapters.numbers = adapters
+        logits = self.model(tokens, cache=step, head=lambda hidden, head: self.model.logits(hidden[:, -1]))
+        if self.adapters is not None:
+            self.adapters.numbers = None
+        return logits
 
 
-def _ahead_of_time(one_token: OneToken, rows: int) -> Step:
+def _ahead_of_time(one_token: OneToken, example: tuple[Any, ...]) -> Step:
     from lit_llm.generation.ahead_of_time import AheadOfTime
 
-    example = _example(one_token.model, rows)
     varies = [{2: torch.export.Dim.DYNAMIC}] * len(example[1])
-    call = AheadOfTime(one_token, example, [None, varies, varies, None, {0: torch.export.Dim.DYNAMIC}, None])
+    call = AheadOfTime(one_token, example, [None, varies, varies, None, {0: torch.export.Dim.DYNAMIC}, None, None])
 
     def step(tokens: Tensor, keys: list[Tensor], values: list[Tensor], *rest: Tensor | None) -> Tensor:
         return call([tokens, *keys, *values, *(each for each in rest if each is not None)])[0]
@@ -195,8 +211,8 @@ class CompiledStep:
         self._memories: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._slots = torch.arange(cache.max_length, device=cache.keys[0].device)
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Read one token of each of the first rows [n, 1]; returns the logits [n, vocab] of the next."""
+    def __call__(self, tokens: Tensor, adapters: Sequence[str | None]) -> Tensor:
+        """Read one token of each of the first rows [n, 1], which have `adapters`; gives the next logits [n, vocab]."""
         cache, count = self.cache, tokens.size(0)
         rows = min(1 << (count - 1).bit_length(), self._rows)
         if rows not in self._memories:
@@ -208,8 +224,9 @@ class CompiledStep:
         lengths = torch.tensor(cache.lengths[:count] + along, device=tokens.device)
         last_tokens = None if cache.last_tokens is None else cache.last_tokens[:rows]
         padded = tokens if count == rows else torch.cat([tokens, tokens.new_zeros(rows - count, 1)])
+        numbers = self.model.numbers([*adapters, *[None] * (rows - count)])
         step = self.model.step(rows) if self._recorded is None else self._recorded
-        logits = step(padded, keys, values, lengths, slots, last_tokens)
+        logits = step(padded, keys, values, lengths, slots, last_tokens, numbers)
         cache.lengths[:count] = [length + 1 for length in cache.lengths[:count]]
         for row, length in enumerate(along, start=count):  # in a ring that was the place of its oldest token
             cache.lose(row, length - cache.least_capacity)
@@ -263,5 +280,7 @@ def check_compiler() -> None:
 
 def _state_of(model: Decoder) -> tuple[Any, ...]:
     """Describe what a compiled form is made for: where the tensors lie, and the number of threads."""
-    tensors = chain(model.parameters(), model.buffers())
+    adapted = (part.additions.values() for part in model.modules() if isinstance(part, AdaptedLinear))
+    additions = (addition.a for of_layer in adapted for addition in of_layer)
+    tensors = chain(model.parameters(), model.buffers(), additions)
     return torch.get_num_threads(), tuple((t.data_ptr(), t.dtype, t.stride()) for t in tensors)

@@ -58,8 +58,7 @@ class Engine:
             used by no other engine until `close`. None: what has ended is forgotten.
 
     Raises:
-        UserError: `max_length` is more than the model's context, or `compile` is asked for and there is no compiler, or
-            together with adapters.
+        UserError: `max_length` is more than the model's context, or `compile` is asked for and there is no compiler.
     """
 
     def __init__(
@@ -83,8 +82,6 @@ class Engine:
         self.model = model
         self.prefix_cache = prefix_cache
         self.adapters = adapters or RowAdapters(model, {})
-        if self.adapters.names and compile:
-            raise UserError("a model with adapters cannot be compiled; leave compile off, or merge the adapter")
         self.max_batch = max_batch
         self.tokenizer = tokenizer
         self.prefill_chunk = prefill_chunk or self.max_length
@@ -285,10 +282,11 @@ class Engine:
             last = torch.tensor([counts[row] - 1 for row in at_end], device=self.device)
             return self.model.logits(hidden[torch.tensor(at_end, device=self.device), last])
 
+        adapters = [request.adapter for request in requests]
         if self._one_token is not None and width == 1 and rows.start == 0 and len(at_end) == len(rows):
-            logits = self._one_token(tokens)
+            logits = self._one_token(tokens, adapters)
         else:
-            with self.adapters.rows([request.adapter for request in requests]):
+            with self.adapters.rows(adapters):
                 logits = self.model(tokens, cache=self.cache.step(width, rows, counts), head=last_logits)
         self.tokens_read += sum(counts)
         for request, count in zip(requests, counts, strict=True):

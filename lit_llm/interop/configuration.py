@@ -14,7 +14,7 @@ from lit_llm.interop.rope import SCALING_KEYS
 OWN_KEY = "lit_llm"
 """The key of a Hugging Face config.json under which we write those of our fields that transformers has no word for."""
 
-NOT_COMPUTED = ("pad_vocab_to_multiple_of", "dropout", "init_std", "zero_init_projections")
+NOT_COMPUTED = ("pad_vocab_to_multiple_of", "dropout", "attention_dropout", "init_std", "zero_init_projections")
 """These fields do not change what a trained model computes."""
 
 NULLABLE = (

@@ -26,8 +26,6 @@ GATED_ACTIVATIONS = {
     "geglu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast"),
 }
 
-GPT2_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
-
 
 def our_activation(key: str, name: Any, table: dict[str, tuple[str, ...]]) -> str:
     """Give our name of an activation.
@@ -50,13 +48,14 @@ def read_gpt2(options: Options) -> dict[str, Any]:
     """Read the options of GPT-2 that are more than another name."""
     options.only("scale_attn_weights", True)
     options.only("scale_attn_by_inverse_layer_idx", False)
-    dropout = options.take(GPT2_DROPOUTS[0], 0.1)
-    for key in GPT2_DROPOUTS[1:]:  # we have one dropout for all places, and only training uses it
-        options.pass_over(key, dropout)
+    dropout = options.take("resid_pdrop", 0.1)
+    options.pass_over("embd_pdrop", dropout)  # we have one dropout outside attention, and only training uses it
+    of_attention = options.take("attn_pdrop", 0.1)
     activation = options.take("activation_function", "gelu_new")
     return {
         "activation": our_activation("activation_function", activation, PLAIN_ACTIVATIONS),
         "dropout": dropout,
+        "attention_dropout": None if of_attention == dropout else of_attention,
     }
 
 
@@ -64,7 +63,9 @@ def write_gpt2(config: ModelConfig) -> dict[str, Any]:
     """The reverse of `read_gpt2`."""
     return {
         "activation_function": their_activation(config.activation, PLAIN_ACTIVATIONS),
-        **dict.fromkeys(GPT2_DROPOUTS, config.dropout),
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout_of_attention,
     }
 
 

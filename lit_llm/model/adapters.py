@@ -1,7 +1,9 @@
 """Several low-rank adapters over one base in memory, each row of a pass with one of them or with none.
 
 A layer computes its product for all rows at once, and then for each adapter that rows have its addition to these rows:
-`W x + scale * B A x`. Rows without an adapter are exactly what the base computes. The base may be quantized.
+`W x + scale * B A x`. Rows without an adapter are exactly what the base computes. The base may be quantized. For passes
+over one token of each row, which are compiled once, the tensors of all adapters lie in one, of which a row reads those
+of its own by their number.
 
 Source: Hu et al. 2021, section 4.2 (adapters are exchanged over one base); Chen et al. 2023 (Punica) and Sheng et al.
 2023 (S-LoRA), who batch rows of different adapters.
@@ -11,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,11 +45,14 @@ class Addition:
 
     def to(self, x: Tensor, base: Tensor, bias: Tensor | None) -> Tensor:
         """Add to the product `base` [..., out] of `x` [..., in] with the weight; the type is that of `base`."""
-        addition = F.linear(F.linear(x.to(self.a.dtype), self.a), self.b)
-        if self.stretch is None:
-            return base + addition.to(base.dtype)
-        product = base if bias is None else base - bias
-        return (base + (self.stretch - 1) * product + self.stretch * addition).to(base.dtype)
+        return _joined(base, bias, F.linear(F.linear(x.to(self.a.dtype), self.a), self.b), self.stretch)
+
+
+def _joined(base: Tensor, bias: Tensor | None, addition: Tensor, stretch: Tensor | None) -> Tensor:
+    if stretch is None:
+        return base + addition.to(base.dtype)
+    product = base if bias is None else base - bias
+    return (base + (stretch - 1) * product + stretch * addition).to(base.dtype)
 
 
 class AdaptedLinear(nn.Module):
@@ -61,13 +67,13 @@ class AdaptedLinear(nn.Module):
         super().__init__()
         self.base = base
         self.additions: dict[str, Addition] = {}
-        self._rows = rows
+        self.rows = rows
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply x [b, t, in] by the weight, with the addition of each row's adapter: [b, t, out]."""
         y: Tensor = self.base(x)
-        for name, rows in self._rows.groups:
+        for name, rows in self.rows.groups:
             addition = self.additions.get(name)
             if addition is None:
                 continue
@@ -77,13 +83,63 @@ class AdaptedLinear(nn.Module):
                 y = y.index_copy(0, rows, addition.to(x[rows], y[rows], self.base.bias))
         return y
 
+    def stacked(self) -> StackedLinear:
+        """Make a form of it to be compiled, whose tensors hold those of the additions from then on."""
+        stacked = StackedLinear(self.base, self.additions, self.rows)
+        for name, addition in self.additions.items():
+            place, rank = 1 + self.rows.names.index(name), len(addition.a)
+            self.additions[name] = replace(addition, a=stacked.a[place, :rank], b=stacked.b[place, :rank].t())
+        return stacked
+
+
+class StackedLinear(nn.Module):
+    """`AdaptedLinear` for one token of each row, to be compiled: `RowAdapters.numbers` says which adapter each has.
+
+    There is room for as many adapters as the next power of two, so that one more seldom needs another compilation.
+
+    Args:
+        base: the layer itself, or a form of it for few rows.
+        additions: of adapters by name.
+        rows: knows the number of each name, which is its place in the tensors; place 0 adds nothing.
+    """
+
+    def __init__(self, base: nn.Module, additions: Mapping[str, Addition], rows: RowAdapters) -> None:
+        super().__init__()
+        self.base: Any = base
+        self.rows = rows
+        some = next(iter(additions.values()))
+        places, rank = 1 << len(rows.names).bit_length(), max(len(each.a) for each in additions.values())
+        self.a: Tensor
+        self.b: Tensor
+        self.stretch: Tensor | None
+        self.register_buffer("a", some.a.new_zeros(places, rank, some.a.size(1)))
+        self.register_buffer("b", some.b.new_zeros(places, rank, some.b.size(0)))
+        stretched = any(each.stretch is not None for each in additions.values())
+        self.register_buffer("stretch", some.b.new_ones(places, len(some.b)) if stretched else None)
+        for name, addition in additions.items():
+            place, own = 1 + rows.names.index(name), len(addition.a)
+            self.a[place, :own], self.b[place, :own] = addition.a, addition.b.t()
+            if self.stretch is not None and addition.stretch is not None:
+                self.stretch[place] = addition.stretch
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [b, 1, in] by the weight, with the addition of each row's adapter: [b, 1, out]."""
+        numbers = self.rows.numbers
+        y: Tensor = self.base(x)
+        # in memory: otherwise the compiler computes what makes the inputs again for every line of `a`
+        row = x.to(self.a.dtype).as_strided(x.shape, (x.size(-1), x.size(-1), 1))
+        inner = (self.a[numbers] * row).sum(-1)  # [b, rank]
+        addition = (self.b[numbers] * inner.unsqueeze(-1)).sum(1, keepdim=True)
+        stretch = None if self.stretch is None else self.stretch[numbers].unsqueeze(1)
+        return _joined(y, self.base.bias, addition, stretch)
+
 
 class RowAdapters:
     """The adapters of a decoder by name, and which of them each row of the next pass has.
 
     Args:
         model: a whole decoder in evaluation mode, quantized or not; its projections are wrapped in place. It can be
-            neither trained, saved nor compiled from then on.
+            neither trained nor saved from then on.
         adapters: of each name the options and the tensors, as `lit_llm.interop.read_adapter` gives them.
     """
 
@@ -92,6 +148,8 @@ class RowAdapters:
         self._device = model.embedding.weight.device
         self.groups: list[tuple[str, Tensor | None]] = []
         """Each adapter that rows of this pass have, and these rows; None: all rows have it."""
+        self.numbers: Tensor | None = None
+        """For a compiled pass the number of each row's adapter [b], from 1 on in the order of `names`; 0: none."""
         self.nbytes = 0
         """Memory of the additions, in bytes."""
         for name, (config, tensors) in adapters.items():
@@ -119,6 +177,10 @@ class RowAdapters:
             yield
         finally:
             self.groups = []
+
+    def numbers_of(self, names: Sequence[str | None]) -> list[int]:
+        """Return the number of each adapter, as `numbers` has them."""
+        return [0 if name is None else 1 + self.names.index(name) for name in names]
 
     def _places(self, name: str, names: Sequence[str | None]) -> Tensor:
         return torch.tensor([row for row, own in enumerate(names) if own == name], device=self._device)

@@ -7,6 +7,7 @@ Notation used for tensor shapes:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,9 @@ from lit_llm.model.one_token import one_query_attention
 from lit_llm.model.piecewise import piecewise_attention
 from lit_llm.model.position import RotaryTables, apply_rotary, rotary_tables, token_positions
 from lit_llm.model.spans import Spans, spans_of
+
+if TYPE_CHECKING:
+    from lit_llm.model.context_parallel import ContextRanks
 
 # The gates of value embeddings and of the token smear read this many of a token's dimensions.
 GATE_WIDTH = 32
@@ -44,6 +48,8 @@ class AttentionContext:
     """Each of the ranks that share the products has its own tokens of the stream, but not of what attention reads."""
     spans: Spans | None = None
     """What each token sees, where a kernel reads that instead of a mask; `mask` and `is_causal` mean nothing then."""
+    text_ranks: ContextRanks | None = None
+    """The ranks that share each text; the rest of the context is that of the whole text but for `tokens`."""
 
 
 def attention_mask(
@@ -91,10 +97,10 @@ def what_is_seen(
         x: the stream [b, t, hidden].
         window: see `attention_mask`.
         document_ids: see `attention_mask`.
-        training: whether the pass drops what `config.dropout` says.
+        training: whether the pass drops what the configuration says.
         masked: make a mask wherever causality does not say it all, whatever else the device can read.
     """
-    length, device, drops = x.size(1), x.device, training and config.dropout > 0.0
+    length, device, drops = x.size(1), x.device, training and config.dropout_of_attention > 0.0
     if not masked:
         dtype = compute_dtype(x)
         spans = spans_of(
@@ -211,19 +217,24 @@ class Attention(nn.Module):
             v = v + (gate.unsqueeze(-1) * self.value_embedding(context.tokens).view_as(v)).to(v.dtype)
         if config.qk_norm_width == "head":
             q, k = self._normed(q, k)
+        if context.text_ranks is not None:
+            q, k, v = context.text_ranks.to_heads(q, k, v)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [b, n, t, d]
         if context.rotary is not None:
             q, k = apply_rotary(q, *context.rotary), apply_rotary(k, *context.rotary)
         if context.cache is not None:
             k, v = context.cache.update(self.layer, k, v)  # [b, n_kv, s, d]
-        dropout = config.dropout if self.training else 0.0
+        dropout = config.dropout_of_attention if self.training else 0.0
         if context.spans is not None:
             out = spanned_attention(q, k, v, context.spans, config.attention_softcap, self.scale)
         elif config.attention_softcap is not None:
             out = softcapped_attention(q, k, v, context, config.attention_softcap, dropout, self.scale)
         else:
             out = fused_attention(q, k, v, context, dropout, self.scale)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+        out = out.transpose(1, 2)
+        if context.text_ranks is not None:
+            out = context.text_ranks.to_tokens(out)
+        return self.o_proj(out.flatten(2))
 
     def _normed(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         if self.q_norm is None or self.k_norm is None:

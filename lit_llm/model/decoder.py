@@ -22,6 +22,7 @@ from lit_llm.model.position import SinusoidalTable, rotary_tables, token_positio
 from lit_llm.model.scores import token_scores
 
 if TYPE_CHECKING:
+    from lit_llm.model.context_parallel import ContextRanks
     from lit_llm.model.tensor_parallel import TensorRanks
 
 
@@ -138,6 +139,7 @@ class Decoder(nn.Module):
         self.config = config
         self.ranks: TensorRanks | None = None  # that share heads and products; see `arrange`
         self.masks_attention = False  # documents and windows by a mask, whatever the device can do; see `arrange`
+        self.text_ranks: ContextRanks | None = None  # that share each text without a cache; see `arrange`
         self.embedding = nn.Embedding(config.padded_vocab_size, config.hidden_size)
         self.position_embedding: nn.Embedding | None = None
         self.sinusoids: SinusoidalTable | None = None
@@ -171,6 +173,12 @@ class Decoder(nn.Module):
         """The number of ranks that share the heads."""
         return 1 if self.ranks is None else self.ranks.size
 
+    @property
+    def stream_parts(self) -> int:
+        """The number of parts that ranks cut the tokens of the stream into; it divides the length that they read."""
+        parts = 1 if self.text_ranks is None else self.text_ranks.size
+        return parts * (self.ranks.size if self.ranks is not None and self.ranks.splits_tokens else 1)
+
     def tie(self) -> None:
         """Let head and embedding share one weight where configured; call it again after both were given new memory."""
         if self.config.tie_word_embeddings:
@@ -183,6 +191,7 @@ class Decoder(nn.Module):
         document_ids: Tensor | None = None,
         cache: KVCache | CacheStep | None = None,
         head: Callable[[Tensor, nn.Linear], Any] | None = None,
+        head_reads_part: bool = False,
     ) -> Any:
         """Read tokens; return logits or scores, or whatever `head` makes of the last hidden states.
 
@@ -195,6 +204,8 @@ class Decoder(nn.Module):
             head: called with the hidden states [b, t, hidden] and the output layer instead of computing logits, so
                 that a loss need never hold all of them and runs inside the model's forward, where sharded weights are
                 whole; so it is there that `value_head` is read.
+            head_reads_part: whether `head` takes those of this rank's tokens alone, where `text_ranks` share a text;
+                else they are gathered for it, and no gradient may flow to the head.
 
         Returns:
             Logits [b, t, vocab_size], in the dtype of the arithmetic; scores [b, t] as float32 (float64 for
@@ -205,7 +216,8 @@ class Decoder(nn.Module):
         """
         step = cache.step(tokens.size(1)) if isinstance(cache, KVCache) else cache
         length, is_cut = tokens.size(1), step is None and self.ranks is not None and self.ranks.splits_tokens
-        if is_cut:
+        text_ranks = self.text_ranks if step is None else None
+        if is_cut or text_ranks is not None:
             tokens, document_ids = self._filled_up(tokens, document_ids)
         if step is None:
             positions = token_positions(
@@ -221,8 +233,14 @@ class Decoder(nn.Module):
             window: self._context(window, x, tokens, positions, document_ids, step, is_cut)
             for window in dict.fromkeys(self.windows)
         }
+        if text_ranks is not None:
+            x = text_ranks.own(x)
+            for context in contexts.values():
+                context.tokens, context.text_ranks = text_ranks.own(tokens), text_ranks
         x = self._run_blocks(x, contexts, is_cut)
-        if x.size(1) != length:
+        if text_ranks is not None and not head_reads_part:
+            x, text_ranks = text_ranks.joined(x), None
+        if text_ranks is None and x.size(1) != length:
             x = x[:, :length]
         if step is not None:
             step.advance(tokens)
@@ -234,8 +252,7 @@ class Decoder(nn.Module):
 
     def _filled_up(self, tokens: Tensor, document_ids: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Lengthen rows, at their ends where no token sees it, until the ranks that share them divide the length."""
-        assert self.ranks is not None
-        extra = -tokens.size(1) % self.ranks.size
+        extra = -tokens.size(1) % self.stream_parts
         if document_ids is not None:
             document_ids = F.pad(document_ids, (0, extra), value=-1)
         return F.pad(tokens, (0, extra)), document_ids

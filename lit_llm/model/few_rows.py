@@ -37,9 +37,11 @@ class FewRowsLinear(nn.Module):
         rows = x.reshape(-1, self.in_features).float()
         # in memory: otherwise the compiler computes what makes the inputs again for every output
         rows = rows.as_strided(rows.shape, (self.in_features, 1))
-        # Sums that share one pass over the weight. For one token several parts of it at once: memory gives two faster
-        # than one, and where weights are converted, four chains of additions keep the arithmetic from waiting.
-        wanted = 1 if rows.size(0) > 1 else 2 if self.weight.element_size() == 4 else 4
+        # Sums that share one pass over the weight. For one or two tokens several parts of it at once: memory gives two
+        # faster than one, and where weights of one token are converted, four chains of additions keep the arithmetic
+        # from waiting. With more tokens there are as many chains.
+        one, converted = rows.size(0) == 1, self.weight.element_size() < 4
+        wanted = 4 if one and converted else 2 if rows.size(0) <= 2 else 1
         parts = self.weight.float().chunk(math.gcd(wanted, self.weight.size(0)))
         y = torch.stack([torch.cat([(part * row).sum(-1) for part in parts]) for row in rows.unbind()])
         if self.scale is not None:

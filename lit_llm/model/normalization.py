@@ -19,7 +19,9 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize x [..., d]; the result has the same shape."""
+        """Normalize x [..., d]; the result has the same shape, and the wider type of x and the weight."""
+        if self.weight is not None:  # of a narrow x under autocast torch's would be slow, and say so at each start
+            x = x.to(torch.promote_types(x.dtype, self.weight.dtype))
         plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
         lean = plain and self.weight is not None and self.weight.dtype == x.dtype and torch.is_grad_enabled()
         if lean and not torch.compiler.is_compiling():

@@ -15,8 +15,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 from torch.distributed.tensor.parallel import ParallelStyle, SequenceParallel, parallelize_module
 
 from lit_llm.config import ModelConfig, TrainerConfig, UserError
-from lit_llm.distributed.meshes import data_mesh
+from lit_llm.distributed.meshes import context_group, data_mesh
 from lit_llm.model.checkpointing import block_choices
+from lit_llm.model.context_parallel import ContextRanks, check_context
 from lit_llm.model.float8 import use_float8
 from lit_llm.model.tensor_parallel import (
     ColumnEmbedding,
@@ -41,7 +42,7 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
         mesh: of `make_mesh`, the devices to shard over; None: the model stays whole.
 
     Raises:
-        UserError: the heads or the feed-forward width cannot be divided among the tensor-parallel ranks, or float8 is
+        UserError: the heads or the feed-forward width cannot be divided among the ranks that share them; or float8 is
             asked for, and torchao is missing or has nothing to do.
     """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
@@ -49,6 +50,9 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
     if config.float8:
         use_float8(model.blocks)
     model.masks_attention = config.attention_kernel == "mask"
+    if mesh is not None and config.context_parallel_size > 1:
+        check_context(model.config, config)
+        model.text_ranks = ContextRanks(context_group(mesh, config.context_parallel_size))
     for block, choice in zip(_blocks(model), block_choices(config, model.config.num_layers), strict=True):
         block.checkpointing = choice
     if compiles(config):

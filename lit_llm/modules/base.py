@@ -6,6 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,6 +44,20 @@ from lit_llm.optimization import (
     scale_gradients,
 )
 from lit_llm.planning import training_flops_per_token
+
+
+@dataclass
+class StepMean:
+    """An optimizer step whose micro-batches are done."""
+
+    number: int
+    """Which one of the run, from 1."""
+    loss: float
+    """Mean over its supervised tokens, in nats."""
+    scale: float
+    """What turns the mean of the ranks' gradients into that of this loss."""
+    parts: list[tuple[Tensor, Tensor]]
+    """Loss sum and tokens of each of this rank's micro-batches."""
 
 
 class LanguageModule(L.LightningModule):
@@ -229,7 +244,7 @@ class LanguageModule(L.LightningModule):
             vocab_size: tokens that it must know; a smaller vocabulary grows as that of a trained model does.
         """
         config = read_model_config(folder)
-        config.dropout = 0.0
+        config.dropout, config.attention_dropout = 0.0, None
         config.vocab_size = max(config.vocab_size or 0, vocab_size)
         decoder = self.new_decoder(config)
         if not self.sharded:
@@ -281,7 +296,9 @@ class LanguageModule(L.LightningModule):
         Raises:
             NonFiniteStep: the gradient or the loss is not finite; weights and optimizer are those of the step before.
         """
-        self.finish_gradient(optimizer, self.accumulation)
+        # of DeepSpeed, whose engine keeps the gradients, the strategy does the same
+        if not isinstance(self.trainer.strategy, DeepSpeedStrategy):
+            self.finish_gradient(optimizer, self.accumulation)
 
     def finish_gradient(self, optimizer: Optimizer, divisor: int) -> dict[str, float]:
         """Turn the sum of the micro-batches' gradients into the gradient of a step; see `configure_gradient_clipping`.
@@ -293,42 +310,58 @@ class LanguageModule(L.LightningModule):
         Returns:
             The `loss` and the `gradient_norm` of the step.
         """
-        parts, self._parts = self._parts, []
-        loss_sum, tokens = self._count(parts)
-        scale = divisor * self.data_parallel_size * self.nominal_tokens / tokens if tokens else 0.0
+        step = self.mean_of_step(divisor)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         parts_of = dist.group.WORLD if isinstance(self.trainer.strategy, FSDPStrategy) else None
-        norm = float(gradient_norm(gradients, parts_of)) * scale
-        loss = loss_sum / tokens if tokens else 0.0
-        step = self.trainer.global_step + 1
-        if self._leaves_out(step, loss, norm, parts):
+        norm = float(gradient_norm(gradients, parts_of)) * step.scale
+        if self.leaves_out(step, norm):
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None  # which an optimizer passes over
             gradients = []
-        scale_gradients(gradients, scale * clip_coefficient(norm, self.config.trainer.gradient_clip_val))
-        self.log_step(optimizer, step, loss, norm)
-        return {"loss": loss, "gradient_norm": norm}
+        scale_gradients(gradients, step.scale * clip_coefficient(norm, self.config.trainer.gradient_clip_val))
+        self.log_step(optimizer, step.number, step.loss, norm)
+        return {"loss": step.loss, "gradient_norm": norm}
+
+    def mean_of_step(self, divisor: int) -> StepMean:
+        """Count the tokens of an optimizer step whose micro-batches are done; every rank must call.
+
+        Args:
+            divisor: what each micro-batch's loss has been divided by, besides `nominal_tokens`.
+        """
+        parts, self._parts = self._parts, []
+        loss_sum, tokens = self._count(parts)
+        # ranks that share a text have their own parts of its gradient, and are averaged over like the others
+        ranks = self.data_parallel_size * self.config.trainer.context_parallel_size
+        scale = divisor * ranks * self.nominal_tokens / tokens if tokens else 0.0
+        return StepMean(self.trainer.global_step + 1, loss_sum / tokens if tokens else 0.0, scale, parts)
 
     def log_step(self, optimizer: Optimizer, step: int, loss: float, norm: float) -> None:
         """Write the curves of a step, where one is due."""
         if self.logs:
             rates = {f"learning_rate/{group['name']}": group["lr"] for group in optimizer.param_groups}
-            # DeepSpeed's engine keeps the gradients to itself
-            norms = {"train/gradient_norm": norm} if not isinstance(self.trainer.strategy, DeepSpeedStrategy) else {}
             means = self.training_means.compute() if self.metric_names else {}
             named = {name if "/" in name else f"train/{name}": value for name, value in means.items()}
-            self.record({"train/loss": loss, **named, **norms, **rates}, step)
+            self.record({"train/loss": loss, **named, "train/gradient_norm": norm, **rates}, step)
         self.training_means.reset()
 
-    def _leaves_out(self, step: int, loss: float, norm: float, parts: list[tuple[Tensor, Tensor]]) -> bool:
-        """Return whether the update of the step is to be left out; refuse numbers that are not finite."""
-        if math.isfinite(norm) and math.isfinite(loss):
-            return self.step_guard is not None and self.step_guard.leaves_out(step, loss, norm, parts)
-        advice = "" if self.step_guard is None else f"; {self.step_guard.refuse(step, loss, norm, parts)}"
+    def leaves_out(self, step: StepMean, norm: float) -> bool:
+        """Tell whether the update of a step is to be left out.
+
+        Args:
+            step: the step.
+            norm: of its whole gradient.
+
+        Raises:
+            NonFiniteStep: the norm or the loss is not finite.
+        """
+        numbers = step.number, step.loss, norm, step.parts
+        if math.isfinite(norm) and math.isfinite(step.loss):
+            return self.step_guard is not None and self.step_guard.leaves_out(*numbers)
+        advice = "" if self.step_guard is None else f"; {self.step_guard.refuse(*numbers)}"
         raise NonFiniteStep(
-            f"the loss ({loss}) or the gradient (norm {norm}) of step {step} is not finite; stopped before the update, "
-            f"and checkpoints are intact: lower optimizer.learning_rate (with --resume_changed true) or "
+            f"the loss ({step.loss}) or the gradient (norm {norm}) of step {step.number} is not finite; stopped before "
+            f"the update, and checkpoints are intact: lower optimizer.learning_rate (with --resume_changed true) or "
             f"look at the data, then resume{advice}"
         )
 
@@ -417,7 +450,8 @@ class LanguageModule(L.LightningModule):
         saved = from_plain(ModelConfig, checkpoint.get(CONFIG_KEY, {}).get("model", {}))
         wanted, found = to_plain(self.config.model), to_plain(saved)
         # dropout may be changed midway: it has no weights
-        changed = [name for name in wanted if wanted[name] != found[name] and name != "dropout"]
+        free = ("dropout", "attention_dropout")
+        changed = [name for name in wanted if wanted[name] != found[name] and name not in free]
         if changed:
             pairs = ", ".join(f"{name} {found[name]} (this run: {wanted[name]})" for name in changed)
             raise UserError(f"the checkpoint is of another model: it has {pairs}")

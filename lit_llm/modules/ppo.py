@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from lit_llm.model import Decoder, hidden_log_probs
 from lit_llm.model.initialization import named_generator
 from lit_llm.model.lora import adapters_off, prepare_dora, quantize_base
 from lit_llm.model.scores import token_scores
-from lit_llm.modules.base import LanguageModule
+from lit_llm.modules.base import LanguageModule, StepMean
 from lit_llm.modules.metrics import NamedMeans
 from lit_llm.modules.policy_updates import ROUND_MEANS, UPDATE_MEANS, round_sums, set_advantages, update_loss
 from lit_llm.modules.rewards import Rewards, check_same_tokens
@@ -318,16 +319,16 @@ class PPOModule(LanguageModule):
         """Keep the loss and the norm of an update for the end of the round, where their means are logged."""
         self._updates.append((loss, norm))
 
-    def _leaves_out(self, step: int, loss: float, norm: float, parts: list[tuple[Tensor, Tensor]]) -> bool:
+    def leaves_out(self, step: StepMean, norm: float) -> bool:
         """Refuse an update that is not finite. Spikes are looked for once in a round: see `_end_round`."""
-        if math.isfinite(loss) and math.isfinite(norm):
+        if math.isfinite(step.loss) and math.isfinite(norm):
             return False
         if not self._updates:  # the weights are still those of the step before
-            return super()._leaves_out(step, loss, norm, [_sum(parts)])
+            return super().leaves_out(replace(step, parts=[_sum(step.parts)]), norm)
         raise UserError(
-            f"the loss ({loss}) or the gradient (norm {norm}) of update {len(self._updates) + 1} in step {step} is not "
-            "finite; stopped, and the checkpoints of earlier steps are intact: lower optimizer.learning_rate, then "
-            "resume"
+            f"the loss ({step.loss}) or the gradient (norm {norm}) of update {len(self._updates) + 1} in step "
+            f"{step.number} is not finite; stopped, and the checkpoints of earlier steps are intact: lower "
+            "optimizer.learning_rate, then resume"
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 
 from lit_llm.config import PretrainConfig, SFTConfig
+from lit_llm.model.context_parallel import over_text, own_targets
 from lit_llm.model.log_probs import head_rows
 from lit_llm.modules.base import LanguageModule
 from lit_llm.modules.metrics import NamedMeans
@@ -38,9 +39,10 @@ class PretrainingModule(LanguageModule):
         config = self.config
         # each corpus in the batch on its own: a token without a target costs the head nothing
         parts = _targets_of_corpora(batch)
+        own = {corpus: own_targets(self.model, targets, IGNORE_INDEX) for corpus, targets in parts.items()}
 
         def losses_of(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, ...]:
-            return tuple(loss_of(hidden, head, targets) for targets in parts.values())
+            return tuple(over_text(self.model, loss_of(hidden, head, targets)) for targets in own.values())
 
         def loss_of(hidden: Tensor, head: nn.Linear, targets: Tensor) -> Tensor:
             return linear_cross_entropy(
@@ -55,7 +57,8 @@ class PretrainingModule(LanguageModule):
                 compiled=self.compiles_on_gpu,
             )
 
-        losses = self.model(batch["tokens"], document_ids=batch.get("document_ids"), head=losses_of)
+        documents = batch.get("document_ids")
+        losses = self.model(batch["tokens"], document_ids=documents, head=losses_of, head_reads_part=True)
         for (corpus, targets), loss in zip(parts.items(), losses, strict=True):
             if corpus is not None:
                 self._note_corpus(self.corpora[corpus], targets, loss)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.config import SFTConfig
+from lit_llm.model.context_parallel import over_text, own_targets
 from lit_llm.model.log_probs import head_rows
 from lit_llm.modules.metrics import NamedMeans
 from lit_llm.modules.pretraining import PretrainingModule
@@ -40,20 +41,21 @@ class SFTModule(PretrainingModule):
             if self.config.neftune_alpha:
                 self._lengths = conversation_lengths(batch["targets"], batch.get("document_ids"))
             return super().token_loss(batch, training)
-        config, targets = self.config, batch["targets"]
+        config, targets, documents = self.config, batch["targets"], batch.get("document_ids")
+        own = own_targets(self.model, targets, IGNORE_INDEX)
 
         def read(hidden: Tensor, head: nn.Linear) -> tuple[Tensor, Tensor]:
             options = {
                 "hidden": hidden.flatten(0, 1),
-                "targets": targets.flatten(),
+                "targets": own.flatten(),
                 **head_rows(head),
                 "chunk_tokens": config.loss_chunk(targets.device.type),
                 "num_classes": config.model.vocab_size,
             }
             loss = linear_cross_entropy(softcap=config.model.logits_softcap, **options)
-            return loss, linear_correct(**options)
+            return over_text(self.model, loss), over_text(self.model, linear_correct(**options))
 
-        loss_sum, correct = self.model(batch["tokens"], document_ids=batch.get("document_ids"), head=read)
+        loss_sum, correct = self.model(batch["tokens"], document_ids=documents, head=read, head_reads_part=True)
         tokens = (targets != IGNORE_INDEX).sum()
         self.validation_accuracy.update({"token_accuracy": (correct, tokens)})
         return loss_sum, tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -22,7 +23,8 @@ class LiveMemory(TorchDispatchMode):
     """Follows every storage that operations make inside it, from its first tensor to its last.
 
     What an operation needs within itself is not seen, except where `workspace` says it. Floating-point operations of
-    products and attention are counted along the way (attention whole, its backward pass as twice its forward pass).
+    products and attention are counted along the way (attention whole, its backward pass as twice its forward pass), and
+    what ranks exchange.
 
     Args:
         outside: tensors that are there already; their memory is not counted.
@@ -43,6 +45,9 @@ class LiveMemory(TorchDispatchMode):
         """Bytes that are held now, by category."""
         self.flops = 0
         """Floating-point operations so far."""
+        self.exchanges: Counter[tuple[str, str]] = Counter()
+        """By (kind, "calls") and (kind, "bytes"): how often ranks have exchanged something so far, and how much; of
+        "all_gather_into_tensor" and "reduce_scatter_tensor" that is the whole."""
         self._on_growth = on_growth
         self._workspace = workspace or {}
         # by address of the storage: its category and size; outside memory belongs to no category
@@ -60,6 +65,9 @@ class LiveMemory(TorchDispatchMode):
             self.flops += _FLOPS[packet](*args)
         workspace = self._workspace[packet](*args) if packet in self._workspace else 0
         results = (out,) if isinstance(out, Tensor) else tree_leaves(out)
+        if func.namespace == "_c10d_functional" and packet.__name__ != "wait_tensor":
+            self.exchanges[packet.__name__, "calls"] += 1
+            self.exchanges[packet.__name__, "bytes"] += max(args[0].nbytes, out.nbytes)
         grown = [self._hold(result, self.category) for result in results if isinstance(result, Tensor)]
         if workspace or any(grown):
             self._on_growth(workspace)

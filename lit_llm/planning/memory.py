@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lit_llm.config import ModelConfig, OptimizerConfig, PretrainConfig, from_plain, to_plain
+from lit_llm.config.trainer import sends_each_time
 from lit_llm.model import Decoder
 from lit_llm.model.tensor_parallel import splits_vocabulary
 from lit_llm.planning.rehearsal import Arithmetic, Moment, Rehearsal, Step, rehearse
@@ -54,10 +55,19 @@ class Placement:
     """Micro-batches in an optimizer step."""
     tensor_parallel: int = 1
     """Number of ranks that share each matrix product of a block."""
+    context_parallel: int = 1
+    """Number of ranks that share each window."""
     stage: int = 0
     """ZeRO stage of deepspeed."""
     replicas: int = 1
-    """Number of copies of the shards (HSDP); each is spread over data_parallel / replicas groups."""
+    """Number of copies of the shards (HSDP); each is spread over `shares` groups."""
+    memory: float | None = None
+    """Bytes of a GPU, which decide what `trainer.reduce_every_micro_batch` null means; None: of a CPU."""
+
+    @property
+    def shares(self) -> int:
+        """Number of parts that the weights are cut into, each for a group of tensor-parallel ranks."""
+        return self.data_parallel * self.context_parallel // self.replicas
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,7 @@ def device_memory(
     optimizer = replace(config.optimizer, muon_ns_dtype=config.optimizer.newton_schulz_dtype(device))
     config = replace(config, optimizer=optimizer)
     plan = {"replicas": _replicas, "fsdp": _fsdp, "deepspeed": _deepspeed}[placement.kind]
-    at = plan(config, placement, _sizes(_as_key(_local(config.model, placement.tensor_parallel))))
+    at = plan(config, placement, sizes_of(model_of_rank(config, placement)))
     return max((at(moment) for moment in rehearsal.moments), key=lambda memory: memory.total)
 
 
@@ -149,18 +159,27 @@ def rehearsed(
         documents=config.data.mask_documents,
         loss_chunk_tokens=config.loss_chunk(device),
         z_loss=config.z_loss,
+        tensor_parallel=placement.tensor_parallel,
+        splits_tokens=config.trainer.sequence_parallel and placement.tensor_parallel > 1,
+        context_parallel=placement.context_parallel,
     )
-    return _rehearse(_as_key(_local(config.model, placement.tensor_parallel)), step, device)
+    return _rehearse(model_of_rank(config, placement), step, device)
 
 
-def _as_key(config: ModelConfig) -> str:
-    """Turn a model configuration into text, as a dataclass that may change cannot be the key of a cache."""
-    return json.dumps(to_plain(config))
+def model_of_rank(config: PretrainConfig, placement: Placement) -> str:
+    """Give the model that one tensor-parallel rank has, as text: a dataclass that may change is no key of a cache."""
+    return json.dumps(to_plain(_local(config.model, placement.tensor_parallel)))
 
 
 @lru_cache(maxsize=1024)
 def _rehearse(model: str, step: Step, device: Device) -> Rehearsal:
     return rehearse(from_plain(ModelConfig, json.loads(model)), step, device)
+
+
+def reduces_every_micro_batch(config: PretrainConfig, placement: Placement) -> bool:
+    """Tell whether the gradients of a sharded run are sent in each micro-batch."""
+    numbers = sizes_of(model_of_rank(config, placement)).all
+    return sends_each_time(config.trainer.reduce_every_micro_batch, numbers, placement.memory)
 
 
 def _arithmetic(config: PretrainConfig, placement: Placement) -> Arithmetic:
@@ -187,7 +206,8 @@ def _local(config: ModelConfig, tensor_parallel: int) -> ModelConfig:
 
 
 @lru_cache(maxsize=1024)
-def _sizes(model_key: str) -> Sizes:
+def sizes_of(model_key: str) -> Sizes:
+    """Count the parameters of a model as `model_of_rank` gives it."""
     with torch.device("meta"):
         model = Decoder(from_plain(ModelConfig, json.loads(model_key)))
     blocks = [sum(p.numel() for p in block.parameters()) for block in model.blocks]
@@ -256,22 +276,22 @@ def _replicas(config: PretrainConfig, placement: Placement, sizes: Sizes) -> Cal
 
 
 def _fsdp(config: PretrainConfig, placement: Placement, sizes: Sizes) -> Callable[[Moment], DeviceMemory]:
-    data_parallel, trainer = placement.data_parallel, config.trainer
-    shares = data_parallel // placement.replicas
+    shares, trainer = placement.shares, config.trainer
     width = 2 if trainer.precision == "bf16-true" else 4  # of a shard
     whole = 4 if trainer.precision == "32-true" else 2  # of a gathered weight, and of its gradient
     on_device = 0 if trainer.offload else 1
     shard = sizes.all * width // shares
     accumulated = placement.accumulation > 1
     # whole gradients wait for the last micro-batch, in the type that they are reduced in
-    kept = sizes.all * (_REDUCED_WIDTH if accumulated and not trainer.reduce_every_micro_batch else 0)
+    kept = sizes.all * (_REDUCED_WIDTH if accumulated and not reduces_every_micro_batch(config, placement) else 0)
     forward = sizes.outer * whole + _BLOCKS_GATHERED * sizes.largest_block * whole
     if not trainer.reshard_after_forward:
         forward = sizes.all * whole
     # a block's whole gradient, and the float32 buffers that it and the block before are reduced from
     backward = forward + sizes.largest_block * (whole + 2 * _REDUCED_WIDTH)
     gathered = {"forward": forward, "loss": forward, "backward": backward, "step": 0}
-    step = _step_bytes(config.optimizer, sizes, width, shares, data_parallel, placement.tensor_parallel) * on_device
+    copies = placement.replicas * shares
+    step = _step_bytes(config.optimizer, sizes, width, shares, copies, placement.tensor_parallel) * on_device
 
     def at(moment: Moment) -> DeviceMemory:
         is_step = moment.phase == "step"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from torch.autograd.graph import _engine_run_backward
 from lit_llm.config import ModelConfig, TrainerConfig
 from lit_llm.model import Decoder
 from lit_llm.model.checkpointing import block_choices
-from lit_llm.objectives import linear_cross_entropy
+from lit_llm.model.context_parallel import ContextRanks, own_targets
+from lit_llm.model.tensor_parallel import TensorRanks
+from lit_llm.objectives import IGNORE_INDEX, linear_cross_entropy
 from lit_llm.planning.live_memory import ATTENTION_BACKWARD, LiveMemory
 from lit_llm.planning.pretended_device import PretendedDevice
 
@@ -46,6 +49,12 @@ class Step:
     """See `linear_cross_entropy`."""
     z_loss: float = 0.0
     """See `linear_cross_entropy`."""
+    tensor_parallel: int = 1
+    """Ranks that share each matrix product; the model that is rehearsed has this rank's part of them."""
+    splits_tokens: bool = False
+    """Whether those cut the stream by tokens."""
+    context_parallel: int = 1
+    """Ranks that share each window."""
 
 
 class Moment(NamedTuple):
@@ -74,6 +83,31 @@ class Rehearsal:
     """Every moment that memory was taken, in order, and the optimizer step; blocks that repeat others are left out."""
     flops: int
     """Floating-point operations, including what checkpointing computes again."""
+    exchanges: Counter[tuple[str, str]]
+    """What the ranks that share products and windows exchange; see `LiveMemory.exchanges`."""
+
+
+class PretendedGroup:
+    """Stands for ranks of which this is the first, as a group and as a mesh: on the meta device nothing is sent."""
+
+    group_name = "pretended"
+
+    def __init__(self, ranks: int) -> None:
+        self.ranks = ranks
+
+    def get_group(self) -> PretendedGroup:
+        """The group of a mesh."""
+        return self
+
+    def size(self) -> int:
+        """How many ranks there are."""
+        return self.ranks
+
+    def rank(self) -> int:
+        """Which of them this is."""
+        return 0
+
+    get_local_rank = rank
 
 
 def rehearse(config: ModelConfig, step: Step, device: Literal["accelerator", "cpu"] = "accelerator") -> Rehearsal:
@@ -105,13 +139,19 @@ class _Stage:
         self.phase: Literal["forward", "loss", "backward"] = "forward"
         self.block = 0
         self.moments: list[Moment] = []
-        # (activations, operations) at the start of each block's forward pass, and of its backward pass
-        self.forward_starts: dict[int, tuple[int, int]] = {}
-        self.backward_starts: dict[int, tuple[int, int]] = {}
+        # (activations, operations, exchanges) at the start of each block's forward pass, and of its backward pass
+        self.forward_starts: dict[int, tuple[int, int, Counter[tuple[str, str]]]] = {}
+        self.backward_starts: dict[int, tuple[int, int, Counter[tuple[str, str]]]] = {}
         with torch.device("meta"):
             self.model = Decoder(config)
         if step.arithmetic == "bfloat16":
             self.model.to(torch.bfloat16)
+        if step.context_parallel > 1:
+            self.model.text_ranks = ContextRanks(PretendedGroup(step.context_parallel))
+        if step.tensor_parallel > 1:
+            self.model.ranks = TensorRanks(PretendedGroup(step.tensor_parallel), step.splits_tokens)
+            for block in self.model.blocks:
+                block.ranks = self.model.ranks
         choice = TrainerConfig(
             activation_checkpointing=step.checkpointing,
             checkpoint_every_n_blocks=step.every_n_blocks if step.checkpointing == "every_n" else 2,
@@ -138,7 +178,10 @@ class _Stage:
             tokens = torch.zeros(step.rows, step.length, dtype=torch.long)
             documents = torch.zeros_like(tokens) if step.documents else None
             with torch.autocast(device, torch.bfloat16, enabled=step.arithmetic == "autocast"):
-                loss = self.model(tokens, document_ids=documents, head=partial(self._loss, tokens))
+                targets = own_targets(self.model, tokens, IGNORE_INDEX)
+                loss = self.model(
+                    tokens, document_ids=documents, head=partial(self._loss, targets), head_reads_part=True
+                )
             self.pretended.autocast_has_ended()
             self.phase, self.memory.category = "backward", "temporary"
             # what `loss.backward()` calls: that method itself would leave the pretended device for as long as it runs
@@ -151,14 +194,21 @@ class _Stage:
         held = self.memory.bytes
         gradients = held.get("outer_gradients", 0), held.get("block_gradients", 0)
         self.moments.append(Moment("step", self.config.num_layers, 0, 0, 0, *gradients))
+        exchanges = self.memory.exchanges.copy()
         if not repeats:
-            return Rehearsal(self.moments, self.memory.flops)
+            return Rehearsal(self.moments, self.memory.flops, exchanges)
         first, after = period, 2 * period
         forward, backward = (
             (starts[after][0] - starts[first][0]) * repeats for starts in (self.forward_starts, self.backward_starts)
         )
         flops = self.forward_starts[after][1] - self.forward_starts[first][1]
         flops += self.backward_starts[first][1] - self.backward_starts[after][1]
+        for starts, later, earlier in (
+            (self.forward_starts, after, first),
+            (self.backward_starts, first, after),
+        ):
+            for key, count in (starts[later][2] - starts[earlier][2]).items():
+                exchanges[key] += count * repeats
         blocks = self.model.blocks[first:after]
         finished = repeats * sum(p.numel() * p.element_size() for p in blocks.parameters())
 
@@ -174,14 +224,15 @@ class _Stage:
                 block_gradients=moment.block_gradients + finished * done,
             )
 
-        return Rehearsal([shifted(moment) for moment in self.moments], self.memory.flops + flops * repeats)
+        moments = [shifted(moment) for moment in self.moments]
+        return Rehearsal(moments, self.memory.flops + flops * repeats, exchanges)
 
-    def _loss(self, tokens: Tensor, hidden: Tensor, head: nn.Linear) -> Tensor:
+    def _loss(self, targets: Tensor, hidden: Tensor, head: nn.Linear) -> Tensor:
         self.phase, self.block, self.memory.category = "loss", self.config.num_layers, "loss"
         return linear_cross_entropy(
             hidden.flatten(0, 1),
             head.weight,
-            tokens.flatten(),
+            targets.flatten(),
             chunk_tokens=self.step.loss_chunk_tokens,
             softcap=self.config.logits_softcap,
             z_loss=self.step.z_loss,
@@ -202,8 +253,8 @@ class _Stage:
         counts[2] += workspace
         self.moments.append(Moment(self.phase, self.block, *counts))
 
-    def _snapshot(self) -> tuple[int, int]:
-        return self.memory.bytes.get("activations", 0), self.memory.flops
+    def _snapshot(self) -> tuple[int, int, Counter[tuple[str, str]]]:
+        return self.memory.bytes.get("activations", 0), self.memory.flops, self.memory.exchanges.copy()
 
     def _block_begins(self, layer: int, *_: Any) -> None:
         if self.phase == "forward":  # not where checkpointing computes it again

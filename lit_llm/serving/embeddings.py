@@ -8,7 +8,7 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lit_llm.config import UserError
 from lit_llm.generation.embeddings import Pooling, embed, passes
@@ -17,11 +17,17 @@ from lit_llm.serving.protocol import Body, some_texts
 from lit_llm.serving.registry import Use
 
 
+def _not_empty(texts: list[str | list[int]]) -> list[str | list[int]]:
+    if "" in texts:
+        raise ApiError("a text of input is empty, and has no vector", param="input")
+    return texts
+
+
 class EmbeddingRequest(Body):
     """The body of POST /v1/embeddings."""
 
     model: str
-    input: Annotated[list[str | list[int]], some_texts("input")]
+    input: Annotated[list[str | list[int]], some_texts("input"), AfterValidator(_not_empty)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str = ""

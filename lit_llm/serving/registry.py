@@ -212,7 +212,8 @@ class Registry:
     async def reload(self) -> None:
         """Look at every folder again, and put what has changed in the place of what there was; the log says so.
 
-        Requests that have begun are answered by the model that they began with. What cannot be read stays as it was.
+        Requests that have begun are answered by the model that they began with. What cannot be read stays as it was:
+        answered where it is in memory, and otherwise refused until it can be read.
         """
         async with self._reloading:
             for name in self._groups:
@@ -302,8 +303,11 @@ class Registry:
                 return
             if name in self._running:
                 worker = await self._start(group)
-        except UserError as error:
-            _LOG.error("%s stays as it was: %s", name, error)
+        except (UserError, OSError) as error:
+            if name in self._running:
+                _LOG.error("%s stays as it was: %s", name, error)
+            else:
+                _LOG.error("%s is not in memory and cannot be read; requests for it are refused: %s", name, error)
             return
         self._groups[name] = group
         old = self._running.pop(name, None)

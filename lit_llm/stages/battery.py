@@ -66,11 +66,24 @@ def open_battery(config: EvaluateConfig) -> list[AskedTask]:
     if config.compare_to is not None:
         for each in asked:
             _earlier(Path(config.compare_to), each)
+    for each in asked:
+        _tell_of_equal_choices(each)
     if any(each.runs_programs for each in asked):
         unprotected = UNPROTECTED[usable_isolation(config.sandbox)]
         if unprotected:
             print(f"programs run in no sandbox: {unprotected}", file=sys.stderr)
     return asked
+
+
+def _tell_of_equal_choices(asked: AskedTask) -> None:
+    offered = [(question.row, question.row.values.get("choices", question.choices)) for question in asked.questions]
+    doubtful = [row for row, choices in offered if len({*choices}) < len(choices)]
+    if doubtful:
+        print(
+            f"task {asked.task.name}: questions with two equal choices, which no model can tell apart: {len(doubtful)} "
+            f"of {len(offered)} ({doubtful[0].where})",
+            file=sys.stderr,
+        )
 
 
 def ask_battery(

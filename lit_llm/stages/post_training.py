@@ -116,7 +116,8 @@ def open_data(config: PostTrainingConfig, data: RowsDataModule) -> None:
 def show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:
     """Print what is in the rows, and one of them as the model sees it: what it learns from is coloured.
 
-    Of a pair both answers are shown, the chosen one in green and the rejected one in red.
+    Of a pair both answers are shown, the chosen one in green and the rejected one in red. Where there are no colours,
+    as in a file, what is learned stands between signs instead.
     """
     console = Console(stderr=True, highlight=False)
     for line in data.statistics_lines():
@@ -124,12 +125,16 @@ def show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:
     for name, ids, supervised in data.example():
         colour = "red" if name == "rejected" else "green"
         heading = f"an example, {name}" if name else "an example"
-        console.rule(f"{heading}; what is learned is {colour}" if any(supervised) else heading)
+        shown = colour if console.color_system else "between >> and <<"
+        console.rule(f"{heading}; what is learned is {shown}" if any(supervised) else heading)
         text = Text()
         begin = 0
         for end in range(1, len(ids) + 1):
             if end == len(ids) or supervised[end] != supervised[begin]:
-                text.append(tokenizer.decode(ids[begin:end]), style=colour if supervised[begin] else "dim")
+                part = tokenizer.decode(ids[begin:end])
+                if supervised[begin] and not console.color_system:
+                    part = f">>{part}<<"
+                text.append(part, style=colour if supervised[begin] else "dim")
                 begin = end
         console.print(text)
     console.rule()

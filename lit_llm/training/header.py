@@ -205,7 +205,7 @@ def _attention_words(config: RunConfig, device_type: str) -> list[str]:
     if not seen:
         return []
     dtype = torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16
-    kernel = kernel_for(model, device_type, dtype, model.dropout > 0.0)
+    kernel = kernel_for(model, device_type, dtype, model.dropout_of_attention > 0.0)
     forced = config.trainer.attention_kernel == "mask"
     if kernel == "pieces" and data.length <= SHORT and not forced:
         return []

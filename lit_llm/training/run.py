@@ -268,5 +268,8 @@ class quiet(warnings.catch_warnings):
             ".*sync_dist=True.*",  # what is logged has been reduced over the ranks
             ".*Total length of `list` across ranks is zero.*",  # there is nothing to validate on
             ".*LeafSpec.*",  # between Lightning and torch
+            ".*DeepSpeed handles gradient clipping internally.*",  # and is told the norm to clip to
+            ".*When saving the DeepSpeed Stage 3 checkpoint.*",  # any strategy resumes from a model folder
+            ".*torch.distributed.* is deprecated.*",  # between DeepSpeed and torch
         ):
             warnings.filterwarnings("ignore", message=pattern)

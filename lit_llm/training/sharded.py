@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 from torchmetrics import Metric
 
 from lit_llm.config import UserError
+from lit_llm.config.trainer import sends_each_time
 from lit_llm.distributed.meshes import data_mesh, make_mesh
-from lit_llm.distributed.ranks import rank
+from lit_llm.distributed.ranks import from_first, rank
 from lit_llm.distributed.tensors import local_part, shard_like, whole_like
 from lit_llm.training.checkpoint_files import copy_to_cpu
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO, read_checkpoint
@@ -98,9 +99,10 @@ class ShardedStrategy(ModelParallelStrategy):
 
     Args:
         offload: the shards lie in host memory between uses; they have been made there.
+        context_parallel_size: ranks that read the same rows, each some of the tokens; they are data-parallel otherwise.
         replicas: groups of data-parallel ranks that each hold a copy of all shards (HSDP); 1: every rank has its own.
         reduce_every_micro_batch: whether gradients are sent in each micro-batch of an optimizer step, so that none is
-            kept whole, or in the last one alone.
+            kept whole, or in the last one alone; None: by the memory of the first rank's device.
         data_parallel_size, tensor_parallel_size, save_distributed_checkpoint, timeout: as in `ModelParallelStrategy`.
             Whether a checkpoint is written in the background is up to the `AtomicCheckpointIO` that the Trainer gets.
     """
@@ -108,10 +110,17 @@ class ShardedStrategy(ModelParallelStrategy):
     checkpoint_io: AtomicCheckpointIO
 
     def __init__(
-        self, *, offload: bool = False, replicas: int = 1, reduce_every_micro_batch: bool = False, **options: Any
+        self,
+        *,
+        offload: bool = False,
+        context_parallel_size: int = 1,
+        replicas: int = 1,
+        reduce_every_micro_batch: bool | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(**options)
         self.offload = offload
+        self.context_parallel_size = context_parallel_size
         self.replicas = replicas
         self.reduce_every_micro_batch = reduce_every_micro_batch
 
@@ -133,7 +142,7 @@ class ShardedStrategy(ModelParallelStrategy):
         sizes, place = list(mesh.shape), mesh.get_coordinate()
         assert place is not None
         number = place[0] if len(sizes) == 1 else place[0] * sizes[1] + place[1]
-        return {"num_replicas": mesh.size(), "rank": number}
+        return {"num_replicas": mesh.size() // self.context_parallel_size, "rank": number // self.context_parallel_size}
 
     @contextmanager
     def block_backward_sync(self) -> Iterator[None]:
@@ -151,11 +160,20 @@ class ShardedStrategy(ModelParallelStrategy):
             self._set_sync(roots, last=True)
 
     def _set_sync(self, roots: list[FSDPModule], last: bool) -> None:
+        if self.reduce_every_micro_batch is None:
+            self.reduce_every_micro_batch = from_first(self._sends_each_time(roots))
         for root in roots:
             if self.reduce_every_micro_batch:
                 root.set_requires_all_reduce(last)
             else:
                 root.set_requires_gradient_sync(last)
+
+    def _sends_each_time(self, roots: list[FSDPModule]) -> bool:
+        parameters = (parameter for root in roots for parameter in cast(nn.Module, root).parameters())
+        numbers = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        on_gpu = self.root_device.type == "cuda"
+        memory = torch.cuda.get_device_properties(self.root_device).total_memory if on_gpu else None
+        return sends_each_time(None, numbers // int(self._tensor_parallel_size), memory)
 
     def model_to_device(self) -> None:
         """Move everything to the device but shards that are kept in host memory."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, Strategy
 from torch import Tensor
 from torch.distributed.fsdp import FullyShardedDataParallel, OptimStateKeyType
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from lit_llm.config import TrainerConfig, UserError
@@ -20,6 +23,10 @@ from lit_llm.model.decoder import Block
 from lit_llm.model.float8 import check_float8
 from lit_llm.training.checkpoint_io import read_checkpoint
 from lit_llm.training.sharded import ShardedStrategy, full_weights
+
+# torch 2.13 warns of the older name
+_OF_DDP = inspect.signature(DistributedDataParallel).parameters
+_SYNC_OF_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _OF_DDP else "broadcast_buffers"
 
 
 class NamedFSDPStrategy(FSDPStrategy):
@@ -57,19 +64,20 @@ def data_parallel_processes(config: TrainerConfig) -> int:
     """Count the shares that each batch is cut into.
 
     Raises:
-        UserError: the ranks cannot be divided into groups of `tensor_parallel_size`, or those into `fsdp_replicas`.
+        UserError: the ranks cannot be divided into groups of `tensor_parallel_size` and `context_parallel_size`, or
+            those into `fsdp_replicas`.
     """
-    processes = number_of_processes(config)
-    if processes % config.tensor_parallel_size:
-        raise UserError(
-            f"trainer.tensor_parallel_size {config.tensor_parallel_size} does not divide the number of processes "
-            f"({processes} = trainer.devices x trainer.num_nodes)"
-        )
-    shares = processes // config.tensor_parallel_size
+    shares = number_of_processes(config)
+    which = f"number of processes ({shares} = trainer.devices x trainer.num_nodes)"
+    for name in ("tensor_parallel_size", "context_parallel_size"):
+        size = getattr(config, name)
+        if shares % size:
+            raise UserError(f"trainer.{name} {size} does not divide the {which}")
+        shares //= size
+        which += f" / trainer.{name} {size}" if size > 1 else ""
     if shares % config.fsdp_replicas:
         raise UserError(
-            f"trainer.fsdp_replicas {config.fsdp_replicas} does not divide the {shares} data-parallel ranks "
-            "(trainer.devices x trainer.num_nodes / trainer.tensor_parallel_size)"
+            f"trainer.fsdp_replicas {config.fsdp_replicas} does not divide the {shares} data-parallel ranks: {which}"
         )
     return shares
 
@@ -114,8 +122,8 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
     on_gpu = is_on_gpu(config)
     if config.accelerator == "gpu" and not torch.cuda.is_available():
         raise UserError("trainer.accelerator is gpu, but torch finds no CUDA device here; use cpu or auto")
-    if config.strategy in ("fsdp1", "deepspeed") and not on_gpu:
-        raise UserError(f"trainer.strategy {config.strategy} needs CUDA; use fsdp, which runs on the CPU, too")
+    if config.strategy == "fsdp1" and not on_gpu:
+        raise UserError("trainer.strategy fsdp1 needs CUDA; use fsdp, which runs on the CPU, too")
     if config.offload and not on_gpu:
         raise UserError("trainer.offload moves memory from a GPU to its host; without a GPU set it to false")
     if config.float8:
@@ -123,12 +131,13 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
     timeout = timedelta(minutes=config.timeout_minutes)
     if config.strategy == "fsdp":
         return ShardedStrategy(
-            data_parallel_size=data_parallel_processes(config),
+            data_parallel_size=data_parallel_processes(config) * config.context_parallel_size,
             tensor_parallel_size=config.tensor_parallel_size,
             save_distributed_checkpoint=writes_shards(config),
             timeout=timeout,
             offload=config.offload,
             replicas=config.fsdp_replicas,
+            context_parallel_size=config.context_parallel_size,
             reduce_every_micro_batch=config.reduce_every_micro_batch,
         )
     if config.strategy == "fsdp1":
@@ -139,21 +148,24 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
         return _deepspeed(config, timeout, micro_batch_size)
     if number_of_processes(config) > 1 or config.strategy == "ddp":
         # every rank makes its buffers alike, and training leaves them as they are
-        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True, broadcast_buffers=False)
+        return DDPStrategy(timeout=timeout, gradient_as_bucket_view=True, **{_SYNC_OF_BUFFERS: False})
     return "auto"
 
 
 def _deepspeed(config: TrainerConfig, timeout: timedelta, micro_batch_size: int) -> Strategy:
     if importlib.util.find_spec("deepspeed") is None:
         raise UserError("trainer.strategy deepspeed needs the package: pip install -e '.[deepspeed]'; or use fsdp")
-    from lit_llm.training.deepspeed import AtomicDeepSpeedStrategy
+    from lit_llm.training.deepspeed import AtomicDeepSpeedStrategy, prefer_cpu
 
+    if not is_on_gpu(config):
+        prefer_cpu()
     strategy = AtomicDeepSpeedStrategy(
         stage=config.deepspeed_stage,
         offload_optimizer=config.offload,
         offload_parameters=config.offload and config.deepspeed_stage == 3,
         # "auto" would make another training loader and ask its sampler
         logging_batch_size_per_gpu=micro_batch_size,
+        logging_level=logging.ERROR,  # it warns of any optimizer but its own
         timeout=timeout,
     )
     # it would refuse any optimizer but its own CPU Adam for what is offloaded

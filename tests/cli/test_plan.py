@@ -235,3 +235,10 @@ def test_serving(capsys: pytest.CaptureFixture[str], tmp_path: Path, tokenizer: 
     with pytest.raises(SystemExit):
         planned(capsys, "--serve_texts", "[4]")
     assert "serve_lengths and serve_texts are for serve" in capsys.readouterr().err
+    for words, message in (
+        (["--prices", PRICES], "prices is for the training of a recipe; serve says memory alone, so leave prices out"),
+        (["--what_if", "[1]"], "what_if and fit are for the training of a recipe"),
+    ):
+        with pytest.raises(SystemExit):
+            planned(capsys, "--serve", "recipe", *words)
+        assert message in capsys.readouterr().err

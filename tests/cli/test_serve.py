@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -12,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from conftest import ROOT
 
 from lit_llm.cli import parse
 from lit_llm.cli.serve import bound_socket, make_worker, serve
-from lit_llm.config import ServeConfig, UserError
-from lit_llm.generation import PrefixCache
+from lit_llm.config import LoadConfig, SamplingConfig, ServeConfig, UserError
+from lit_llm.generation import PrefixCache, complete
 from lit_llm.generation.compiled import compiled
 from lit_llm.stages.loading import load
 
@@ -37,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.Signals) -> None:
-    """What is being written when the signal comes is finished, and the process ends well."""
+    """What is being written or waits when the signal comes is finished, and the process ends well."""
     pytest.importorskip("fastapi", reason="the extra serve is not installed")
     pytest.importorskip("uvicorn", reason="the extra serve is not installed")
     httpx = pytest.importorskip("httpx", reason="the package httpx is not installed")
@@ -67,18 +68,7 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
             assert answer.status_code == 200 and answer.json()["model"] == "more"
             model = httpx.get(f"{found[1]}/v1/models").json()["data"][0]
             assert (model["id"], model["quantize"], model["context_length"]) == ("run", "int8", 1024)
-            ends = {str(token): -100 for token in range(256, 271)}
-            body = {"model": "run", "prompt": "b", "max_tokens": 250, "stream": True, "logit_bias": ends}
-            with (
-                endless_schema(httpx, found[1]) as schema,
-                httpx.stream("POST", f"{found[1]}/v1/completions", json=body, timeout=60) as response,
-            ):
-                lines = response.iter_lines()
-                next(lines)
-                process.send_signal(number)
-                rest = [*lines]
-                assert schema.result().status_code == 503 and "the server is ending" in schema.result().text
-            assert rest[-2] == "data: [DONE]" and '"finish_reason":"length"' in rest[-4]
+            drain_under_load(httpx, found[1], process, number, folder)
             assert process.wait(30) == 0
             said = process.stderr.read()
             assert "int8 against the full model" in said and "Traceback" not in said
@@ -87,6 +77,48 @@ def test_from_the_command_line_to_the_last_answer(folder: Path, number: signal.S
                 httpx.get(f"{found[1]}/health")
         finally:
             process.kill()
+
+
+def drain_under_load(
+    httpx: Any, url: str, process: subprocess.Popen[str], number: signal.Signals, folder: Path
+) -> None:
+    """A signal while two texts are written, others wait and a schema is compiled: each text is what it is alone."""
+    ends = {str(token): -100 for token in range(256, 271)}
+    asked = [
+        {"model": "run", "prompt": [70 + seed], "max_tokens": 120 - seed, "stream": seed % 2 == 0, "seed": seed}
+        for seed in range(10)
+    ]
+
+    def text_of(body: dict[str, Any]) -> str:
+        with httpx.Client(base_url=url, timeout=300) as client:
+            answer = client.post("/v1/completions", json={**body, "logit_bias": ends})
+        assert answer.status_code == 200, answer.text
+        if not body["stream"]:
+            assert answer.json()["choices"][0]["finish_reason"] == "length"
+            return answer.json()["choices"][0]["text"]
+        events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+        assert events[-1] == "[DONE]" and '"finish_reason":"length"' in events[-2]
+        return "".join(choice["text"] for event in events[:-1] for choice in json.loads(event)["choices"])
+
+    with endless_schema(httpx, url) as schema, ThreadPoolExecutor(len(asked)) as pool:
+        answers = [pool.submit(text_of, body) for body in asked]
+        while (told := httpx.get(f"{url}/health").json())["running"] + told["waiting"] < len(asked):
+            assert not all(answer.done() for answer in answers), answers[0].result()
+        assert (told["running"], told["waiting"]) == (2, 8)
+        process.send_signal(number)
+        with suppress(httpx.TransportError):  # or it has ended already
+            while (late := httpx.post(f"{url}/v1/completions", json=asked[1], timeout=60)).status_code == 200:
+                assert late.json()["choices"][0]["finish_reason"] == "length"
+            assert late.status_code == 503 and late.json()["error"]["code"] == "draining"
+        assert schema.result().status_code == 503 and "the server is ending" in schema.result().text
+        texts = [answer.result() for answer in answers]
+    loaded = load(LoadConfig(str(folder), quantize="int8", accelerator="cpu"))
+    bias = {int(token): value for token, value in ends.items()}
+    for body, text in zip(asked, texts, strict=True):
+        sampling = SamplingConfig(
+            temperature=1.0, seed=body["seed"], max_new_tokens=body["max_tokens"], logit_bias=bias
+        )
+        assert text == complete(loaded.model, [body["prompt"]], sampling, tokenizer=loaded.tokenizer)[0].text
 
 
 @contextmanager

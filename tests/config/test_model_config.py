@@ -32,6 +32,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     *[({"rope_theta": value}, rf"model\.rope_theta is {value}; it must be above 1") for value in (-1.0, 0, 1.0)],
     ({"dropout": 1.0}, r"model\.dropout is 1\.0"),
     ({"dropout": -0.1}, r"model\.dropout is -0\.1"),
+    ({"attention_dropout": 1.0}, r"model\.attention_dropout is 1\.0"),
     (
         {"hidden_size": 100, "num_heads": 12},
         r"model\.hidden_size 100 does not divide by model\.num_heads 12; .*head_dim",

@@ -277,6 +277,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("dpo", {"reference": "base", "lora": {"adapter": "x"}}, "a folder in which the adapter is merged"),
     *((stage, {"lora": {"alpha": 8.0}}, "lora.alpha has no effect while lora.rank is 0") for stage in STAGES),
     *((stage, {"lora": LORA, "trainer": {"strategy": "fsdp", "tensor_parallel_size": 2}}, "lora") for stage in STAGES),
+    ("dpo", {"trainer": {"strategy": "fsdp", "context_parallel_size": 2}}, "for pretrain and sft"),
     ("sft", {"lora": {**LORA, "quantize_base": "int8"}, "trainer": {"strategy": "fsdp"}}, "lora.quantize_base"),
     (
         "sft",

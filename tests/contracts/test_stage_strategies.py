@@ -37,6 +37,11 @@ RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "sft ddp": ("sft", {}, {"strategy": "ddp"}),
     "sft fsdp": ("sft", {"data": {"micro_batch_size": 2}}, {"strategy": "fsdp"}),
     "sft tensor parallel": ("sft", {}, TENSOR_PARALLEL),
+    "sft context parallel": (
+        "sft",
+        {"lora": {"rank": 4}, "data": {"micro_batch_size": 2}},
+        {"strategy": "fsdp", "context_parallel_size": 2},
+    ),
     "reward ddp": ("reward", {}, {"strategy": "ddp"}),
     "reward fsdp": ("reward", {}, {"strategy": "fsdp", "activation_checkpointing": "full"}),
     "reward tensor parallel": ("reward", {}, TENSOR_PARALLEL),

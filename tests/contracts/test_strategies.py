@@ -34,9 +34,10 @@ RUNS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "checkpointing": (1, {"activation_checkpointing": "selective"}, {}),
     "fsdp, checkpointing": (2, {"strategy": "fsdp", "activation_checkpointing": "full"}, {}),
     "fsdp on one": (1, {"strategy": "fsdp", "activation_checkpointing": "every_n"}, {}),
+    "context parallel": (4, {"strategy": "fsdp", "context_parallel_size": 2, "fsdp_replicas": 2}, {}),
     "hybrid": (4, {"strategy": "fsdp", "tensor_parallel_size": 2, "sharded_checkpoints": True}, {}),
 }
-SLOW = ("fsdp, checkpointing", "fsdp on one", "hybrid")
+SLOW = ("fsdp, checkpointing", "fsdp on one", "context parallel", "hybrid")
 
 
 def run_of(make_run: MakeRun, name: str, shards: Path, trainer: dict[str, Any], data: dict[str, Any]) -> PretrainConfig:

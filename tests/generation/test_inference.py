@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import tiny_model
-from random_decoder import random_decoder, random_tokens
+from random_decoder import add_random_lora, random_decoder, random_tokens
 
-from lit_llm.config import GenerateConfig, ModelConfig, SamplingConfig, UserError
+from lit_llm.config import GenerateConfig, LoraConfig, ModelConfig, SamplingConfig, UserError
 from lit_llm.generation import Engine, ahead_of_time, complete, generate
 from lit_llm.generation import compiled as compilation
 from lit_llm.model import Decoder
+from lit_llm.model.adapters import RowAdapters
 from lit_llm.model.quantization import quantize
 
 GREEDY = SamplingConfig(max_new_tokens=20, temperature=0.0)
@@ -103,6 +104,29 @@ def test_every_form_is_compiled(name: str, fields: dict[str, Any], dtype: torch.
         assert [row.ids for row in written] == [row.ids for row in complete(model, texts, GREEDY, max_batch=3)]
     # rounding differs, and with it what comes after two tokens that are about as likely
     assert all(len(row.ids) == 20 for row in written)
+
+
+@pytest.mark.slow
+def test_texts_of_several_adapters_are_those_without_compiling() -> None:
+    """One function for all of them, also where a model without adapters was compiled before."""
+    model = random_decoder(one_layer())
+    plain = compilation.compiled(model)
+    read = {}
+    for seed, name in enumerate(("one", "two")):
+        config = LoraConfig(rank=2 + seed, alpha=6.0, dora=name == "two")
+        other = Decoder(model.config).eval()
+        other.load_state_dict(model.state_dict())
+        read[name] = config, add_random_lora(other, config, seed)
+    adapters = RowAdapters(model, read)
+
+    def write(compile: bool) -> dict[tuple[int, str | None], list[int]]:
+        engine = Engine(model, 2, adapters=adapters, compile=compile)
+        asked = {engine.submit(prompt(model, 9), GREEDY, adapter=name): name for name in ("one", "two", None, "one")}
+        return {(number, asked[number]): done.ids for number, done in engine.run().items()}
+
+    written = write(True)
+    assert written == write(False) and len({tuple(ids) for ids in written.values()}) == 3
+    assert compilation.compiled(model) is not plain and list(compilation.compiled(model)._steps) == [2]
 
 
 @pytest.mark.slow

@@ -346,8 +346,13 @@ def test_options_of_an_architecture_are_honoured_and_no_leftovers(tmp_path: Path
 
 def test_dropouts_of_their_training_pass_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = read(tmp_path, changed("gpt2", embd_pdrop=0.0, attn_pdrop=0.1))
-    assert config.dropout == 0.1
+    assert (config.dropout, config.attention_dropout) == (0.1, None)
     assert capsys.readouterr().err.endswith("passed over, as not changing the logits: embd_pdrop\n")
+    config = read(tmp_path, changed("gpt2", attn_pdrop=0.0))
+    assert (config.dropout, config.attention_dropout) == (0.1, 0.0)
+    family, _ = family_of(config)
+    assert family is not None
+    assert (write_config(config, family)["resid_pdrop"], write_config(config, family)["attn_pdrop"]) == (0.1, 0.0)
 
 
 def test_an_original_length_beside_the_scaling(tmp_path: Path) -> None:
@@ -362,6 +367,8 @@ TYPES = {
     "gpt2": "gpt2",
     "llama2-7b": "llama",
     "llama3-8b": "llama",
+    "llama3-70b": "llama",
+    "llama3.1-405b": "llama",
     "llama3.2-1b": "llama",
     "llama3.2-3b": "llama",
     "llama-10m": "llama",

@@ -112,7 +112,7 @@ def saved(tmp_path: Path, modern: Decoder, tokenizer: Tokenizer) -> Path:
 def test_every_field_is_known_and_away_from_its_default_in_a_case() -> None:
     defaults = asdict(ModelConfig())
     assert defaults == DEFAULTS
-    idle = {"vocab_size", "output", "value_head", "dropout", "init_std", "zero_init_projections"}
+    idle = {"vocab_size", "output", "value_head", "dropout", "attention_dropout", "init_std", "zero_init_projections"}
     cases = [asdict(config_of(name)) for name in CASES]
     same = {name for name, value in defaults.items() if all(case[name] == value for case in cases)}
     assert same <= idle

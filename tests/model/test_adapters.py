@@ -12,7 +12,7 @@ from random_decoder import add_random_lora, largest_difference, random_decoder, 
 from lit_llm.config import LoraConfig, SamplingConfig, UserError
 from lit_llm.generation import Engine, complete
 from lit_llm.model import Decoder
-from lit_llm.model.adapters import RowAdapters
+from lit_llm.model.adapters import AdaptedLinear, RowAdapters
 from lit_llm.model.lora import merged_state
 from lit_llm.model.quantization import quantize
 
@@ -78,6 +78,39 @@ def test_the_base_may_be_quantized(dora: bool) -> None:
     assert largest_difference(merged(tokens), rounded(tokens)) > 0.05
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_what_is_to_be_compiled_reads_each_rows_adapter_by_its_number(kind: str | None) -> None:
+    """It takes over the memory of the additions, and rows without one are exactly the base's."""
+    base = random_decoder(tiny_model(**SIZES))
+    made = {
+        "wide": make_adapter(base, 1),
+        "dora": make_adapter(base, 3, rank=3, dora=True, targets=["q_proj", "down_proj"]),
+        "narrow": make_adapter(base, 2, rank=2, targets=["v_proj"]),
+    }
+    if kind is not None:
+        quantize(base, kind)
+    adapters = RowAdapters(base, {name: (config, tensors) for name, (config, tensors, _) in made.items()})
+    names = ["narrow", None, "dora", "wide", "dora"]
+    adapters.numbers = torch.tensor(adapters.numbers_of(names))
+    assert adapters.numbers.tolist() == [3, 0, 2, 1, 2]
+    layers = [layer for layer in base.modules() if isinstance(layer, AdaptedLinear)]
+    assert len(layers) == 7 * base.config.num_layers
+    for layer in layers:
+        x = torch.randn(5, 1, layer.base.in_features, generator=torch.Generator().manual_seed(4))
+        plain = layer(x)
+        with adapters.rows(names):
+            expected = layer(x)
+            stacked = layer.stacked()
+            assert torch.equal(layer(x), expected), "its memory holds something else"
+        found = stacked(x)
+        assert largest_difference(found, expected) < 2e-5
+        assert torch.equal(found[1], plain[1])
+        changed = [name in layer.additions for name in names]
+        assert [largest_difference(row, other) > 1e-3 for row, other in zip(found, plain, strict=True)] == changed
+        assert all(each.a.data_ptr() >= stacked.a.data_ptr() for each in layer.additions.values())
+
+
 def test_an_engine_writes_texts_of_several_adapters_together() -> None:
     """Texts that begin alike do not take their beginning from a text of another adapter, and do from one of their
     own."""
@@ -99,5 +132,3 @@ def test_an_engine_writes_texts_of_several_adapters_together() -> None:
     assert engine.tokens_read < 6 * (30 + 11)
     with pytest.raises(UserError, match="there is no adapter 'three' here"):
         engine.submit(prompt, adapter="three")
-    with pytest.raises(UserError, match="a model with adapters cannot be compiled"):
-        Engine(base, 4, adapters=adapters, compile=True)

@@ -205,5 +205,9 @@ def test_attention_dropout_works_in_training_alone() -> None:
         assert torch.equal(attention(x, context), attention(x, context))
         attention.train()
         assert not torch.equal(attention(x, context), attention(x, context))
-        attention.config = replace(attention.config, dropout=0.0)
-        assert torch.equal(attention(x, context), attention.eval()(x, context))
+        for other in ({"dropout": 0.0}, {"attention_dropout": 0.0}):
+            attention.config = replace(attention.config, **other)
+            assert torch.equal(attention(x, context), attention.eval()(x, context))
+            attention.train()
+        attention.config = replace(attention.config, dropout=0.0, attention_dropout=0.5)
+        assert not torch.equal(attention(x, context), attention(x, context))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from conftest import tiny_model
@@ -69,3 +71,18 @@ def test_a_scale_stored_as_its_distance_from_one_by_hand() -> None:
     expected = x / (x.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() * (1 + norm.weight)
     assert largest_difference(norm(x), expected) < 1e-6
     assert norm(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_narrow_input_is_widened_to_the_weight_without_a_warning() -> None:
+    """As queries and keys are under autocast."""
+    ours, theirs, x = both((5, 8), torch.float32)
+    narrow = x.bfloat16().requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = ours(narrow)
+    out.sum().backward()
+    wide = narrow.detach().float().requires_grad_()
+    theirs(wide).sum().backward()
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, theirs(wide), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(narrow.grad, wide.grad.bfloat16(), rtol=2**-7, atol=1e-6)

@@ -15,6 +15,7 @@ from ranks import run_ranks, spread_decoder
 from lit_llm.config import ModelConfig, TrainerConfig, UserError
 from lit_llm.distributed.meshes import data_mesh, make_mesh
 from lit_llm.model import Decoder, token_log_probs
+from lit_llm.model.context_parallel import check_context, over_text, own_targets
 from lit_llm.model.log_probs import head_rows
 from lit_llm.model.parallel import arrange, check_divisible
 from lit_llm.model.tensor_parallel import VocabularyHead, splits_vocabulary
@@ -55,6 +56,13 @@ CASES = [
     case("llama-10m", fsdp_replicas=4),
     case("llama-10m", reshard_after_forward=False),
     case("llama-10m", **TENSOR, fsdp_replicas=2, sequence_parallel=True, reshard_after_forward=False),
+    case("gpt2", GPT2, context_parallel_size=4, activation_checkpointing="selective"),
+    case("llama-10m", context_parallel_size=2, activation_checkpointing="full"),
+    case("qwen3-0.6b", QWEN, context_parallel_size=4),  # two heads of keys for four ranks
+    case("modern-1m", MODERN, context_parallel_size=2, fsdp_replicas=2),
+    case("gemma2-2b", {**GEMMA, "sliding_window": 4}, context_parallel_size=2),
+    case("gemma2-2b", GEMMA, context_parallel_size=2, **TENSOR),
+    case("llama-10m", {"vocab_size": 399}, context_parallel_size=2, **TENSOR, sequence_parallel=True),
 ]
 
 
@@ -78,7 +86,7 @@ def loss_of(model: Decoder, rows: slice) -> torch.Tensor:
     def losses(hidden: torch.Tensor, head: torch.nn.Linear) -> torch.Tensor:
         return linear_cross_entropy(
             hidden.flatten(0, 1),
-            targets=targets.flatten(),
+            targets=own_targets(model, targets, IGNORE_INDEX).flatten(),
             **head_rows(head),
             chunk_tokens=16,
             softcap=model.config.logits_softcap,
@@ -86,7 +94,7 @@ def loss_of(model: Decoder, rows: slice) -> torch.Tensor:
             num_classes=model.config.vocab_size,
         )
 
-    return model(tokens, document_ids=documents, head=losses)
+    return over_text(model, model(tokens, document_ids=documents, head=losses, head_reads_part=True))
 
 
 def one_device(config: ModelConfig) -> tuple[float, dict[str, torch.Tensor]]:
@@ -99,11 +107,11 @@ def one_device(config: ModelConfig) -> tuple[float, dict[str, torch.Tensor]]:
 def spread(case: Case) -> tuple[Decoder, slice, int]:
     """The decoder over the ranks, the rows that this one reads, and how many shares of rows there are."""
     trainer, config = TrainerConfig(strategy="fsdp", **case.trainer), architecture(case)
-    tensor, replicas = trainer.tensor_parallel_size, trainer.fsdp_replicas
+    tensor, replicas, context = trainer.tensor_parallel_size, trainer.fsdp_replicas, trainer.context_parallel_size
     mesh = make_mesh("cpu", RANKS // tensor // replicas, tensor, replicas=replicas)
     model = spread_decoder(config, trainer, mesh, seed=3)
-    shares, place = data_mesh(mesh).size(), list(data_mesh(mesh).get_coordinate() or [])
-    number = place[0] * (RANKS // tensor // replicas) + place[1] if len(place) > 1 else place[0]
+    shares, place = data_mesh(mesh).size() // context, list(data_mesh(mesh).get_coordinate() or [])
+    number = (place[0] * (RANKS // tensor // replicas) + place[1] if len(place) > 1 else place[0]) // context
     size = 8 // shares
     return model, slice(number * size, (number + 1) * size), shares
 
@@ -117,8 +125,9 @@ def compare_all(cases: list[Case]) -> None:
         total = loss.detach().clone()
         torch.distributed.all_reduce(total)
         assert float(total) * shares / RANKS == pytest.approx(expected, rel=1e-5), each
-        # FSDP takes the mean over the shares of the batch
-        found = {name: value.grad.full_tensor() * shares for name, value in model.named_parameters()}
+        # FSDP takes the mean over the shares of the batch, and over the ranks that share a text
+        times = shares * each.trainer.get("context_parallel_size", 1)
+        found = {name: value.grad.full_tensor() * times for name, value in model.named_parameters()}
         try:
             assert_same_gradients(found, gradients)
         except AssertionError as error:
@@ -179,15 +188,16 @@ def test_what_reads_a_head_that_ranks_share(tmp_path: Path) -> None:
 
 
 def in_block(trainer: dict[str, Any], fields: dict[str, Any], ranks: int) -> dict[str, int]:
-    """Exchanges of the tensor-parallel ranks for one block, forward and backward."""
+    """Exchanges of the ranks that share products, or texts, for one block, forward and backward."""
     counts = []
+    tensor = trainer.get("tensor_parallel_size", 1)
+    size = trainer.get("context_parallel_size", tensor)
     for layers in (2, 3):
-        size = trainer["tensor_parallel_size"]
         config = tiny_model(num_layers=layers, num_heads=8, num_key_value_heads=8, **fields)
         with pretended_ranks(ranks):
             with torch.device("meta"):
                 model = Decoder(config)
-            arrange(model, TrainerConfig(strategy="fsdp", **trainer), make_mesh("cpu", ranks // size, size))
+            arrange(model, TrainerConfig(strategy="fsdp", **trainer), make_mesh("cpu", ranks // tensor, tensor))
             model.to_empty(device="cpu")
             with Collectives(group_size=size) as seen:
                 loss_of(model, slice(0, 2)).backward()
@@ -207,6 +217,11 @@ def test_exchanges_of_a_stream_that_is_cut() -> None:
     assert counts == {"all_gather": 4, "reduce_scatter": 4, "all_reduce": 2}
 
 
+@pytest.mark.parametrize("ranks", [16, 1024])
+def test_exchanges_of_ranks_that_share_a_text(ranks: int) -> None:
+    assert in_block({"context_parallel_size": 8}, {}, ranks) == {"all_to_all": 4}
+
+
 def test_which_vocabulary_is_split() -> None:
     assert splits_vocabulary(tiny_model(vocab_size=400), 4)
     assert not splits_vocabulary(tiny_model(vocab_size=399), 2)
@@ -219,3 +234,30 @@ def test_texts_that_cannot_be_cut_are_refused() -> None:
     check_divisible(tiny_model(max_position_embeddings=33), 2)
     with pytest.raises(UserError, match=r"sequence_parallel .* does not divide model\.max_position_embeddings"):
         check_divisible(tiny_model(max_position_embeddings=33), 2, splits_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "trainer", "message"),
+    [
+        ({}, {"context_parallel_size": 3}, r"context_parallel_size 3 does not divide the model's heads, 4"),
+        (
+            {},
+            {"context_parallel_size": 4, **TENSOR},
+            r"context_parallel_size 4 does not divide the model's heads, 2 of a tensor-parallel rank \(4 / 2\)",
+        ),
+        (
+            {"num_heads": 6, "num_key_value_heads": 3, "head_dim": 8},
+            {"context_parallel_size": 2},
+            r"context_parallel_size 2 does not divide the model's key-value heads, 3, nor do they divide it",
+        ),
+        (
+            {"max_position_embeddings": 34},
+            {"context_parallel_size": 2, **TENSOR, "sequence_parallel": True},
+            r"into 4 parts, which does not divide model\.max_position_embeddings 34",
+        ),
+    ],
+)
+def test_texts_that_cannot_be_shared_are_refused(fields: dict[str, Any], trainer: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_context(tiny_model(**fields), TrainerConfig(strategy="fsdp", **trainer))
+    check_context(tiny_model(num_key_value_heads=2), TrainerConfig(strategy="fsdp", context_parallel_size=4))

@@ -82,6 +82,8 @@ def test_their_form_and_count(server: Server) -> None:
     [
         ({"input": "k" * CONTEXT}, "tokens, and the context of 160 tokens cannot hold them"),
         ({"input": []}, "input must be a text, a list of texts"),
+        ({"input": ""}, "a text of input is empty, and has no vector"),
+        ({"input": ["b", ""]}, "a text of input is empty, and has no vector"),
         ({"input": ["b", 3]}, "input must be a text, a list of texts"),
         ({"input": ["b"] * 1025}, "1025 inputs are more than 1024 texts"),
         ({"input": [[999]]}, "input has the token id 999, which is not in the vocabulary of 271"),

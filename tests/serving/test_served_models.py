@@ -187,7 +187,9 @@ def overwrite(target: Path, source: Path) -> None:
         file.write(source.read_bytes())
 
 
-def test_a_folder_that_changes_under_the_server(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_that_changes_under_the_server(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """What is in memory answers as before, even while another takes its place; what is not is refused until it is read
     anew; what cannot be read stays as it was."""
     first, second = (Path(shutil.copytree(folders["tiny"], tmp_path / name)) for name in ("first", "second"))
@@ -213,7 +215,11 @@ def test_a_folder_that_changes_under_the_server(folders: dict[str, Path], tmp_pa
         assert changed.value.status == 503
         held_on = await registry.use("first")
         (second / "config.json").write_text("{")
+        (second / "gone.json").symlink_to(tmp_path / "nowhere")
         await registry.reload()
+        assert caplog.messages[0] == "first has been read anew"
+        refused, _, reason = caplog.messages[1].partition("; requests for it are refused: ")
+        assert refused == "second is not in memory and cannot be read" and "config.json" in reason
         assert await says("first") == other and await written(held_on) == old["first"]
         held_on.release()
         assert await says("polite") == alone(adapter, [70] * 5, 8) != old["polite"]
@@ -339,7 +345,6 @@ def test_an_adapter_with_a_tokenizer_of_its_own(folders: dict[str, Path], tmp_pa
         ({"models": {"a": "x"}, "max_models": 0}, "max_models is 0"),
         ({"models": {"a": "x"}, "max_models_gib": 0.0}, "max_models_gib is 0.0"),
         ({"max_models": 2}, "max_models and max_models_gib are for models"),
-        ({"adapters": {"a": "x"}, "compile": True}, "adapters cannot be had together with compile"),
     ],
 )
 def test_impossible_options_are_named(options: dict[str, Any], message: str) -> None:

@@ -24,6 +24,7 @@ from lit_llm.config import EvaluateConfig, UserError
 from lit_llm.evaluation.battery import run as battery_run
 from lit_llm.evaluation.battery.questions import Question
 from lit_llm.interop import save_model_folder
+from lit_llm.stages.battery import open_battery
 from lit_llm.tokenizer import Tokenizer
 
 evaluate = COMMANDS["evaluate"].run
@@ -48,6 +49,16 @@ def folder(tmp_path: Path, tokenizer: Tokenizer) -> Path:
 def found(folder: Path, battery: Path, output: Path, **options: Any) -> dict[str, Any]:
     evaluate(EvaluateConfig(str(folder), battery=str(battery), output=str(output), **options))
     return json.loads((output / "evaluation.json").read_text())
+
+
+def test_equal_choices_are_told(battery: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = battery.parent / "chosen.jsonl"
+    with path.open("a") as file:
+        file.write('{"prompt": "a", "choices": ["b", "c", "b", "d"], "answer": 1}\n')
+    open_battery(EvaluateConfig("nowhere", battery=str(battery)))
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "equal choices" in line]
+    asked = "task chosen: questions with two equal choices, which no model can tell apart"
+    assert told == f"{asked}: 1 of 7 ({path}, line 7)"
 
 
 def test_report(folder: Path, battery: Path, tmp_path: Path) -> None:

@@ -65,3 +65,11 @@ def test_an_example_is_shown_with_what_is_learned_in_colour(
     dim = "".join(f"\x1b[2m{line}\x1b[0m\n" for line in PROMPT.splitlines())
     coloured = [f"\x1b[{colour}m{answer}\x1b[0m" if answer else "" for _, answer, colour in shown]
     assert "\n".join(texts) == "\n".join(dim + answer for answer in coloured)
+    for name in ("FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name)
+    show_data(data, tokenizer)
+    plain = capsys.readouterr().err
+    assert "\x1b" not in plain and "green" not in plain and "red" not in plain.replace("rendered", "")
+    for heading, answer, _ in shown:
+        assert f"{heading.partition(';')[0]}; what is learned is between >> and <<" in plain or not answer
+        assert f"{PROMPT}>>{answer}<<\n" in plain or not answer

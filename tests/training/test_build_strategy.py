@@ -6,9 +6,11 @@ import importlib.machinery
 import importlib.util
 import json
 import logging
+import os
 import sys
 import types
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 from conftest import MakeRun
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from lit_llm.config import TrainerConfig, UserError
 from lit_llm.model.parallel import compiles
@@ -33,7 +36,10 @@ def test_by_number_of_devices() -> None:
     ddp = build_strategy(cpu(devices=2, timeout_minutes=5.0))
     assert type(ddp) is DDPStrategy
     assert ddp._timeout == timedelta(minutes=5)
-    assert ddp._ddp_kwargs["broadcast_buffers"] is False  # in every forward pass, of what never changes
+    # nothing of what never changes is sent in every forward pass; torch warns of the older name where there is a newer
+    names = ["broadcast_buffers", "forward_sync_buffers"]
+    known = [name for name in names if name in signature(DistributedDataParallel).parameters]
+    assert {name: ddp._ddp_kwargs[name] for name in names if name in ddp._ddp_kwargs} == {known[-1]: False}
     assert type(build_strategy(cpu(strategy="ddp"))) is DDPStrategy
 
 
@@ -46,6 +52,11 @@ def test_fsdp_divides_the_ranks() -> None:
     assert data_parallel_processes(config) == 6
     with pytest.raises(UserError, match="does not divide the number of processes"):
         build_strategy(cpu(strategy="fsdp", devices=3, tensor_parallel_size=2))
+    texts = cpu(strategy="fsdp", devices=8, tensor_parallel_size=2, context_parallel_size=2)
+    assert build_strategy(texts)._data_parallel_size == 4  # ranks that share a text share the weights out
+    assert data_parallel_processes(texts) == 2
+    with pytest.raises(UserError, match=r"context_parallel_size 4 does not divide the .* / trainer.tensor_parallel_si"):
+        build_strategy(cpu(strategy="fsdp", devices=4, tensor_parallel_size=2, context_parallel_size=4))
 
 
 def test_sharding_casts_by_itself() -> None:
@@ -54,10 +65,9 @@ def test_sharding_casts_by_itself() -> None:
     assert trainer_precision(cpu(precision="bf16-mixed")) == "bf16-mixed"
 
 
-@pytest.mark.parametrize("name", ["fsdp1", "deepspeed"])
-def test_without_cuda_another_one_is_named(name: str) -> None:
+def test_without_cuda_another_one_is_named() -> None:
     with pytest.raises(UserError, match="needs CUDA; use fsdp"):
-        build_strategy(cpu(strategy=name))
+        build_strategy(cpu(strategy="fsdp1"))
 
 
 def test_offloading_needs_a_gpu() -> None:
@@ -81,12 +91,21 @@ def test_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options["zero_force_ds_cpu_optimizer"] is False  # or it refuses torch's AdamW for what is offloaded
 
 
+def test_deepspeed_on_the_cpu_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, "deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    assert build_strategy(cpu(strategy="deepspeed", devices=2)).config["zero_optimization"]["stage"] == 2
+    assert os.environ["DS_ACCELERATOR"] == "cpu"
+    assert sys.modules["deepspeed"].ops.__compatible_ops__["deepspeed_shm_comm"] is False
+
+
 def installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """The package, or as much of it as Lightning touches before a run starts."""
     if importlib.util.find_spec(name) is None:
         package = types.ModuleType(name)
         package.__spec__ = importlib.machinery.ModuleSpec(name, None)
         package.utils = types.SimpleNamespace(logging=types.SimpleNamespace(logger=logging.getLogger(name)))
+        package.ops = types.SimpleNamespace(__compatible_ops__={})
         monkeypatch.setitem(sys.modules, name, package)
         for switch in ("_DEEPSPEED_AVAILABLE", "_DEEPSPEED_GREATER_EQUAL_0_16"):
             monkeypatch.setattr(f"lightning.pytorch.strategies.deepspeed.{switch}", True)
@@ -126,6 +145,7 @@ def test_products_on_cuda_are_tf32_unless_asked_otherwise(monkeypatch: pytest.Mo
     ("fields", "message"),
     [
         ({"tensor_parallel_size": 2}, "tensor_parallel_size above 1 needs trainer.strategy fsdp"),
+        ({"context_parallel_size": 2}, "context_parallel_size needs trainer.strategy fsdp"),
         ({"sharded_checkpoints": True}, "sharded_checkpoints needs trainer.strategy fsdp"),
         ({"offload": True, "strategy": "ddp"}, "offload needs trainer.strategy fsdp or deepspeed"),
         ({"deepspeed_stage": 3}, "deepspeed_stage needs trainer.strategy deepspeed"),

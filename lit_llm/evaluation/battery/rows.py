@@ -135,7 +135,7 @@ def _checked(row: Row, task: BatteryTask) -> Row:
     if not isinstance(choices, list) or not all(isinstance(each, str) and each for each in choices):
         raise UserError(f"{row.where}: choices must be a list of texts that are not empty")
     if not 2 <= len(choices) <= len(LETTERS):
-        raise UserError(f"{row.where}: there are {len(choices)} choices; there must be from 2 to {len(LETTERS)}")
+        raise UserError(f"{row.where}: choices must be 2 to {len(LETTERS)} texts; number of texts here: {len(choices)}")
     if "answer" not in row.values:
         raise UserError(f"{row.where}: a row with choices needs an answer")
     gold(row)

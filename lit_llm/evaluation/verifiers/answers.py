@@ -84,7 +84,7 @@ def right_choice(row: Mapping[str, Any]) -> int:
     """
     choices = field_texts(row, "choices")
     if not 2 <= len(choices) <= len(_LETTERS):
-        raise UserError(f"a row has {len(choices)} choices; there must be from 2 to {len(_LETTERS)}")
+        raise UserError(f"choices of a row must be 2 to {len(_LETTERS)} texts; number of texts here: {len(choices)}")
     answer = field(row, "answer", (int, str))
     if isinstance(answer, int):
         index = answer

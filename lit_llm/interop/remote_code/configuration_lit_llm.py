@@ -44,6 +44,7 @@ DEFAULTS = {
     "value_embeddings": False,
     "token_smear": False,
     "dropout": 0.0,
+    "attention_dropout": None,
     "init_std": 0.02,
     "zero_init_projections": False,
 }

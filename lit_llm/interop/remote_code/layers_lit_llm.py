@@ -171,7 +171,8 @@ class Attention(nn.Module):
             k, v = cache.update(k, v, self.layer)  # [b, n_kv, s, d]
         if mask is not None:
             mask = mask[..., -k.size(2) :]  # a cache of a layer with a window keeps the last tokens alone
-        dropout = config.dropout if self.training else 0.0
+        dropout = config.attention_dropout if config.attention_dropout is not None else config.dropout
+        dropout = dropout if self.training else 0.0
         return self.o_proj(self._attend(q, k, v, mask, dropout).transpose(1, 2).flatten(2))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:

@@ -57,7 +57,12 @@ def asked(folder: Path, text: str, name: str = "rows.jsonl", **options: Any) -> 
             '{"question": "q", "choices": ["a", "b"], "answer": "C"}',
             "the answer 'C' is none",
         ),
-        ("choices", "r.jsonl", '{"question": "q", "choices": ["a"], "answer": 0}', "there are 1 choices"),
+        (
+            "choices",
+            "r.jsonl",
+            '{"question": "q", "choices": ["a"], "answer": 0}',
+            "choices must be 2 to 26 texts",
+        ),
         ("choices", "r.jsonl", '{"question": "q", "choices": "ab", "answer": 0}', "choices must be a list of texts"),
         ("choices", "r.csv", "q,a,b,A\nq,a,b,E\n", "line 2: the answer 'E' is none of its 2 choices, A to B"),
         ("choices", "r.csv", "q,a\n", "line 1: 2 columns"),

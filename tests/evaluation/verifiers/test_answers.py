@@ -116,7 +116,7 @@ def test_verdict(name: str, text: str, row: dict[str, Any], correct: bool) -> No
         ),
         ("choice", {"choices": ["a", "b"], "answer": -1}, "none of its 2 choices"),
         ("choice", {"choices": ["a", "b"], "answer": "C"}, "none of its 2 choices"),
-        ("choice", {"choices": ["a"], "answer": 0}, "1 choices; there must be from 2"),
+        ("choice", {"choices": ["a"], "answer": 0}, "choices of a row must be 2 to 26 texts; number of texts here: 1"),
         ("regex", {"pattern": "("}, "no regular expression"),
         ("regex", {"pattern": r"(a|aa)+$"}, "more than 2 s"),
     ],
