@@ -202,3 +202,18 @@ def test_evaluation() -> None:
     for name, task in figures["tasks"].items():
         assert task["questions"] == 2 and task["speed"] > 0
         assert task.get("largest_difference", 0) < 1e-3 and task.get("equal_texts", 2) == 2, name
+
+
+@pytest.mark.slow
+def test_gpu() -> None:
+    """Pieces are tried one after another, and what does not end in its time costs no other."""
+    script = ROOT / "experiments" / "benchmarks" / "gpu.py"
+    command = [sys.executable, str(script), "--dry-run", "--only", "ceiling", "loss", "decode-int8"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines[0]["card"] == "cpu"
+    assert [line["part"] for line in lines if line.get("ended")] == ["ceiling", "loss", "decode-int8"]
+    assert lines[-1] == {"measured": 3, "failed": [], "not_run": []}
+    speeds = [line["tokens_per_s"] for line in lines if line.get("part") == "decode-int8" and "tokens_per_s" in line]
+    assert len(speeds) == 2 and min(speeds) > 0

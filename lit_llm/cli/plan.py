@@ -375,8 +375,10 @@ def _tokens(count: int) -> str:
 def _notes(config: PlanConfig, hardware: Hardware) -> list[str]:
     """Return remarks on what the figures leave out for this recipe."""
     notes = []
-    if config.trainer.compile:
-        notes.append("trainer.compile is on: memory is that of eager blocks, and compiled ones keep less")
+    if config.trainer.compiles("cuda" if hardware.kind == "accelerator" else "cpu"):
+        notes.append(
+            "blocks are compiled (trainer.compile): memory is that of eager blocks, and compiled ones keep less"
+        )
     if config.trainer.precision == "32-true" and hardware.measured is None:
         notes.append("trainer.precision is 32-true: mfu is a share of the bf16 peak, which float32 stays far below")
     return notes

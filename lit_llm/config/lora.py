@@ -83,6 +83,8 @@ class LoraConfig:
             raise UserError(f"lora does not work with trainer.strategy {trainer.strategy}; use fsdp or ddp")
         if trainer.tensor_parallel_size > 1:
             raise UserError("lora needs trainer.tensor_parallel_size 1; the ranks can share the batch instead")
+        if trainer.float8:
+            raise UserError("trainer.float8 is for weights that are trained; with lora.rank set it to false")
         if self.quantize_base != "none" and trainer.strategy == "fsdp":
             raise UserError("lora.quantize_base does not work with trainer.strategy fsdp; use ddp, or one device")
         if self.dora and trainer.strategy == "fsdp" and trainer.precision != "32-true":

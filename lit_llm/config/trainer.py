@@ -8,6 +8,8 @@ from typing import Literal
 
 from lit_llm.config.errors import UserError
 
+COMPILED_FROM_STEPS = 500
+"""Steps of a run on CUDA from which `compile` "auto" compiles: it takes some 10 to 60 s, and a step 10 to 25% less."""
 WHOLE_GRADIENTS = 1 / 8
 """Share of a GPU's memory that the gradients of an accumulated step may take, unless a run says otherwise."""
 
@@ -78,6 +80,10 @@ class TrainerConfig:
     """n of activation_checkpointing "every_n"."""
     precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
     """float32; bfloat16 arithmetic on float32 weights; or all bfloat16, optimizer too (small updates are lost)."""
+    float8: bool = False
+    """Compute the products of the blocks in float8 (extra `torchao`; CUDA from Ada and Hopper on): faster for wide
+    layers, and noisier, so that a loss beside that of bfloat16 is worth a look. Layers whose widths are no multiples of
+    16 are left out."""
     float32_matmul_precision: Literal["highest", "high", "medium"] | None = None
     """What float32 matrix products on CUDA round their factors to (torch.set_float32_matmul_precision): nothing, or
     TF32, several times as fast, with "high" and "medium". Null: "high" on CUDA; the CPU always has "highest"."""
@@ -128,8 +134,9 @@ class TrainerConfig:
     """Trace so many steps after the first few of the run with the torch profiler, for TensorBoard and Chrome."""
     timeout_minutes: float = 30.0
     """How long a rank waits for the others before the run fails instead of hanging."""
-    compile: bool = False
-    """torch.compile each block (pays on CUDA; a few per cent on CPU)."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile each block, and on CUDA the loss and Muon, too. "auto": on CUDA, where the run is long enough to
+    pay for the minute that it may take; on the CPU it gains a few per cent."""
     deterministic: bool = False
     """Only deterministic kernels; needed for bit-identical resume on CUDA."""
     enable_progress_bar: bool = True
@@ -240,6 +247,12 @@ class TrainerConfig:
             compile=False,
         )
 
+    def compiles(self, device_type: str) -> bool:
+        """Whether blocks are compiled on a type of device."""
+        if self.compile != "auto":
+            return self.compile
+        return device_type == "cuda" and self.max_steps >= COMPILED_FROM_STEPS
+
     def _check_strategy(self) -> None:
         """Refuse options that the strategy would ignore."""
         if self.tensor_parallel_size > 1 and self.strategy != "fsdp":
@@ -254,6 +267,8 @@ class TrainerConfig:
         ):
             if getattr(self, name) != default and self.strategy != "fsdp":
                 raise UserError(f"trainer.{name} needs trainer.strategy fsdp")
+        if self.float8:
+            self._check_float8()
         if self.sharded_checkpoints and self.strategy != "fsdp":
             raise UserError("trainer.sharded_checkpoints needs trainer.strategy fsdp")
         if self.offload and self.strategy not in ("fsdp", "deepspeed"):
@@ -270,3 +285,10 @@ class TrainerConfig:
             raise UserError("trainer.deepspeed_stage needs trainer.strategy deepspeed")
         if self.checkpoint_every_n_blocks != 2 and self.activation_checkpointing != "every_n":
             raise UserError("trainer.checkpoint_every_n_blocks needs trainer.activation_checkpointing every_n")
+
+    def _check_float8(self) -> None:
+        """Refuse float8 together with what it cannot be combined with."""
+        if self.precision == "32-true":
+            raise UserError("trainer.float8 is computed beside bfloat16; set trainer.precision to bf16-mixed")
+        if self.tensor_parallel_size > 1 or self.strategy in ("fsdp1", "deepspeed"):
+            raise UserError("trainer.float8 needs trainer.strategy auto, ddp or fsdp, without tensor parallelism")

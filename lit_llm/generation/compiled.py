@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lit_llm.config import UserError
 from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation.inference import cache_for
+from lit_llm.generation.recorded import RecordedSteps, Run, cuda_recorder
 from lit_llm.model import Decoder, KVCache
 from lit_llm.model.adapters import AdaptedLinear, RowAdapters
 from lit_llm.model.few_rows import FEW_ROWS, twin, with_few_rows_linears
@@ -31,6 +32,8 @@ _EXAMPLE_CAPACITY = 80
 # To check at each step that nothing but sizes has changed takes long beside a small step: `compiled` checks once
 # for each engine.
 _OPTIONS: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards), "size_asserts": False}
+# Products with one row become sums then, which read weights as they are stored, and as fast as memory gives them.
+_ONE_ROW_OPTIONS: dict[str, Any] = {**_OPTIONS, "coordinate_descent_tuning": True}
 # what calls the compiled loops is compiled as well, which saves a twentieth of a small step
 _CPU_OPTIONS: dict[str, Any] = {
     **_OPTIONS,
@@ -91,7 +94,8 @@ class CompiledModel:
             # the compiler counts how often it has compiled a code object, so each function has one of its own
             forward = OneToken.forward
             own = FunctionType(forward.__code__.replace(), forward.__globals__, name="one_token")
-            step = torch.compile(partial(own, one_token), fullgraph=True, options=_CPU_OPTIONS if on_cpu else _OPTIONS)
+            options = _CPU_OPTIONS if on_cpu else _ONE_ROW_OPTIONS if rows == 1 else _OPTIONS
+            step = torch.compile(partial(own, one_token), fullgraph=True, options=options)
             # sizes vary where `_example` says so, and nowhere else
             with torch._dynamo.config.patch(automatic_dynamic_shapes=False):
                 step(*example)
@@ -194,11 +198,15 @@ class CompiledStep:
     Args:
         model: its compiled form.
         cache: its cache, of a length that `roomy` gave.
+        record: see `RecordedSteps`; None: on CUDA with CUDA graphs, and elsewhere nothing is recorded.
     """
 
-    def __init__(self, model: CompiledModel, cache: KVCache) -> None:
+    def __init__(self, model: CompiledModel, cache: KVCache, record: Callable[[Run], Run] | None = None) -> None:
         self.model = model
         self.cache = cache
+        if record is None and cache.keys[0].device.type == "cuda":
+            record = cuda_recorder()
+        self._recorded = None if record is None else RecordedSteps(model.step, record)
         self._rows = len(cache.lengths)
         self._memories: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._slots = torch.arange(cache.max_length, device=cache.keys[0].device)
@@ -210,20 +218,27 @@ class CompiledStep:
         if rows not in self._memories:
             self._memories[rows] = [m[:rows] for m in cache.keys], [m[:rows] for m in cache.values]
         keys, values = self._memories[rows]
-        slots = self._slots[: _whole_steps(max(cache.lengths[:count]) + 1)]
+        slots = self._slots[: self._read_slots(max(cache.lengths[:count]) + 1)]
         # the extra rows up to a power of two write where their own next token will be written; a free row may be full
         along = [min(length, self.model.context - 1) for length in cache.lengths[count:rows]]
         lengths = torch.tensor(cache.lengths[:count] + along, device=tokens.device)
         last_tokens = None if cache.last_tokens is None else cache.last_tokens[:rows]
         padded = tokens if count == rows else torch.cat([tokens, tokens.new_zeros(rows - count, 1)])
         numbers = self.model.numbers([*adapters, *[None] * (rows - count)])
-        logits = self.model.step(rows)(padded, keys, values, lengths, slots, last_tokens, numbers)
+        step = self.model.step(rows) if self._recorded is None else self._recorded
+        logits = step(padded, keys, values, lengths, slots, last_tokens, numbers)
         cache.lengths[:count] = [length + 1 for length in cache.lengths[:count]]
         for row, length in enumerate(along, start=count):  # in a ring that was the place of its oldest token
             cache.lose(row, length - cache.least_capacity)
         if cache.last_tokens is not None:
             cache.last_tokens[:count] = tokens
         return logits[:count]
+
+    def _read_slots(self, length: int) -> int:
+        """How many slots are read of texts of up to `length` tokens."""
+        if self._recorded is None:
+            return _whole_steps(length)
+        return self._recorded.slots(length, self.cache.max_length - SLOT_STEP)
 
 
 _COMPILED: WeakKeyDictionary[Decoder, CompiledModel] = WeakKeyDictionary()

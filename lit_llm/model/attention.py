@@ -100,13 +100,15 @@ def what_is_seen(
         training: whether the pass drops what the configuration says.
         masked: make a mask wherever causality does not say it all, whatever else the device can read.
     """
-    seen = {"window": window, "document_ids": document_ids, "device": x.device}
-    drops = training and config.dropout_of_attention > 0.0
+    length, device, drops = x.size(1), x.device, training and config.dropout_of_attention > 0.0
     if not masked:
-        spans = spans_of(config, x.size(1), **seen, dtype=compute_dtype(x), drops=drops)
+        dtype = compute_dtype(x)
+        spans = spans_of(
+            config, length, window=window, document_ids=document_ids, device=device, dtype=dtype, drops=drops
+        )
         if spans is not None:
             return None, False, spans
-    return (*attention_mask(x.size(1), **seen), None)
+    return (*attention_mask(length, window=window, document_ids=document_ids, device=device), None)
 
 
 class Attention(nn.Module):

@@ -6,6 +6,7 @@ the first alone where tensor parallelism leaves it whole; with replicas "replica
 
 from __future__ import annotations
 
+import importlib.util
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -17,6 +18,7 @@ from lit_llm.config import ModelConfig, TrainerConfig, UserError
 from lit_llm.distributed.meshes import context_group, data_mesh
 from lit_llm.model.checkpointing import block_choices
 from lit_llm.model.context_parallel import ContextRanks, check_context
+from lit_llm.model.float8 import use_float8
 from lit_llm.model.tensor_parallel import (
     ColumnEmbedding,
     ColumnLinear,
@@ -40,21 +42,32 @@ def arrange(model: Decoder, config: TrainerConfig, mesh: DeviceMesh | None) -> N
         mesh: of `make_mesh`, the devices to shard over; None: the model stays whole.
 
     Raises:
-        UserError: the heads or the feed-forward width cannot be divided among the ranks that share them.
+        UserError: the heads or the feed-forward width cannot be divided among the ranks that share them; or float8 is
+            asked for, and torchao is missing or has nothing to do.
     """
     if mesh is not None and mesh["tensor_parallel"].size() > 1:
         _split_products(model, mesh["tensor_parallel"], config.sequence_parallel)
+    if config.float8:
+        use_float8(model.blocks)
     model.masks_attention = config.attention_kernel == "mask"
     if mesh is not None and config.context_parallel_size > 1:
         check_context(model.config, config)
         model.text_ranks = ContextRanks(context_group(mesh, config.context_parallel_size))
     for block, choice in zip(_blocks(model), block_choices(config, model.config.num_layers), strict=True):
         block.checkpointing = choice
-    if config.compile:
+    if compiles(config):
         for block in _blocks(model):
             block.compile()
     if mesh is not None:
         _shard(model, config, data_mesh(mesh))
+
+
+def compiles(config: TrainerConfig) -> bool:
+    """Whether blocks are compiled where a run of this configuration trains: on this machine's GPU, or its CPU."""
+    on_gpu = config.accelerator != "cpu" and torch.cuda.is_available()
+    # "auto" leaves blocks as they are where there is nothing to compile them with
+    asked = config.compile != "auto" or importlib.util.find_spec("triton") is not None
+    return asked and config.compiles("cuda" if on_gpu else "cpu")
 
 
 def _split_products(model: Decoder, mesh: DeviceMesh, splits_tokens: bool) -> None:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 PIECE = 128
 """Tokens that a piece gathers of short documents, or takes of a long text with a window."""
-_SHORT = 256  # tokens up to which, on the CPU, the scores of all pairs take no longer than the pieces
+SHORT = 256
+"""Tokens up to which, on the CPU, the scores of all pairs take no longer than the pieces."""
 _CUDA_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -64,7 +65,7 @@ def spans_of(
     if (plain and config.attention_softcap is None) or torch.compiler.is_compiling():
         return None
     kernel = kernel_for(config, device.type, dtype, drops)
-    if kernel is None or (device.type == "cpu" and length <= _SHORT):
+    if kernel is None or (device.type == "cpu" and length <= SHORT):
         return None
     first = first_seen(length, window=window, document_ids=document_ids, device=device)
     if first.is_meta:  # where operations are counted there is nothing to cut, and both kernels keep the same

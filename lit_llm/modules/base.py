@@ -33,7 +33,7 @@ from lit_llm.interop import read_model_config, starting_adapter, without_value_h
 from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.lora import add_lora, is_adapter, merged_state, prepare_dora, quantize_base
-from lit_llm.model.parallel import arrange
+from lit_llm.model.parallel import arrange, compiles
 from lit_llm.modules.metrics import NamedMeans, TokenStatistics
 from lit_llm.modules.weights import copy_into, copy_weights
 from lit_llm.optimization import (
@@ -177,6 +177,11 @@ class LanguageModule(L.LightningModule):
         return int(self.trainer.accumulate_grad_batches)
 
     @property
+    def compiles_on_gpu(self) -> bool:
+        """Whether more than the blocks is compiled: on CUDA what lies between its products is slow as it is."""
+        return self.device.type == "cuda" and compiles(self.config.trainer)
+
+    @property
     def trained(self) -> nn.Module:
         """The modules whose parameters the optimizer updates."""
         return self.model
@@ -262,7 +267,7 @@ class LanguageModule(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Build the optimizer, and its schedule by optimizer step."""
-        optimizer = build_optimizer(self.trained, self.config.optimizer)
+        optimizer = build_optimizer(self.trained, self.config.optimizer, compiled=self.compiles_on_gpu)
         schedule = build_schedule(optimizer, self.config.schedule, self.config.trainer.max_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

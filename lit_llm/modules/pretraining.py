@@ -52,6 +52,8 @@ class PretrainingModule(LanguageModule):
                 softcap=config.model.logits_softcap,
                 z_loss=config.z_loss if training and isinstance(config, PretrainConfig) else 0.0,
                 num_classes=config.model.vocab_size,
+                supervised=batch.get("supervised") if targets is batch["targets"] else None,
+                compiled=self.compiles_on_gpu,
             )
 
         documents = batch.get("document_ids")

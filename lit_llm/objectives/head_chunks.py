@@ -61,11 +61,13 @@ class SupervisedRows:
 
     Args:
         targets: [n] class ids, IGNORE_INDEX where not supervised.
+        index: places of the supervised tokens [s], where they are known. To look for them waits for a GPU.
     """
 
-    def __init__(self, targets: Tensor) -> None:
+    def __init__(self, targets: Tensor, index: Tensor | None = None) -> None:
         self._total = targets.size(0)
-        index = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+        if index is None:
+            index = (targets != IGNORE_INDEX).nonzero().squeeze(1)
         self._index = None if index.numel() == self._total else index
 
     def select(self, rows: Tensor) -> Tensor:
@@ -120,8 +122,8 @@ class HeadChunks:
         self.targets = rows.select(targets)
         self.head = weight[: num_classes - (part.first if part else 0)].to(operand).to(product)
         self.softcap, self.temperature = softcap, temperature
-        num_chunks = -(-self.inputs.size(0) // chunk_tokens)
-        self._rows = -(-self.inputs.size(0) // max(num_chunks, 1))
+        self._chunks = even_chunks(self.inputs.size(0), chunk_tokens)
+        self._rows = self._chunks[0].stop if self._chunks else 0
         self._logits = self.buffer()
         self._product = self._logits if product == self.dtype else torch.empty_like(self._logits, dtype=product)
         self._tanh = None if softcap is None else self.buffer()
@@ -129,8 +131,7 @@ class HeadChunks:
 
     def __iter__(self) -> Iterator[slice]:
         """Iterate over the chunks, each as a slice of the supervised tokens."""
-        for start in range(0, self.inputs.size(0), max(self._rows, 1)):
-            yield slice(start, start + self._rows)
+        return iter(self._chunks)
 
     def buffer(self) -> Tensor:
         """Memory of the size of a chunk of logits, not initialised."""
@@ -218,11 +219,21 @@ class HeadChunks:
 
     def add_weight_gradient(self, total: Tensor, grad_logits: Tensor, inputs: Tensor) -> None:
         """Add grad_logits.T @ inputs to the first C rows of `total` [V, d], which has the accumulation type."""
-        total = total[: self.head.size(0)]
-        if grad_logits.dtype == total.dtype:
-            total.addmm_(grad_logits.t(), inputs)
-        else:
-            total += torch.mm(grad_logits.t(), inputs)
+        add_product(total[: self.head.size(0)], grad_logits, inputs)
+
+
+def even_chunks(count: int, most: int) -> list[slice]:
+    """The fewest slices of at most `most` of `count` rows, of nearly equal size."""
+    size = -(-count // max(-(-count // most), 1))
+    return [slice(start, start + size) for start in range(0, count, max(size, 1))]
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left.T @ right [C, d] to `total`, which may have a wider type."""
+    if left.dtype == total.dtype:
+        total.addmm_(left.t(), right)
+    else:
+        total += torch.mm(left.t(), right)
 
 
 def largest_class(logits: Tensor, part: ClassPart | None) -> Tensor:

@@ -8,6 +8,8 @@ Losses are sums, never means: the caller divides by the count of the whole optim
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,8 @@ from lit_llm.objectives.head_chunks import (
     HeadChunks,
     SupervisedRows,
     accumulation_dtype,
+    add_product,
+    even_chunks,
     largest_class,
     product_dtypes,
 )
@@ -58,6 +62,8 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     num_classes: int | None = None,
     part: ClassPart | None = None,
+    supervised: Tensor | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """`cross_entropy_sum` of `hidden @ weight.T`, without ever holding the logits of more than one chunk of tokens.
 
@@ -77,6 +83,9 @@ def linear_cross_entropy(
         num_classes: C; only the first C rows of `weight` take part. None: all.
         part: where ranks share the head, which of all rows `weight` is; `num_classes` must be given then, and every
             rank returns the loss over all classes.
+        supervised: places of the tokens that are not IGNORE_INDEX [s], where they are known; to look for them waits
+            for a GPU.
+        compiled: let torch's compiler make one function of what a training step does between the products of a chunk.
 
     Returns:
         scalar float32 (float64 for float64 inputs), in nats.
@@ -85,9 +94,9 @@ def linear_cross_entropy(
     if chunk_tokens is None and part is None:
         return cross_entropy_sum(F.linear(hidden, weight[:num_classes]), targets, softcap, z_loss)
     chunk_tokens = chunk_tokens or max(targets.numel(), 1)
-    options = _Options(chunk_tokens, softcap, z_loss, num_classes, *product_dtypes(hidden), part)
+    options = _Options(chunk_tokens, softcap, z_loss, num_classes, *product_dtypes(hidden), part, compiled)
     # Inside the Function grad mode is always off, so whether gradients are wanted is decided here.
-    return _LinearCrossEntropy.apply(hidden, weight, targets, options, torch.is_grad_enabled())
+    return _LinearCrossEntropy.apply(hidden, weight, targets, supervised, options, torch.is_grad_enabled())
 
 
 @torch.no_grad()
@@ -125,17 +134,27 @@ class _Options(NamedTuple):
     operand_dtype: torch.dtype  # what the operands of the matrix products are rounded to
     product_dtype: torch.dtype  # what the products are computed in
     part: ClassPart | None = None
+    compiled: bool = False
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options, grad: bool) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        supervised: Tensor | None,
+        options: _Options,
+        grad: bool,
+    ) -> Tensor:
         need_hidden = grad and ctx.needs_input_grad[0]
         need_weight = grad and ctx.needs_input_grad[1]
+        fuses = options.compiled and options.part is None and (need_hidden or need_weight)
+        compute = _fused_loss_and_gradients if fuses else _loss_and_gradients
         with torch.autocast(hidden.device.type, enabled=False):
-            loss, grad_hidden, grad_weight = _loss_and_gradients(
-                hidden, weight, targets, options, need_hidden, need_weight
-            )
+            rows = SupervisedRows(targets, supervised)
+            loss, grad_hidden, grad_weight = compute(rows, hidden, weight, targets, options, need_hidden, need_weight)
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
@@ -144,14 +163,76 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         # Out of place: the saved gradients must survive a second backward with retain_graph.
         grads = [None if saved is None else saved * grad_output for saved in ctx.saved_tensors]
-        return (*grads, None, None, None)
+        return (*grads, None, None, None, None)
+
+
+def _fused_loss_and_gradients(
+    rows: SupervisedRows,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    options: _Options,
+    need_hidden: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """`_loss_and_gradients` with one compiled function between the products of a chunk."""
+    dtype, wide = options.product_dtype, accumulation_dtype(options.product_dtype)
+    inputs = rows.select(hidden).to(options.operand_dtype).to(dtype)
+    head = weight[: options.num_classes].to(options.operand_dtype).to(dtype)
+    grad_inputs = torch.empty_like(inputs) if need_hidden else None
+    grad_weight = weight.new_zeros(weight.shape, dtype=wide) if need_weight else None
+    loss = hidden.new_zeros((), dtype=wide)
+    wanted = rows.select(targets)
+    for chunk in even_chunks(inputs.size(0), options.chunk_tokens):
+        product = inputs[chunk] @ head.t()
+        of_chunk, grad_logits = compiled_loss()(product, wanted[chunk], options.softcap, options.z_loss)
+        loss += of_chunk
+        if grad_inputs is not None:
+            torch.mm(grad_logits, head, out=grad_inputs[chunk])
+        if grad_weight is not None:
+            add_product(grad_weight[: head.size(0)], grad_logits, inputs[chunk])
+    return (
+        loss,
+        None if grad_inputs is None else rows.spread(grad_inputs.to(hidden.dtype)),
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+    )
+
+
+def loss_and_gradient(product: Tensor, targets: Tensor, softcap: float | None, z_loss: float) -> tuple[Tensor, Tensor]:
+    """`cross_entropy_sum` of logits [r, C], and its gradient in their type; the formula that the compiler is given."""
+    logits = product.to(accumulation_dtype(product.dtype))
+    tanh = None if softcap is None else torch.tanh(logits / softcap)
+    if softcap is not None and tanh is not None:
+        logits = softcap * tanh
+    index = targets.unsqueeze(1)
+    normaliser = logits.logsumexp(1, keepdim=True)
+    loss = (normaliser - logits.gather(1, index)).sum()
+    gradient = (logits - normaliser).exp()
+    if z_loss:
+        loss = loss + z_loss * normaliser.square().sum()
+        gradient = gradient * (1 + 2 * z_loss * normaliser)
+    gradient = gradient - (torch.arange(logits.size(1), device=logits.device) == index).to(gradient.dtype)
+    if tanh is not None:
+        gradient = gradient * (1 - tanh.square())
+    return loss, gradient.to(product.dtype)
+
+
+@cache
+def compiled_loss() -> Callable[..., tuple[Tensor, Tensor]]:
+    """`loss_and_gradient`, compiled when it is first called."""
+    return torch.compile(loss_and_gradient)
 
 
 def _loss_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, options: _Options, need_hidden: bool, need_weight: bool
+    rows: SupervisedRows,
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    options: _Options,
+    need_hidden: bool,
+    need_weight: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The loss, and d loss / d hidden [n, d] and d loss / d weight [V, d] where needed."""
-    rows = SupervisedRows(targets)
     chunks = HeadChunks(
         rows,
         hidden,

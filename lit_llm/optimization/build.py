@@ -14,10 +14,15 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 """Device types for which torch has a fused AdamW."""
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, compiled: bool = False) -> torch.optim.Optimizer:
     """Build `LocalAdamW` or `MuonAdamW` over the groups of `parameter_groups`, at the peak learning rates.
 
     Build it when the parameters are on the device that trains them.
+
+    Args:
+        model: whose parameters are optimized.
+        config: how.
+        compiled: see `MuonAdamW`; AdamW is one fused kernel in any case.
 
     Raises:
         UserError: see `parameter_groups`; or config.fused is true where torch has no fused AdamW.
@@ -37,6 +42,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
         momentum_warmup_steps=config.muon_momentum_warmup_steps,
         ns_steps=config.muon_ns_steps,
         ns_dtype=getattr(torch, config.newton_schulz_dtype(groups[0]["params"][0].device.type)),
+        compiled=compiled,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -49,6 +50,7 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum_warmup_steps: steps over which the momentum rises; 0 for none.
         ns_steps: Newton-Schulz iterations.
         ns_dtype: their arithmetic.
+        compiled: let torch's compiler make one function of the iterations, for all shapes.
 
     Raises:
         ValueError: a group of another kind, or a Muon parameter that is not a matrix.
@@ -66,6 +68,7 @@ class MuonAdamW(torch.optim.Optimizer):
         momentum_warmup_steps: int = 300,
         ns_steps: int = 5,
         ns_dtype: torch.dtype = torch.float32,
+        compiled: bool = False,
     ) -> None:
         self._kind_defaults: dict[str, dict[str, Any]] = {
             "adamw": {"betas": betas, "eps": eps, "fused": fused},
@@ -78,6 +81,7 @@ class MuonAdamW(torch.optim.Optimizer):
             },
         }
         self._ns_dtype = ns_dtype
+        self._compiled = compiled
         super().__init__(groups, {})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -93,7 +97,12 @@ class MuonAdamW(torch.optim.Optimizer):
         self._link_adamw()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kind_defaults": self._kind_defaults, "_ns_dtype": self._ns_dtype}
+        return {
+            **super().__getstate__(),
+            "_kind_defaults": self._kind_defaults,
+            "_ns_dtype": self._ns_dtype,
+            "_compiled": self._compiled,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # `load_state_dict` and unpickling come through here with new `state` and `param_groups`.
@@ -158,9 +167,10 @@ class MuonAdamW(torch.optim.Optimizer):
             yield from ((indices[number], part) for number, part in parts.items())
 
     def _of_whole(self, matrices: dict[int, Tensor], steps: int) -> Iterator[tuple[int, Tensor]]:
+        iterate = compiled_orthogonalize() if self._compiled else orthogonalize
         for numbers in _batches(matrices):
             stack = torch.stack([_wide(matrices[number]) for number in numbers])
-            for number, update in zip(numbers, orthogonalize(stack, steps, self._ns_dtype).unbind(), strict=True):
+            for number, update in zip(numbers, iterate(stack, steps, self._ns_dtype).unbind(), strict=True):
                 rows, columns = matrices[number].shape
                 yield number, update.mT if rows > columns else update
 
@@ -191,6 +201,12 @@ def orthogonalize(matrices: Tensor, steps: int, dtype: torch.dtype) -> Tensor:
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
+
+
+@cache
+def compiled_orthogonalize() -> Callable[..., Tensor]:
+    """`orthogonalize`, compiled when it is first called."""
+    return torch.compile(orthogonalize, dynamic=True)
 
 
 def _wide(matrix: Tensor) -> Tensor:

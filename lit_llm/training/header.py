@@ -10,9 +10,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from lit_llm.config import PRESETS, ModelConfig, PPOConfig, PretrainConfig, RunConfig, preset, to_plain
+from lit_llm.config import PRESETS, PROJECTIONS, ModelConfig, PPOConfig, PretrainConfig, RunConfig, preset, to_plain
 from lit_llm.config.progress import in_words
 from lit_llm.interop.configuration import family_of
+from lit_llm.model.float8 import MULTIPLE, is_float8
+from lit_llm.model.parallel import compiles
+from lit_llm.model.spans import SHORT, kernel_for
 from lit_llm.planning import count_parameters
 from lit_llm.training.strategies import writes_shards
 
@@ -97,6 +100,8 @@ def header_lines(
     lines = [
         (config.stage, _model_line(config, module)),
         ("device", _device_line(trainer, config)),
+        *(("kernels", line) for line in kernel_lines(config, trainer.strategy.root_device.type)),
+        *(("float8", line) for line in _float8_lines(config, module)),
         ("data", trainer.datamodule.summary),  # type: ignore[attr-defined]
         *(("mix", line) for line in trainer.datamodule.mix_lines(trainer.max_steps)),  # type: ignore[attr-defined]
         ("length", _length_line(config, trainer)),
@@ -160,6 +165,53 @@ def _device_line(trainer: L.Trainer, config: RunConfig) -> str:
     if strategy == "auto":
         strategy = "ddp" if trainer.world_size > 1 else "one device"
     return f"{count}{name}, precision {config.trainer.precision}, strategy {strategy}"
+
+
+def kernel_lines(config: RunConfig, device_type: str) -> list[str]:
+    """What is computed by other kernels than torch's usual ones: nothing, or one line.
+
+    Args:
+        config: the run.
+        device_type: of the device that trains.
+    """
+    words, trainer = [], config.trainer
+    if compiles(trainer):
+        words.append("compiled blocks, loss and Muon" if device_type == "cuda" else "compiled blocks")
+    if device_type == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        words.append("float32 products of TF32 factors (trainer.float32_matmul_precision)")
+    attention = _attention_words(config, device_type)
+    return [", ".join([*words, *attention])] if words or attention else []
+
+
+def _float8_lines(config: RunConfig, module: Any) -> list[str]:
+    """Which projections of the blocks are computed in float8, where any are."""
+    if not config.trainer.float8:
+        return []
+    parts = dict(module.model.blocks.named_modules())
+    projections = [part for name, part in parts.items() if name.rpartition(".")[2] in PROJECTIONS]
+    taken = sum(is_float8(part) for part in projections)
+    line = f"{taken} of {len(projections)} projections of the blocks"
+    return [line if taken == len(projections) else f"{line}; of the others a width is no multiple of {MULTIPLE}"]
+
+
+def _attention_words(config: RunConfig, device_type: str) -> list[str]:
+    model, data = config.model, config.data
+    parts = {
+        "documents": getattr(data, "mask_documents", False) or getattr(data, "packing", False),
+        "windows": model.sliding_window is not None and model.sliding_window < data.length,
+        "capped scores": model.attention_softcap is not None,
+    }
+    seen = [name for name, is_there in parts.items() if is_there]
+    if not seen:
+        return []
+    dtype = torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16
+    kernel = kernel_for(model, device_type, dtype, model.dropout_of_attention > 0.0)
+    forced = config.trainer.attention_kernel == "mask"
+    if kernel == "pieces" and data.length <= SHORT and not forced:
+        return []
+    if kernel is None or forced:
+        return [f"attention to {' and '.join(seen)} by a mask"]
+    return [f"attention to {' and '.join(seen)} {'by FlexAttention' if kernel == 'tiles' else 'piece by piece'}"]
 
 
 def _length_line(config: RunConfig, trainer: L.Trainer) -> str:

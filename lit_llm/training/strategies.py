@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from lit_llm.config import TrainerConfig, UserError
 from lit_llm.model.decoder import Block
+from lit_llm.model.float8 import check_float8
 from lit_llm.training.checkpoint_io import read_checkpoint
 from lit_llm.training.sharded import ShardedStrategy, full_weights
 
@@ -125,6 +126,8 @@ def build_strategy(config: TrainerConfig, micro_batch_size: int = 1) -> Strategy
         raise UserError("trainer.strategy fsdp1 needs CUDA; use fsdp, which runs on the CPU, too")
     if config.offload and not on_gpu:
         raise UserError("trainer.offload moves memory from a GPU to its host; without a GPU set it to false")
+    if config.float8:
+        check_float8("cuda" if on_gpu else "cpu")
     timeout = timedelta(minutes=config.timeout_minutes)
     if config.strategy == "fsdp":
         return ShardedStrategy(

@@ -17,7 +17,7 @@ from lit_llm.generation import complete
 from lit_llm.interop import generation_settings, save_model_folder, stop_token_ids
 from lit_llm.stages.dpo import dpo
 from lit_llm.stages.export import export
-from lit_llm.stages.loading import LoadedModel, load
+from lit_llm.stages.loading import LoadedModel, load, tell_speed
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.stages.sft import sft
 from lit_llm.tokenizer import Tokenizer
@@ -210,3 +210,10 @@ def test_texts_stop_where_those_of_transformers_stop(source: Path, tmp_path: Pat
         assert stopped == free[: free.index(free[5]) + 1]
         written = ours(stop_token_ids(folder, letters))
         assert [token for token in written if token != free[5]] == stopped[:-1]
+
+
+def test_where_quantized_weights_are_not_faster_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    tell_speed("int8", "cpu")
+    assert capsys.readouterr().err == ""
+    tell_speed("int8", "cuda")
+    assert capsys.readouterr().err.startswith("int8 on CUDA saves memory, not time: bfloat16 (--dtype bfloat16) ")

@@ -236,3 +236,21 @@ def test_other_documents_do_not_compile_a_block_again(kernel: str, monkeypatch: 
                 assert largest_difference(value, wanted[name]) <= 0.05 * float(wanted[name].abs().max()), name
     # the number of pieces varies, for which the second graph is made
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == {"pieces": 2, "tiles": 1}[kernel]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("fields", [{}, {"attention_softcap": 3.0, "sliding_window": 100, "full_attention_every": 2}])
+def test_a_decoder_on_cuda_is_that_with_a_mask_on_the_cpu(fields: dict[str, Any], compiled: bool) -> None:
+    model = model_of(**fields)
+    arrange(model, TrainerConfig(attention_kernel="mask", accelerator="cpu"), None)
+    expected = gradients(model, document_ids=documents())
+    model = model_of(**fields).cuda()
+    arrange(model, TrainerConfig(compile=compiled), None)
+    model.zero_grad()
+    out = model(random_tokens(model.config, 2, LENGTH).cuda(), document_ids=documents().cuda())
+    out.square().mean().backward()
+    found = {"out": out.detach(), **{name: p.grad for name, p in model.named_parameters()}}
+    for name, value in expected.items():
+        assert largest_difference(found[name].cpu(), value) < 1e-2 * max(1.0, float(value.abs().max())), name

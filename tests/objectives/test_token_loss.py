@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lit_llm.objectives import IGNORE_INDEX, cross_entropy_sum, head_chunks, linear_cross_entropy
-from lit_llm.objectives.token_loss import _loss_and_gradients, _Options
+from lit_llm.objectives.head_chunks import SupervisedRows
+from lit_llm.objectives.token_loss import _loss_and_gradients, _Options, loss_and_gradient
 
 N, D, V = 37, 8, 23
 
@@ -178,7 +179,13 @@ def test_native_bfloat16_products_agree_with_emulated_ones(softcap):
     hidden, weight, targets = (tensor.detach() for tensor in problem())
     native, emulated = (
         _loss_and_gradients(
-            hidden, weight, targets, _Options(10, softcap, 0.01, V, torch.bfloat16, product), True, True
+            SupervisedRows(targets),
+            hidden,
+            weight,
+            targets,
+            _Options(10, softcap, 0.01, V, torch.bfloat16, product),
+            True,
+            True,
         )
         for product in (torch.bfloat16, torch.float32)
     )
@@ -191,23 +198,72 @@ def test_native_bfloat16_products_agree_with_emulated_ones(softcap):
 def test_kernels_that_convert_compute_the_same(z_loss, monkeypatch):
     """As on CUDA; the CPU converts before and after."""
     hidden, weight, targets = (tensor.detach() for tensor in problem())
-    options = _Options(10, None, z_loss, V, torch.bfloat16, torch.bfloat16)
-    passes = _loss_and_gradients(hidden, weight, targets, options, True, True)
+    options, rows = _Options(10, None, z_loss, V, torch.bfloat16, torch.bfloat16), SupervisedRows(targets)
+    passes = _loss_and_gradients(rows, hidden, weight, targets, options, True, True)
     monkeypatch.setattr(head_chunks, "_kernels_convert", lambda product, wide: True)
     # which is an error where the result of a pass is not of the type that the next one reads
-    for got, want in zip(_loss_and_gradients(hidden, weight, targets, options, True, True), passes, strict=True):
+    for got, want in zip(_loss_and_gradients(rows, hidden, weight, targets, options, True, True), passes, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 3.0}, {"z_loss": 0.01}, {"softcap": 2.0, "z_loss": 0.1}])
+def test_the_formula_for_the_compiler(options, monkeypatch):
+    """Where it is asked for, it is what is computed; its values and gradients are those of the plain loss."""
+    seen = []
+
+    def noted(product, *rest):
+        seen.append(product.shape)
+        return loss_and_gradient(product, *rest)
+
+    monkeypatch.setattr("lit_llm.objectives.token_loss.compiled_loss", lambda: noted)
+    hidden, weight, targets = problem(torch.float64, classes=V - 2)
+    places = (targets != IGNORE_INDEX).nonzero().squeeze(1)
+    options |= {"num_classes": V - 2}
+    expected = value_and_grads(hidden, weight, targets, 2.0, chunk_tokens=None, **options)
+    actual = value_and_grads(hidden, weight, targets, 2.0, chunk_tokens=10, supervised=places, compiled=True, **options)
+    assert sum(rows for rows, _ in seen) == len(places) and {classes for _, classes in seen} == {V - 2}
+    for got, want in zip(actual, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = value_and_grads(
+            *(tensor.detach().float().requires_grad_() for tensor in (hidden, weight)),
+            targets,
+            2.0,
+            chunk_tokens=10,
+            compiled=True,
+            **options,
+        )
+    for got, want in zip(halved, expected, strict=True):
+        assert (got - want).norm() <= 0.015 * want.norm()
+    # nothing to learn from: the loss alone is not worth compiling
+    seen.clear()
+    linear_cross_entropy(hidden.detach(), weight.detach(), targets, chunk_tokens=10, compiled=True)
+    assert seen == []
+
+
+def test_places_that_are_known_are_not_looked_for():
+    hidden, weight, targets = problem()
+    half = (targets != IGNORE_INDEX).nonzero().squeeze(1)[::2]
+    known = value_and_grads(hidden, weight, targets, chunk_tokens=10, supervised=half)
+    others = targets.clone()
+    others[half] = IGNORE_INDEX
+    expected = value_and_grads(
+        hidden, weight, torch.where(others == IGNORE_INDEX, targets, IGNORE_INDEX), chunk_tokens=10
+    )
+    for got, want in zip(known, expected, strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("options", [{}, {"softcap": 3.0}, {"z_loss": 0.01}, {"num_classes": 17}])
-def test_bfloat16_on_cuda(options):
+def test_bfloat16_on_cuda(options, compiled):
     hidden, weight, targets = problem(classes=17)
     expected = value_and_grads(hidden, weight, targets, chunk_tokens=None, **options)
     on_device = [tensor.detach().cuda().requires_grad_() for tensor in (hidden, weight)]
     with torch.autocast("cuda", torch.bfloat16):
-        actual = value_and_grads(*on_device, targets.cuda(), chunk_tokens=10, **options)
+        actual = value_and_grads(*on_device, targets.cuda(), chunk_tokens=10, compiled=compiled, **options)
     for got, want in zip(actual, expected, strict=True):
         assert got.dtype == torch.float32
         assert (got.cpu() - want).norm() <= 0.01 * want.norm()

@@ -103,6 +103,25 @@ def test_the_arithmetic_is_float32_on_any_cpu_unless_bfloat16_is_asked_for():
     assert [OptimizerConfig().newton_schulz_dtype(device) for device in ("cpu", "cuda")] == ["float32", "bfloat16"]
 
 
+def test_the_compiled_iterations_are_the_same(monkeypatch):
+    """Where they are asked for, they are what is used, also by a copy."""
+    used = []
+
+    def noted(stack, *rest):
+        used.append(stack.shape)
+        return orthogonalize(stack, *rest)
+
+    monkeypatch.setattr("lit_llm.optimization.muon.compiled_orthogonalize", lambda: noted)
+    plain, compiled = matrices(), matrices()
+    optimizers = [muon_only(plain), copy.deepcopy(muon_only(compiled, compiled=True))]
+    copied = optimizers[1].param_groups[0]["params"]
+    for parameters, optimizer in zip((plain, copied), optimizers, strict=True):
+        set_grads(parameters, 0)
+        optimizer.step()
+    assert used == [(2, 32, 32), (3, 16, 64), (1, 32, 48)]
+    assert all(torch.equal(one, other) for one, other in zip(plain, copied, strict=True))
+
+
 def test_batches_hold_one_shape_each_within_the_memory_bound():
     tensors = [parameter.detach() for parameter in matrices()]
     assert list(_batches(dict(enumerate(tensors)), 2**20)) == [[0, 3], [1, 2, 5], [4]]

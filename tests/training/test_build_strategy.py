@@ -21,6 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from lit_llm.config import TrainerConfig, UserError
+from lit_llm.model.parallel import compiles
 from lit_llm.training.checkpoint_files import damage
 from lit_llm.training.sharded import ShardedStrategy
 from lit_llm.training.strategies import build_strategy, data_parallel_processes, set_matmul_precision, trainer_precision
@@ -108,6 +109,22 @@ def installed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         monkeypatch.setitem(sys.modules, name, package)
         for switch in ("_DEEPSPEED_AVAILABLE", "_DEEPSPEED_GREATER_EQUAL_0_16"):
             monkeypatch.setattr(f"lightning.pytorch.strategies.deepspeed.{switch}", True)
+
+
+def test_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default where it pays: on CUDA, in a run that is not over before."""
+    assert [TrainerConfig(max_steps=steps).compiles("cuda") for steps in (499, 500)] == [False, True]
+    assert not TrainerConfig(max_steps=500).compiles("cpu")
+    assert [TrainerConfig(compile=asked).compiles("cpu") for asked in (True, False)] == [True, False]
+    assert not TrainerConfig(compile=False).compiles("cuda")
+    long = TrainerConfig(max_steps=500)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not compiles(long)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert compiles(long) and not compiles(cpu(max_steps=500))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not compiles(long) and compiles(TrainerConfig(compile=True))
 
 
 def test_products_on_cuda_are_tf32_unless_asked_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,11 @@ import torch
 from conftest import MakeRun, tiny_model
 from stage_runs import make_stage, run_stage
 
-from lit_llm.config import preset
+from lit_llm.config import DataConfig, PretrainConfig, TrainerConfig, preset
 from lit_llm.config import progress as lines
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.training import header
-from lit_llm.training.header import architecture
+from lit_llm.training.header import architecture, kernel_lines
 from lit_llm.training.progress import TrainingProgress
 
 QUIET = {"val_every_n_steps": None, "save_every_n_steps": None}
@@ -74,6 +74,28 @@ def test_the_header_of_later_stages(
     said = capsys.readouterr().err
     for part in [*parts, f"; from {config.init_from}\n", f"\nstarting {config.folder}\n"]:
         assert part in said
+
+
+def test_kernels_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def said(device: str, trainer: dict[str, Any] | None = None, **fields: Any) -> list[str]:
+        data = DataConfig(paths=["x"], sequence_length=512, mask_documents=fields.pop("documents", False))
+        model = {"max_position_embeddings": 1024, "head_dim": 16, **fields}
+        return kernel_lines(
+            PretrainConfig(model=tiny_model(**model), data=data, trainer=TrainerConfig(**(trainer or {}))), device
+        )
+
+    assert said("cpu") == said("cpu", sliding_window=512) == []
+    assert said("cpu", documents=True) == ["attention to documents piece by piece"]
+    assert said("cpu", {"attention_kernel": "mask"}, documents=True) == ["attention to documents by a mask"]
+    assert said("cpu", documents=True, dropout=0.1) == ["attention to documents by a mask"]
+    assert said("cpu", {"compile": True}) == ["compiled blocks"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    everything = {"sliding_window": 100, "attention_softcap": 30.0}
+    assert said("cuda", {"compile": True, "precision": "bf16-mixed"}, documents=True, **everything) == [
+        "compiled blocks, loss and Muon, float32 products of TF32 factors (trainer.float32_matmul_precision), "
+        "attention to documents and windows and capped scores by FlexAttention"
+    ]
 
 
 def test_architectures_in_words() -> None:

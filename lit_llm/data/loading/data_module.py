@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from lit_llm.config import BatchConfig, UserError
 from lit_llm.data.loading.loader import ConsumedBatchSampler, TimedDataLoader, micro_batch_shape
 from lit_llm.distributed.ranks import data_parallel_rank
+from lit_llm.objectives import IGNORE_INDEX
 
 
 class ResumableDataModule(LightningDataModule):
@@ -40,6 +41,11 @@ class ResumableDataModule(LightningDataModule):
         self.samples_consumed = 0
         self.reordered: tuple[str, str] | None = None
         self.train_loader: TimedDataLoader | None = None
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look for the supervised tokens while a batch is on the host: a GPU would have to be waited for."""
+        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return with_places(batch) if on_gpu and "targets" in batch else batch
 
     @property
     @abstractmethod
@@ -188,3 +194,9 @@ class ResumableDataModule(LightningDataModule):
         if config.num_workers:
             options["prefetch_factor"] = config.prefetch_factor
         return options
+
+
+def with_places(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add the places of the supervised tokens, `supervised` [s], among those of `targets` [b * t]."""
+    places = (batch["targets"].flatten() != IGNORE_INDEX).nonzero().squeeze(1)
+    return {**batch, "supervised": places.pin_memory() if torch.cuda.is_available() else places}
