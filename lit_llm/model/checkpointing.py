@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+import lit_llm.model.blocked_attention  # noqa: F401  (makes its operation known)
 from lit_llm.config import TrainerConfig
 
 _PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
@@ -26,7 +27,10 @@ _ATTENTION = (
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable",
 )
-KEPT_OPERATIONS = [getattr(torch.ops.aten, name).default for name in (*_PRODUCTS, *_ATTENTION)]
+KEPT_OPERATIONS = [
+    *(getattr(torch.ops.aten, name).default for name in (*_PRODUCTS, *_ATTENTION)),
+    torch.ops.lit_llm.blocked_attention.default,
+]
 """Operations whose results "selective" keeps: the expensive ones."""
 
 
