@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_llm.cli.closed_output import ends_with_its_reader
+from lit_llm.cli.lean_imports import without_unused_packages
 from lit_llm.cli.parsing import main
 from lit_llm.cli.results import (
     show_canaries,
@@ -104,7 +105,9 @@ class Command:
     def run(self, config: Any) -> None:
         """Do the work and show what came out."""
         module, _, name = self.function.partition(":")
-        result = getattr(importlib.import_module(module), name)(config)
+        with without_unused_packages():
+            function = getattr(importlib.import_module(module), name)
+        result = function(config)
         if self.show is not None:
             self.show(config, result)
 

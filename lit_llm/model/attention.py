@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig
-from lit_llm.model.arithmetic import at_least_float32, compute_dtype, without_autocast
+from lit_llm.model.arithmetic import at_least_float32, compute_dtype, multiplies_bfloat16, without_autocast
+from lit_llm.model.blocked_attention import LONGEST, blocked_attention
 from lit_llm.model.cache import CacheStep
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.normalization import make_norm
@@ -295,6 +296,10 @@ def fused_attention(
     compiling = torch.compiler.is_compiling() and not exporting
     if compiling and q.size(2) == 1 and q.device.type == "cpu" and not torch.is_grad_enabled():
         return one_query_attention(q, k, v, context.mask, scale)
+    if context.is_causal and _is_fastest_by_blocks(q, k, dropout):
+        with without_autocast(q.device.type):
+            scale = q.size(3) ** -0.5 if scale is None else scale
+            return blocked_attention(q, k.to(q.dtype), v.to(q.dtype), scale, dropout)
     dtype = q.dtype
     q = _for_backward(q)
     k, v = k.to(q.dtype), v.to(q.dtype)
@@ -316,6 +321,13 @@ def fused_attention(
             scale=scale,
         )
     return out.reshape(b, n_h, t, d).to(dtype)
+
+
+def _is_fastest_by_blocks(q: Tensor, k: Tensor, dropout: float) -> bool:
+    """Whether causal attention of whole texts with a gradient takes less time as products of blocks than fused."""
+    if q.device.type != "cpu" or not q.requires_grad or q.size(2) != k.size(2) or not 1 < q.size(2) <= LONGEST:
+        return False
+    return dropout > 0.0 or (q.dtype == torch.bfloat16 and multiplies_bfloat16(q.device))
 
 
 def _needs_equal_heads(q: Tensor, mask: Tensor | None) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+import lit_llm.model.blocked_attention  # noqa: F401  (makes its operation known)
 import lit_llm.model.piecewise  # noqa: F401  (makes its operations known)
 from lit_llm.config import TrainerConfig
 
@@ -31,6 +32,7 @@ KEPT_OPERATIONS = [
     *(getattr(torch.ops.aten, name).default for name in (*_PRODUCTS, *_ATTENTION)),
     torch.ops.lit_llm.piecewise_attention.default,
     torch.ops.higher_order.flex_attention,
+    torch.ops.lit_llm.blocked_attention.default,
 ]
 """Operations whose results "selective" keeps: the expensive ones."""
 

@@ -19,35 +19,51 @@ class RMSNorm(nn.RMSNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize x [..., d]; the result has the same shape, and the wider type of x and the weight."""
+        """Normalize x [..., d]; the result has the same shape, and on the CPU in training the same type."""
+        plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in _LEAN_DTYPES
+        known = self.weight is None or self.weight.dtype in (x.dtype, torch.float32)
+        if plain and known and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return _LeanRMSNorm.apply(x, self.weight, self.eps)
         if self.weight is not None:  # of a narrow x under autocast torch's would be slow, and say so at each start
             x = x.to(torch.promote_types(x.dtype, self.weight.dtype))
-        plain = type(x) is Tensor and x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
-        lean = plain and self.weight is not None and self.weight.dtype == x.dtype and torch.is_grad_enabled()
-        if lean and not torch.compiler.is_compiling():
-            return _LeanRMSNorm.apply(x, self.weight, self.eps)
         return super().forward(x)
 
 
+_LEAN_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+
+
 class _LeanRMSNorm(torch.autograd.Function):
-    """y = x r w with r = (mean(x^2) + eps)^-1/2, where dx = r w g - x r^3 mean(g w x)."""
+    """y = x r w with r = (mean(x^2) + eps)^-1/2, where dx = r w g - x r^3 mean(g w x); w is 1 where there is none.
+
+    The arithmetic is float32 for bfloat16 inputs.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    def forward(ctx, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         scale = norm.square_().div_(x.size(-1)).add_(eps).rsqrt_()  # [..., 1]
         ctx.save_for_backward(x, weight, scale)
-        return torch.mul(x, scale).mul_(weight)
+        y = torch.mul(x, scale)
+        return (y if weight is None else y.mul_(weight)).to(x.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         x, weight, scale = ctx.saved_tensors
-        product = gradient * x
-        grad_weight = (scale.flatten() @ product.flatten(0, -2)) if ctx.needs_input_grad[1] else None
-        share = (product @ weight).unsqueeze(-1).div_(x.size(-1)) * scale.pow(3)
-        grad_x = torch.mul(gradient, weight, out=product).mul_(scale).addcmul_(x, share, value=-1)
-        return grad_x, grad_weight, None
+        grad_weight = None
+        if weight is None:
+            product = gradient * x
+            share = product.sum(-1, keepdim=True, dtype=scale.dtype)
+            grad_x = torch.mul(gradient, scale, out=product if product.dtype == scale.dtype else None)
+        else:
+            product = torch.mul(gradient, x).to(scale.dtype)
+            share = (product @ weight.to(scale.dtype)).unsqueeze(-1)
+            if ctx.needs_input_grad[1]:
+                grad_weight = (scale.flatten() @ product.flatten(0, -2)).to(weight.dtype)
+            grad_x = torch.mul(gradient, weight, out=product).mul_(scale)
+        grad_x.addcmul_(x, share.div_(x.size(-1)).mul_(scale.pow(3)), value=-1)
+        return grad_x.to(x.dtype), grad_weight, None
 
 
 class OffsetRMSNorm(nn.RMSNorm):
