@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-import lit_llm.model.blocked_attention  # noqa: F401  (makes its operation known)
+import lit_llm.model.blocked_attention
 import lit_llm.model.piecewise  # noqa: F401  (makes its operations known)
 from lit_llm.config import TrainerConfig
 
