@@ -26,11 +26,15 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+# asked once, as the compiler does not follow the question
+_CPU_MULTIPLIES_BFLOAT16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether matrix products in bfloat16 are faster than in float32: true on GPUs and on processors made for it."""
     if device.type != "cpu":
         return True
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return _CPU_MULTIPLIES_BFLOAT16
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:

@@ -61,8 +61,10 @@ def spans_of(
         dtype: of queries and keys.
         drops: whether attention weights are dropped, which needs all of them.
     """
+    if torch.compiler.is_compiling():  # first, as a question about the length would be kept as a condition
+        return None
     plain = document_ids is None and (window is None or length <= window)
-    if (plain and config.attention_softcap is None) or torch.compiler.is_compiling():
+    if plain and config.attention_softcap is None:
         return None
     kernel = kernel_for(config, device.type, dtype, drops)
     if kernel is None or (device.type == "cpu" and length <= SHORT):

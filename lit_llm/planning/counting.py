@@ -95,6 +95,7 @@ _counted: dict[str, int] = {}
 def _count_anew(config: ModelConfig, sequence_length: int, frozen: bool) -> int:
     with torch.device("meta"):
         model = Decoder(config)
+        model.masks_attention = True  # whole, also where a kernel leaves out what no token sees
         if frozen:
             model.requires_grad_(False)
             model.embedding.register_forward_hook(lambda module, inputs, embedded: embedded.requires_grad_())
