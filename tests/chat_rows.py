@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,9 +52,11 @@ def save_policy(folder: Path, tokenizer: Tokenizer, model: ModelConfig | Decoder
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> str:
-    """A .jsonl file."""
+    """A .jsonl file; several ranks may write the same one at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = path.with_name(f"{path.name}.{os.getpid()}")
+    own.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own.replace(path)
     return str(path)
 
 
