@@ -169,10 +169,10 @@ class ShardedStrategy(ModelParallelStrategy):
                 root.set_requires_gradient_sync(last)
 
     def _sends_each_time(self, roots: list[FSDPModule]) -> bool:
-        parameters = [cast(DTensor, each) for root in roots for each in cast(nn.Module, root).parameters()]
+        parameters = [each for root in roots for each in cast(nn.Module, root).parameters()]
         numbers = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        # a parameter that is offloaded lies on the CPU, but its mesh does not
-        on_gpu = parameters[0].device_mesh.device_type == "cuda"
+        # a parameter that is offloaded lies on the CPU, but the mesh does not
+        on_gpu = self.device_mesh.device_type == "cuda"
         memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if on_gpu else None
         return sends_each_time(None, numbers // int(self._tensor_parallel_size), memory)
 
