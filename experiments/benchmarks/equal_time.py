@@ -90,7 +90,10 @@ def train_ours(folder: Path, steps: int, factor: float) -> dict[str, Any]:
 def train_transformers(folder: Path, steps: int, factor: float) -> dict[str, Any]:
     """Train a Llama with transformers' Trainer, in bfloat16 where ours is."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+    from peer_llama import peer_llama
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from lit_llm.config import preset
 
     tokens = np.load(folder / "train.npy").astype(np.int64)
     order = np.random.default_rng(0)
@@ -105,17 +108,8 @@ def train_transformers(folder: Path, steps: int, factor: float) -> dict[str, Any
             times.append(time.perf_counter())
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=LLAMA["vocab_size"],
-            hidden_size=LLAMA["hidden_size"],
-            num_hidden_layers=LLAMA["num_layers"],
-            num_attention_heads=LLAMA["num_heads"],
-            num_key_value_heads=LLAMA["num_heads"],
-            intermediate_size=LLAMA["intermediate_size"],
-            max_position_embeddings=LENGTH,
-        )
-    )
+    sizes = {**LLAMA, "num_key_value_heads": None, "head_dim": None, "max_position_embeddings": LENGTH}
+    model = peer_llama(preset("llama-10m", **sizes, tie_word_embeddings=False))
     arguments = TrainingArguments(
         output_dir=str(folder / "transformers"),
         per_device_train_batch_size=BATCH,
@@ -139,17 +133,76 @@ def train_transformers(folder: Path, steps: int, factor: float) -> dict[str, Any
 
 def train_litgpt(folder: Path, steps: int, factor: float) -> dict[str, Any]:
     """Train a Llama with LitGPT's own `pretrain`; runs in LitGPT's environment."""
-    import lightning as L
     import torch
-    from litgpt import GPT, Config
+    from litgpt import GPT
     from litgpt.args import EvalArgs, LogArgs, TrainArgs
-    from litgpt.data import DataModule
     from litgpt.pretrain import setup
-    from torch.utils.data import DataLoader, Dataset
+
+    times: list[float] = []
+    config, rate, out = litgpt_config(), LEARNING_RATE * factor, folder / f"litgpt_{steps}_{factor}"
+    setup(
+        model_name=config.name,
+        model_config=config,
+        out_dir=out,
+        precision="bf16-mixed" if multiplies_bfloat16() else "32-true",
+        data=litgpt_data(folder, steps, times),
+        train=TrainArgs(
+            save_interval=None,
+            log_interval=1000,
+            global_batch_size=BATCH,
+            micro_batch_size=BATCH,
+            max_tokens=steps * BATCH * LENGTH,
+            max_norm=1.0,
+            min_lr=rate / 10,
+            lr_warmup_steps=min(50, steps // 10),
+            tie_embeddings=False,
+        ),
+        eval=EvalArgs(interval=10**9, max_iters=1, initial_validation=False, final_validation=False),
+        log=LogArgs(),
+        optimizer={
+            "class_path": "torch.optim.AdamW",
+            "init_args": {"lr": rate, "weight_decay": 0.1, "betas": (0.9, 0.95)},
+        },
+        devices=1,
+        logger_name="csv",
+        seed=0,
+    )
+    model = GPT(config)
+    model.load_state_dict(torch.load(out / "final" / "lit_model.pth", weights_only=True)["model"])
+    model.eval()
+    return {"times": times, "loss": loss_on(folder, model)}
+
+
+def litgpt_config() -> Any:
+    """The Llama as LitGPT configures it."""
+    from litgpt import Config
+
+    return Config(
+        name="llama-5m",
+        block_size=LENGTH,
+        padded_vocab_size=LLAMA["vocab_size"],
+        vocab_size=LLAMA["vocab_size"],
+        n_layer=LLAMA["num_layers"],
+        n_head=LLAMA["num_heads"],
+        n_query_groups=LLAMA["num_heads"],
+        n_embd=LLAMA["hidden_size"],
+        intermediate_size=LLAMA["intermediate_size"],
+        rotary_percentage=1.0,
+        parallel_residual=False,
+        bias=False,
+        norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP",
+    )
+
+
+def litgpt_data(folder: Path, steps: int, times: list[float]) -> Any:
+    """Windows as LitGPT's data module; the time at which each batch is read is added to `times`."""
+    import torch
+    from litgpt.data import DataModule
+    from torch.utils.data import DataLoader, Dataset, Subset
 
     tokens = torch.from_numpy(np.load(folder / "train.npy").astype(np.int64))
     starts = np.random.default_rng(0).integers(0, len(tokens) - LENGTH - 1, (steps + 1) * BATCH)
-    times: list[float] = []
 
     class Windows(Dataset):
         def __len__(self) -> int:
@@ -168,57 +221,9 @@ def train_litgpt(folder: Path, steps: int, factor: float) -> dict[str, Any]:
             return DataLoader(Windows(), batch_size=BATCH)
 
         def val_dataloader(self) -> DataLoader:
-            return DataLoader(torch.utils.data.Subset(Windows(), range(BATCH)), batch_size=BATCH)
+            return DataLoader(Subset(Windows(), range(BATCH)), batch_size=BATCH)
 
-    config = Config(
-        name="llama-5m",
-        block_size=LENGTH,
-        padded_vocab_size=LLAMA["vocab_size"],
-        vocab_size=LLAMA["vocab_size"],
-        n_layer=LLAMA["num_layers"],
-        n_head=LLAMA["num_heads"],
-        n_query_groups=LLAMA["num_heads"],
-        n_embd=LLAMA["hidden_size"],
-        intermediate_size=LLAMA["intermediate_size"],
-        rotary_percentage=1.0,
-        parallel_residual=False,
-        bias=False,
-        norm_class_name="RMSNorm",
-        mlp_class_name="LLaMAMLP",
-    )
-    out = folder / f"litgpt_{steps}_{factor}"
-    L.seed_everything(0)
-    setup(
-        model_name="llama-5m",
-        model_config=config,
-        out_dir=out,
-        precision="bf16-mixed" if multiplies_bfloat16() else "32-true",
-        data=Data(),
-        train=TrainArgs(
-            save_interval=None,
-            log_interval=1000,
-            global_batch_size=BATCH,
-            micro_batch_size=BATCH,
-            max_tokens=steps * BATCH * LENGTH,
-            max_norm=1.0,
-            min_lr=LEARNING_RATE * factor / 10,
-            lr_warmup_steps=min(50, steps // 10),
-            tie_embeddings=False,
-        ),
-        eval=EvalArgs(interval=10**9, max_iters=1, initial_validation=False, final_validation=False),
-        log=LogArgs(),
-        optimizer={
-            "class_path": "torch.optim.AdamW",
-            "init_args": {"lr": LEARNING_RATE * factor, "weight_decay": 0.1, "betas": (0.9, 0.95)},
-        },
-        devices=1,
-        logger_name="csv",
-        seed=0,
-    )
-    model = GPT(config)
-    model.load_state_dict(torch.load(out / "final" / "lit_model.pth", weights_only=True)["model"])
-    model.eval()
-    return {"times": times, "loss": loss_on(folder, model)}
+    return Data()
 
 
 def loss_on(folder: Path, logits_of: Any) -> float:

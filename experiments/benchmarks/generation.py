@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peer_llama import peer_llama
 from reporting import print_report
 
 from lit_llm.config import ModelConfig, SamplingConfig, preset
@@ -67,25 +68,11 @@ def our_side(model: Decoder, new: int, compile: bool = False) -> Write:
 
 def their_side(model: Decoder, new: int) -> Write:
     """transformers' Llama with the weights of `model`, its default cache and (SDPA) attention."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import GenerationConfig
 
     config = model.config
     weight = model.embedding.weight
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.feedforward_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.kv_heads,
-            head_dim=config.width_per_head,
-            max_position_embeddings=config.max_position_embeddings,
-            rms_norm_eps=config.norm_eps,
-            rope_theta=config.rope_theta,
-            tie_word_embeddings=config.tie_word_embeddings,
-        )
-    ).to(weight.device, weight.dtype)
+    theirs = peer_llama(config).to(weight.device, weight.dtype)
     weights = {output.name: output.make(None) for output in outputs_of(config, model.state_dict(), FAMILIES["llama"])}
     theirs.load_state_dict(weights, strict=not config.tie_word_embeddings)
     theirs.eval()

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 from gpu_bench import Bench, Finding, tried
+from peer_llama import peer_llama
 from torch import nn
 
 from lit_llm.config import ModelConfig, SamplingConfig
@@ -82,20 +83,9 @@ def serving(bench: Bench) -> Iterator[Finding]:
 def _their_batching(
     bench: Bench, config: ModelConfig, dtype: torch.dtype, prompts: list[list[int]], new: int
 ) -> Finding:
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from transformers import GenerationConfig
 
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.feedforward_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.kv_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            tie_word_embeddings=config.tie_word_embeddings,
-        )
-    ).to(bench.device, dtype)
+    theirs = peer_llama(config).to(bench.device, dtype)
     # as many tokens of each text as ours write: a token that there is not ends none
     options = GenerationConfig(do_sample=False, max_new_tokens=new, eos_token_id=-1, pad_token_id=0)
     written: list[int] = []

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import torch
 from memory import peak_mib
+from peer_llama import peer_llama
 from reporting import print_report
 
 from lit_llm.config import ModelConfig, OptimizerConfig, PretrainConfig, TrainerConfig, preset
@@ -77,21 +78,7 @@ def our_step(config: ModelConfig, tokens: torch.Tensor, dtype: torch.dtype | Non
 
 def their_step(config: ModelConfig, tokens: torch.Tensor, dtype: torch.dtype | None, mode: str) -> Callable[[], None]:
     """A training step of transformers' Llama with the same sizes, its loss and its default (SDPA) attention."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.feedforward_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.kv_heads,
-            max_position_embeddings=config.max_position_embeddings,
-            tie_word_embeddings=config.tie_word_embeddings,
-            use_cache=False,
-        )
-    ).to(tokens.device)
+    model = peer_llama(config, use_cache=False).to(tokens.device)
     assert sum(p.numel() for p in model.parameters()) == count_parameters(config)
     compiled, _, kept = mode.partition("+")
     if kept:

@@ -219,15 +219,7 @@ class Decoder(nn.Module):
         text_ranks = self.text_ranks if step is None else None
         if is_cut or text_ranks is not None:
             tokens, document_ids = self._filled_up(tokens, document_ids)
-        if step is None:
-            positions = token_positions(
-                tokens.size(1), document_ids, tokens.device, self.config.max_position_embeddings
-            )
-        elif document_ids is not None:
-            raise ValueError("document_ids and a cache cannot be used together")
-        else:
-            step.check(self.config.max_position_embeddings)
-            positions = step.positions
+        positions = self._positions(tokens, document_ids, step)
         x = self._embed(tokens, positions, step)
         contexts = {
             window: self._context(window, x, tokens, positions, document_ids, step, is_cut)
@@ -257,6 +249,16 @@ class Decoder(nn.Module):
             document_ids = F.pad(document_ids, (0, extra), value=-1)
         return F.pad(tokens, (0, extra)), document_ids
 
+    def _positions(self, tokens: Tensor, document_ids: Tensor | None, step: CacheStep | None) -> Tensor:
+        """The position of each token in its text, or after what the cache holds of it."""
+        context = self.config.max_position_embeddings
+        if step is None:
+            return token_positions(tokens.size(1), document_ids, tokens.device, context)
+        if document_ids is not None:
+            raise ValueError("document_ids and a cache cannot be used together")
+        step.check(context)
+        return step.positions
+
     def _run_blocks(self, x: Tensor, contexts: dict[int | None, AttentionContext], is_cut: bool) -> Tensor:
         """Send the stream [b, t, hidden] through the blocks; with `is_cut` each rank its tokens of it."""
         shares: tuple[Tensor | None, Tensor | None] = self.stream_share, self.shortcut_share
@@ -283,7 +285,7 @@ class Decoder(nn.Module):
         Raises:
             UserError: the text is longer than `max_position_embeddings`.
         """
-        positions = token_positions(tokens.size(1), None, tokens.device, self.config.max_position_embeddings)
+        positions = self._positions(tokens, None, None)
         x = self._embed(tokens, positions, None)
         contexts = {
             window: self._context(window, x, tokens, positions, None, None, False)

@@ -100,12 +100,9 @@ def fit(
     module.resumes = resume_from is not None
     accumulation = data.accumulate_grad_batches(data_parallel_processes(config.trainer))
     speed = Throughput(module.flops_per_token())
-    if prompts is None:
-        prompts = SamplePrompts.of_texts(config.samples.prompts, tokenizer)
     end = EndOfRun(config, CheckpointPolicy(config.folder / "checkpoints", config.trainer))
     first_step = 0 if resume_from is None else step_of(Path(resume_from))
-    lines = StepLines(config.folder / "samples.jsonl", first_step, "the samples")
-    samples = TextSamples(prompts, config.samples.sampling, tokenizer, lines)
+    samples = _samples(config, tokenizer, prompts, first_step)
     loggers = build_loggers(config, first_step, speed.tokens_at)
     settings = _settings(config, tokenizer)  # read before the training: the folder may be gone after it
     with quiet():
@@ -137,6 +134,14 @@ def fit(
         ended_early=end.reason,
         facts=run_facts(trainer, data, seconds),
     )
+
+
+def _samples(config: RunConfig, tokenizer: Tokenizer, prompts: SamplePrompts | None, first_step: int) -> TextSamples:
+    """What writes the samples of a run, and puts them down after those of the steps before."""
+    if prompts is None:
+        prompts = SamplePrompts.of_texts(config.samples.prompts, tokenizer)
+    lines = StepLines(config.folder / "samples.jsonl", first_step, "the samples")
+    return TextSamples(prompts, config.samples.sampling, tokenizer, lines)
 
 
 def _begin(config: RunConfig, data: ResumableDataModule) -> str | None:

@@ -171,8 +171,8 @@ class ShardedStrategy(ModelParallelStrategy):
     def _sends_each_time(self, roots: list[FSDPModule]) -> bool:
         parameters = [each for root in roots for each in cast(nn.Module, root).parameters()]
         numbers = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-        # a parameter that is offloaded lies on the CPU, but the mesh does not
-        on_gpu = self.device_mesh.device_type == "cuda"
+        one = parameters[0]  # where it is offloaded it lies on the CPU, but its mesh does not; gathered, it has none
+        on_gpu = (one.device_mesh.device_type if isinstance(one, DTensor) else one.device.type) == "cuda"
         memory = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if on_gpu else None
         return sends_each_time(None, numbers // int(self._tensor_parallel_size), memory)
 

@@ -142,6 +142,8 @@ class Page:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
+        # drawn at the new size: a click falls on what was drawn last
+        self.run("new Promise((go) => requestAnimationFrame(() => requestAnimationFrame(() => go())))")
 
     def picture(self, path: Path) -> None:
         """Write what is seen to a .png."""

@@ -13,11 +13,10 @@ from random_decoder import largest_difference, random_decoder, random_tokens, tr
 from torch import Tensor
 
 from lit_llm.cli.commands import COMMANDS
-from lit_llm.config import ExportConfig, LoraConfig, ModelConfig, UserError, to_plain
+from lit_llm.config import CONFIG_KEY, ExportConfig, LoraConfig, ModelConfig, UserError, to_plain
 from lit_llm.interop import load_adapter, load_model_folder, read_model_config, save_model_folder
 from lit_llm.model import Decoder
 from lit_llm.model.lora import add_lora, prepare_dora, quantize_base
-from lit_llm.modules.base import CONFIG_KEY
 from lit_llm.stages.checkpoints import read_trained_model
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO
