@@ -52,7 +52,7 @@ def prepare(folder: Path) -> float:
     for split in ("train", "validation"):
         tokens = ShardedTokens(folder / "shards" / split)
         np.save(folder / f"{split}.npy", tokens.read(0, len(tokens)))
-    return tokens.num_bytes / len(tokens)
+    return tokens.manifest.bytes / len(tokens)
 
 
 def train_ours(folder: Path, steps: int, factor: float) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def train_litgpt(folder: Path, steps: int, factor: float) -> dict[str, Any]:
         model_config=config,
         out_dir=out,
         precision="bf16-mixed" if multiplies_bfloat16() else "32-true",
-        data=litgpt_data(folder, steps, times),
+        data=litgpt_data(Windows(folder, steps, times)),
         train=TrainArgs(
             save_interval=None,
             log_interval=1000,
@@ -168,7 +168,8 @@ def train_litgpt(folder: Path, steps: int, factor: float) -> dict[str, Any]:
         seed=0,
     )
     model = GPT(config)
-    model.load_state_dict(torch.load(out / "final" / "lit_model.pth", weights_only=True)["model"])
+    # our own file, which holds the windows, too
+    model.load_state_dict(torch.load(out / "final" / "lit_model.pth", weights_only=False)["model"])
     model.eval()
     return {"times": times, "loss": loss_on(folder, model)}
 
@@ -195,33 +196,43 @@ def litgpt_config() -> Any:
     )
 
 
-def litgpt_data(folder: Path, steps: int, times: list[float]) -> Any:
-    """Windows as LitGPT's data module; the time at which each batch is read is added to `times`."""
-    import torch
+class Windows:
+    """Windows at random places, as many as `steps` batches have; LitGPT writes it down with its checkpoint.
+
+    Args:
+        folder: has the tokens.
+        steps: batches.
+        times: gets the time at which each batch is read.
+    """
+
+    def __init__(self, folder: Path, steps: int, times: list[float]) -> None:
+        self.tokens = np.load(folder / "train.npy").astype(np.int64)
+        self.starts = np.random.default_rng(0).integers(0, len(self.tokens) - LENGTH - 1, (steps + 1) * BATCH)
+        self.times = times
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        if row % BATCH == 0:
+            self.times.append(time.perf_counter())
+        return self.tokens[self.starts[row] : self.starts[row] + LENGTH + 1]
+
+
+def litgpt_data(windows: Windows) -> Any:
+    """Windows as LitGPT's data module; it reads a batch of them for its validation, too."""
     from litgpt.data import DataModule
-    from torch.utils.data import DataLoader, Dataset, Subset
-
-    tokens = torch.from_numpy(np.load(folder / "train.npy").astype(np.int64))
-    starts = np.random.default_rng(0).integers(0, len(tokens) - LENGTH - 1, (steps + 1) * BATCH)
-
-    class Windows(Dataset):
-        def __len__(self) -> int:
-            return len(starts)
-
-        def __getitem__(self, row: int) -> torch.Tensor:
-            if row % BATCH == 0:
-                times.append(time.perf_counter())
-            return tokens[starts[row] : starts[row] + LENGTH + 1]
+    from torch.utils.data import DataLoader
 
     class Data(DataModule):
         def connect(self, *_: Any, **__: Any) -> None:
             pass
 
         def train_dataloader(self) -> DataLoader:
-            return DataLoader(Windows(), batch_size=BATCH)
+            return DataLoader(windows, batch_size=BATCH)
 
         def val_dataloader(self) -> DataLoader:
-            return DataLoader(Subset(Windows(), range(BATCH)), batch_size=BATCH)
+            return DataLoader([windows[row] for row in range(1, BATCH)], batch_size=BATCH)
 
     return Data()
 
