@@ -40,10 +40,11 @@ from peer_llama import peer_llama
 from reporting import print_report
 
 from lit_llm.config import ModelConfig, SamplingConfig, preset
-from lit_llm.generation import generate, lay_out_for_few_rows
+from lit_llm.generation import generate
 from lit_llm.interop.families import FAMILIES
 from lit_llm.interop.writing import outputs_of
 from lit_llm.model import Decoder
+from lit_llm.model.packed_linear import pack_weights
 from lit_llm.model.quality import quality
 from lit_llm.model.quantization import quantize
 from lit_llm.planning import count_parameters
@@ -178,7 +179,7 @@ class Sides:
                 # theirs is made first: it copies the weights as they are stored
                 self.writers[precision, "transformers"] = their_side(model, options.new)
                 compiled = copy.deepcopy(model)
-                lay_out_for_few_rows(model)
+                pack_weights(model)
                 self.writers[precision, "ours"] = our_side(model, options.new)
                 model = compiled
             if options.compile:

@@ -27,8 +27,9 @@ import torch
 from reporting import print_report
 
 from lit_llm.config import LoadConfig, SamplingConfig, preset
-from lit_llm.generation import Completion, Engine, PrefixCache, lay_out_for_few_rows
+from lit_llm.generation import Completion, Engine, PrefixCache
 from lit_llm.model import Decoder
+from lit_llm.model.packed_linear import pack_weights
 from lit_llm.stages.loading import load
 from lit_llm.tokenizer import ChatFormat, Message, Tokenizer
 
@@ -159,7 +160,7 @@ def main() -> None:
     figures: dict[str, Any] = {"models": {}}
     rows = []
     for name, talk in talks.items():
-        lay_out_for_few_rows(talk.model)
+        pack_weights(talk.model)
         found = figures["models"][name] = compare(talk, options)
         for turn, speedup in enumerate(found["speedup"]):
             before, after = (found["seconds_to_first_token"][side][turn] for side in SIDES)

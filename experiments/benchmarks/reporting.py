@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,8 @@ def print_report(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
     table = Table(*header, title=title)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    # in a file or a pipe a console is taken for 80 columns, which would cut the wider tables
+    (Console() if sys.stdout.isatty() else Console(width=200)).print(table)
     packages = ("torch", "lightning", "transformers", "numpy")
     print(
         json.dumps(

@@ -60,7 +60,7 @@ def plan_serving(
     table = Table("weights", "memory", title="texts at once (max_batch) that fit beside them", title_justify="left")
     for length in lengths:
         table.add_column(f"of {length:,} tokens", justify="right")
-    for kind, size in _weights(model, dtype, stored):
+    for kind, size in _weights(model, dtype, stored, hardware.kind == "cpu"):
         if isinstance(size, str):
             table.add_row(kind, size, *[""] * len(lengths), style="dim")
             continue
@@ -94,17 +94,18 @@ def _model(
     return str(config.serve), model, *held_as(folder, model, None, "none")
 
 
-def _weights(model: ModelConfig, dtype: torch.dtype, stored: str | None) -> list[tuple[str, int | str]]:
+def _weights(model: ModelConfig, dtype: torch.dtype, stored: str | None, packed: bool) -> list[tuple[str, int | str]]:
     """List the bytes of the weights in each quantization, or why there is none."""
     from lit_llm.model.quantization import KINDS
     from lit_llm.planning.serving import weight_bytes
 
     if stored is not None:
-        return [(f"{stored}, as stored", weight_bytes(model, dtype, stored))]
-    found: list[tuple[str, int | str]] = [(str(dtype).removeprefix("torch."), weight_bytes(model, dtype))]
+        return [(f"{stored}, as stored", weight_bytes(model, dtype, stored, packed=packed))]
+    plain = weight_bytes(model, dtype, packed=packed)
+    found: list[tuple[str, int | str]] = [(str(dtype).removeprefix("torch."), plain)]
     for kind in KINDS:
         try:
-            found.append(("--quantize " + kind, weight_bytes(model, dtype, kind)))
+            found.append(("--quantize " + kind, weight_bytes(model, dtype, kind, packed=packed)))
         except UserError as error:
             found.append(("--quantize " + kind, str(error)))
     return found

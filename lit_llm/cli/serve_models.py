@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import filecmp
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from lit_llm.config import LoraConfig, ModelConfig, ServeConfig, UserError
-from lit_llm.stages.loading import LoadedModel, dtype_of, find_model, load
+from lit_llm.stages.loading import LoadedModel, device_of, dtype_of, find_model, load
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 # what a model is read from; other files may come and go
 _SUFFIXES = (".json", ".safetensors", ".jinja", ".gguf")
 
+_T = TypeVar("_T")
 MakeWorker = Callable[[ServeConfig, LoadedModel, "RowAdapters | None"], "Worker"]
 
 
@@ -156,16 +160,18 @@ class ModelFolders:
         Raises:
             UserError: a folder is damaged, or an adapter does not fit the model.
         """
+        return in_thread_of_its_own(partial(self._look, self._sources[name]))
+
+    def _look(self, source: Source) -> ModelGroup:
         from lit_llm.interop import load_tokenizer, read_model_config, stop_token_ids
         from lit_llm.serving.registry import ModelGroup
 
-        source = self._sources[name]
         state = state_of(source)
         config = read_model_config(source.folder)
         config.check_gives_text(str(source.folder))
         tokenizer = load_tokenizer(source.folder)
         ends = list(stop_token_ids(source.folder, tokenizer))
-        served = {name: describe_model(source.config, name, source.folder, config, tokenizer, ends)}
+        served = {source.name: describe_model(source.config, source.name, source.folder, config, tokenizer, ends)}
         nbytes = self._bytes(source, config)
         for adapter, folder in source.adapters.items():
             _check_base(adapter, folder, source)
@@ -173,9 +179,9 @@ class ModelFolders:
             nbytes += sum(4 * tensor.numel() for tensor in weights.values())
             own = adapter_tokenizer(adapter, folder, tokenizer, config)
             ends = list(stop_token_ids(folder, own))
-            described = describe_model(source.config, adapter, source.folder, config, own, ends, parent=name)
+            described = describe_model(source.config, adapter, source.folder, config, own, ends, source.name)
             served[adapter] = described
-        return ModelGroup(name, served, state, nbytes)
+        return ModelGroup(source.name, served, state, nbytes)
 
     def load(self, group: ModelGroup) -> Worker:
         """Read a model and its adapters, and start the thread that writes with them.
@@ -183,7 +189,6 @@ class ModelFolders:
         Raises:
             UserError: it cannot be read. `FolderChanged`: a file is not what it was when the server looked at it.
         """
-        from lit_llm.model.adapters import RowAdapters
         from lit_llm.serving.registry import FolderChanged
 
         source = self._sources[group.name]
@@ -193,19 +198,14 @@ class ModelFolders:
         if state_of(source) != group.state:
             raise changed
         try:
-            loaded = load(source.config, compile=source.config.compile)
-            hold_in_memory(loaded.model)
-            read = {
-                name: read_fitting(name, folder, source, loaded.model.config)
-                for name, folder in source.adapters.items()
-            }
+            loaded, adapters = in_thread_of_its_own(partial(_read, source))
         except UserError:
             if state_of(source) != group.state:
                 raise changed from None
             raise
         if state_of(source) != group.state:  # half of it may be what there was, and half what came
             raise changed
-        worker = self._make_worker(source.config, loaded, RowAdapters(loaded.model, read) if read else None)
+        worker = self._make_worker(source.config, loaded, adapters)
         self.on_loaded(group.name, worker)
         worker.start()
         return worker
@@ -217,8 +217,43 @@ class ModelFolders:
         options = source.config
         dtype, quantization = held_as(source.folder, config, dtype_of(options), options.quantize)
         length = options.max_length or config.max_position_embeddings
-        held = serving_memory(config, dtype, quantization, options.max_batch, length, tied_head=options.compile).total
+        packed = not options.compile and device_of(options) == "cpu"
+        held = serving_memory(
+            config, dtype, quantization, options.max_batch, length, tied_head=options.compile, packed=packed
+        ).total
         return held + int(prefix_cache_bytes(config, dtype, options.prefix_cache_mib, 16 * options.max_batch * length))
+
+
+def _read(source: Source) -> tuple[LoadedModel, RowAdapters | None]:
+    from lit_llm.model.adapters import RowAdapters
+
+    loaded = load(source.config, compile=source.config.compile)
+    hold_in_memory(loaded.model)
+    config = loaded.model.config
+    read = {name: read_fitting(name, folder, source, config) for name, folder in source.adapters.items()}
+    return loaded, RowAdapters(loaded.model, read) if read else None
+
+
+def in_thread_of_its_own(work: Callable[[], _T]) -> _T:
+    """Do some work of torch's in a thread that then ends, and with it the threads that OpenMP began for it.
+
+    While they wait for more, OpenMP counts more threads than cores, and lets those of every other team fall asleep
+    between two products: writing texts in the engine's thread then takes a third longer.
+    """
+    done: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    # a daemon, so that an interrupt does not wait for it
+    thread = threading.Thread(target=run, name="loading", daemon=True)
+    thread.start()
+    result = done.result()
+    thread.join()
+    return result
 
 
 def describe_model(
@@ -312,6 +347,5 @@ def adapter_tokenizer(name: str, folder: Path, base: Tokenizer, config: ModelCon
 def hold_in_memory(model: Decoder) -> None:
     """Copy the tensors that may be mapped to a file, so that the model stays what it is whatever comes of the file."""
     for tensor in chain(model.parameters(), model.buffers()):
-        # what has been laid out anew is a copy already
-        if tensor.device.type == "cpu" and tensor.is_contiguous():
+        if tensor.device.type == "cpu":
             tensor.data = tensor.data.clone()

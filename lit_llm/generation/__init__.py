@@ -5,7 +5,6 @@ from lit_llm.generation.beam import Beam, beam_search
 from lit_llm.generation.complete import complete, generate
 from lit_llm.generation.constraints import Spellings, TextConstraint
 from lit_llm.generation.engine import Engine
-from lit_llm.generation.inference import lay_out_for_few_rows
 from lit_llm.generation.json_text import json_object
 from lit_llm.generation.prefix_cache import PrefixCache, PrefixCounts
 from lit_llm.generation.request import AllowedTokens, Completion, Event, LogProbs
@@ -32,6 +31,5 @@ __all__ = [
     "filtered_probabilities",
     "generate",
     "json_object",
-    "lay_out_for_few_rows",
     "speculate",
 ]

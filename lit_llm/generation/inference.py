@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
 
 from lit_llm.config import UserError
 from lit_llm.model import Decoder, KVCache
@@ -41,19 +40,6 @@ def inference(model: Decoder, sharded: bool) -> Iterator[None]:
             block._compiled_call_impl = call
         if was_training:
             model.train()
-
-
-def lay_out_for_few_rows(model: Decoder) -> None:
-    """Store the weights of matrix products in the order that products with few rows read fastest.
-
-    Values, shapes and names stay as they are; only strides change. For a model on the CPU in float32 that is going to
-    write text and not to be trained; any other is left alone. Needs room for one more copy of the largest weight.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and type(module.weight) is nn.Parameter:
-            weight = module.weight
-            if weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.is_contiguous():
-                weight.data = weight.data.t().contiguous().t()
 
 
 def cache_for(model: Decoder, batch_size: int, max_length: int, spare: int = 0) -> KVCache:

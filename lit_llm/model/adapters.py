@@ -24,6 +24,7 @@ from lit_llm.config import LoraConfig, UserError
 from lit_llm.model.arithmetic import at_least_float32
 from lit_llm.model.decoder import Decoder
 from lit_llm.model.lora import is_adapter, row_lengths
+from lit_llm.model.packed_linear import PackedLinear
 from lit_llm.model.quantization import QuantizedLinear
 
 
@@ -56,14 +57,14 @@ def _joined(base: Tensor, bias: Tensor | None, addition: Tensor, stretch: Tensor
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer, quantized or not, with the additions of several adapters.
+    """A linear layer, quantized, packed or neither, with the additions of several adapters.
 
     Args:
         base: the layer itself, which stays as it is.
         rows: says which adapter each row of a pass has.
     """
 
-    def __init__(self, base: nn.Linear | QuantizedLinear, rows: RowAdapters) -> None:
+    def __init__(self, base: nn.Linear | QuantizedLinear | PackedLinear, rows: RowAdapters) -> None:
         super().__init__()
         self.base = base
         self.additions: dict[str, Addition] = {}
@@ -138,8 +139,8 @@ class RowAdapters:
     """The adapters of a decoder by name, and which of them each row of the next pass has.
 
     Args:
-        model: a whole decoder in evaluation mode, quantized or not; its projections are wrapped in place. It can be
-            neither trained nor saved from then on.
+        model: a whole decoder in evaluation mode, quantized, packed or neither; its projections are wrapped in place.
+            It can be neither trained nor saved from then on.
         adapters: of each name the options and the tensors, as `lit_llm.interop.read_adapter` gives them.
     """
 
@@ -155,7 +156,7 @@ class RowAdapters:
         for name, (config, tensors) in adapters.items():
             for module in {key.rpartition(".")[0] for key in tensors if is_adapter(key)}:
                 layer = self._layer(model, module)
-                layer.additions[name] = _addition(layer.base, module, config, tensors)
+                layer.additions[name] = _addition(layer.base, module, config, tensors, self._device)
                 self.nbytes += layer.additions[name].nbytes
 
     def check(self, name: str | None) -> None:
@@ -197,13 +198,21 @@ class RowAdapters:
 
 @torch.no_grad()
 def _addition(
-    layer: nn.Linear | QuantizedLinear, module: str, config: LoraConfig, tensors: Mapping[str, Tensor]
+    layer: nn.Linear | QuantizedLinear | PackedLinear,
+    module: str,
+    config: LoraConfig,
+    tensors: Mapping[str, Tensor],
+    device: torch.device,
 ) -> Addition:
-    device = layer.weight.device
     a, b = (at_least_float32(tensors[f"{module}.{part}"].to(device)) for part in ("lora_A", "lora_B"))
     magnitude = tensors.get(f"{module}.lora_magnitude")
     stretch = None
     if magnitude is not None:
-        weight = layer.dequantized() if isinstance(layer, QuantizedLinear) else layer.weight.detach()
-        stretch = at_least_float32(magnitude.to(device)) / row_lengths(weight, a, b, config.scale)
+        stretch = at_least_float32(magnitude.to(device)) / row_lengths(_weight_of(layer), a, b, config.scale)
     return Addition(a.clone(), config.scale * b, stretch)
+
+
+def _weight_of(layer: nn.Linear | QuantizedLinear | PackedLinear) -> Tensor:
+    if isinstance(layer, QuantizedLinear):
+        return layer.dequantized()
+    return layer.unpacked() if isinstance(layer, PackedLinear) else layer.weight.detach()

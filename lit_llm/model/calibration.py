@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_llm.config import UserError
+from lit_llm.config.progress import track
 from lit_llm.model.decoder import Decoder
 from lit_llm.model.quantization import QuantizedLinear, layers_to_quantize
 
@@ -59,7 +60,7 @@ def quantize_by_texts(model: Decoder, windows: Sequence[Tensor]) -> Decoder:
     device = model.embedding.weight.device
     begun = [model.before_blocks(window.unsqueeze(0).to(device)) for window in windows if len(window)]
     streams = [x for x, _ in begun]
-    for layer, block in enumerate(model.blocks):
+    for layer, block in enumerate(track(model.blocks, "rounding by the texts", len(model.blocks), unit="blocks")):
         inside = set(block.modules())
         reads = [model.into_block(layer, x, x0) for x, (x0, _) in zip(streams, begun, strict=True)]
 

@@ -94,8 +94,7 @@ def _keep(module: nn.Module, weight: Tensor, scale: Tensor | None, bias: Tensor 
 def with_few_rows_linears(module: nn.Module) -> nn.Module:
     """A copy of a module that shares its tensors, with a form for few rows of every linear layer.
 
-    Those of int8_dynamic, and of int4 where torch has a kernel, stay as they are. A weight whose rows are not
-    contiguous is stored anew in the module itself.
+    Those of int8_dynamic, and of int4 where torch has a kernel, stay as they are.
     """
     return twin(module, _for_few_rows)
 
@@ -106,8 +105,6 @@ def _for_few_rows(module: nn.Module) -> nn.Module | None:
     if isinstance(module, QuantizedLinear) and module.kind == "int4" and not module.is_packed:
         return FewRowsInt4Linear(module.weight, module.scale, module.bias, module.out_features)
     if type(module) is nn.Linear:
-        if not module.weight.is_contiguous():
-            module.weight.data = module.weight.data.contiguous()
         return FewRowsLinear(module.weight.detach(), None, None if module.bias is None else module.bias.detach())
     return None
 

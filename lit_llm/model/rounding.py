@@ -67,17 +67,19 @@ def round_to_int4_by_inputs(x: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
     scales = []
     for start in range(0, left.size(1), GROUP_SIZE):
         end = start + GROUP_SIZE
-        group = left[:, start:end]
-        scale, middle = _step_and_middle(group, x.dtype)
+        group = left[:, start:end].T.contiguous()  # [32, n]: a column of the matrix is one piece of memory
+        scale, middle = _step_and_middle(group.T, x.dtype)
         step, centre = scale.float(), middle.float()
         errors = torch.empty_like(group)
+        rounded = torch.empty_like(group)
         for column in range(GROUP_SIZE):
-            nearest = (((group[:, column] - centre) / step).round() + 8).clamp(0, 15)
-            numbers[:, start + column] = nearest.to(torch.uint8)
+            nearest = ((group[column] - centre) / step).round_().add_(8).clamp_(0, 15)
+            rounded[column] = nearest
             row = factor[start + column, start + column : end]
-            errors[:, column] = (group[:, column] - ((nearest - 8) * step + centre)) / row[0]
-            group[:, column:] -= torch.outer(errors[:, column], row)
-        left[:, end:] -= errors @ factor[start:end, end:]
+            errors[column] = (group[column] - ((nearest - 8) * step + centre)) / row[0]
+            group[column:].addr_(row, errors[column], alpha=-1)
+        numbers[:, start:end] = rounded.T
+        left[:, end:].addmm_(errors.T, factor[start:end, end:], alpha=-1)
         scales.append(torch.stack([scale, middle], dim=-1))
     return numbers, torch.stack(scales)
 

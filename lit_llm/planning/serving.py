@@ -14,6 +14,7 @@ from torch import nn
 
 from lit_llm.config import ModelConfig
 from lit_llm.model import Decoder, KVCache
+from lit_llm.model.packed_linear import PackedLinear, can_pack
 from lit_llm.model.quantization import quantize
 
 
@@ -40,6 +41,7 @@ def serving_memory(
     length: int,
     *,
     tied_head: bool = False,
+    packed: bool = False,
 ) -> ServingMemory:
     """Work out what a served model holds.
 
@@ -50,17 +52,24 @@ def serving_memory(
         texts: that are written at once.
         length: tokens that each may have, with its prompt.
         tied_head: whether a copy of the embedding is quantized as the head, as `compile` has it.
+        packed: whether linear layers are packed, as on a CPU without `compile`.
 
     Raises:
         UserError: the model cannot be quantized so.
     """
     return ServingMemory(
-        weight_bytes(config, dtype, quantization, tied_head=tied_head), cache_bytes(config, dtype, texts, length)
+        weight_bytes(config, dtype, quantization, tied_head=tied_head, packed=packed),
+        cache_bytes(config, dtype, texts, length),
     )
 
 
 def weight_bytes(
-    config: ModelConfig, dtype: torch.dtype, quantization: str | None = None, *, tied_head: bool = False
+    config: ModelConfig,
+    dtype: torch.dtype,
+    quantization: str | None = None,
+    *,
+    tied_head: bool = False,
+    packed: bool = False,
 ) -> int:
     """Bytes of the weights of a model, quantized or not. Args and raises: as `serving_memory`."""
     with torch.device("meta"):
@@ -68,12 +77,14 @@ def weight_bytes(
     model.tie()
     if quantization is not None:
         quantize(model, quantization, tied_head=tied_head)
-    return bytes_of(model)
+    twice = packed and can_pack(dtype) and type(model.head) is nn.Linear and config.tie_word_embeddings
+    return bytes_of(model) + (model.embedding.weight.nbytes if twice else 0)
 
 
 def bytes_of(module: nn.Module) -> int:
-    """Bytes of the parameters and buffers of a module; what is shared counts once."""
-    return sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))
+    """Bytes of the parameters, buffers and packed weights of a module; what is shared counts once."""
+    packed = [part.nbytes for part in module.modules() if isinstance(part, PackedLinear)]
+    return sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers())) + sum(packed)
 
 
 def cache_bytes(config: ModelConfig, dtype: torch.dtype, texts: int, length: int) -> int:

@@ -39,15 +39,15 @@ def load(
     Args:
         config: the model's folder, device, type and quantization.
         own: what the model is going to read, on which the loss of quantization is measured.
-        compile: the model will be compiled, for which weights keep their layout and a tied head is quantized, too.
+        compile: the model will be compiled, for which weights stay as they are and a tied head is quantized, too.
         reward_models: a model that gives scores instead of text is read as well.
 
     Raises:
         UserError: there is no model, it is a reward model where none can be used, or it cannot be used on this machine
             as asked.
     """
-    from lit_llm.generation import lay_out_for_few_rows
     from lit_llm.interop import load_model_folder, read_model_config, stop_token_ids
+    from lit_llm.model.packed_linear import pack_weights
 
     device = device_of(config)
     folder = find_model(config.model)
@@ -59,7 +59,7 @@ def load(
         measured = quality_texts(tokenizer, folder, config.quality_text, own)
         quantize_and_tell(model, tokenizer, config.quantize, measured, tied_head=compile)
     if not compile:
-        lay_out_for_few_rows(model)
+        pack_weights(model)
     return LoadedModel(model.eval(), tokenizer, list(stop_token_ids(folder, tokenizer)), folder, device)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from conftest import tiny_model
 from foreign_tokenizers import save_foreign_tokenizer
 from random_decoder import random_decoder
@@ -192,15 +191,3 @@ def test_every_option_is_reached_from_the_command_line(folder: Path, capsys: pyt
     main(GenerateConfig, generate, words)
     spelled = Tokenizer.load(folder / "model").decode([5] * 3)
     assert capsys.readouterr().out == f"ab{spelled}\n\ncd{spelled}\n\n"
-
-
-def test_weights_are_laid_out_without_a_change_of_value() -> None:
-    from lit_llm.generation import lay_out_for_few_rows
-
-    model = random_decoder(tiny_model())
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    lay_out_for_few_rows(model)
-    after = model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert model.blocks[0].attention.q_proj.weight.stride() == (1, 32)
-    assert model.head.weight is model.embedding.weight

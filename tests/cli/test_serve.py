@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from chat_rows import letter_tokenizer, save_policy
 from conftest import ROOT
 
 from lit_llm.cli import parse
 from lit_llm.cli.serve import bound_socket, make_worker, serve
+from lit_llm.cli.serve_models import in_thread_of_its_own
 from lit_llm.config import LoadConfig, SamplingConfig, ServeConfig, UserError
 from lit_llm.generation import PrefixCache, complete
 from lit_llm.generation.compiled import compiled
@@ -228,3 +230,30 @@ def test_options_are_read_from_the_command_line() -> None:
     config = parse(ServeConfig, words.split())
     access = {"allowed_hosts": ["a.org", "*.b.org"], "max_per_client": 3, "read_timeout": 2.5}
     assert config == ServeConfig("checkpoints/dpo", quantize="int8", api_key="k", name="x", **access)
+
+
+def test_work_in_a_thread_of_its_own_leaves_no_threads() -> None:
+    """Those of OpenMP wait for more work as long as the thread lives for which they were begun."""
+    if not Path("/proc/self/task").exists() or "OpenMP" not in torch.__config__.parallel_info():
+        pytest.skip("threads cannot be counted here, or torch does not use OpenMP")
+    number, a = torch.get_num_threads(), torch.ones(512, 512)
+
+    def count() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    def work() -> int:
+        a.exp().sum()
+        return count()
+
+    torch.set_num_threads(3)  # begins threads of another kind, which stay
+    before = count()
+    try:
+        assert in_thread_of_its_own(work) >= before + 3
+        limit = time.monotonic() + 10
+        while count() > before:
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+        with pytest.raises(ZeroDivisionError):
+            in_thread_of_its_own(lambda: 1 // 0)
+    finally:
+        torch.set_num_threads(number)

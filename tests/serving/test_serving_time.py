@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,6 +88,36 @@ def test_a_client_that_never_reads_is_not_waited_for(folder: Path) -> None:
         wait_until(lambda: not connected())
         wait_until(lambda: not server.process._operations.active)
         assert server.client.get("/health").status_code == 200
+
+
+def test_a_client_that_reads_slowly_gets_everything_and_stops_nobody(folder: Path) -> None:
+    """It takes longer than a client may take that does not read at all."""
+    patience, pages = 2.0, 500
+    body = {"model": "tiny", "prompt": [70], "max_tokens": 40, "seed": 1, "stream": True}
+    text = json.dumps(body).encode()
+    last = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    )
+    last += b"Content-Length: %d\r\n\r\n%s" % (len(text), text)
+    with serving(folder, write_timeout=patience) as server, socket.socket() as client:
+        page = server.client.get("/").content
+        expected = server.expected("text", [70], seed=1, max_new_tokens=40).text
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: identity\r\n\r\n" * pages + last)
+        begun, read, asked = time.monotonic(), bytearray(), 0
+        while part := client.recv(len(page)):
+            read += part
+            if len(read) > asked * len(page) * pages // 8:  # eight times on the way
+                asked += 1
+                assert server.ask("text", prompt=[70], seed=1, max_tokens=40)["choices"][0]["text"] == expected
+            time.sleep(max(0.0, begun + 1.5 * patience * len(read) / (len(page) * pages) - time.monotonic()))
+        assert time.monotonic() - begun > 1.2 * patience
+    assert read.count(page) == pages
+    stream = read[read.rindex(page) + len(page) :].decode()
+    chunks = re.findall(r"^data: (\{.*\})", stream, re.MULTILINE)
+    assert "".join(json.loads(each)["choices"][0]["text"] for each in chunks) == expected and "[DONE]" in stream
 
 
 def test_a_drain_loses_nothing(folder: Path, pool: ThreadPoolExecutor) -> None:
