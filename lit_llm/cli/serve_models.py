@@ -217,21 +217,38 @@ class ModelFolders:
         options = source.config
         dtype, quantization = held_as(source.folder, config, dtype_of(options), options.quantize)
         length = options.max_length or config.max_position_embeddings
-        packed = not options.compile and device_of(options) == "cpu"
         held = serving_memory(
-            config, dtype, quantization, options.max_batch, length, tied_head=options.compile, packed=packed
+            config,
+            dtype,
+            quantization,
+            options.max_batch,
+            length,
+            tied_head=options.compile,
+            packed=device_of(options) == "cpu" and _packs(options, quantization),
+            kept=options.compile,
         ).total
         return held + int(prefix_cache_bytes(config, dtype, options.prefix_cache_mib, 16 * options.max_batch * length))
 
 
 def _read(source: Source) -> tuple[LoadedModel, RowAdapters | None]:
     from lit_llm.model.adapters import RowAdapters
+    from lit_llm.model.packed_linear import pack_weights
+    from lit_llm.model.quantization import quantization_of
 
     loaded = load(source.config, compile=source.config.compile)
     hold_in_memory(loaded.model)
+    if source.config.compile and _packs(source.config, quantization_of(loaded.model)):
+        pack_weights(loaded.model, keep=True)
     config = loaded.model.config
     read = {name: read_fitting(name, folder, source, config) for name, folder in source.adapters.items()}
     return loaded, RowAdapters(loaded.model, read) if read else None
+
+
+def _packs(options: ServeConfig, quantization: str | None) -> bool:
+    """Whether nothing is compiled, or whole weights are read for more rows than a compiled step is fast with."""
+    from lit_llm.model.few_rows import FEW_ROWS
+
+    return not options.compile or (quantization is None and options.max_batch > FEW_ROWS)
 
 
 def in_thread_of_its_own(work: Callable[[], _T]) -> _T:

@@ -20,6 +20,7 @@ from lit_llm.model import Decoder, KVCache
 from lit_llm.model.adapters import AdaptedLinear, RowAdapters
 from lit_llm.model.few_rows import FEW_ROWS, twin, with_few_rows_linears
 from lit_llm.model.one_token import OneTokenStep
+from lit_llm.model.packed_linear import packed_layers
 from lit_llm.model.position import DeviceTables
 from lit_llm.model.quantization import QuantizedLinear
 
@@ -50,7 +51,7 @@ class CompiledModel:
     It reads the tensors of the model itself. Use `compiled`, which keeps it for as long as the model.
 
     Args:
-        model: a whole decoder, with or without `RowAdapters`.
+        model: a whole decoder, with or without `RowAdapters`. If its weights are packed, they have been kept besides.
     """
 
     def __init__(self, model: Decoder) -> None:
@@ -67,6 +68,8 @@ class CompiledModel:
         self.adapters = next((part.rows for part in model.modules() if isinstance(part, AdaptedLinear)), None)
         self._many = twin(model, to_be_compiled)
         self._few = with_few_rows_linears(self._many) if self.device.type == "cpu" else self._many
+        self.most_rows = FEW_ROWS if packed_layers(model) else None
+        """More rows than these are faster by the packed weights than compiled; None: there are none."""
         self._steps: dict[int, Step] = {}
         self.state = _state_of(model)
 
@@ -210,6 +213,10 @@ class CompiledStep:
         self._rows = len(cache.lengths)
         self._memories: dict[int, tuple[list[Tensor], list[Tensor]]] = {}
         self._slots = torch.arange(cache.max_length, device=cache.keys[0].device)
+
+    def takes(self, rows: int) -> bool:
+        """Whether a pass over so many rows is for this, and not for the model as it is."""
+        return self.model.most_rows is None or rows <= self.model.most_rows
 
     def __call__(self, tokens: Tensor, adapters: Sequence[str | None]) -> Tensor:
         """Read one token of each of the first rows [n, 1], which have `adapters`; gives the next logits [n, vocab]."""

@@ -283,7 +283,8 @@ class Engine:
             return self.model.logits(hidden[torch.tensor(at_end, device=self.device), last])
 
         adapters = [request.adapter for request in requests]
-        if self._one_token is not None and width == 1 and rows.start == 0 and len(at_end) == len(rows):
+        every = width == 1 and rows.start == 0 and len(at_end) == len(rows)
+        if self._one_token is not None and every and self._one_token.takes(len(rows)):
             logits = self._one_token(tokens, adapters)
         else:
             with self.adapters.rows(adapters):

@@ -25,11 +25,13 @@ class PackedLinear(nn.Module):
     """A linear layer on the CPU that cannot be trained, saved or moved.
 
     Args:
-        linear: the layer; its weight is neither kept nor changed.
+        linear: the layer, which is not changed.
+        keep: hold its weight besides, for what reads it as it was.
     """
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, keep: bool = False) -> None:
         super().__init__()
+        self.weight = linear.weight if keep else None
         self.in_features, self.out_features = linear.in_features, linear.out_features
         # an opaque tensor, which is no buffer: nothing that is done to buffers can be done to it
         self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().contiguous(), _ROWS)
@@ -63,28 +65,35 @@ class PackedLinear(nn.Module):
         raise RuntimeError("packed weights cannot be saved; save the model before they are packed")
 
 
-def pack_weights(model: Decoder) -> Decoder:
+def pack_weights(model: Decoder, keep: bool = False) -> Decoder:
     """Pack the linear layers of a model in place, one after the other: each weight is released before the next.
 
-    For a whole model on the CPU that is neither trained, saved, compiled nor moved from then on; on other devices, and
-    where torch has no such product for its type, nothing happens. Quantized layers and those with low-rank additions
-    stay as they are, as does an output layer that gives scores. One that is the embedding is packed as well, which
-    takes its memory once more.
+    For a whole model on the CPU that is neither trained, saved nor moved from then on; on other devices, and where
+    torch has no such product for its type, nothing happens. Quantized layers and those with low-rank additions stay as
+    they are, as does an output layer that gives scores. One that is the embedding is packed as well, which takes its
+    memory once more.
+
+    Args:
+        model: the decoder.
+        keep: hold the weights as they were besides, which the compiled step for few rows reads.
     """
     weight = model.embedding.weight
-    if weight.device.type != "cpu" or not can_pack(weight.dtype):
-        return model
-    places = [
-        (module, name)
-        for module in model.blocks.modules()
-        for name, child in module.named_children()
-        if _is_plain(child)
-    ]
-    if model.config.output == "tokens" and _is_plain(model.head):
-        places.append((model, "head"))
-    for module, name in places:
-        setattr(module, name, PackedLinear(getattr(module, name)))
+    if weight.device.type == "cpu" and can_pack(weight.dtype):
+        for module, name in layers_to_pack(model):
+            setattr(module, name, PackedLinear(getattr(module, name), keep))
     return model
+
+
+def layers_to_pack(model: Decoder) -> list[tuple[nn.Module, str]]:
+    """List the layers that `pack_weights` replaces, as modules and the names of their children."""
+    modules = model.blocks.modules()
+    places = [(module, name) for module in modules for name, child in module.named_children() if _is_plain(child)]
+    return [*places, (model, "head")] if model.config.output == "tokens" and _is_plain(model.head) else places
+
+
+def packed_layers(model: nn.Module) -> list[PackedLinear]:
+    """List the packed layers of a model."""
+    return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_llm.config import ModelConfig
 from lit_llm.model import Decoder, KVCache
-from lit_llm.model.packed_linear import PackedLinear, can_pack
+from lit_llm.model.packed_linear import can_pack, layers_to_pack, packed_layers
 from lit_llm.model.quantization import quantize
 
 
@@ -42,6 +42,7 @@ def serving_memory(
     *,
     tied_head: bool = False,
     packed: bool = False,
+    kept: bool = False,
 ) -> ServingMemory:
     """Work out what a served model holds.
 
@@ -52,13 +53,14 @@ def serving_memory(
         texts: that are written at once.
         length: tokens that each may have, with its prompt.
         tied_head: whether a copy of the embedding is quantized as the head, as `compile` has it.
-        packed: whether linear layers are packed, as on a CPU without `compile`.
+        packed: whether linear layers are packed, as on a CPU.
+        kept: whether their weights are held besides, as with `compile`.
 
     Raises:
         UserError: the model cannot be quantized so.
     """
     return ServingMemory(
-        weight_bytes(config, dtype, quantization, tied_head=tied_head, packed=packed),
+        weight_bytes(config, dtype, quantization, tied_head=tied_head, packed=packed, kept=kept),
         cache_bytes(config, dtype, texts, length),
     )
 
@@ -70,6 +72,7 @@ def weight_bytes(
     *,
     tied_head: bool = False,
     packed: bool = False,
+    kept: bool = False,
 ) -> int:
     """Bytes of the weights of a model, quantized or not. Args and raises: as `serving_memory`."""
     with torch.device("meta"):
@@ -77,14 +80,18 @@ def weight_bytes(
     model.tie()
     if quantization is not None:
         quantize(model, quantization, tied_head=tied_head)
-    twice = packed and can_pack(dtype) and type(model.head) is nn.Linear and config.tie_word_embeddings
-    return bytes_of(model) + (model.embedding.weight.nbytes if twice else 0)
+    total = bytes_of(model)
+    if packed and can_pack(dtype):
+        weights = [getattr(module, name).weight for module, name in layers_to_pack(model)]
+        replaced = [] if kept else [weight for weight in weights if weight is not model.embedding.weight]
+        total += sum(weight.nbytes for weight in weights) - sum(weight.nbytes for weight in replaced)
+    return total
 
 
 def bytes_of(module: nn.Module) -> int:
     """Bytes of the parameters, buffers and packed weights of a module; what is shared counts once."""
-    packed = [part.nbytes for part in module.modules() if isinstance(part, PackedLinear)]
-    return sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers())) + sum(packed)
+    held = chain(module.parameters(), module.buffers(), packed_layers(module))
+    return sum(each.nbytes for each in held)
 
 
 def cache_bytes(config: ModelConfig, dtype: torch.dtype, texts: int, length: int) -> int:

@@ -18,6 +18,7 @@ from lit_llm.generation import Engine, ahead_of_time, complete, generate
 from lit_llm.generation import compiled as compilation
 from lit_llm.model import Decoder
 from lit_llm.model.adapters import RowAdapters
+from lit_llm.model.packed_linear import can_pack, pack_weights
 from lit_llm.model.quantization import quantize
 
 GREEDY = SamplingConfig(max_new_tokens=20, temperature=0.0)
@@ -50,6 +51,27 @@ def test_text_is_that_without_compiling_and_nothing_is_compiled_twice(monkeypatc
     long = SamplingConfig(max_new_tokens=70, temperature=0.0)  # past the context, where it begins again
     assert generate(model, texts[:1], long, eos_id=None, compile=True) == generate(model, texts[:1], long, eos_id=None)
     assert sorted(made) == [1, 2]
+
+
+@pytest.mark.slow
+def test_more_rows_than_are_compiled_read_packed_weights() -> None:
+    """Also where rows of the other kind join and leave; without the weights as they were nothing is compiled."""
+    if not can_pack(torch.float32):
+        pytest.skip("this torch multiplies no packed weights")
+    config = one_layer()
+    plain, packed = random_decoder(config, std=0.2), pack_weights(random_decoder(config, std=0.2), keep=True)
+    texts = [prompt(plain, 2 + number) for number in range(11)]
+
+    def write(model: Decoder, compile: bool) -> list[list[int]]:
+        engine = Engine(model, 11, compile=compile)
+        for number, text in enumerate(texts):
+            engine.submit(text, SamplingConfig(max_new_tokens=4 if number > 1 else 12, temperature=0.0))
+        return [text.ids for _, text in sorted(engine.run().items())]
+
+    assert write(packed, compile=True) == write(plain, compile=False)
+    assert list(compilation.compiled(packed)._steps) == [2]
+    with pytest.raises(ValueError, match="packed and not kept"):
+        complete(pack_weights(plain), texts[:1], GREEDY, compile=True)
 
 
 @pytest.mark.slow

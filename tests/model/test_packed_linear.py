@@ -17,7 +17,7 @@ from lit_llm.interop import save_model_folder
 from lit_llm.model import Decoder
 from lit_llm.model.adapters import RowAdapters
 from lit_llm.model.log_probs import token_log_probs
-from lit_llm.model.packed_linear import PackedLinear, can_pack, pack_weights
+from lit_llm.model.packed_linear import PackedLinear, can_pack, pack_weights, packed_layers
 from lit_llm.planning.serving import bytes_of, weight_bytes
 from lit_llm.stages.loading import load
 
@@ -77,6 +77,9 @@ def test_models_that_are_loaded_to_be_used_are_packed(tmp_path: Path) -> None:
     # the head besides the embedding
     assert bytes_of(loaded) == weight_bytes(loaded.config, torch.float32, packed=True)
     assert bytes_of(loaded) == bytes_of(model) + model.embedding.weight.nbytes
+    kept = pack_weights(random_decoder(tiny_model()), keep=True)
+    assert bytes_of(kept) == weight_bytes(kept.config, torch.float32, packed=True, kept=True)
+    assert bytes_of(kept) - bytes_of(model) == sum(layer.nbytes for layer in packed_layers(kept)) > 0
     compiled = load(LoadConfig(str(tmp_path / "model"), accelerator="cpu"), compile=True).model
     assert not any(isinstance(module, PackedLinear) for module in compiled.modules())
 
