@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,16 @@ def test_bulk_tokenization() -> None:
     figures = last_line("bulk_tokenization", "--repeats", "1")
     assert_reported(figures, "mb_per_second", "tiktoken_ratio", "datasets_ratio")
     assert set(figures["mb_per_second"]) == {"ours", "tiktoken", "datasets.map"}
+
+
+@pytest.mark.slow
+def test_code_completion() -> None:
+    figures = last_line("code_completion")
+    assert_reported(figures, "bytes", "files", "functions", "compressors", "models")
+    assert set(figures["compressors"]) == {"gzip -9", "xz -9e", "zstd -22"} and figures["functions"] == 4
+    found = figures["models"]["untrained"]
+    # as likely as any other, of 512 tokens, and no function comes of that
+    assert found["nats_per_token"] == pytest.approx(math.log(512), rel=0.2) and found["parse"] == 0
 
 
 @pytest.mark.slow

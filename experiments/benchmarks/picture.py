@@ -1,7 +1,9 @@
-"""The picture of README: the quickstart's loss curve beside a function that its last stage has written.
+"""The pictures of README: a run's loss curve beside something that it has written.
 
 python experiments/quickstart.py
 python experiments/benchmarks/picture.py --run checkpoints/quickstart --output experiments/quickstart.svg
+python experiments/generate.py --model checkpoints/shakespeare_10m --prompts '["ROMEO:"]' > sample.txt
+python experiments/benchmarks/picture.py --run checkpoints/shakespeare_10m --text sample.txt --output shakespeare.svg
 """
 
 from __future__ import annotations
@@ -57,12 +59,16 @@ def draw(run: Path, text: str) -> str:
 def main() -> None:
     """Draw what the options ask for."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--run", type=Path, default=Path("checkpoints/quickstart"), help="folder of the quickstart")
+    parser.add_argument("--run", type=Path, default=Path("checkpoints/quickstart"), help="folder of the run")
     parser.add_argument("--output", type=Path, default=Path("experiments/quickstart.svg"), help="picture to write")
+    parser.add_argument("--text", type=Path, help="file to show; default: a request of the quickstart's comparison")
     parser.add_argument("--request", type=int, default=1, help="which of the comparison's requests, from 1")
     options = parser.parse_args()
-    report = (options.run / "report.md").read_text(encoding="utf-8")
-    options.output.write_text(draw(options.run, sample(report, options.request)), encoding="utf-8")
+    if options.text is not None:
+        text = options.text.read_text(encoding="utf-8")
+    else:
+        text = sample((options.run / "report.md").read_text(encoding="utf-8"), options.request)
+    options.output.write_text(draw(options.run, text), encoding="utf-8")
 
 
 if __name__ == "__main__":
