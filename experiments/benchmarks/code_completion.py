@@ -1,6 +1,6 @@
 """Models of Python on text of packages that they have not read: bits per byte, and completions that parse.
 
-    python experiments/benchmarks/code_completion.py --texts checkpoints/code/held_out \\
+    python experiments/benchmarks/code_completion.py --texts checkpoints/corpora/code_held_out \\
         --models code_30m=checkpoints/code_30m quickstart=checkpoints/quickstart/pretrain
     python experiments/benchmarks/code_completion.py --quick    # an untrained model and these scripts, just to run
 
@@ -148,7 +148,7 @@ def untrained(folder: Path) -> LoadedModel:
 def main() -> None:
     """Measure every model and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", default="checkpoints/code/held_out", help="a corpus that no model has read")
+    parser.add_argument("--texts", default="checkpoints/corpora/code_held_out", help="a corpus that no model has read")
     parser.add_argument("--models", nargs="*", default=[], help="NAME=FOLDER of each")
     parser.add_argument("--megabytes", type=float, default=1.0, help="text to score")
     parser.add_argument("--prompts", type=int, default=96, help="functions to be completed")
