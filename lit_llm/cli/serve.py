@@ -8,7 +8,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +46,12 @@ def serve(config: ServeConfig) -> None:
     access, operations = access_to(config), operations_of(config)
     with bound_socket(config.host, config.port) as listener:  # before the model is read, which takes longer
         models = ModelFolders(config, make_worker)
-        groups = [models.look(name) for name in models.names]
-        tell_begin_token(config, next(iter(groups[0].served.values())).tokenizer)
-        if config.compile:
-            print("compiling the model: some minutes, or seconds if it was compiled before", file=sys.stderr)
-        registry = make_registry(config, models, groups)
+        with _ended_at_once():
+            groups = [models.look(name) for name in models.names]
+            tell_begin_token(config, next(iter(groups[0].served.values())).tokenizer)
+            if config.compile:
+                print("compiling the model: some minutes, or seconds if it was compiled before", file=sys.stderr)
+            registry = make_registry(config, models, groups)
         line = _said_at_start(config, groups, listener)
 
         def started() -> None:
@@ -63,6 +65,17 @@ def serve(config: ServeConfig) -> None:
     failure = registry.worker.failure
     if failure is not None:
         raise UserError(f"the engine failed and could not be started again: {failure}")
+
+
+@contextmanager
+def _ended_at_once() -> Iterator[None]:
+    """End the process on an interrupt without taking Python down, which aborts while another thread is inside torch."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)
 
 
 def make_registry(config: ServeConfig, models: ModelFolders, groups: Sequence[ModelGroup]) -> Registry:

@@ -257,3 +257,25 @@ def test_work_in_a_thread_of_its_own_leaves_no_threads() -> None:
             in_thread_of_its_own(lambda: 1 // 0)
     finally:
         torch.set_num_threads(number)
+
+
+@pytest.mark.slow
+def test_an_interrupt_while_the_model_is_read(tmp_path: Path) -> None:
+    """Whatever torch is at in the thread that reads, the process ends as any other that is interrupted."""
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    sizes = {"hidden_size": 640, "num_heads": 10, "num_layers": 14, "max_position_embeddings": 64}
+    folder = save_policy(tmp_path / "model", letter_tokenizer(), **sizes)
+    words = [sys.executable, str(ROOT / "experiments" / "serve.py"), "--model", str(folder), "--port", "0"]
+    for delay in (0.0, 0.6, 1.2):
+        with subprocess.Popen(
+            [*words, "--accelerator", "cpu"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        ) as process:
+            assert process.stderr is not None and "texts begin with" in process.stderr.readline()
+            time.sleep(delay)
+            process.send_signal(signal.SIGINT)
+            said = process.stderr.read()
+        assert (process.wait(), said) == (130, "error: interrupted\n") or (process.returncode, said) == (0, "")
