@@ -32,7 +32,7 @@ class ExportConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16", "q8_0"] = "auto"
     """Type of the weights; auto keeps them as they are; q8_0 is 8 bits in blocks of 32, for gguf and ollama alone."""
     quantize: Literal["none", "int8", "int8_dynamic", "int4"] = "none"
-    """Round the weights to 8 or 4 bits and say what that costs in quality; for generate.py alone, in our own form."""
+    """Round the weights to 8 or 4 bits and say what that costs in quality; for this package alone, in our own form."""
     quality_text: str | None = None
     """Text file to measure the loss of quality on (its first 512 tokens); null: the validation text of the run, or else
     a short built-in text."""

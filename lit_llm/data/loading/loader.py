@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -91,6 +93,17 @@ class ConsumedBatchSampler(Sampler[list[int]]):
             yield list(range(first + self.rank, first + stride, self.world_size))
 
 
+def end_without_parent(worker: int) -> None:
+    """End a loader process whose parent was killed before it had begun to look whether that lives.
+
+    torch's workers compare their parent's id with the one that they saw first; of one that was dead by then they would
+    wait for work for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():
+        os._exit(1)
+
+
 class TimedDataLoader(DataLoader):
     """A DataLoader of whole batches that counts how long `next` kept the training waiting.
 
@@ -109,8 +122,10 @@ class TimedDataLoader(DataLoader):
 
     def __init__(self, dataset: Dataset, reported_length: int | None = None, **options: Any) -> None:
         options.setdefault("collate_fn", use_whole_batch)
-        if options.get("num_workers") and hasattr(dataset, "pack"):
-            dataset = PackedDataset(dataset)
+        if options.get("num_workers"):
+            options.setdefault("worker_init_fn", end_without_parent)
+            if hasattr(dataset, "pack"):
+                dataset = PackedDataset(dataset)
         super().__init__(dataset, generator=torch.Generator(), **options)
         self.reported_length = reported_length
         self.wait_seconds = 0.0
