@@ -1,8 +1,8 @@
 """Linear layers of a model on the CPU that only writes or scores text, with weights in the order that products read.
 
 torch hands the weight to its library as it is stored, and for one row even computes on one core. oneDNN's product with
-a weight that was put into its own order beforehand is two to three times as fast for up to 16 rows, and still faster
-for a thousand; for one row it uses every core.
+a weight that was put into its own order beforehand is up to three times as fast for few rows, and still faster for a
+thousand; for one row it uses every core.
 """
 
 from __future__ import annotations

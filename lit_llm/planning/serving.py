@@ -83,8 +83,8 @@ def weight_bytes(
     total = bytes_of(model)
     if packed and can_pack(dtype):
         weights = [getattr(module, name).weight for module, name in layers_to_pack(model)]
-        replaced = [] if kept else [weight for weight in weights if weight is not model.embedding.weight]
-        total += sum(weight.nbytes for weight in weights) - sum(weight.nbytes for weight in replaced)
+        # of weights that are not kept the packed form takes the place, but for that of the embedding
+        total += sum(weight.nbytes for weight in weights if kept or weight is model.embedding.weight)
     return total
 
 

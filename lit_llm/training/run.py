@@ -118,14 +118,13 @@ def fit(
                 metrics = _train_and_test(trainer, module, data, resume_from)
         finally:
             close_loggers(loggers)
-    model_folder = config.folder / "model"
     weights = whole_weights(trainer, module)  # every rank takes part
     if trainer.is_global_zero:
         _write_model(config, module, weights, tokenizer, settings)
     seconds = next(logger.seconds for logger in loggers if isinstance(logger, MetricsFile))
     return RunResult(
         folder=config.folder,
-        model_folder=model_folder,
+        model_folder=config.folder / "model",
         metrics=metrics,
         samples=samples.texts,
         tokens=speed.tokens,
