@@ -128,14 +128,17 @@ def _hardware(config: PlanConfig) -> Hardware:
     """
     import torch
 
+    from lit_llm.model.arithmetic import multiplies_bfloat16
     from lit_llm.planning.machine import named_gpu, this_machine
 
     if config.gpu is not None:
+        config.settle_precision(True)
         hardware = named_gpu(config.gpu)
     else:
         for option in ("num_gpus", "price", "prices", "gpu_memory_gib"):
             if getattr(config, option) is not None and not torch.cuda.is_available():
                 raise UserError(f"{option} is given, but this machine has no GPU; say which is meant, as --gpu H100")
+        config.settle_precision(multiplies_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
         hardware = this_machine(torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16)
         if hardware.kind == "accelerator" and config.num_gpus is None and config.trainer.devices == "auto":
             config.num_gpus = hardware.devices * config.trainer.num_nodes

@@ -39,8 +39,9 @@ class OptimizerConfig:
     muon_ns_steps: int = 5
     """Muon: Newton-Schulz iterations."""
     muon_ns_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Muon: arithmetic of Newton-Schulz. auto: float32 on any CPU, bfloat16 on a GPU. In bfloat16 an update is exact
-    to a percent only, so that runs over other numbers of devices differ by as much."""
+    """Muon: arithmetic of Newton-Schulz. auto: bfloat16 on a GPU, and on a CPU where trainer.precision auto has chosen
+    bf16-mixed; else float32. In bfloat16 an update is exact to a percent only, so that runs over other numbers of
+    devices differ by as much."""
 
     def __post_init__(self) -> None:
         if self.eps <= 0:

@@ -136,6 +136,14 @@ class RunConfig:
             lines.append(f"warm-up {chosen} of {steps:,} steps; --schedule.warmup_steps sets another, 0 for none")
         return lines
 
+    def settle_precision(self, has_bfloat16: bool) -> None:
+        """Replace trainer.precision auto, once it is known whether the device has units for bfloat16."""
+        if self.trainer.precision != "auto":
+            return
+        self.trainer = replace(self.trainer, precision="bf16-mixed" if has_bfloat16 else "32-true")
+        if has_bfloat16 and self.optimizer.muon_ns_dtype == "auto":
+            self.optimizer = replace(self.optimizer, muon_ns_dtype="bfloat16")
+
     def _check_strategy(self) -> None:
         """Refuse what a strategy cannot do."""
         strategy = self.trainer.strategy

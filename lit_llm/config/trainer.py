@@ -78,8 +78,9 @@ class TrainerConfig:
     "every_n" in each n-th block only); or its input and the results of its matrix products ("selective")."""
     checkpoint_every_n_blocks: int = 2
     """n of activation_checkpointing "every_n"."""
-    precision: Literal["32-true", "bf16-mixed", "bf16-true"] = "32-true"
-    """float32; bfloat16 arithmetic on float32 weights; or all bfloat16, optimizer too (small updates are lost)."""
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "auto"] = "32-true"
+    """float32; bfloat16 arithmetic on float32 weights; all bfloat16 (small updates are lost); or auto: bf16-mixed where
+    the device has units for it, else 32-true."""
     float8: bool = False
     """Compute the products of the blocks in float8 (extra `torchao`; CUDA from Ada and Hopper on): faster for wide
     layers, and noisier, so that a loss beside that of bfloat16 is worth a look. Layers whose widths are no multiples of

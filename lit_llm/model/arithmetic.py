@@ -31,10 +31,10 @@ _CPU_MULTIPLIES_BFLOAT16 = bool(torch.cpu._is_avx512_bf16_supported() or torch.c
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32: true on GPUs and on processors made for it."""
-    if device.type != "cpu":
-        return True
-    return _CPU_MULTIPLIES_BFLOAT16
+    """Whether a device has units for bfloat16; one without them emulates it, and float32 is faster there."""
+    if device.type == "cpu":
+        return _CPU_MULTIPLIES_BFLOAT16
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[object]:

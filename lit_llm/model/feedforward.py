@@ -11,8 +11,28 @@ from torch import Tensor, nn
 from lit_llm.config import ModelConfig
 
 
-def _relu_squared(x: Tensor) -> Tensor:
-    return F.relu(x).square()
+class _ReluSquared(torch.autograd.Function):
+    """`relu(x)^2`, keeping `relu(x)` alone, which also says where the gradient is 0: two passes each way."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        positive = F.relu(x)
+        ctx.save_for_backward(positive)
+        return positive * positive
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        (positive,) = ctx.saved_tensors
+        return (gradient * positive).mul_(2.0)
+
+
+def relu_squared(x: Tensor) -> Tensor:
+    """Squared ReLU; the compiler fuses the plain formula by itself."""
+    if torch.compiler.is_compiling():
+        return F.relu(x).square()
+    if not torch.is_grad_enabled():
+        return F.relu(x).square_()
+    return _ReluSquared.apply(x)
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -24,7 +44,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": _gelu_tanh,
     "silu": F.silu,
-    "relu2": _relu_squared,
+    "relu2": relu_squared,
     "swiglu": F.silu,
     "geglu": F.gelu,
     "geglu_tanh": _gelu_tanh,

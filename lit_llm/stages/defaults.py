@@ -7,23 +7,31 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 import yaml
 
 from lit_llm.config import RunConfig
 from lit_llm.config.notices import is_first_process
+from lit_llm.model.arithmetic import multiplies_bfloat16
 from lit_llm.planning import count_parameters
+from lit_llm.training.strategies import is_on_gpu
 
 _OPEN = (
     ("data", "sequence_length"),
     ("optimizer", "learning_rate"),
     ("optimizer", "muon_learning_rate"),
     ("schedule", "warmup_steps"),
+    ("optimizer", "muon_ns_dtype"),
+    ("trainer", "precision"),
 )
-"""Options that are null until a stage knows its model and its data, by group."""
+"""Options that are null or "auto" until a stage knows its model, its data and its device, by group."""
+_ARITHMETICS = ("32-true", "bf16-mixed", "float32", "bfloat16")
 
 
-def choose_rates(config: RunConfig) -> None:
-    """Fill in rates and warm-up that are null; `config.model` and trainer.max_steps have to be known."""
+def choose_rest(config: RunConfig) -> None:
+    """Fill in the precision, rates and warm-up that are left open; `config.model` and max_steps have to be known."""
+    device = torch.device("cuda" if is_on_gpu(config.trainer) else "cpu")
+    config.settle_precision(multiplies_bfloat16(device))
     tell(config.fill_rates(count_parameters(config.model)))
 
 
@@ -35,7 +43,7 @@ def tell(lines: Iterable[str | None]) -> None:
 
 
 def keep_earlier_choices(config: RunConfig) -> None:
-    """Where a run goes on, take what is null from its config.yaml: a longer run keeps the rates that it began with.
+    """Where a run goes on, take what is open from its config.yaml: a longer run keeps the rates that it began with.
 
     A file that cannot be read is left alone; the checkpoint's own configuration is compared later in any case.
 
@@ -54,5 +62,6 @@ def keep_earlier_choices(config: RunConfig) -> None:
     for group, name in _OPEN:
         ours, theirs = getattr(config, group), saved.get(group) if isinstance(saved, dict) else None
         value = theirs.get(name) if isinstance(theirs, dict) else None
-        if getattr(ours, name) is None and isinstance(value, int | float):
+        given = getattr(ours, name)
+        if (given is None and isinstance(value, int | float)) or (given == "auto" and value in _ARITHMETICS):
             setattr(config, group, replace(ours, **{name: value}))

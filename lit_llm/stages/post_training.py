@@ -14,7 +14,7 @@ from lit_llm.config import ModelConfig, PostTrainingConfig, UserError, to_plain
 from lit_llm.data.conversations.data_module import RowsDataModule
 from lit_llm.interop import load_tokenizer, read_model_config, starting_adapter
 from lit_llm.modules import LanguageModule
-from lit_llm.stages.defaults import choose_rates, tell
+from lit_llm.stages.defaults import choose_rest, tell
 from lit_llm.stages.loading import find_model
 from lit_llm.stages.running import Sections, run_stage
 from lit_llm.tokenizer import Tokenizer, with_chat_tokens
@@ -110,7 +110,7 @@ def open_data(config: PostTrainingConfig, data: RowsDataModule) -> None:
     data.setup("fit")
     config.set_steps(data.num_samples)
     config.set_steps_of_tokens(data.tokens_per_sample)
-    choose_rates(config)
+    choose_rest(config)
 
 
 def show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:

@@ -14,7 +14,7 @@ from lit_llm.data.pretraining.data_module import TokenDataModule
 from lit_llm.data.pretraining.shard_folder import require_shards
 from lit_llm.interop import read_model_config
 from lit_llm.modules import PretrainingModule
-from lit_llm.stages.defaults import choose_rates, tell
+from lit_llm.stages.defaults import choose_rest, tell
 from lit_llm.stages.running import run_stage
 from lit_llm.tokenizer import Tokenizer
 
@@ -54,7 +54,7 @@ def build_pretraining(config: PretrainConfig) -> tuple[PretrainingModule, TokenD
     data = TokenDataModule(config.data, tokenizer, config.seed, config.trainer.max_steps)
     data.setup("fit")  # what is wrong with the shards is said before there is a run folder
     tell([*data.mix.lines, *data.validation_lines()])
-    choose_rates(config)
+    choose_rest(config)
     return PretrainingModule(config, torch.tensor(tokenizer.byte_lengths())), data, tokenizer
 
 

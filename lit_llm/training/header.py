@@ -13,6 +13,7 @@ import torch
 from lit_llm.config import PRESETS, PROJECTIONS, ModelConfig, PPOConfig, PretrainConfig, RunConfig, preset, to_plain
 from lit_llm.config.progress import in_words
 from lit_llm.interop.configuration import family_of
+from lit_llm.model.arithmetic import multiplies_bfloat16
 from lit_llm.model.float8 import MULTIPLE, is_float8
 from lit_llm.model.parallel import compiles
 from lit_llm.model.spans import SHORT, kernel_for
@@ -175,12 +176,24 @@ def kernel_lines(config: RunConfig, device_type: str) -> list[str]:
         device_type: of the device that trains.
     """
     words, trainer = [], config.trainer
+    if device_type == "cpu" and not multiplies_bfloat16(torch.device("cpu")):
+        words.extend(_emulated_words(config))
     if compiles(trainer):
         words.append("compiled blocks, loss and Muon" if device_type == "cuda" else "compiled blocks")
     if device_type == "cuda" and torch.get_float32_matmul_precision() != "highest":
         words.append("float32 products of TF32 factors (trainer.float32_matmul_precision)")
     attention = _attention_words(config, device_type)
     return [", ".join([*words, *attention])] if words or attention else []
+
+
+def _emulated_words(config: RunConfig) -> list[str]:
+    """What a processor without units for bfloat16 computes in it, and what to set instead."""
+    options = []
+    if config.trainer.precision != "32-true":
+        options.append("--trainer.precision auto")
+    if config.optimizer.name == "muon" and config.optimizer.newton_schulz_dtype("cpu") == "bfloat16":
+        options.append("--optimizer.muon_ns_dtype auto")
+    return [f"bfloat16 emulated, which is slow: {' '.join(options)} avoids it"] if options else []
 
 
 def _float8_lines(config: RunConfig, module: Any) -> list[str]:

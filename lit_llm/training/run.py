@@ -26,6 +26,7 @@ from lit_llm.training.ends import EndOfRun, check_patience
 from lit_llm.training.failures import readable_failures, set_distributed_defaults
 from lit_llm.training.guards import StepGuard
 from lit_llm.training.header import RunHeader
+from lit_llm.training.host_memory import keep_freed_memory
 from lit_llm.training.interrupt import GracefulStop
 from lit_llm.training.loggers import build_loggers, check_loggers, close_loggers
 from lit_llm.training.mixing import MixCurves
@@ -42,6 +43,7 @@ from lit_llm.training.strategies import (
     build_strategy,
     cluster_environment,
     data_parallel_processes,
+    is_on_gpu,
     set_matmul_precision,
     trainer_precision,
     whole_weights,
@@ -149,6 +151,8 @@ def _begin(config: RunConfig, data: ResumableDataModule) -> str | None:
     check_loggers(config)
     set_distributed_defaults(config)
     set_matmul_precision(config.trainer)
+    if not is_on_gpu(config.trainer):
+        keep_freed_memory()
     return checkpoint_to_resume(config)
 
 

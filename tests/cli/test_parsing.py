@@ -59,7 +59,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str, kind: type = Pr
         (["--model.preset", "gtp2"], "no model preset 'gtp2'; try gpt2"),
         (["--model.num_layers", "three"], "model.num_layers is three; it must be a whole number"),
         (["--samples.sampling.top_k", "x"], "samples.sampling.top_k is x; it must be a whole number or null"),
-        (["--trainer.precision", "16"], "trainer.precision is 16; it must be 32-true or bf16-mixed or bf16-true"),
+        (["--trainer.precision", "16"], "it must be 32-true or bf16-mixed or bf16-true or auto"),
         (["--trainer.compile", "maybe"], "trainer.compile is maybe; it must be true or false or auto"),
         (["--model.rope_scaling.factor", "x"], "model.rope_scaling.factor is x; it must be a number"),
         (["--data.micro_batch_size", "3"], "data.batch_size 8 does not divide by data.micro_batch_size 3"),

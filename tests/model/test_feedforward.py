@@ -48,7 +48,11 @@ def test_feedforward_is_its_formula(activation: str, bias: bool) -> None:
     else:
         assert "gate_proj.weight" not in weights
         inner = act(linear("up_proj", x))
-    assert largest_difference(feedforward(x), linear("down_proj", inner)) < 1e-5
+    expected = linear("down_proj", inner)
+    with torch.no_grad():
+        assert largest_difference(feedforward(x), expected) < 1e-5
+    gradients = [torch.autograd.grad(out.square().sum(), list(weights.values())) for out in (feedforward(x), expected)]
+    assert all(largest_difference(got, right) < 1e-5 * right.abs().max() for got, right in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize(

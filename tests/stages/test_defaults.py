@@ -93,6 +93,25 @@ def test_pretraining_writes_down_what_it_chose_and_keeps_it_when_it_goes_on(
     assert [value for _, value in all_curves(longer)["learning_rate/muon"]] == pytest.approx([0.02] * 80)
 
 
+@pytest.mark.parametrize(
+    ("has_units", "precision", "of_muon"), [(True, "bf16-mixed", "bfloat16"), (False, "32-true", "auto")]
+)
+def test_the_precision_suits_the_processor_and_stays_when_the_run_moves_to_another(
+    has_units: bool, precision: str, of_muon: str, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"trainer": {"precision": "auto", "max_steps": 1}, "optimizer": {"name": "muon"}}
+    monkeypatch.setattr("lit_llm.stages.defaults.multiplies_bfloat16", lambda device: has_units)
+    config = make_run(**options, schedule={"warmup_steps": 1})
+    pretrain(config)
+    saved = yaml.safe_load((config.folder / "config.yaml").read_text())
+    assert (saved["trainer"]["precision"], saved["optimizer"]["muon_ns_dtype"]) == (precision, of_muon)
+    monkeypatch.setattr("lit_llm.stages.defaults.multiplies_bfloat16", lambda device: not has_units)
+    options["trainer"]["max_steps"] = 2
+    longer = make_run(**options, schedule={"warmup_steps": 1}, ckpt_path="last", resume_changed=True)
+    pretrain(longer)
+    assert (longer.trainer.precision, longer.optimizer.muon_ns_dtype) == (precision, of_muon)
+
+
 @pytest.mark.parametrize("content", ["", "42", "{", "optimizer: 3", "schedule: {warmup_steps: many}", None])
 def test_a_record_that_says_nothing_leaves_the_choice_open(content: str | None, make_run: MakeRun) -> None:
     config = make_run(**NOTHING_GIVEN, ckpt_path="last")

@@ -89,6 +89,9 @@ def test_kernels_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert said("cpu", {"attention_kernel": "mask"}, documents=True) == ["attention to documents by a mask"]
     assert said("cpu", documents=True, dropout=0.1) == ["attention to documents by a mask"]
     assert said("cpu", {"compile": True}) == ["compiled blocks"]
+    monkeypatch.setattr("lit_llm.training.header.multiplies_bfloat16", lambda device: False)
+    emulated = "bfloat16 emulated, which is slow: --trainer.precision auto avoids it"
+    assert (said("cpu"), said("cpu", {"precision": "bf16-mixed"})) == ([], [emulated])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
     everything = {"sliding_window": 100, "attention_softcap": 30.0}
