@@ -88,6 +88,8 @@ def _show_answer(conversation: Conversation, terminal: _Terminal, answer: Genera
     assert last is not None
     if stopped and not last.written.text:
         terminal.tell("stopped before a word was written; the conversation is as it was")
+    elif not last.written.text.strip():
+        terminal.tell("the model ended its answer before it had written a word")
     elif terminal.asks:
         terminal.tell(_account(conversation, last, time.perf_counter() - began, stopped))
 

@@ -207,7 +207,9 @@ class GenerateConfig(LoadConfig):
             if on and self.compile:
                 raise UserError(f"{mode} cannot be had together with compile")
             if on and (self.batch_size is not None or not self.stream):
-                raise UserError(f"with {mode} one text is written after the other; leave batch_size and stream out")
+                raise UserError(
+                    f"with {mode} one text is written after the other; leave batch_size out and stream at true"
+                )
         if self.batch_size is not None and self.stream and self.log_probs is None:
             raise UserError(
                 "batch_size is for texts that are written at once, and with stream one is shown after the other; add "

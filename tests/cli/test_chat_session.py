@@ -385,6 +385,15 @@ def test_lines_from_stdin(
     ]
 
 
+def test_an_answer_without_a_word_is_said_to_be_one(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"bc\n")))
+    ends = dict.fromkeys(ChatFormat(TOKENIZER).stop_ids, 1000.0)
+    chat(ChatConfig(str(loaded.folder), accelerator="cpu", sampling=replace(GREEDY, logit_bias=ends)))
+    assert capsys.readouterr() == ("\n\n", "the model ended its answer before it had written a word\n")
+
+
 class InterruptedAtTheEnd(io.StringIO):
     """Lines, and Ctrl-C where the next would be."""
 

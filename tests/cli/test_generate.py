@@ -161,7 +161,10 @@ def test_text_is_held_to_a_form(folder: Path, tmp_path: Path, capsys: pytest.Cap
         ({"batch_size": 0}, "batch_size is 0"),
         ({"batch_size": 8}, "batch_size is for texts that are written at once, .*; add --stream false"),
         ({"batch_size": 8, "num_beams": 2}, "with num_beams one text is written after the other; leave batch_size"),
-        ({"stream": False, "draft_model": "x"}, "with draft_model one text .*; leave batch_size and stream out"),
+        (
+            {"stream": False, "draft_model": "x"},
+            "with draft_model one text .*; leave batch_size out and stream at true",
+        ),
         ({"log_probs": -1}, "log_probs is -1"),
         ({"regex": "a", "json_schema": "{}"}, "regex and json_schema cannot be had together"),
         ({"num_beams": 2, "draft_model": "x"}, "num_beams and draft_model cannot be had together"),
