@@ -18,6 +18,7 @@ from lit_llm.model.arithmetic import at_least_float32, compute_dtype, multiplies
 from lit_llm.model.blocked_attention import LONGEST, blocked_attention
 from lit_llm.model.cache import CacheStep
 from lit_llm.model.initialization import initialize_weights
+from lit_llm.model.linear import Linear
 from lit_llm.model.normalization import make_norm
 from lit_llm.model.one_token import one_query_attention
 from lit_llm.model.piecewise import piecewise_attention
@@ -130,10 +131,10 @@ class Attention(nn.Module):
         divisor = config.query_pre_attention_scalar
         self.scale = None if divisor is None else divisor**-0.5
         width, d = config.hidden_size, config.width_per_head
-        self.q_proj = nn.Linear(width, config.num_heads * d, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(width, config.kv_heads * d, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(width, config.kv_heads * d, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.num_heads * d, width, bias=config.attention_output_bias)
+        self.q_proj = Linear(width, config.num_heads * d, bias=config.qkv_bias)
+        self.k_proj = Linear(width, config.kv_heads * d, bias=config.qkv_bias)
+        self.v_proj = Linear(width, config.kv_heads * d, bias=config.qkv_bias)
+        self.o_proj = Linear(config.num_heads * d, width, bias=config.attention_output_bias)
         self.q_norm = self.k_norm = None
         if config.qk_norm:
             over_all = config.qk_norm_width == "all"
@@ -143,7 +144,7 @@ class Attention(nn.Module):
         # every second layer, counted so that the last one has it
         if config.value_embeddings and layer % 2 == (config.num_layers - 1) % 2:
             self.value_embedding = nn.Embedding(config.padded_vocab_size, config.kv_heads * d)
-            self.value_gate = nn.Linear(min(GATE_WIDTH, width), config.kv_heads, bias=False)
+            self.value_gate = Linear(min(GATE_WIDTH, width), config.kv_heads, bias=False)
         self._tables: RotaryTables | None = None  # of an attention that is used by itself
         if seed is not None:
             initialize_weights(self, config, seed, prefix=f"blocks.{layer}.attention.")

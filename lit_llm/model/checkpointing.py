@@ -30,6 +30,7 @@ _ATTENTION = (
 )
 KEPT_OPERATIONS = [
     *(getattr(torch.ops.aten, name).default for name in (*_PRODUCTS, *_ATTENTION)),
+    *([torch.ops.mkldnn._linear_pointwise.default] if hasattr(torch.ops.mkldnn, "_linear_pointwise") else []),
     torch.ops.lit_llm.piecewise_attention.default,
     torch.ops.higher_order.flex_attention,
     torch.ops.lit_llm.blocked_attention.default,

@@ -17,6 +17,7 @@ from lit_llm.model.cache import CacheStep, KVCache
 from lit_llm.model.checkpointing import run_checkpointed
 from lit_llm.model.feedforward import FeedForward
 from lit_llm.model.initialization import initialize_weights
+from lit_llm.model.linear import Linear
 from lit_llm.model.normalization import make_norm
 from lit_llm.model.position import SinusoidalTable, rotary_tables, token_positions
 from lit_llm.model.scores import token_scores
@@ -111,7 +112,7 @@ class TokenSmear(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(min(GATE_WIDTH, config.hidden_size), 1, bias=False)
+        self.gate = Linear(min(GATE_WIDTH, config.hidden_size), 1, bias=False)
         self.strength = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -161,9 +162,9 @@ class Decoder(nn.Module):
         # the 2017 block ends in a norm of its own
         self.final_norm = make_norm(config) if config.norm_placement != "post" else None
         outputs = 1 if config.output == "score" else config.padded_vocab_size
-        self.head = nn.Linear(config.hidden_size, outputs, bias=False)
+        self.head = Linear(config.hidden_size, outputs, bias=False)
         # for a `head` callback alone: see `forward`
-        self.value_head = nn.Linear(config.hidden_size, 1, bias=False) if config.value_head else None
+        self.value_head = Linear(config.hidden_size, 1, bias=False) if config.value_head else None
         self.tie()
         if seed is not None:
             initialize_weights(self, config, seed)

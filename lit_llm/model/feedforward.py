@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.config import ModelConfig
+from lit_llm.model.linear import Linear
 
 
 class _ReluSquared(torch.autograd.Function):
@@ -85,9 +86,9 @@ class FeedForward(nn.Module):
         super().__init__()
         width, inner = config.hidden_size, config.feedforward_size
         self.activation = ACTIVATIONS[config.activation]
-        self.gate_proj = nn.Linear(width, inner, bias=config.mlp_bias) if config.gated else None
-        self.up_proj = nn.Linear(width, inner, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(inner, width, bias=config.mlp_bias)
+        self.gate_proj = Linear(width, inner, bias=config.mlp_bias) if config.gated else None
+        self.up_proj = Linear(width, inner, bias=config.mlp_bias)
+        self.down_proj = Linear(inner, width, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the feed-forward to x [b, t, hidden]; the result has the same shape."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from lit_llm.model.linear import is_plain
 from lit_llm.model.packed_linear import PackedLinear
 from lit_llm.model.quantization import QuantizedLinear
 
@@ -105,7 +106,7 @@ def _for_few_rows(module: nn.Module) -> nn.Module | None:
         return FewRowsLinear(module.weight, module.scale, module.bias)
     if isinstance(module, QuantizedLinear) and module.kind == "int4" and not module.is_packed:
         return FewRowsInt4Linear(module.weight, module.scale, module.bias, module.out_features)
-    if type(module) is nn.Linear or isinstance(module, PackedLinear):
+    if is_plain(module) or isinstance(module, PackedLinear):
         if module.weight is None:
             raise ValueError("the weights were packed and not kept, which the compiled step reads")
         return FewRowsLinear(module.weight.detach(), None, None if module.bias is None else module.bias.detach())

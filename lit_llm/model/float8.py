@@ -13,6 +13,7 @@ from torch import nn
 
 from lit_llm.config import PROJECTIONS, UserError
 from lit_llm.config.extras import optional_module
+from lit_llm.model.linear import is_plain
 
 LEAST_CAPABILITY = (8, 9)
 """Of a CUDA device that multiplies float8: Ada, Hopper and later."""
@@ -62,7 +63,7 @@ def use_float8(blocks: nn.Module, emulate: bool = False) -> None:
 
     def is_taken(module: nn.Module, name: str) -> bool:
         nonlocal taken
-        if type(module) is not nn.Linear or name.rpartition(".")[2] not in PROJECTIONS:
+        if not is_plain(module) or name.rpartition(".")[2] not in PROJECTIONS:
             return False
         if module.in_features % MULTIPLE or module.out_features % MULTIPLE:
             return False

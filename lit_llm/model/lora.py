@@ -22,6 +22,7 @@ from lit_llm.distributed.tensors import local_part
 from lit_llm.model.arithmetic import at_least_float32, compute_dtype, without_autocast
 from lit_llm.model.decoder import Decoder
 from lit_llm.model.initialization import initialize_weights
+from lit_llm.model.linear import linear
 from lit_llm.model.rounding import (
     GROUP_SIZE,
     from_int4,
@@ -109,7 +110,7 @@ class LoraLinear(nn.Linear):
 
     def _base(self, x: Tensor) -> Tensor:
         if not self.is_quantized:
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         y: Tensor = _DequantizedProduct.apply(x.to(compute_dtype(x)), self.weight, self.weight_scale)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.model.decoder import Decoder
+from lit_llm.model.linear import is_plain
 
 # for how many rows the order is chosen: what suits these was as fast as any other from 1 to 1,024
 _ROWS = 16
@@ -87,8 +88,8 @@ def pack_weights(model: Decoder, keep: bool = False) -> Decoder:
 def layers_to_pack(model: Decoder) -> list[tuple[nn.Module, str]]:
     """List the layers that `pack_weights` replaces, as modules and the names of their children."""
     modules = model.blocks.modules()
-    places = [(module, name) for module in modules for name, child in module.named_children() if _is_plain(child)]
-    return [*places, (model, "head")] if model.config.output == "tokens" and _is_plain(model.head) else places
+    places = [(module, name) for module in modules for name, child in module.named_children() if _is_whole(child)]
+    return [*places, (model, "head")] if model.config.output == "tokens" and _is_whole(model.head) else places
 
 
 def packed_layers(model: nn.Module) -> list[PackedLinear]:
@@ -96,8 +97,8 @@ def packed_layers(model: nn.Module) -> list[PackedLinear]:
     return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
-def _is_plain(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and type(module.weight) is nn.Parameter
+def _is_whole(module: nn.Module) -> bool:
+    return is_plain(module) and type(module.weight) is nn.Parameter
 
 
 @cache

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lit_llm.config import PROJECTIONS, UserError
 from lit_llm.model.decoder import Decoder
+from lit_llm.model.linear import is_plain
 from lit_llm.model.quantized_products import (
     LINE,
     from_kernel_order,
@@ -252,7 +253,7 @@ def quantization_of(model: nn.Module) -> str | None:
 
 def _check(linear: nn.Linear, name: str, kind: str) -> None:
     weight = linear.weight
-    if type(linear) is not nn.Linear:
+    if not is_plain(linear):
         raise UserError("a model with low-rank additions cannot be quantized; merge them first, with export.py")
     if type(weight) is not nn.Parameter:
         raise UserError("a sharded model cannot be quantized; load it whole")

@@ -9,13 +9,13 @@ import torch
 from chat_rows import letter_tokenizer
 from conftest import tiny_model
 from random_decoder import add_random_lora, random_decoder, random_tokens
-from torch import nn
 
 from lit_llm.config import LoadConfig, LoraConfig, ModelConfig, SamplingConfig
 from lit_llm.generation import Engine
 from lit_llm.interop import save_model_folder
 from lit_llm.model import Decoder
 from lit_llm.model.adapters import RowAdapters
+from lit_llm.model.linear import is_plain
 from lit_llm.model.log_probs import token_log_probs
 from lit_llm.model.packed_linear import PackedLinear, can_pack, pack_weights, packed_layers
 from lit_llm.planning.serving import bytes_of, weight_bytes
@@ -38,7 +38,7 @@ def test_a_packed_model_computes_what_it_did(name: str, dtype: torch.dtype) -> N
     if not can_pack(dtype):
         pytest.skip(f"this torch multiplies no packed weights of {dtype}")
     plain, packed = pair(tiny_model(name, vocab_size=391), dtype)
-    linears = [module for module in plain.modules() if type(module) is nn.Linear]
+    linears = [module for module in plain.modules() if is_plain(module)]
     assert len([module for module in packed.modules() if isinstance(module, PackedLinear)]) == len(linears)
     assert isinstance(packed.head, PackedLinear) and torch.equal(packed.head.unpacked(), plain.head.weight)
     rounding = 1e-5 if dtype == torch.float32 else 0.05
@@ -87,7 +87,7 @@ def test_models_that_are_loaded_to_be_used_are_packed(tmp_path: Path) -> None:
 @needs_packing
 def test_what_cannot_be_packed_stays_and_what_is_packed_is_not_moved() -> None:
     scores = pack_weights(random_decoder(tiny_model(output="score", tie_word_embeddings=False)))
-    assert type(scores.head) is nn.Linear and isinstance(scores.blocks[0].attention.q_proj, PackedLinear)
+    assert is_plain(scores.head) and isinstance(scores.blocks[0].attention.q_proj, PackedLinear)
     doubled = pack_weights(random_decoder(tiny_model()).double())
     assert not any(isinstance(module, PackedLinear) for module in doubled.modules())
     _, packed = pair(tiny_model())
