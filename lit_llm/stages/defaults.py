@@ -21,11 +21,13 @@ _OPEN = (
     ("optimizer", "learning_rate"),
     ("optimizer", "muon_learning_rate"),
     ("schedule", "warmup_steps"),
-    ("optimizer", "muon_ns_dtype"),
-    ("trainer", "precision"),
 )
-"""Options that are null or "auto" until a stage knows its model, its data and its device, by group."""
-_ARITHMETICS = ("32-true", "bf16-mixed", "float32", "bfloat16")
+"""Options that are null until a stage knows its model and its data, by group."""
+_SETTLED = {
+    ("trainer", "precision"): ("32-true", "bf16-mixed"),
+    ("optimizer", "muon_ns_dtype"): ("float32", "bfloat16"),
+}
+"""Options that are "auto" until a stage knows its device, by group, and what becomes of them."""
 
 
 def choose_rest(config: RunConfig) -> None:
@@ -59,9 +61,9 @@ def keep_earlier_choices(config: RunConfig) -> None:
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return
-    for group, name in _OPEN:
+    for group, name in (*_OPEN, *_SETTLED):
         ours, theirs = getattr(config, group), saved.get(group) if isinstance(saved, dict) else None
         value = theirs.get(name) if isinstance(theirs, dict) else None
-        given = getattr(ours, name)
-        if (given is None and isinstance(value, int | float)) or (given == "auto" and value in _ARITHMETICS):
+        given, settled = getattr(ours, name), _SETTLED.get((group, name), ())
+        if (given is None and isinstance(value, int | float)) or (given == "auto" and value in settled):
             setattr(config, group, replace(ours, **{name: value}))
