@@ -47,7 +47,8 @@ class Cut:
     """A function whose body is to be written.
 
     Attributes:
-        before: the file up to the end of the function's docstring.
+        before: the file up to the end of the function's docstring, without the end of that line: with it, a tokenizer
+            whose tokens join it to the indentation after it would tell the model that there is none.
         header: the end of that, from the def line on.
         margin: columns before the def line.
     """
@@ -83,16 +84,16 @@ def cuts_of(text: str) -> list[Cut]:
             end = node.body[0].end_lineno or 0
             if node.body[1].lineno > end:
                 before, header = lines[:end], lines[node.lineno - 1 : end]
-                found.append(Cut("\n".join([*before, ""]), "\n".join([*header, ""]), node.col_offset))
+                found.append(Cut("\n".join(before), "\n".join(header), node.col_offset))
     return found
 
 
 def function_of(cut: Cut, written: str, ended: bool) -> str:
     """The function that begins as `cut` and goes on as `written` up to where its margin is reached."""
-    body = re.split(rf"\n(?= {{0,{cut.margin}}}\S)", "\n" + written, maxsplit=1)
-    text = body[0][1:]
+    body = re.split(rf"\n(?= {{0,{cut.margin}}}\S)", written, maxsplit=1)
+    text = body[0]
     if len(body) == 1 and not ended:
-        text = text[: text.rfind("\n") + 1]
+        text = text[: max(text.rfind("\n"), 0)]
     return textwrap.dedent(cut.header + text)
 
 
