@@ -1,7 +1,7 @@
 """Models of Python on text of packages that they have not read: bits per byte, and completions that parse.
 
     python experiments/benchmarks/code_completion.py --texts checkpoints/corpora/code_held_out \\
-        --models code_30m=checkpoints/code_30m quickstart=checkpoints/quickstart/pretrain
+        --models code_30m=checkpoints/code_30m quickstart=checkpoints/quickstart
     python experiments/benchmarks/code_completion.py --quick    # an untrained model and these scripts, just to run
 
 Files are drawn from the corpus until there are `--megabytes` of text. Every model scores the whole of it, each file
