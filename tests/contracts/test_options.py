@@ -261,14 +261,16 @@ def test_z_loss(make_run: MakeRun) -> None:
 
 
 def test_loss_chunk_tokens(make_run: MakeRun) -> None:
-    found = {}
+    found, head = {}, {}
     for chunk in (None, 7, 2048):
         config = make_run(f"chunk_{chunk}", trainer={"max_steps": 3}, loss_chunk_tokens=chunk)
         pretrain(config)
         found[chunk] = values(curves(config)["train/loss"]) + values(curves(config)["val/loss"])
+        head[chunk] = final_state(config)["state_dict"]["model.head.weight"]
     assert found[7] == pytest.approx(found[None], abs=1e-5)
     assert found[2048] == pytest.approx(found[None], abs=1e-5)
-    assert found[7] != found[2048]  # other sums, so the option has reached the loss
+    # the option has reached the loss: its gradient is summed in other parts, though a few losses may round to the same
+    assert not torch.equal(head[7], head[2048])
     plain = make_run("plain").loss_chunk
     assert (plain("cpu"), plain("cuda"), config.loss_chunk("cpu")) == (512, 2048, 2048)
     with pytest.raises(UserError, match="loss_chunk_tokens is 0; it must be at least 1, auto, or null"):
