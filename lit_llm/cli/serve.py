@@ -263,8 +263,11 @@ def make_server(
 
 
 def _run(server: DrainingServer, listener: socket.socket) -> None:
-    # uvicorn would end the process by the signal that it had; by then there is nothing left to do
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    def end(*_: object) -> None:
+        server.should_exit = True
+
+    # for signals until uvicorn takes them; and it raises those that it had again, when there is nothing left to end
+    previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.run(sockets=[listener])
     finally:

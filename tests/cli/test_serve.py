@@ -259,6 +259,28 @@ def test_work_in_a_thread_of_its_own_leaves_no_threads() -> None:
         torch.set_num_threads(number)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_between_the_model_and_the_first_request_ends_it(
+    number: signal.Signals, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before uvicorn has handlers of its own; the server would otherwise run for ever."""
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    pytest.importorskip("uvicorn", reason="the extra serve is not installed")
+    from lit_llm.serving.draining import DrainingServer
+
+    run = DrainingServer.run
+
+    def after_the_signal(server: DrainingServer, sockets: list[socket.socket]) -> None:
+        signal.raise_signal(number)
+        run(server, sockets)
+
+    monkeypatch.setattr(DrainingServer, "run", after_the_signal)
+    handlers = signal.getsignal(number)
+    serve(ServeConfig(str(folder), port=0, accelerator="cpu"))
+    assert signal.getsignal(number) is handlers
+
+
 @pytest.mark.slow
 def test_an_interrupt_while_the_model_is_read(tmp_path: Path) -> None:
     """Whatever torch is at in the thread that reads, the process ends as any other that is interrupted."""
