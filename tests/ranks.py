@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,9 @@ from lit_llm.stages.sft import sft
 
 # Ranks are forked from a server that has imported what they need and started no thread: a fork of the test process
 # itself would inherit locks that its threads hold, and cannot use CUDA.
-START_METHOD = "forkserver"
-multiprocessing.set_forkserver_preload(
-    ["conftest", "lit_llm.training.run", "lit_llm.modules", "lit_llm.generation", "torch.utils.tensorboard"]
-)
+PRELOAD = ["lit_llm.training.run", "lit_llm.modules", "lit_llm.generation", "torch.utils.tensorboard"]
+
+_server: int | None = None  # its process
 
 STAGES: dict[type[RunConfig], Callable[..., Any]] = {
     PretrainConfig: pretrain,
@@ -51,8 +51,39 @@ STAGES: dict[type[RunConfig], Callable[..., Any]] = {
 """What runs each kind of configuration."""
 
 
-def _enter(rank: int, function: Callable[..., None], world_size: int, folder: Path, arguments: tuple[Any, ...]) -> None:
+def _ensure_server() -> None:
+    """Start the server anew, unless it is already that of ranks.
+
+    A process has a single one, and whoever starts it decides what it has imported: that of a recipe's workers is light,
+    and each rank would import torch and Lightning by itself.
+    """
+    global _server
+    server = forkserver._forkserver
+    if server._forkserver_pid is None or server._forkserver_pid != _server:
+        server._stop()
+        server.set_forkserver_preload(PRELOAD)
+        server.ensure_running()
+        _server = server._forkserver_pid
+
+
+def _begin(rank: int, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    # processes that load begin as under torchrun, not from the server of ranks
+    multiprocessing.set_start_method("fork", force=True)
+    function(rank, *arguments)
+
+
+def start_ranks(
+    function: Callable[..., None], world_size: int, *arguments: Any, join: bool = True
+) -> multiprocessing.ProcessContext | None:
+    """Call `function(rank, *arguments)` in `world_size` processes, and wait for them unless `join` is False."""
+    _ensure_server()
+    return multiprocessing.start_processes(
+        _begin, (function, arguments), nprocs=world_size, start_method="forkserver", join=join
+    )
+
+
+def _enter(rank: int, function: Callable[..., None], world_size: int, folder: Path, arguments: tuple[Any, ...]) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     store = dist.FileStore(str(folder / "store"), world_size)
     # a rank that fails or hangs fails the test instead of holding it up
@@ -64,13 +95,11 @@ def _enter(rank: int, function: Callable[..., None], world_size: int, folder: Pa
 def run_ranks(function: Callable[..., None], world_size: int, folder: Path, *arguments: Any) -> None:
     """Call `function(*arguments)` in `world_size` processes; an exception in one of them is raised here."""
     (folder / "store").unlink(missing_ok=True)
-    multiprocessing.start_processes(
-        _enter, (function, world_size, folder, arguments), nprocs=world_size, start_method=START_METHOD
-    )
+    start_ranks(_enter, world_size, function, world_size, folder, arguments)
 
 
-def _train(rank: int, config: RunConfig, world_size: int, port: int, callbacks: tuple[L.Callback, ...]) -> None:
-    torch.set_num_threads(1)
+def tell_rank(rank: int, world_size: int, port: int) -> None:
+    """Set the variables that torchrun gives to a process."""
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -79,6 +108,10 @@ def _train(rank: int, config: RunConfig, world_size: int, port: int, callbacks: 
         MASTER_PORT=str(port),
         TORCHELASTIC_RUN_ID="test",
     )
+
+
+def _train(rank: int, config: RunConfig, world_size: int, port: int, callbacks: tuple[L.Callback, ...]) -> None:
+    tell_rank(rank, world_size, port)
     STAGES[type(config)](config, callbacks)
     dist.destroy_process_group()
 
@@ -87,9 +120,9 @@ def start_training(
     config: RunConfig, world_size: int, port: int, *callbacks: L.Callback
 ) -> multiprocessing.ProcessContext:
     """A run of any stage in `world_size` processes, started as torchrun would; each gets a copy of the callbacks."""
-    return multiprocessing.start_processes(
-        _train, (config, world_size, port, callbacks), nprocs=world_size, start_method=START_METHOD, join=False
-    )
+    context = start_ranks(_train, world_size, config, world_size, port, callbacks, join=False)
+    assert context is not None
+    return context
 
 
 def train_on_ranks(

@@ -8,7 +8,7 @@ import lightning as L
 import pytest
 import torch
 from conftest import tiny_model
-from ranks import START_METHOD
+from ranks import start_ranks, tell_rank
 
 from lit_llm.config import DataConfig, PretrainConfig, ScheduleConfig, TrainerConfig
 from lit_llm.modules import PretrainingModule
@@ -95,17 +95,7 @@ def test_accumulation_does_not_change_the_gradient(micro: int, whole: dict[str, 
 
 
 def _rank(rank: int, port: int, folder: str) -> None:
-    import os
-
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_RUN_ID="test",
-    )
-    torch.set_num_threads(1)
+    tell_rank(rank, 2, port)
     torch.distributed.init_process_group("gloo")
     gradient = gradient_of(Path(folder), micro=4, world_size=2)
     if rank == 0:
@@ -114,5 +104,5 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_two_ranks_do_not_change_the_gradient(whole: dict[str, torch.Tensor], tmp_path: Path, free_port: int) -> None:
-    torch.multiprocessing.start_processes(_rank, args=(free_port, str(tmp_path)), nprocs=2, start_method=START_METHOD)
+    start_ranks(_rank, 2, free_port, str(tmp_path))
     assert_equal_gradients(torch.load(tmp_path / "gradient.pt"), whole)

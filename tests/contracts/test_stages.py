@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from chat_rows import letter_tokenizer, make_dpo, make_reward, make_sft, save_policy, some_pairs, some_talks
 from closeness import assert_same_gradients
 from conftest import tiny_model
-from ranks import START_METHOD
+from ranks import start_ranks, tell_rank
 from run_files import all_curves, assert_identical, last_state
 from test_resume import Crash, curves
 
@@ -107,15 +106,7 @@ def test_accumulation_changes_neither_gradient_nor_loss(whole: Any, tmp_path: Pa
 
 
 def _rank(rank: int, port: int, folder: str, policy: str) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_RUN_ID="test",
-    )
-    torch.set_num_threads(1)
+    tell_rank(rank, 2, port)
     torch.distributed.init_process_group("gloo")
     for name in STAGES:
         config = two_rank_run(name, Path(folder) / name, Path(policy))
@@ -145,9 +136,7 @@ def two_rank_run(name: str, folder: Path, policy: Path) -> PostTrainingConfig:
 def test_two_ranks_change_neither_gradient_nor_validation(tmp_path: Path, policy: Path, free_port: int) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     two.mkdir()
-    torch.multiprocessing.start_processes(
-        _rank, args=(free_port, str(two), str(policy)), nprocs=2, start_method=START_METHOD
-    )
+    start_ranks(_rank, 2, free_port, str(two), str(policy))
     for name in STAGES:
         config = two_rank_run(name, one / name, policy)
         assert_same_gradients(torch.load(two / f"{name}.pt"), gradient_of(name, config))

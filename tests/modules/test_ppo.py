@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-import torch.distributed as dist
 from ppo_runs import make_ppo, write_policy
-from ranks import START_METHOD, multiprocessing
+from ranks import train_on_ranks
 from run_files import TIMED, all_curves, assert_identical, checkpoints, last_state
 
 from lit_llm.config import NonFiniteStep, PPOConfig, SamplingConfig, UserError, derived_seed
@@ -327,20 +325,6 @@ def test_rows_of_answers() -> None:
 # Several ranks.
 
 
-def _train(rank: int, config: PPOConfig, port: int) -> None:
-    torch.set_num_threads(1)
-    os.environ.update(
-        RANK=str(rank),
-        LOCAL_RANK=str(rank),
-        WORLD_SIZE="2",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
-        TORCHELASTIC_RUN_ID="test",
-    )
-    ppo(config)
-    dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_ranks_learn_what_one_device_does(strategy: str, make: MakePPO, free_port: int) -> None:
     options = {"group_size": 2, "update_micro_batch_size": 3, "whiten_rewards": True, "kl_target": 0.1}
@@ -348,7 +332,7 @@ def test_two_ranks_learn_what_one_device_does(strategy: str, make: MakePPO, free
     spread = {"devices": 2, "strategy": strategy, "sharded_checkpoints": False}  # one file, which `weights` reads
     together = make("together", **options, trainer={"max_steps": 2, **spread})
     ppo(alone)
-    multiprocessing.start_processes(_train, (together, free_port), nprocs=2, start_method=START_METHOD)
+    train_on_ranks(together, 2, free_port)
     one, two = all_curves(alone), all_curves(together)
     skipped = (*TIMED, "throughput/tokens")  # of the first rank, times the ranks
     assert one.keys() == two.keys()
