@@ -90,10 +90,10 @@ def test_deduplication() -> None:
 @pytest.mark.slow
 def test_throughput() -> None:
     pytest.importorskip("transformers")
-    figures = last_line("throughput", "--modes", "eager", "eager+full")
+    figures = last_line("throughput", "--precisions", "fp32", "--modes", "eager", "eager+full")
     assert_reported(figures, "ratio", "memory_ratio", "share_of_matmul_ceiling")
     assert figures["failed"] == {}
-    for key in ("tiny/fp32/32/eager", "tiny/bf16/32/eager", "tiny/fp32/32/eager+full"):
+    for key in ("tiny/fp32/32/eager", "tiny/fp32/32/eager+full"):
         speeds = figures["tokens_per_second"][key]
         assert figures["ratio"][key] == pytest.approx(speeds["ours"] / speeds["transformers"], rel=0.02)
         assert figures["memory_ratio"][key] > 0
@@ -198,7 +198,7 @@ def test_extraction() -> None:
 def test_scaling() -> None:
     figures = last_line("scaling")
     assert_reported(figures, "law", "size_exponent", "interval", "grid_seconds")
-    assert figures["runs"] == 6 and 2.5 < figures["larger"] < 6 and figures["more_compute"] > 1
+    assert figures["runs"] == 5 and 2.5 < figures["larger"] < 6 and figures["more_compute"] > 1
     assert figures["error"] == pytest.approx(figures["measured"] / figures["predicted"] - 1, abs=1e-4)
     assert 3 < figures["measured"] < 5.7  # ln 300, which nothing learned would have
 

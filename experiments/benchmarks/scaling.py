@@ -93,7 +93,7 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         run = recipe(prepare(folder, options.text, 300 if options.quick else 512), options.quick)
-        sizes = {"budgets": [6e8, 1.2e9], "sizes": [9e3, 36e3, 95e3]} if options.quick else {"minutes": options.minutes}
+        sizes = {"budgets": [3e8, 6e8], "sizes": [9e3, 36e3, 95e3]} if options.quick else {"minutes": options.minutes}
         config = ScalingConfig(output=str(folder / "grid"), num_workers=options.workers, **sizes)
         began = time.monotonic()
         grid, fit = scaling(config, run, print)
@@ -106,7 +106,7 @@ def main() -> None:
             raise UserError("the grid gave no law")
         largest = max(fit.points, key=lambda point: point.total)
         share = 1 if options.quick else options.check_minutes * 60 * fit.speed(grid.family.member(largest.index))
-        flops = 2.5e9 if options.quick else share * options.workers
+        flops = 1.2e9 if options.quick else share * options.workers
         point = check_point(grid, fit, flops)
         n, d = point.member.total, point.tokens
         expected, ends = fit.law.predict(n, float(d))

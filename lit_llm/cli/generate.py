@@ -44,14 +44,16 @@ class _Writer:
         self.stop_tokens = self.loaded.stop_tokens
 
     def texts(self) -> list[_Text]:
-        """Return every sample of every prompt; special tokens that are read as letters are named on stderr."""
-        from lit_llm.tokenizer import prompt_ids, read_as_letters
+        """Return every sample of every prompt; what of it is read otherwise than meant is said on stderr."""
+        from lit_llm.tokenizer import joined_with_next, prompt_ids, read_as_letters
 
         config = self.config
         texts = []
         for number, prompt in enumerate(read_prompts(config), start=1):
             ids = prompt_ids(self.tokenizer, prompt, config.begin_token, special_tokens=config.special_tokens)
             if not config.special_tokens and (note := read_as_letters(self.tokenizer, prompt, f"prompt {number}")):
+                print(note, file=sys.stderr)
+            if note := joined_with_next(self.tokenizer, prompt, f"prompt {number}"):
                 print(note, file=sys.stderr)
             for sample in range(self.config.num_samples):
                 sampling = replace(self.config.sampling, seed=sample_seed(self.config.sampling.seed, sample))

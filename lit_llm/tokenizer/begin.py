@@ -88,3 +88,19 @@ def read_as_letters(tokenizer: Tokenizer, text: str, what: str) -> str:
         return ""
     one = "the name of a special token" if len(names) == 1 else "names of special tokens"
     return f"{what} has {', '.join(names)}, {one}, which the model reads as letters"
+
+
+def joined_with_next(tokenizer: Tokenizer, prompt: str, what: str) -> str:
+    """A line that tells the user that the white space at the end of a prompt is part of longer tokens elsewhere.
+
+    A model rarely saw it as a token of its own before what comes next, such as the end of a line before an indented
+    one. Empty if there is none, if no longer token begins with it, or if the prompt has special tokens, as those of a
+    conversation end like that in training.
+    """
+    if not prompt or not prompt[-1].isspace() or any(name in prompt for name in tokenizer.special_ids):
+        return ""
+    last = tokenizer.token_bytes(tokenizer.encode(prompt)[-1])
+    tokens = (tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size))
+    if not any(len(token) > len(last) and token.startswith(last) for token in tokens):
+        return ""
+    return f"{what} ends with white space, which this tokenizer joins with what follows: it goes on better without"

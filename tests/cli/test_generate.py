@@ -16,7 +16,7 @@ from lit_llm.cli.generate import _Writer, generate, read_prompts
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.generation import complete
 from lit_llm.interop import load_model_folder, save_model_folder
-from lit_llm.tokenizer import Tokenizer
+from lit_llm.tokenizer import Tokenizer, joined_with_next, train_character
 
 SHORT = SamplingConfig(max_new_tokens=12, temperature=1.0, seed=3)
 
@@ -102,6 +102,18 @@ def test_special_tokens_of_prompts(folder: Path, capsys: pytest.CaptureFixture[s
         said(capsys, folder, begin_token="never")
     generate(GenerateConfig(str(folder), ["x"], sampling=SHORT))
     assert "texts begin with <|endoftext|>, as documents did in training" in capsys.readouterr().err
+
+
+def test_a_prompt_that_ends_inside_a_token_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After "def f():" the end of the line and the indent of the next one are a single token."""
+    tokenizer = Tokenizer.load(folder / "model")
+    assert len(tokenizer.encode("\n    ")) == 1 and tokenizer.encode("def f():\n")[-1] == tokenizer.encode("\n")[0]
+    config = GenerateConfig(str(folder), ["def f():", "<|im_start|>user\n", "def f():\n"])
+    _Writer(config).texts()
+    note = "prompt 3 ends with white space, which this tokenizer joins with what follows: it goes on better without\n"
+    assert capsys.readouterr().err == note
+    letters = train_character(["def f():\n"])
+    assert joined_with_next(letters, "def f():\n", "prompt 1") == ""
 
 
 def test_prompts_come_from_options_and_files(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

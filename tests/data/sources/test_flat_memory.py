@@ -27,7 +27,7 @@ FILES = {
     "many.json": (b"[" + b'{"text": "good and long enough"},' * 20_000 + b'{"text": "good"}]', 20_001, 0),
     "a.warc": (record(1, http(LONG)) + record(2, http(b"<p>good")), 1, 1),
     "a.warc.gz": (gzip.compress(record(1, http(LONG)), 1) + gzip.compress(record(2, http(b"<p>good"))), 1, 1),
-    "a.xml.bz2": (bz2.compress(b"<mediawiki><page><text>" + LONG + b"</text></page></mediawiki>", 1), 0, 1),
+    "a.xml.bz2": (b"<mediawiki><page><text>" + LONG + b"</text></page></mediawiki>", 0, 1),
     "head.xml": (b"<mediawiki>" + LONG, 0, 0),
 }
 
@@ -35,7 +35,7 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_what_is_too_long_is_not_held(tmp_path, name):
     data, *wanted = FILES[name]
-    (tmp_path / name).write_bytes(data)
+    (tmp_path / name).write_bytes(bz2.compress(data, 1) if name.endswith(".bz2") else data)
     source = open_source(SourceConfig(str(tmp_path / name), max_document_bytes=100_000))
     [unit] = source.units()
     list(source.read(unit))
