@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 8
 _FEWEST_STEPS = 20
-PYTHON_PROMPTS = ("import os\n\ndef read(path):\n", "class Parser:\n    def ", "def main():\n")
+PYTHON_PROMPTS = ("import os\n\ndef read(path):", "class Parser:\n    def", "def main():")
 
 # shares of the whole time; what data and report leave of it is pretraining's
 _SHARES = {"sft": 0.14, "reward": 0.09, "dpo": 0.14}
