@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shutil
+import signal
 import socket
 import sysconfig
 from collections.abc import Callable, Iterator
@@ -39,6 +40,10 @@ from lit_llm.config import (
 from lit_llm.stages.prepare import prepare_data
 from lit_llm.stages.tokenizer import train_tokenizer
 from lit_llm.tokenizer import Tokenizer
+
+# A shell lets what it runs in the background ignore Ctrl-C, and so would every process that a test means to interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What tests write need not outlast the machine's power, and thousands of files that wait for the disk take minutes: in
 # this process, and in the ranks that are forked from a server with this module, a descriptor is only looked at.

@@ -139,6 +139,8 @@ def train_litgpt(folder: Path, steps: int, factor: float) -> dict[str, Any]:
     from litgpt.pretrain import setup
 
     times: list[float] = []
+    # with its last weights it writes the options of its own command line, which it reads from this process
+    sys.argv[1:] = [litgpt_config().name]
     config, rate, out = litgpt_config(), LEARNING_RATE * factor, folder / f"litgpt_{steps}_{factor}"
     setup(
         model_name=config.name,

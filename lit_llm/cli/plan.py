@@ -124,7 +124,7 @@ def _hardware(config: PlanConfig) -> Hardware:
     """Return the hardware that the plan is for; the number of this machine's GPUs is put into `config`.
 
     Raises:
-        UserError: GPUs are asked for where there are none and none is named.
+        UserError: GPUs are asked for where there are none and none is named, or in a precision that they lack.
     """
     import torch
 
@@ -132,8 +132,12 @@ def _hardware(config: PlanConfig) -> Hardware:
     from lit_llm.planning.machine import named_gpu, this_machine
 
     if config.gpu is not None:
-        config.settle_precision(True)
         hardware = named_gpu(config.gpu)
+        config.settle_precision(hardware.gpu.bfloat16)
+        if config.trainer.precision != "32-true" and not hardware.gpu.bfloat16:
+            raise UserError(
+                f"{hardware.name} has no units for bfloat16 and would emulate it; plan with --trainer.precision auto"
+            )
     else:
         for option in ("num_gpus", "price", "prices", "gpu_memory_gib"):
             if getattr(config, option) is not None and not torch.cuda.is_available():
@@ -382,6 +386,6 @@ def _notes(config: PlanConfig, hardware: Hardware) -> list[str]:
         notes.append(
             "blocks are compiled (trainer.compile): memory is that of eager blocks, and compiled ones keep less"
         )
-    if config.trainer.precision == "32-true" and hardware.measured is None:
+    if config.trainer.precision == "32-true" and hardware.measured is None and hardware.gpu.bfloat16:
         notes.append("trainer.precision is 32-true: mfu is a share of the bf16 peak, which float32 stays far below")
     return notes

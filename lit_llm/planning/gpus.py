@@ -12,11 +12,13 @@ class Gpu(NamedTuple):
     """A kind of GPU."""
 
     peak_flops: float
-    """Dense bf16 matrix peak in FLOP/s (sparse figures are twice these)."""
+    """Dense bf16 matrix peak in FLOP/s (sparse figures are twice these); float32's where `bfloat16` is False."""
     memory_gib: float
     """GiB that torch reports; less than on the label, which counts in GB and leaves out error correction."""
     tdp_watts: float | None = None
     """Most power that the board may draw for long; None where it is not known."""
+    bfloat16: bool = True
+    """Whether it has units for bfloat16, which it emulates otherwise."""
 
 
 # Peaks and powers from the vendors' datasheets; by the name that CUDA gives.
@@ -34,9 +36,9 @@ GPUS = {
     "NVIDIA A10G": Gpu(70e12, 22.1, 300),
     "NVIDIA GeForce RTX 4090": Gpu(165e12, 23.6, 450),
     "NVIDIA GeForce RTX 3090": Gpu(71e12, 23.7, 350),
-    "Tesla V100": Gpu(125e12, 15.8, 300),
-    "Tesla V100-SXM2-32GB": Gpu(125e12, 31.7, 300),
-    "Tesla T4": Gpu(65e12, 14.6, 70),
+    "Tesla V100": Gpu(15.7e12, 15.8, 300, bfloat16=False),
+    "Tesla V100-SXM2-32GB": Gpu(15.7e12, 31.7, 300, bfloat16=False),
+    "Tesla T4": Gpu(8.1e12, 14.6, 70, bfloat16=False),
 }
 PEAK_FLOPS = {name: gpu.peak_flops for name, gpu in GPUS.items()}
 _VENDOR = re.compile(r"^(NVIDIA GeForce RTX|NVIDIA|Tesla) ", re.IGNORECASE)

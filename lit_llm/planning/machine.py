@@ -29,7 +29,7 @@ class Hardware(NamedTuple):
     gpu: Gpu
     """Speed and memory of one device."""
     measured: str | None = None
-    """The arithmetic in which the speed was measured here; None: it is the bf16 peak of a datasheet."""
+    """The arithmetic in which the speed was measured here; None: it is the peak of a datasheet."""
 
 
 def named_gpu(name: str) -> Hardware:

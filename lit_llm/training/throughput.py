@@ -15,7 +15,7 @@ from lit_llm.planning import PEAK_FLOPS, matching_gpu
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Look up the dense bf16 peak of a CUDA device, in FLOP/s; None for a device that is not in the table."""
+    """Look up the dense peak of a CUDA device, in FLOP/s; None for a device that is not in the table."""
     if device.type != "cuda":
         return None
     name = matching_gpu(torch.cuda.get_device_name(device))

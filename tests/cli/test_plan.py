@@ -58,6 +58,16 @@ def test_a_recipe_for_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(recipe[6]) == pytest.approx(hours * 8 * 2.5, rel=0.001)
 
 
+def test_a_gpu_without_bfloat16(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*SMALL.split(), "--gpu", "T4", "--mfu", "0.4", "--trainer.precision"]
+    text = planned(capsys, *words, "auto")
+    assert "at the peak of a step, 32-true" in text and "Tesla T4 at 40% of 8,100 GFLOP/s" in text
+    assert "bf16 peak" not in text
+    with pytest.raises(SystemExit):
+        planned(capsys, *words, "bf16-mixed")
+    assert "Tesla T4 has no units for bfloat16" in capsys.readouterr().err
+
+
 def test_the_largest_micro_batch_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     text = planned(capsys, *SMALL.split(), "--gpu_memory_gib", "0.005", "--headroom", "0", "--fit", "true")
     memory = [row for row in rows_of(text) if row[0] == "one device"]
