@@ -46,7 +46,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What tests write need not outlast the machine's power, and thousands of files that wait for the disk take minutes: in
-# this process, and in the ranks that are forked from a server with this module, a descriptor is only looked at.
+# this process, and in ranks, which import this module, a descriptor is only looked at.
 os.fsync = os.fstat  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,6 +10,7 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import conftest  # noqa: F401  # what it changes for tests holds in ranks, too
 import lightning as L
 import torch
 import torch.distributed as dist

@@ -1,6 +1,6 @@
 """Bits per byte after equal time on equal text: ours, transformers' Trainer and LitGPT's pretrain.
 
-    python experiments/benchmarks/equal_time.py --litgpt-python ENVIRONMENT/bin/python    # some 75 minutes
+    python experiments/benchmarks/equal_time.py --litgpt-python ENVIRONMENT/bin/python    # an hour and more
     python experiments/benchmarks/equal_time.py --quick    # a few steps of each, to see that it runs
 
 The text is the standard library's source in 4,096 tokens of our BPE, windows of 256 tokens, eight a step. Ours is the

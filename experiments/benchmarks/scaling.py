@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--check-minutes", type=float, default=10.0, help="of the large model")
     parser.add_argument("--workers", type=int, default=2, help="runs of the grid at a time")
     parser.add_argument("--threads", type=int, default=2, help="threads of the machine that are used")
-    parser.add_argument("--quick", action="store_true", help="runs of some 50 steps")
+    parser.add_argument("--quick", action="store_true", help="runs of some hundred small steps")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.quick:
