@@ -71,7 +71,7 @@ def test_a_saved_model_is_the_same_bit_for_bit(
 def test_generating_quantized_is_generating_with_the_exported_model(
     kind: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    generate(GenerateConfig(str(folder), ["def "], sampling=SHORT, quantize=kind))  # type: ignore[arg-type]
+    generate(GenerateConfig(str(folder), ["def"], sampling=SHORT, quantize=kind))  # type: ignore[arg-type]
     printed = capsys.readouterr()
     told, and_told, begins, speed = printed.err.splitlines()
     assert told.startswith(f"{kind} against the full model, on the prompts: KL ")
@@ -81,7 +81,7 @@ def test_generating_quantized_is_generating_with_the_exported_model(
     said = capsys.readouterr()
     assert f"{kind} against the full model, on a built-in text: KL " in said.err
     assert "for this package alone: the weights are quantized" in said.out
-    generate(GenerateConfig(str(output), ["def "], sampling=SHORT))
+    generate(GenerateConfig(str(output), ["def"], sampling=SHORT))
     assert capsys.readouterr().out == printed.out
 
 
