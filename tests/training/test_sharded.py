@@ -118,14 +118,9 @@ def check_reading(
 SHAPES = {"single": SINGLE, "alone": ALONE, "ddp": DDP, "full": FULL, "sharded": SHARDED, "tensor": TENSOR}
 
 
-def test_every_strategy_reads_what_others_wrote(make_run: MakeRun, tmp_path: Path) -> None:
-    plan = {
-        "single": "full tensor",
-        "ddp": "sharded",
-        "full": "single tensor",
-        "sharded": "single alone tensor",
-        "tensor": "ddp sharded",
-    }
+def test_every_strategy_reads_what_another_wrote(make_run: MakeRun, tmp_path: Path) -> None:
+    """Each reads once; any of any is the slow test's."""
+    plan = {"single": "full", "full": "tensor", "sharded": "single alone", "tensor": "ddp sharded"}
     check_reading(make_run, tmp_path, MUON, plan, SHAPES)
 
 
