@@ -20,7 +20,7 @@ from lit_llm.model.cache import CacheStep
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.linear import Linear
 from lit_llm.model.normalization import make_norm
-from lit_llm.model.one_token import one_query_attention
+from lit_llm.model.one_token import OneTokenStep, one_query_attention
 from lit_llm.model.piecewise import piecewise_attention
 from lit_llm.model.position import RotaryTables, apply_rotary, rotary_tables, token_positions
 from lit_llm.model.spans import Spans, spans_of
@@ -293,9 +293,7 @@ def fused_attention(
     Returns:
         [b, n_h, t, d] in the dtype of q.
     """
-    exporting = torch.compiler.is_exporting()
-    compiling = torch.compiler.is_compiling() and not exporting
-    if compiling and q.size(2) == 1 and q.device.type == "cpu" and not torch.is_grad_enabled():
+    if isinstance(context.cache, OneTokenStep) and q.device.type == "cpu":
         return one_query_attention(q, k, v, context.mask, scale)
     if context.is_causal and _is_fastest_by_blocks(q, k, dropout):
         with without_autocast(q.device.type):
@@ -308,7 +306,8 @@ def fused_attention(
     is_causal, group = context.is_causal, n_h // k.size(1)
     if group > 1 and t == 1:  # a group's queries stand as tokens of one head, which every kernel takes
         q, is_causal, group = q.reshape(b, -1, group, d), False, 1
-    elif group > 1 and (exporting or _needs_equal_heads(q, context.mask)):  # few runtimes know grouped queries
+    elif group > 1 and (torch.compiler.is_exporting() or _needs_equal_heads(q, context.mask)):
+        # few runtimes of exported programs know grouped queries
         k, v, group = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1), 1
     with without_autocast(q.device.type):
         out = F.scaled_dot_product_attention(

@@ -53,6 +53,17 @@ def test_text_is_that_without_compiling_and_nothing_is_compiled_twice(monkeypatc
     assert sorted(made) == [1, 2]
 
 
+def test_the_step_is_made_of_what_the_compiler_turns_into_loops() -> None:
+    """A kernel of torch's in between costs a call, and its threads, in every layer."""
+    model = random_decoder(one_layer(num_key_value_heads=2))
+    form = compilation.CompiledModel(model)
+    step = compilation.OneToken(form._few, form.windows, None)
+    program = torch.export.export(step, (*compilation._example(form._few, 2), None), strict=False)
+    called = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert "aten.exp.default" in called  # the weights of attention
+    assert not [name for name in called if "attention" in name or "mm" in name or "linear" in name]
+
+
 @pytest.mark.slow
 def test_more_rows_than_are_compiled_read_packed_weights() -> None:
     """Also where rows of the other kind join and leave; without the weights as they were nothing is compiled."""
