@@ -46,11 +46,51 @@ class FewRowsLinear(nn.Module):
         wanted = 4 if one and converted else 2 if rows.size(0) <= 2 else 1
         parts = self.weight.float().chunk(math.gcd(wanted, self.weight.size(0)))
         y = torch.stack([torch.cat([(part * row).sum(-1) for part in parts]) for row in rows.unbind()])
-        if self.scale is not None:
-            y = y * self.scale.float()
-        if self.bias is not None:
-            y = y + self.bias.float()
-        return y.to(x.dtype).view(*x.shape[:-1], -1)
+        return _completed(y, self.scale, self.bias, x)
+
+
+class FewRowsInt8Linear(nn.Module):
+    """`FewRowsLinear` for an int8 weight that is read as words of four numbers.
+
+    Of 8-bit numbers a register takes more than are converted at once, and torch reads a part of one by way of memory
+    unless the processor has AVX-512: with AVX2 that took five to eight times as long.
+
+    Args:
+        weight: [out, in] of int8, rows contiguous; `in` a multiple of 4.
+        scale: of each row [out].
+        bias: [out] or None.
+    """
+
+    def __init__(self, weight: Tensor, scale: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.in_features = weight.size(1)
+        self.weight: Tensor
+        self.scale: Tensor
+        self.bias: Tensor | None
+        # as float32, whose whole vectors alone are read without that
+        _keep(self, weight.view(torch.float32), scale, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply x [..., in] by the weight: [..., out]."""
+        rows = x.reshape(-1, self.in_features // 4, 4).float().transpose(1, 2).contiguous()
+        # in memory, as in `FewRowsLinear`
+        rows = rows.as_strided(rows.shape, (self.in_features, self.in_features // 4, 1))  # [rows, 4, in / 4]
+        words = self.weight.view(torch.int32)
+        parts = words.chunk(math.gcd(2 if rows.size(0) <= 2 else 1, words.size(0)))
+        numbers = [[((part << 24 - 8 * place) >> 24).float() for place in range(4)] for part in parts]
+        y = torch.stack([torch.cat([_product(part, row) for part in numbers]) for row in rows.unbind()])
+        return _completed(y, self.scale, self.bias, x)
+
+
+def _product(weights: list[Tensor], row: Tensor) -> Tensor:
+    """Sum over four weights [out, in / 4] times their inputs [4, in / 4]: [out]."""
+    first, second, third, fourth = (weight * inputs for weight, inputs in zip(weights, row, strict=True))
+    return ((first + second) + (third + fourth)).sum(-1)
+
+
+def reads_parts_of_vectors() -> bool:
+    """Whether torch's compiler reads fewer 8-bit numbers than a register takes straight from where they are."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class FewRowsInt4Linear(nn.Module):
@@ -82,10 +122,16 @@ class FewRowsInt4Linear(nn.Module):
         joined = self.weight.unflatten(1, (groups, -1))  # [out, groups, 16]
         even, odd = ((half.float() - 8) * step + middle for half in (joined & 15, joined >> 4))
         y = torch.stack([(even * row[0] + odd * row[1]).sum((1, 2)) for row in rows.unbind()])
-        y = y[:, : self.out_features]
-        if self.bias is not None:
-            y = y + self.bias.float()
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        return _completed(y[:, : self.out_features], None, self.bias, x)
+
+
+def _completed(y: Tensor, scale: Tensor | None, bias: Tensor | None, x: Tensor) -> Tensor:
+    """Scale products [rows, out] and add the bias; gives [..., out] in the type of x [..., in]."""
+    if scale is not None:
+        y = y * scale.float()
+    if bias is not None:
+        y = y + bias.float()
+    return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
 def _keep(module: nn.Module, weight: Tensor, scale: Tensor | None, bias: Tensor | None) -> None:
@@ -103,7 +149,8 @@ def with_few_rows_linears(module: nn.Module) -> nn.Module:
 
 def _for_few_rows(module: nn.Module) -> nn.Module | None:
     if isinstance(module, QuantizedLinear) and module.kind == "int8":
-        return FewRowsLinear(module.weight, module.scale, module.bias)
+        in_words = module.in_features % 4 == 0 and not reads_parts_of_vectors()
+        return (FewRowsInt8Linear if in_words else FewRowsLinear)(module.weight, module.scale, module.bias)
     if isinstance(module, QuantizedLinear) and module.kind == "int4" and not module.is_packed:
         return FewRowsInt4Linear(module.weight, module.scale, module.bias, module.out_features)
     if is_plain(module) or isinstance(module, PackedLinear):

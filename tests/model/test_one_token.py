@@ -12,7 +12,7 @@ from random_decoder import largest_difference, random_decoder, random_tokens
 from lit_llm.config import ModelConfig
 from lit_llm.model import Decoder, KVCache
 from lit_llm.model.attention import AttentionContext, fused_attention
-from lit_llm.model.few_rows import with_few_rows_linears
+from lit_llm.model.few_rows import FewRowsInt8Linear, FewRowsLinear, with_few_rows_linears
 from lit_llm.model.one_token import OneTokenStep, one_query_attention
 from lit_llm.model.quantization import quantize
 
@@ -67,6 +67,20 @@ def test_rows_of_different_lengths_go_on_as_in_the_decoder(config: ModelConfig, 
         # a number that is rounded the other way moves the logits by more than float32 does
         allowed = TOLERANCE if quantized != "int8_dynamic" else 0.02 * float(expected.abs().max())
         assert largest_difference(found, expected) < allowed
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_words_of_four_numbers_are_the_numbers(rows: int) -> None:
+    """Which of both forms a machine takes depends on its processor."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randint(-128, 128, (6, 24), generator=generator).to(torch.int8)
+    scale, bias, x = torch.rand(6, generator=generator), torch.ones(6), torch.randn(rows, 1, 24, generator=generator)
+    for dtype, allowed in ((torch.float32, 1e-4), (torch.bfloat16, 0.5)):  # of sums of some hundreds
+        inputs = x.to(dtype)
+        found = FewRowsInt8Linear(weight, scale, bias)(inputs)
+        assert found.dtype == dtype
+        assert largest_difference(found, inputs.float() @ (weight * scale.unsqueeze(1)).T + 1) < allowed
+        assert largest_difference(found, FewRowsLinear(weight, scale, bias)(inputs)) < allowed
 
 
 def test_the_copy_shares_its_tensors_and_leaves_the_model_as_it_was() -> None:
