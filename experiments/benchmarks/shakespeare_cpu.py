@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000, help="steps of the full runs")
     parser.add_argument("--short-steps", type=int, default=300, help="steps of the short run")
     parser.add_argument("--threads", type=int, default=1, help="threads of every run")
-    parser.add_argument("--quick", action="store_true", help="4 steps, one seed")
+    parser.add_argument("--quick", action="store_true", help="4 steps on a tenth of the text, one seed")
     options = parser.parse_args()
     if not options.text.is_file():
         parser.error(f"there is no {options.text}; give the path with --text")
@@ -117,8 +117,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        corpus = CorpusConfig(str(options.text), split="tail", validation_fraction=0.1)
+        folder, text = Path(name), options.text
+        if options.quick:
+            text = folder / "beginning.txt"
+            text.write_text(options.text.read_text(encoding="utf-8")[:100_000], encoding="utf-8")
+        corpus = CorpusConfig(str(text), split="tail", validation_fraction=0.1)
         with contextlib.redirect_stdout(io.StringIO()):
             train_tokenizer(
                 TokenizerTrainingConfig(corpus, kind="character", byte_fallback=False, output=str(folder / "tokenizer"))

@@ -1,7 +1,7 @@
 """The same run under each strategy at two gloo ranks: speed, memory, and how far it strays from one device.
 
     python experiments/benchmarks/strategies.py            # some 6 minutes on two cores
-    python experiments/benchmarks/strategies.py --quick    # a tiny model, three of the rows
+    python experiments/benchmarks/strategies.py --quick    # a tiny model, two of the rows
 
 Every row is `experiments/pretrain.py` in a process of its own, with the same data, seed and global batch, one thread
 to a rank. Steps per second leave out the first logging interval. Memory is the peak resident set of rank 0 less that
@@ -35,7 +35,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "fsdp, checkpointing full": {**TWO, "strategy": "fsdp", "activation_checkpointing": "full"},
     "tensor parallel": {**TWO, "strategy": "fsdp", "tensor_parallel_size": 2},
 }
-QUICK = ("one device", "ddp", "fsdp")
+QUICK = ("one device", "fsdp")
 
 
 def write_data(folder: Path, windows: int, length: int, vocab_size: int) -> None:
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256, help="tokens in a row")
     parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each run")
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS), help="rows of the table")
-    parser.add_argument("--quick", action="store_true", help="a tiny model, three rows, six steps")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, two rows, six steps")
     options = parser.parse_args()
     if options.quick:
         options.width, options.layers, options.vocab_size, options.length, options.steps = 64, 2, 512, 64, 6

@@ -160,7 +160,7 @@ def test_the_verdicts_are_humanevals_own() -> None:
     swaps = [(" + ", " - "), (" < ", " <= "), (" == ", " != "), ("0", "1"), ("return ", "return str("), ("[", "list([")]
     cases = [
         (problem["canonical_solution"].replace(old, new, 1), problem)
-        for problem in itertools.islice(read_problems().values(), 0, None, 8)
+        for problem in itertools.islice(read_problems().values(), 0, None, 12)
         for old, new in swaps
         if old in problem["canonical_solution"]
     ]
