@@ -206,8 +206,8 @@ def pretraining(config: QuickstartConfig, steps: int) -> PretrainConfig:
         data=DataConfig(paths=[str(config.folder / "shards")], sequence_length=SEQUENCE_LENGTH, batch_size=BATCH_SIZE),
         optimizer=OptimizerConfig(
             name="muon",
-            learning_rate=4e-3,
-            muon_learning_rate=0.02,
+            learning_rate=1.2e-2,
+            muon_learning_rate=0.04,
             muon_momentum_warmup_steps=min(300, steps // 4),
             weight_decay=0.0,
         ),
