@@ -130,7 +130,7 @@ def test_every_form_is_compiled(name: str, fields: dict[str, Any], dtype: torch.
     model = random_decoder(tiny_model(name, **fields)).to(dtype)
     if kind is not None:
         quantize(model, kind, tied_head=True)
-    # a function for each number of rows takes half a minute: texts that end together need one; `test_one_token` has more
+    # each number of rows takes half a minute to compile: texts that end together need one; `test_one_token` has more
     texts = [prompt(model, length) for length in ((3,) if kind == "int4" else (3, 11))]
     written = complete(model, texts, GREEDY, compile=True)
     assert len(compilation.compiled(model)._steps) == 1

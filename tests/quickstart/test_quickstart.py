@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sysconfig
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -239,9 +240,13 @@ def test_what_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_the_stdlib_recipe_is_the_quickstart(tmp_path: Path) -> None:
-    """The YAML for longer runs trains the same model in the same way."""
+    """The YAML for longer runs trains the same model in the same way, but for the rates, which few steps need higher."""
     recipe = parse(PretrainConfig, ["--config", str(ROOT / "experiments/configs/pretrain/stdlib.yaml")])
     quick = pretraining(QuickstartConfig(), steps=recipe.trainer.max_steps)
-    assert (recipe.model, recipe.optimizer, recipe.schedule) == (quick.model, quick.optimizer, quick.schedule)
+    names = ("learning_rate", "muon_learning_rate")
+    rates, higher = ([getattr(run.optimizer, name) for name in names] for run in (recipe, quick))
+    assert all(rate < other for rate, other in zip(rates, higher, strict=True))
+    optimizer = replace(recipe.optimizer, **dict(zip(names, higher, strict=True)))
+    assert (recipe.model, optimizer, recipe.schedule) == (quick.model, quick.optimizer, quick.schedule)
     assert recipe.data.sequence_length == quick.data.sequence_length
     assert recipe.data.batch_size == quick.data.batch_size
