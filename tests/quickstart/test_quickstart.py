@@ -240,7 +240,7 @@ def test_what_makes_no_sense_is_refused(capsys: pytest.CaptureFixture[str], tmp_
 
 
 def test_the_stdlib_recipe_is_the_quickstart(tmp_path: Path) -> None:
-    """The YAML for longer runs trains the same model in the same way, but for the rates, which few steps need higher."""
+    """The YAML for longer runs trains the same model in the same way, at lower rates as it has more steps."""
     recipe = parse(PretrainConfig, ["--config", str(ROOT / "experiments/configs/pretrain/stdlib.yaml")])
     quick = pretraining(QuickstartConfig(), steps=recipe.trainer.max_steps)
     names = ("learning_rate", "muon_learning_rate")
