@@ -52,8 +52,8 @@ class FewRowsLinear(nn.Module):
 class FewRowsInt8Linear(nn.Module):
     """`FewRowsLinear` for an int8 weight that is read as words of four numbers.
 
-    Of 8-bit numbers a register takes more than are converted at once, and torch reads a part of one by way of memory
-    unless the processor has AVX-512, which takes several times as long.
+    Of 8-bit numbers a register takes more than are converted at once, and torch reads a part of one by way of memory,
+    several times as slowly, unless the processor has AVX-512.
 
     Args:
         weight: [out, in] of int8, rows contiguous; `in` a multiple of 4.
