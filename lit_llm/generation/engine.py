@@ -188,11 +188,13 @@ class Engine:
             Exception: what a text could not go on for, once the others have ended.
         """
         done: dict[int, Completion] = {}
-        while self.busy:
-            for event in self.step():
-                done.setdefault(event.request, Completion()).add(event)
-                if on_event is not None:
-                    on_event(event)
+        # once for all steps: a small model changes its mode more slowly than it writes a token
+        with inference(self.model, self._sharded):
+            while self.busy:
+                for event in self.step():
+                    done.setdefault(event.request, Completion()).add(event)
+                    if on_event is not None:
+                        on_event(event)
         for completion in done.values():
             if completion.error is not None:
                 raise completion.error

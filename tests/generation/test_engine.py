@@ -165,11 +165,14 @@ def test_prompts_that_cannot_be_continued_are_named() -> None:
     assert len(generate(model, [prompt(model, 31)], GREEDY, eos_id=None)[0]) == 12
 
 
-def test_dropout_is_off_while_generating_and_the_mode_is_put_back() -> None:
+def test_dropout_is_off_while_generating_and_the_mode_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_decoder(tiny_model("gpt2", dropout=0.5)).train()
     text = prompt(model, 5)
+    modes: list[bool] = []
+    set_mode = model.train
+    monkeypatch.setattr(model, "train", lambda mode=True: (modes.append(mode), set_mode(mode))[1])
     first = generate(model, [text], GREEDY, eos_id=None)
-    assert model.training
+    assert model.training and modes[-2:] == [False, True] and len(modes) <= 4  # not at each token
     assert generate(model, [text], GREEDY, eos_id=None) == first
     with pytest.raises(RuntimeError, match="stop"):
         generate(model, [text], GREEDY, eos_id=None, on_token=stop)
