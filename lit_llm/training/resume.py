@@ -52,6 +52,15 @@ class ExactResume(L.Callback):
         self.samples_per_micro_batch = samples_per_micro_batch
         self._restored: list[dict[str, Any]] | None = None
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count the steps so far in micro-batches of this run, as Lightning tells by their number where a step ends."""
+        if trainer.state.fn != "fit" or not pl_module.automatic_optimization:
+            return
+        done = checkpoint["global_step"] * trainer.accumulate_grad_batches
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update(dict.fromkeys(counts, done))
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Seed this rank; tensor-parallel ranks compute the same stream, so they drop the same parts of it."""
         seed = sample_seed(self.seed, data_parallel_rank(trainer)[0])

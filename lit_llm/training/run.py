@@ -112,7 +112,7 @@ def fit(
             config.trainer,
             accumulation=accumulation,
             loggers=loggers,
-            callbacks=_callbacks(config, resume_from, accumulation, (speed, samples), end, callbacks),
+            callbacks=_callbacks(config, resume_from, accumulation, (samples, speed), end, callbacks),
             micro_batch_size=data.micro_batch_size(data_parallel_processes(config.trainer)),
         )
         try:
@@ -170,7 +170,10 @@ def _callbacks(
     end: EndOfRun,
     more: Sequence[L.Callback],
 ) -> list[L.Callback]:
-    """List the callbacks of every run and `more`, in the order of their calls: checkpoints are written last."""
+    """List the callbacks of every run and `more`, in the order of their calls: checkpoints are written last.
+
+    Of `measuring` the clock comes last, so that it stands still while samples are written.
+    """
     return [
         SameStart(resume_from),
         end,

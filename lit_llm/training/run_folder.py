@@ -16,7 +16,7 @@ from pathlib import Path
 
 import lightning as L
 
-from lit_llm.config import RunConfig, UserError
+from lit_llm.config import RunConfig, UserError, flatten, to_plain
 from lit_llm.config.lock import locked
 from lit_llm.config.notices import is_first_process
 from lit_llm.distributed.ranks import gather
@@ -27,15 +27,21 @@ _FOLDERS = (
     *("model", "adapter", "replay", "profile", "flight_recorder"),
 )
 _FILES = ("metrics.jsonl", "samples.jsonl", "report.html", "report.md")
+# where an earlier run lies until the one that takes its place has begun
+_REPLACED = ".replaced"
+# options that may name a folder of another run
+_READ_FROM = ("init_from", "reference_model", "critic_from", "rewards", "lora.adapter", "data.paths")
 
 
 @contextmanager
 def run_folder(config: RunConfig) -> Iterator[None]:
     """Make the run folder, and hold it while the block runs; refuse to mix two runs.
 
+    What `overwrite` replaces is deleted once the new run has begun to train, and put back where it never does.
+
     Raises:
         UserError: another process is at work in it; it already holds a run and neither `ckpt_path` nor `overwrite`
-            says what to do with that; or there is nothing to resume.
+            says what to do with that; `overwrite` would delete what this run reads; or there is nothing to resume.
     """
     if not is_first_process():
         yield
@@ -44,15 +50,38 @@ def run_folder(config: RunConfig) -> Iterator[None]:
         raise _nothing_to_resume(config)
     config.folder.mkdir(parents=True, exist_ok=True)
     with locked(config.folder, "give another --run_name"):
+        _put_back(config.folder)  # what a killed start has left
         _clear(config)
-        yield
+        try:
+            yield
+        finally:
+            _put_back(config.folder)
+
+
+def forget_replaced(folder: Path) -> None:
+    """Delete the run in whose place another has begun."""
+    shutil.rmtree(folder / _REPLACED, ignore_errors=True)
+
+
+def _put_back(folder: Path) -> None:
+    """Put back the run whose place another was to take, which has not begun."""
+    replaced = folder / _REPLACED
+    if not replaced.is_dir():
+        return
+    _delete(folder)
+    for path in replaced.iterdir():
+        path.rename(folder / path.name)
+    replaced.rmdir()
 
 
 def _clear(config: RunConfig) -> None:
-    """Delete an earlier run, or refuse to; leave it alone where this run goes on with it."""
+    """Take an earlier run away, or refuse to; leave it alone where this run goes on with it."""
     folder = config.folder
     if config.overwrite:
-        _delete(folder)
+        _check_not_read(config)
+        (folder / _REPLACED).mkdir()
+        for path in _left_in(folder):
+            path.rename(folder / _REPLACED / path.name)
     elif (folder / "config.yaml").exists() and config.ckpt_path is None:
         if not _has_results(folder):
             _delete(folder)
@@ -74,12 +103,34 @@ def _has_results(folder: Path) -> bool:
     return any(checkpoints) or any((folder / name).exists() for name in ("model", "adapter", "report.md"))
 
 
+def _check_not_read(config: RunConfig) -> None:
+    """Refuse to delete what the run begins with.
+
+    Raises:
+        UserError: names the option.
+    """
+    folder, options = config.folder.resolve(), flatten(to_plain(config))
+    for name in _READ_FROM:
+        value = options.get(name)
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and Path(each).resolve().is_relative_to(folder):
+                raise UserError(
+                    f"{name} {each} is in {config.folder}, which --overwrite true deletes; give another --run_name"
+                )
+
+
+def _left_in(folder: Path) -> list[Path]:
+    """List all that a run leaves in its folder."""
+    named = (folder / name for name in (*_FOLDERS, *_FILES))
+    return [*folder.glob("config*.yaml"), *(path for path in named if path.exists())]
+
+
 def _delete(folder: Path) -> None:
-    """Delete all that a run leaves in its folder."""
-    for name in _FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
-    for path in (*folder.glob("config*.yaml"), *(folder / name for name in _FILES)):
-        path.unlink(missing_ok=True)
+    for path in _left_in(folder):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def _nothing_to_resume(config: RunConfig) -> UserError:

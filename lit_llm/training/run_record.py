@@ -20,6 +20,7 @@ from lit_llm.config import CONFIG_KEY, RunConfig, ScheduleConfig, UserError, fla
 from lit_llm.config.files import replace_file
 from lit_llm.optimization import build_optimizer, learning_rate_factor
 from lit_llm.training.checkpoint_files import saved_checkpoints, step_of
+from lit_llm.training.run_folder import forget_replaced
 
 # Options that say how this process starts, with the values that config.yaml gives them.
 _OF_ONE_START = {"ckpt_path": None, "overwrite": False, "replay": None, "resume_changed": False}
@@ -143,6 +144,11 @@ class RunRecord(L.Callback):
         """
         if trainer.state.fn != "fit":
             return
+        if checkpoint["global_step"] > trainer.max_steps:
+            raise UserError(
+                f"{self.resume_from} is of step {checkpoint['global_step']}, after trainer.max_steps "
+                f"{trainer.max_steps}; raise that, or give --ckpt_path an earlier checkpoint"
+            )
         self._saved = checkpoint[CONFIG_KEY]
         self._differences = differences(checkpoint[CONFIG_KEY], self.config, checkpoint["global_step"])
         self._differences += _reordered(trainer.datamodule)  # type: ignore[attr-defined]
@@ -163,9 +169,9 @@ class RunRecord(L.Callback):
             self._renew_optimizers(trainer, pl_module)
         if not trainer.is_global_zero:
             return
-        if any(each.learned for each in self._differences):
-            self._set_aside(step)
+        self._set_aside(step if any(each.learned for each in self._differences) else trainer.max_steps)
         write_config(self.config, step, self._saved)
+        forget_replaced(self.config.folder)
         options = {name: value for name, value in flatten(to_plain(self.config)).items() if name not in _OF_ONE_START}
         for logger in trainer.loggers:
             logger.log_hyperparams(options)
@@ -190,11 +196,11 @@ class RunRecord(L.Callback):
                 group["lr"] = rate * factor(scheduler.last_epoch)
 
     def _set_aside(self, step: int) -> None:
-        """Rename checkpoints of later steps, which the earlier settings made, so that `last` does not find them."""
+        """Rename checkpoints of later steps, which this run will not come to, so that `last` does not find them."""
         for later, path in saved_checkpoints(self.config.folder / "checkpoints").items():
             if later > step:
                 path.rename(path.with_name(path.name + _ASIDE))
-                print(f"{path} is of the settings before; kept as {path.name}{_ASIDE}", file=sys.stderr)
+                print(f"{path} is of the run before; kept as {path.name}{_ASIDE}", file=sys.stderr)
 
 
 def write_config(config: RunConfig, step: int, saved: dict[str, Any] | None) -> None:

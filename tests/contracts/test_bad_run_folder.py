@@ -82,6 +82,12 @@ def test_overwrite_replaces_the_run_and_nothing_else(make_run: MakeRun) -> None:
     (first.folder / "notes.txt").write_text("mine")
     (first.folder / "plots").mkdir()
     (first.folder / "plots" / "a.png").write_bytes(b"picture")
+    before = contents(first.folder)
+    impossible = make_run(trainer={"max_steps": 3, "devices": 3}, overwrite=True)
+    refused(lambda: pretrain(impossible), "batch_size 4")  # said once the run has its folder
+    own = make_run(trainer={"max_steps": 3}, overwrite=True, init_from=str(first.folder / "model"))
+    refused(lambda: pretrain(own), f"init_from {own.init_from} is in {first.folder}, which --overwrite true deletes")
+    assert contents(first.folder) == before
     second = make_run(trainer={"max_steps": 3, "save_every_n_steps": None}, overwrite=True)
     pretrain(second)
     assert (first.folder / "notes.txt").read_text() == "mine"
@@ -89,6 +95,7 @@ def test_overwrite_replaces_the_run_and_nothing_else(make_run: MakeRun) -> None:
     assert list(saved_checkpoints(second.folder / "checkpoints")) == [3]
     saved = yaml.safe_load((second.folder / "config.yaml").read_text())
     assert saved["trainer"]["max_steps"] == 3 and saved["overwrite"] is False
+    assert not (first.folder / ".replaced").exists()
 
 
 def test_last_without_a_checkpoint(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,6 +130,27 @@ def test_what_is_not_learned_is_listed_and_goes_on(make_run: MakeRun, capsys: py
     assert saved(first.folder / "config.yaml")["trainer"]["timeout_minutes"] == 5.0
 
 
+@pytest.mark.parametrize(("before", "after", "batch"), [(None, 1, 3), (1, 2, 13)])
+def test_the_steps_are_the_same_in_other_micro_batches(
+    before: int | None, after: int | None, batch: int, make_run: MakeRun
+) -> None:
+    """Lightning counts micro-batches, and would end a step in the midst of one."""
+    trainer = {**FEW, "max_steps": 7, "val_every_n_steps": 2, "log_every_n_steps": 1}
+    straight = make_run("straight", **CONSTANT, trainer=trainer)
+    pretrain(straight)
+    with pytest.raises(ZeroDivisionError):
+        pretrain(
+            make_run(**CONSTANT, trainer=trainer, data={"micro_batch_size": before}), callbacks=[At(batch, divide)]
+        )
+    other = make_run(**CONSTANT, trainer=trainer, data={"micro_batch_size": after}, ckpt_path="last")
+    pretrain(other)
+    expected, found = all_curves(straight), all_curves(other)
+    assert found["throughput/tokens"] == expected["throughput/tokens"]
+    for name in ("train/loss", "val/loss"):
+        assert [step for step, _ in found[name]] == [step for step, _ in expected[name]]
+        assert [value for _, value in found[name]] == pytest.approx([value for _, value in expected[name]], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("schedule", "steps", "learned"),
     [
@@ -182,6 +203,19 @@ def test_going_back_leaves_no_checkpoint_of_the_other_way(make_run: MakeRun) -> 
     assert kept == ["step_00000002.ckpt.abandoned", "step_00000003.ckpt.abandoned"]
     pretrain(replace(back, ckpt_path="last", resume_changed=False))
     assert final_state(back)["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-4
+
+
+def test_a_shorter_run_goes_back(make_run: MakeRun) -> None:
+    first = make_run(**CONSTANT, trainer={**FEW, "max_steps": 5})
+    pretrain(first)
+    made = checkpoints(first)
+    shorter = {"max_steps": 3, "keep_last_checkpoints": 1, "keep_best_checkpoint": False}
+    beyond = make_run(**CONSTANT, trainer={**FEW, **shorter}, ckpt_path=str(made[5]))
+    refused(lambda: pretrain(beyond), "step_00000005.ckpt is of step 5, after trainer.max_steps 3")
+    pretrain(replace(beyond, ckpt_path=str(made[2])))
+    assert list(saved_checkpoints(first.folder / "checkpoints")) == [3]
+    kept = sorted(path.name for path in (first.folder / "checkpoints").glob("*.abandoned"))
+    assert kept == ["step_00000004.ckpt.abandoned", "step_00000005.ckpt.abandoned"]
 
 
 def test_a_change_that_made_no_step_leaves_no_record(make_run: MakeRun) -> None:
