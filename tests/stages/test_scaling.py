@@ -295,7 +295,7 @@ def test_several_at_a_time(recipe: PretrainConfig, tmp_path: Path) -> None:
         if line.startswith("1/2 "):
             raise KeyboardInterrupt
 
-    budgets = [BUDGETS[0], 10 * BUDGETS[0]]
+    budgets = [BUDGETS[0], 5 * BUDGETS[0]]
     config = ScalingConfig(output=str(tmp_path / "two"), budgets=budgets, sizes=SIZES[:1], num_workers=2)
     with pytest.raises(KeyboardInterrupt, match="what is finished is kept, and the same command goes on"):
         scaling(config, recipe, stop)
