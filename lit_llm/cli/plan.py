@@ -181,6 +181,7 @@ def _resolve_model(config: PlanConfig) -> None:
 
         config.model = read_model_config(Path(config.init_from))
     config.fit_length()
+    config.set_steps_of_tokens(float(config.data.length))
     if config.model.vocab_size is not None:
         return
     path = config.data.folders[0] if config.data.folders else None

@@ -103,9 +103,14 @@ class RunConfig:
             UserError: the warm-up is longer than that.
         """
         if self.trainer.max_tokens is not None:
-            tokens_per_step = tokens_per_row * self.data.batch_size
-            self.trainer.max_steps = max(1, int(self.trainer.max_tokens / tokens_per_step))
+            self.trainer.max_steps = self.steps_of_tokens(tokens_per_row)
             self.check_warmup()
+
+    def steps_of_tokens(self, tokens_per_row: float) -> int:
+        """Compute the steps of `trainer.max_tokens`; trainer.max_steps where that is null. See `set_steps_of_tokens`."""
+        if self.trainer.max_tokens is None:
+            return self.trainer.max_steps
+        return max(1, int(self.trainer.max_tokens / (tokens_per_row * self.data.batch_size)))
 
     @property
     def trains_adapter(self) -> bool:

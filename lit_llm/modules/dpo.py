@@ -19,7 +19,7 @@ from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.distributed.ranks import data_parallel_rank
 from lit_llm.interop import is_gguf, read_model_config
 from lit_llm.model import Decoder, TokenLogProbs, token_log_probs
-from lit_llm.model.lora import adapters_off
+from lit_llm.model.lora import adapters_off, rounded_base
 from lit_llm.modules.base import LanguageModule
 from lit_llm.objectives import IGNORE_INDEX, PreferenceLoss, sequence_log_probs, tail_weights
 from lit_llm.planning import training_flops_per_token
@@ -88,7 +88,15 @@ class DPOModule(LanguageModule):
             )
 
     def _new_reference(self) -> Decoder:
-        return self.frozen(self._reference_folder, self.config.model.vocab_size or 0)
+        reference = self.frozen(self._reference_folder, self.config.model.vocab_size or 0)
+        if self._rounds_reference:
+            reference.load_state_dict(rounded_base(reference.state_dict(), self.lora))
+        return reference
+
+    @property
+    def _rounds_reference(self) -> bool:
+        """Whether the reference is what the policy starts from, whose weights lora.quantize_base rounds."""
+        return self.config.reference_model is None and self.lora.active and self.lora.quantize_base != "none"
 
     def on_fit_start(self) -> None:
         """Load the reference, or compute its log-probabilities of all pairs."""
@@ -234,6 +242,8 @@ class DPOModule(LanguageModule):
         config = self.config
         about = (self.data.items(split).digest, config.ld_alpha, config.trainer.precision, config.model.vocab_size)
         digest.update(repr(about).encode())
+        if self._rounds_reference:
+            digest.update(repr((self.lora.quantize_base, self.lora.projections)).encode())
         return digest.hexdigest()
 
 

@@ -292,7 +292,7 @@ def run_of(point: GridPoint, run: PretrainConfig, own: Member) -> PretrainConfig
     if warmup is None:
         warmup = default_warmup_steps("pretrain", steps)
     elif warmup:
-        warmup = max(1, min(steps, round(warmup * steps / run.trainer.max_steps)))
+        warmup = max(1, min(steps, round(warmup * steps / run.steps_of_tokens(float(run.data.length)))))
     return replace(
         run,
         run_name=point.name,

@@ -15,6 +15,7 @@ from lit_llm.data.pretraining.shard_folder import require_shards
 from lit_llm.interop import read_model_config
 from lit_llm.modules import PretrainingModule
 from lit_llm.stages.defaults import choose_rest, tell
+from lit_llm.stages.loading import find_model
 from lit_llm.stages.running import run_stage
 from lit_llm.tokenizer import Tokenizer
 
@@ -47,6 +48,7 @@ def build_pretraining(config: PretrainConfig) -> tuple[PretrainingModule, TokenD
         require_shards(path)
     tokenizer = load_tokenizer(folders[0], config.data.remote)
     if config.init_from is not None:
+        config.init_from = str(find_model(config.init_from))
         config.model = read_model_config(Path(config.init_from))
     tell([config.fit_length()])
     fit_vocabulary(config, tokenizer)

@@ -25,6 +25,8 @@ def shortened(run: RunConfig, folder: str, steps: int) -> Any:
     """The run, made short: on one device, without samples, and validated once on a few rows."""
     small = copy.deepcopy(run)
     length = small.trainer.max_steps
+    if isinstance(small, PretrainConfig):
+        length = small.steps_of_tokens(float(small.data.length))
     if small.schedule.warmup_steps is not None:
         squeezed = min(steps, math.ceil(small.schedule.warmup_steps * steps / length))
         small.schedule = replace(small.schedule, warmup_steps=squeezed)

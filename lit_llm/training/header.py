@@ -145,7 +145,7 @@ def _model_line(config: RunConfig, module: Any) -> str:
     if config.trainer.strategy in ("auto", "ddp", "fsdp"):
         trained = sum(parameter.numel() for parameter in module.trained.parameters() if parameter.requires_grad)
         if module.lora.active:
-            line += f", of which lora adds and trains {trained:,}"
+            line += f" and {trained:,} trained with lora"
         elif trained != total:
             line += f" ({trained:,} trained with the critic's)"
     line += f": {model.num_layers} layers, width {model.hidden_size}, {model.num_heads} heads"

@@ -151,7 +151,7 @@ def test_init_from(make_run: MakeRun) -> None:
     second = short_run(
         make_run,
         "second",
-        init_from=str(first.folder / "model"),
+        init_from=str(first.folder),
         model={"num_layers": 1, "vocab_size": None},
         optimizer=still,
         seed=5,

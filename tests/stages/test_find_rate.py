@@ -18,7 +18,7 @@ from lit_llm.stages.pretrain import pretrain
 
 def test_trials_start_alike_and_leave_nothing(make_run: MakeRun, tmp_path: Path) -> None:
     ends = {"max_tokens": 500 * 4 * 32, "max_time": 1e-9, "early_stopping_patience": 1}  # those of the whole run
-    run = make_run(trainer={"max_steps": 500, **ends}, schedule={"warmup_steps": 100})
+    run = make_run(trainer={"max_steps": 300, **ends}, schedule={"warmup_steps": 100})
     told: list[RateTrial] = []
     sweep = find_rate(run, [1e30, 1e-2, 1e-5], steps=5, tell=told.append)
     assert told == sweep.trials and [trial.rate for trial in told] == [1e-5, 1e-2, 1e30]
@@ -29,7 +29,7 @@ def test_trials_start_alike_and_leave_nothing(make_run: MakeRun, tmp_path: Path)
     assert sweep.suggestion == 1e-2 and not sweep.at_the_edge
     assert list(tmp_path.iterdir()) == []
     # and the run itself is as it was: it has not been given a length or a rate
-    assert (run.trainer.max_steps, run.schedule.warmup_steps, run.run_name) == (500, 100, "run")
+    assert (run.trainer.max_steps, run.schedule.warmup_steps, run.run_name) == (300, 100, "run")
     # one of 5 steps is its warm-up, as 100 of 500 are: the losses are those of such a run
     short = make_run(
         trainer={"max_steps": 5, "val_every_n_steps": None, "save_every_n_steps": None},

@@ -61,7 +61,7 @@ def test_a_start_and_a_resume_have_a_header(make_run: MakeRun, capsys: pytest.Ca
     ("stage", "options", "parts"),
     [
         ("sft", {}, ["sft     the llama architecture, ", "rows: ", "length  1 steps of 8 rows: about "]),
-        ("dpo", {"lora": {"rank": 2}}, [", of which lora adds and trains ", " rows: about "]),
+        ("dpo", {"lora": {"rank": 2}}, [" trained with lora: ", " rows: about "]),
         ("reward", {}, ["reward  the llama architecture as a reward model, "]),
         ("ppo", {"group_size": 2}, [" trained with the critic's)", "1 steps of 8 prompts x 2 answers: 16 answers"]),
     ],
