@@ -122,12 +122,18 @@ def show_classifier(config: ClassifierConfig, trained: TrainedClassifier) -> Non
 def show_contamination(config: ContaminationConfig, result: Contamination) -> None:
     """Print how many rows of each evaluation a corpus has, the first of them, and where the list of all is."""
     from lit_llm.data.sources.making import LOST_FILES
+    from lit_llm.data.sources.source import Files
 
     print(f"corpus  {result.corpus}: {result.documents:,} documents, {_megabytes(result.bytes)} MB")
     _print_lost_files(result.skipped, "")
     for reason, entry in result.skipped.items():
         if reason not in LOST_FILES:
             print(f"left out  {reason} ({entry['number']:,})")
+    if result.pages:
+        print(f"read without their tags  {result.pages:,} pages of HTML")
+    if result.replaced:
+        files = Files(len(result.replaced), list(result.replaced))
+        print(f"{sum(result.replaced.values()):,} bytes were not valid UTF-8 and became U+FFFD: {files}")
     print(f"looked for  {result.runs:,} runs of words ({_megabytes(result.index_bytes)} MB of memory)")
     for each in result.evaluations:
         print(

@@ -14,7 +14,8 @@ class ContaminationConfig(EvaluationTexts):
     """Say which rows of evaluations stand in a corpus."""
 
     corpus: SourceConfig = field(default_factory=SourceConfig)
-    """The corpus: text in any form that a recipe reads, or a folder of shards, which are decoded."""
+    """The corpus: text in any form that a recipe reads, of HTML without its tags, or a folder of shards, which are
+    decoded."""
     share: float = 0.7
     """A row is there for the most part if the corpus has at least this share of its runs of n words (PaLM, Chowdhery
     et al. 2022: 0.7)."""

@@ -13,19 +13,24 @@ from typing import Any
 import numpy as np
 
 from lit_llm.config import ContaminationConfig, UserError, to_plain
+from lit_llm.config.extraction import ExtractConfig
 from lit_llm.config.files import write_json
 from lit_llm.config.progress import progress
 from lit_llm.config.recipe import SourceConfig
 from lit_llm.config.references import EvaluationTexts
 from lit_llm.data.cleaning.evaluation_index import EvaluationIndex
+from lit_llm.data.cleaning.extraction import Extraction
 from lit_llm.data.corpus.recipes.tallies import ReadRecord
 from lit_llm.data.corpus.recipes.workers import LocalWorkers, available_cores
 from lit_llm.data.corpus.shard_documents import ShardDocuments, is_shard_folder
 from lit_llm.data.sources.document import DocumentSource, Skipped, Unit
 from lit_llm.data.sources.opening import open_source
+from lit_llm.data.sources.web_pages import is_html
 
 _NAMED_DOCUMENTS = 3
 _TASKS_OF_WORKER = 8
+_ALL_OF_A_PAGE = ExtractConfig(main_content=False, preformatted=False, comments=True)
+"""A recipe may take any of it into its corpus."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ class Contamination:
         corpus: What the corpus is, in words.
         documents: How many were read.
         bytes: Of their text in UTF-8.
+        pages: How many documents were HTML, and were read without their tags.
+        replaced: The files with bytes that were not valid UTF-8 and became U+FFFD, and how many each has.
         skipped: What could not be read: for each reason how often, and the first places; of files, the first hundred.
         runs: Different runs of words that were looked for.
         index_bytes: What their index takes in memory.
@@ -85,6 +92,8 @@ class Contamination:
     corpus: str
     documents: int
     bytes: int
+    pages: int
+    replaced: dict[str, int]
     skipped: dict[str, dict[str, Any]]
     runs: int
     index_bytes: int
@@ -161,7 +170,8 @@ def _scan_all(config: ContaminationConfig, keys: tuple[str, str], units: list[Un
 def _scan(task: _Task) -> None:
     """Looks through the documents of some units."""
     index, source = _index(task.options), _corpus(task.corpus)
-    read, contaminated = ReadRecord(), Counter[str]()
+    read, contaminated, replaced = ReadRecord(), Counter[str](), Counter[str]()
+    extraction, pages = Extraction(_ALL_OF_A_PAGE), 0
     runs: set[int] = set()
     named: defaultdict[str, list[str]] = defaultdict(list)
     for unit in task.units:
@@ -169,6 +179,13 @@ def _scan(task: _Task) -> None:
             if isinstance(document, Skipped):
                 read.skip(document)
                 continue
+            if number := document.metadata.get("replaced_bytes"):
+                replaced[unit.name] += number
+            if is_html(document):
+                pages += 1
+                if reason := extraction(document):
+                    read.skip(Skipped(document.id, reason))
+                    continue
             read.documents, read.bytes = read.documents + 1, read.bytes + len(document.text.encode())
             matches = index.find(document.text)
             for file, own in ({} if matches is None else index.enough(matches)).items():
@@ -179,19 +196,20 @@ def _scan(task: _Task) -> None:
                 for row in rows[index.file_of(rows) == file].tolist():
                     if len(named[str(row)]) < _NAMED_DOCUMENTS:
                         named[str(row)].append(document.id)
-    record = {"read": vars(read), "contaminated": contaminated, "runs": sorted(runs), "named": named}
-    task.record.write_text(json.dumps(record))
+    counts = {"read": vars(read), "pages": pages, "replaced": replaced, "contaminated": contaminated}
+    task.record.write_text(json.dumps({**counts, "runs": sorted(runs), "named": named}))
 
 
 def _merged(
     config: ContaminationConfig, index: EvaluationIndex, source: DocumentSource, records: list[dict[str, Any]]
 ) -> Contamination:
     """What all shares have found together."""
-    read, contaminated = ReadRecord(), Counter[str]()
+    read, contaminated, replaced = ReadRecord(), Counter[str](), Counter[str]()
     named: defaultdict[int, list[str]] = defaultdict(list)
     for record in records:
         read.merge(ReadRecord(**record["read"]))
         contaminated.update(record["contaminated"])
+        replaced.update(record["replaced"])
         for row, documents in record["named"].items():
             named[int(row)] = [*named[int(row)], *documents][:_NAMED_DOCUMENTS]
     runs = np.array(sorted({run for record in records for run in record["runs"]}), np.int64)
@@ -209,6 +227,8 @@ def _merged(
         source.description,
         read.documents,
         read.bytes,
+        sum(record["pages"] for record in records),
+        dict(replaced),
         read.skipped,
         index.runs,
         index.bytes,

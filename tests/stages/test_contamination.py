@@ -115,6 +115,31 @@ def test_the_command_says_it_and_writes_it(
     assert json.loads(output.read_text())["evaluations"][0]["found"] == 2
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_pages_and_other_encodings(number: int, quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Words are found between tags, and what is no UTF-8, so that its words are not found, is said."""
+    folder = tmp_path / "pages"
+    folder.mkdir()
+    words = QUIZ[0]["question"].split()
+    nav, body = "<nav>home</nav>", "".join(f'<li class="item"><b>{word}</b></li>' for word in words)
+    (folder / "a.html").write_text(f"<html><body>{nav}<ol>{body}</ol></body></html>")
+    (folder / "b.jsonl").write_text(json.dumps({"text": f"<!DOCTYPE html><p>{'<i> </i>'.join(words)}"}))
+    (folder / "c.html").write_text("<html><body></body></html>")
+    for name in "defg":
+        (folder / f"{name}.txt").write_bytes(f"\xe9\xe8 {QUIZ[1]['question']}".encode("latin-1"))
+    run_command("contamination", [str(quiz), "--corpus.path", str(folder), "--num_workers", str(number)])
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "left out  no text left (1)",
+        "read without their tags  3 pages of HTML",
+        "8 bytes were not valid UTF-8 and became U+FFFD: d.txt, e.txt, f.txt and 1 more",
+        "looked for  78 runs of words (0.0 MB of memory)",
+        "quiz.jsonl: 2 of 7 rows in the corpus (28.57%), 0 of them for at least 70%, in 6 documents",
+        "    too short to be looked for: 1",
+        "    row 1: 8 of 13 runs, in a.html, b.jsonl:1",
+        "    row 2: 8 of 13 runs, in d.txt, e.txt, f.txt",
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

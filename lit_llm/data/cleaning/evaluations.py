@@ -72,7 +72,9 @@ def passages(path: Path, fields: list[str] | None) -> Iterator[Passage]:
 
 def _paragraphs(path: Path) -> Iterator[Passage]:
     passage: Passage = []
-    for number, (line, _) in enumerate(read_lines(path), start=1):
+    for number, (line, invalid) in enumerate(read_lines(path), start=1):
+        if invalid:
+            raise UserError(f"{path}, line {number}: {invalid} bytes are not UTF-8; write the file again as UTF-8")
         if line.strip():
             passage.append((number, line))
         elif passage:

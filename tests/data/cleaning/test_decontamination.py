@@ -163,6 +163,7 @@ def test_kinds_of_files_say_the_same(tmp_path: Path) -> None:
         ("a.csv", "q,a\nx,y", {"fields": ["p"]}, "a.csv: no column 'p'; set fields to some of: q, a"),
         ("a.csv", "x,y", {"fields": ["3"]}, "a.csv row 1: 2 columns, and fields names column 3"),
         ("a.txt", "too short", {}, "a.txt: none of its 1 rows is long enough to be looked for, with n 13"),
+        ("a.txt", "so\ncaf\xe9s", {}, "a.txt, line 2: 1 bytes are not UTF-8; write the file again as UTF-8"),
         ("a.png", "x", {}, "no evaluation there"),
         ("a.txt", "x", {"files": []}, "files is empty; name the evaluations"),
         ("a.txt", "x", {"n": 0}, "n is 0; it must be at least 1"),
@@ -175,7 +176,7 @@ def test_bad_input_is_one_line(
     name: str, content: str | None, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     if content is not None:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=message) as raised:
         recipe = RecipeConfig(steps=[{"decontaminate": {"files": [str(tmp_path / name)], **options}}])
         build_step(*recipe.step_options()[0])
