@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from lit_llm.config import CorpusConfig, PrepareConfig, TokenizerTrainingConfig, UserError
+from lit_llm.config import CorpusConfig, PrepareConfig, RemoteConfig, TokenizerTrainingConfig, UserError
 from lit_llm.data.corpus.documents import Corpus, Document
 from lit_llm.data.corpus.manifest import Manifest
+from lit_llm.data.corpus.remote_shards import open_split
 from lit_llm.data.corpus.shards import ShardedTokens, ShardWriter
 from lit_llm.evaluation.token_windows import TextSource, WindowOptions
 from lit_llm.stages.prepare import prepare_data
@@ -308,7 +309,12 @@ def test_a_complete_folder_is_replaced_only_when_asked(corpus: Path, tokenizer: 
         options(corpus, tmp_path / "tokenizer", tmp_path, overwrite=True, shard_tokens=10**9, test_fraction=0.0)
     )
     assert len(Manifest.load(tmp_path / "train").shards) == 1
-    assert not list(tmp_path.glob("test/*"))
+    assert not (tmp_path / "test").exists()
+    (tmp_path / "test").mkdir()  # as where something else has emptied it
+    assert open_split(str(tmp_path), "test", RemoteConfig()) is None
+    (tmp_path / "test" / "shard_00000.npy").touch()
+    with pytest.raises(UserError, match="test has no manifest.json"):
+        open_split(str(tmp_path), "test", RemoteConfig())
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 

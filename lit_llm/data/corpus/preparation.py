@@ -21,6 +21,7 @@ from lit_llm.data.corpus.documents import Corpus, Document
 from lit_llm.data.corpus.manifest import ShardInfo
 from lit_llm.data.corpus.provenance import ProvenanceWriter
 from lit_llm.data.corpus.shards import ShardWriter, token_dtype
+from lit_llm.data.corpus.splits import SPLITS, wanted_splits
 from lit_llm.tokenizer import Tokenizer
 
 _BATCH_CHARACTERS = 8_000_000
@@ -123,8 +124,7 @@ def refuse_finished(config: PrepareConfig, output: Path) -> None:
 
 def begin_preparation(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpus, output: Path) -> PreparationProgress:
     """Makes the folders, or finds what an interrupted run has finished and clears away what it has not."""
-    splits = ["train"]
-    splits += [split for split in ("validation", "test") if getattr(config.corpus, f"{split}_fraction") > 0]
+    splits = wanted_splits(config.corpus)
     made_from = {
         "corpus": to_plain(config.corpus),
         "corpus_bytes": corpus.size_bytes(),
@@ -147,8 +147,12 @@ def begin_preparation(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpu
         for file in _files(output):
             if file not in finished:
                 file.unlink()
-        for split in splits:
-            (output / split).mkdir(parents=True, exist_ok=True)
+        for split in SPLITS:
+            folder = output / split
+            if split in splits:
+                folder.mkdir(parents=True, exist_ok=True)
+            elif folder.is_dir() and not folder.is_symlink() and not any(folder.iterdir()):
+                folder.rmdir()  # it would look like a split that is not finished
         if Path(config.tokenizer).resolve() != (output / "tokenizer").resolve():
             tokenizer.save(output / "tokenizer")
     except OSError as error:
@@ -160,7 +164,7 @@ def begin_preparation(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpu
 def _files(output: Path) -> list[Path]:
     """The files that a run writes into the folders of the splits."""
     patterns = ("shard_*.npy", "documents_*.parquet", "*.tmp", "manifest.json")
-    return [file for split in ("train", "validation", "test") for p in patterns for file in (output / split).glob(p)]
+    return [file for split in SPLITS for p in patterns for file in (output / split).glob(p)]
 
 
 def _load_progress(path: Path, made_from: dict[str, Any]) -> PreparationProgress:

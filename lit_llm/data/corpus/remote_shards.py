@@ -30,13 +30,15 @@ Block = tuple[int, int]
 
 
 def open_split(path: str, split: str, config: RemoteConfig) -> ShardedTokens | None:
-    """One split of the shards at a path or URL; None where there is no such split, unless it is "train".
+    """One split of the shards at a path or URL; None where there is no such split, or an empty folder, unless it is "train".
 
     Raises:
         UserError: it is damaged, or cannot be read.
     """
     if not is_url(path):
-        return ShardedTokens(Path(path) / split) if split == "train" or (Path(path) / split).is_dir() else None
+        folder = Path(path) / split
+        is_there = split == "train" or (folder.is_dir() and any(folder.iterdir()))
+        return ShardedTokens(folder) if is_there else None
     try:
         return RemoteTokens(RemoteFolder(path, config) / split)
     except FileNotFoundError:
