@@ -107,7 +107,7 @@ class RunConfig:
             self.check_warmup()
 
     def steps_of_tokens(self, tokens_per_row: float) -> int:
-        """Compute the steps of `trainer.max_tokens`; trainer.max_steps where that is null. See `set_steps_of_tokens`."""
+        """Compute the steps of `trainer.max_tokens` as `set_steps_of_tokens` does; trainer.max_steps if null."""
         if self.trainer.max_tokens is None:
             return self.trainer.max_steps
         return max(1, int(self.trainer.max_tokens / (tokens_per_row * self.data.batch_size)))

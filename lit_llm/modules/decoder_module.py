@@ -26,7 +26,10 @@ from lit_llm.model import Decoder
 from lit_llm.model.initialization import initialize_weights
 from lit_llm.model.lora import add_lora, is_adapter, merged_state, prepare_dora, quantize_base
 from lit_llm.model.parallel import arrange
-from lit_llm.modules.weights import copy_into, copy_weights
+from lit_llm.modules.weights import copy_into, copy_weights, digest_of_parts
+
+BASE_KEY = "lora_base"
+"""The key of a checkpoint with `digest_of_parts` of the model that its adapter was trained over."""
 
 
 class DecoderModule(L.LightningModule):
@@ -44,6 +47,7 @@ class DecoderModule(L.LightningModule):
         if self.lora.active:
             self.strict_loading = False  # a checkpoint holds what is trained; the rest is in `init_from`
         self._arranged = False
+        self._base_digest: str | None = None
         self.resumes = False  # set where a checkpoint is about to replace what is trained, before the Trainer starts
         if not self.sharded:
             self._load_weights()
@@ -79,6 +83,8 @@ class DecoderModule(L.LightningModule):
             copy_weights(Path(self.config.init_from), self.model)
         if not self.lora.active:
             return
+        if self.config.init_from is not None:
+            self._base_digest = digest_of_parts(Path(self.config.init_from))
         quantize_base(self.model, self.lora.quantize_base)
         prepare_dora(self.model)
         if self.lora.adapter is not None:
@@ -149,6 +155,7 @@ class DecoderModule(L.LightningModule):
         if self.lora.active:
             weights = checkpoint["state_dict"]  # empty on the ranks that do not write
             checkpoint["state_dict"] = {name: weights[name] for name in weights if name in self._trained_names}
+            checkpoint[BASE_KEY] = self._base_digest
 
     @property
     def _trained_names(self) -> set[str]:
@@ -158,7 +165,8 @@ class DecoderModule(L.LightningModule):
         """Refuse a checkpoint of another model.
 
         Raises:
-            UserError: the checkpoint was made with other model options; the message names them.
+            UserError: the checkpoint was made with other model options, which the message names, or its adapter over
+                other weights, and `resume_changed` is false.
         """
         saved = from_plain(ModelConfig, checkpoint.get(CONFIG_KEY, {}).get("model", {}))
         wanted, found = to_plain(self.config.model), to_plain(saved)
@@ -176,3 +184,8 @@ class DecoderModule(L.LightningModule):
                     f"the checkpoint is of another adapter: its lora.{name} is {theirs} (this run: {ours}); put lora "
                     "back as it was"
                 )
+        if checkpoint.get(BASE_KEY, self._base_digest) != self._base_digest and not self.config.resume_changed:
+            raise UserError(
+                f"the weights of {self.config.init_from} are not those that the checkpoint's adapter was trained over; "
+                "put them back, or --resume_changed true goes on over these"
+            )

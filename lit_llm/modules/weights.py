@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from lit_llm.config import ModelConfig
 from lit_llm.distributed.tensors import shard_like
-from lit_llm.interop import iterate_weights, read_model_config
+from lit_llm.interop import is_gguf, iterate_weights, read_model_config
 from lit_llm.model import Decoder
+
+_PARTS, _PART_BYTES = 64, 2**14
 
 
 def copy_weights(folder: Path, decoder: Decoder) -> None:
@@ -37,6 +40,22 @@ def _grow(weight: Tensor, decoder: Decoder, name: str, source: ModelConfig) -> T
         return weight
     rows, known = decoder.get_parameter(name).size(0), weight[: source.vocab_size]
     return torch.cat([known, known.float().mean(0, keepdim=True).to(weight.dtype).expand(rows - len(known), -1)])
+
+
+def digest_of_parts(folder: Path) -> str:
+    """Hash the weights of a model folder or of a GGUF file by parts of each file, as hexadecimal text.
+
+    A megabyte of each file at the most is read, which tells trained weights from other ones.
+    """
+    digest = blake2b(digest_size=16)
+    for path in [folder] if is_gguf(folder) else sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for part in range(_PARTS):
+                file.seek(part * size // _PARTS)
+                digest.update(file.read(_PART_BYTES))
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -13,7 +13,8 @@ from lit_llm.config import CONFIG_KEY, LoraConfig, ModelConfig, UserError, from_
 from lit_llm.interop import starting_adapter
 from lit_llm.model import Decoder
 from lit_llm.model.lora import merged_state, rounded_base
-from lit_llm.modules.weights import copy_weights
+from lit_llm.modules.decoder_module import BASE_KEY
+from lit_llm.modules.weights import copy_weights, digest_of_parts
 from lit_llm.training.checkpoint_files import damage, newest_whole, step_of
 from lit_llm.training.checkpoint_io import read_checkpoint
 
@@ -35,6 +36,8 @@ class TrainedModel:
     weights: dict[str, Tensor]
     """By the decoder's names: all of the model's, or with low-rank additions those that were trained. They are mapped
     to the file and must not be written to."""
+    base_digest: str | None = None
+    """`digest_of_parts` of the model that additions were trained over, where the checkpoint has it."""
 
     @property
     def name(self) -> str:
@@ -45,7 +48,8 @@ class TrainedModel:
         """A state_dict of `Decoder(self.model)`, with additions summed into their weights, in the type of training.
 
         Raises:
-            UserError: the run trained additions, and the model that it started from is not there any more.
+            UserError: the run trained additions, and the model that it started from is not there any more, or another
+                one is.
         """
         return _merged(self) if self.lora.active else self.weights
 
@@ -65,13 +69,17 @@ class TrainedModel:
         """The model folder that the run started from.
 
         Raises:
-            UserError: it is not there any more.
+            UserError: it is not there any more, or has other weights by now.
         """
         place = self.run.get("init_from")
         if place is None or not Path(place).exists():
             raise UserError(
                 f"{self.name} holds what the run trained, and not the model that it started from, which is not at "
                 f"{place}; put that model folder back"
+            )
+        if self.base_digest not in (None, digest_of_parts(Path(place))):
+            raise UserError(
+                f"{self.name} was trained over other weights than {place} has by now; put that model folder back"
             )
         return Path(place).resolve()
 
@@ -102,7 +110,7 @@ def read_trained_model(path: Path | str) -> TrainedModel:
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(prefix)
     }
-    return TrainedModel(path, checkpoint["global_step"], run, model, lora, weights)
+    return TrainedModel(path, checkpoint["global_step"], run, model, lora, weights, checkpoint.get(BASE_KEY))
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -82,7 +82,7 @@ def _clear(config: RunConfig) -> None:
         (folder / _REPLACED).mkdir()
         for path in _left_in(folder):
             path.rename(folder / _REPLACED / path.name)
-    elif (folder / "config.yaml").exists() and config.ckpt_path is None:
+    elif (folder / "config.yaml").exists() and not _goes_on_here(config):
         if not _has_results(folder):
             _delete(folder)
             print(f"{folder} holds a run that ended before its first checkpoint; it begins again", file=sys.stderr)
@@ -94,6 +94,13 @@ def _clear(config: RunConfig) -> None:
         raise UserError(
             f"{folder} already holds {state} {where}: {on}--overwrite true starts again, --run_name NAME starts another"
         )
+
+
+def _goes_on_here(config: RunConfig) -> bool:
+    """Tell whether the run goes on from a checkpoint of its own folder."""
+    if config.ckpt_path in (None, "last", "last_or_begin"):
+        return config.ckpt_path is not None
+    return Path(str(config.ckpt_path)).resolve().is_relative_to(config.folder.resolve())
 
 
 def _has_results(folder: Path) -> bool:

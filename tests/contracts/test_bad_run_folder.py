@@ -39,6 +39,8 @@ def test_a_used_run_folder(make_run: MakeRun) -> None:
     with pytest.raises(ZeroDivisionError):
         pretrain(half, callbacks=[At(5, divide)])
     refused(lambda: pretrain(make_run("half")), "already holds a half-finished run at step 4", *ways)
+    other = make_run("finished", ckpt_path=str(checkpoints(half)[4]))
+    refused(lambda: pretrain(other), "already holds a finished run at step 2")  # which would be mixed with it
     assert contents(finished.folder) == before
 
 

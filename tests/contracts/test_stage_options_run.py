@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 from chat_rows import save_policy
-from run_files import tensorboard_events
-from safetensors.torch import load_file
+from run_files import checkpoints, tensorboard_events
+from safetensors.torch import load_file, save_file
 from stage_runs import chat_tokenizer, make_stage, run_stage
 from test_bad_input import refused
 from test_options import Watch, values
 from test_resume import curves, final_state
 from test_stage_options import PPO, STAGES, Seen, quiet
 
-from lit_llm.config import SampleConfig, SamplingConfig
+from lit_llm.config import ExportConfig, SampleConfig, SamplingConfig
+from lit_llm.stages.export import export
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -74,6 +75,13 @@ def test_lora_trains_the_additions_alone_and_leaves_them_apart(stage: str, tmp_p
     assert more.lora.rank == 4 and losses[0] != losses[1]
     other = quiet(stage, tmp_path, "other", lora={"adapter": str(config.folder / "adapter"), "rank": 2}, **reference)
     refused(lambda: run_stage(other), "lora.rank is 2", "leave the option out")
+    # the base that is not in the checkpoint has to be the one of the training
+    lora = {"rank": 4, "targets": ["q_proj", "down_proj"]}
+    longer = quiet(stage, tmp_path, "run", lora=lora, ckpt_path="last", trainer={"max_steps": 4})
+    newest = max(checkpoints(config).items())[1]
+    save_file({name: 1.1 * weight for name, weight in start.items()}, tmp_path / "policy" / "model.safetensors")
+    refused(lambda: run_stage(longer), "are not those that the checkpoint's adapter was trained over")
+    refused(lambda: export(ExportConfig(str(newest), str(tmp_path / "out"))), "was trained over other weights than")
 
 
 @pytest.mark.parametrize("stage", STAGES)
