@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tokenizers
 
@@ -272,6 +275,49 @@ def test_shards_that_were_closed_but_not_recorded_are_written_again(
     assert digests(tmp_path / "parts") == digests(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.parquet", "a.jsonl"])
+def test_a_run_begun_with_other_files_is_not_gone_on_with(
+    name: str, corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Documents that are there already are skipped by their number."""
+    folder, out = tmp_path / "texts", tmp_path / "out"
+    folder.mkdir()
+    rows = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
+
+    def write() -> None:
+        if name.endswith("parquet"):
+            pq.write_table(pa.Table.from_pylist(rows), folder / name)
+        else:
+            data = "\n".join(map(json.dumps, rows)).encode()
+            (folder / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith("gz") else data)
+
+    write()
+    original = Corpus.documents
+
+    def interrupted(self: Corpus, skip: int = 0) -> Iterator[Document]:
+        for number, document in enumerate(original(self, skip)):
+            if number == 200:
+                raise Interruption
+            yield document
+
+    monkeypatch.setattr("lit_llm.data.corpus.preparation._BATCH_CHARACTERS", 500)
+    with monkeypatch.context() as patch:
+        patch.setattr(Corpus, "documents", interrupted)
+        with pytest.raises(Interruption):
+            prepare_data(options(folder, tokenizer, out, shard_tokens=1000))
+    before = (folder / name).stat()
+    rows[0], rows[1] = rows[1], rows[0]  # as many bytes
+    write()
+    refused = r"begun with other files of corpus.path \(their names, sizes or times differ\).*--overwrite true"
+    with pytest.raises(UserError, match=refused):
+        prepare_data(options(folder, tokenizer, out, shard_tokens=1000))
+    rows[0], rows[1] = rows[1], rows[0]
+    write()
+    os.utime(folder / name, ns=(before.st_atime_ns, before.st_mtime_ns))
+    manifests = prepare_data(options(folder, tokenizer, out, shard_tokens=1000))
+    assert sum(manifest.documents for manifest in manifests.values()) == 400
+
+
 def test_a_run_begun_with_other_options_is_not_gone_on_with(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,7 +359,7 @@ def test_a_complete_folder_is_replaced_only_when_asked(corpus: Path, tokenizer: 
     (tmp_path / "test").mkdir()  # as where something else has emptied it
     assert open_split(str(tmp_path), "test", RemoteConfig()) is None
     (tmp_path / "test" / "shard_00000.npy").touch()
-    with pytest.raises(UserError, match="test has no manifest.json"):
+    with pytest.raises(UserError, match=r"test has no manifest\.json"):
         open_split(str(tmp_path), "test", RemoteConfig())
     assert (tmp_path / "notes.txt").read_text() == "mine"
 

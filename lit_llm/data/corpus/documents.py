@@ -123,6 +123,10 @@ class Corpus:
         """Size of the source's files; None where that says little of the text (compressed, streamed)."""
         return self._source.size_bytes()
 
+    def files_digest(self) -> str | None:
+        """What changes when a file of the source does; None for a stream, which does not say."""
+        return self._source.files_digest()
+
     def documents(self, skip: int = 0) -> Iterator[Document]:
         """Every document of every split, from the start: the same ones in the same order each time.
 

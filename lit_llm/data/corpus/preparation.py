@@ -127,7 +127,7 @@ def begin_preparation(config: PrepareConfig, tokenizer: Tokenizer, corpus: Corpu
     splits = wanted_splits(config.corpus)
     made_from = {
         "corpus": to_plain(config.corpus),
-        "corpus_bytes": corpus.size_bytes(),
+        "corpus_files": corpus.files_digest(),
         "tokenizer": tokenizer.digest,
         "shard_tokens": config.shard_tokens,
     }
@@ -175,6 +175,11 @@ def _load_progress(path: Path, made_from: dict[str, Any]) -> PreparationProgress
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); start again with --overwrite true") from error
     changed = [name for name in made_from if made_from[name] != progress.made_from.get(name)]
+    if changed == ["corpus_files"]:
+        raise UserError(
+            f"{path.parent} was begun with other files of corpus.path (their names, sizes or times differ); give those "
+            "again, or start again with --overwrite true"
+        )
     if changed:
         raise UserError(
             f"{path.parent} was begun with other options ({', '.join(changed)} differ); give those again, or start "

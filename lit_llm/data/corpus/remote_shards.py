@@ -30,7 +30,7 @@ Block = tuple[int, int]
 
 
 def open_split(path: str, split: str, config: RemoteConfig) -> ShardedTokens | None:
-    """One split of the shards at a path or URL; None where there is no such split, or an empty folder, unless it is "train".
+    """One split of the shards at a path or URL; None where that is missing or an empty folder, unless it is "train".
 
     Raises:
         UserError: it is damaged, or cannot be read.

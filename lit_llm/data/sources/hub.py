@@ -106,6 +106,9 @@ class HubSource:
     def size_bytes(self) -> None:
         """A stream does not say how long it is."""
 
+    def files_digest(self) -> None:
+        """Nor of what files it is."""
+
     def pieces(self, end_of_text: Sequence[str]) -> Iterator[Piece]:
         """Yields the text of every row, in the order of the data set.
 

@@ -116,6 +116,9 @@ class Source(Protocol):
     def size_bytes(self) -> int | None:
         """The size of the source; None where that says little of its text, as it is compressed or streamed."""
 
+    def files_digest(self) -> str | None:
+        """What changes when a file is added, removed or written again; None for a stream."""
+
     def pieces(self, end_of_text: Sequence[str]) -> Iterator[Piece]:
         """Yields every document, in order; large ones come in several pieces.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lit_llm.config import CorpusConfig, UserError
+from lit_llm.config.digests import digest_of
 from lit_llm.data.sources.encoding import counted, find_encoding, open_file, require_encoding
 from lit_llm.data.sources.files import COMPRESSED_SUFFIXES, content_suffix, file_key, find_files
 from lit_llm.data.sources.parquet import parquet_texts
@@ -96,6 +97,11 @@ class FileSource:
         if any(path.suffix in {".parquet", *COMPRESSED_SUFFIXES} for path in self.files):
             return None
         return sum(path.stat().st_size for path in self.files)
+
+    def files_digest(self) -> str:
+        """Of the path, size and time of every file."""
+        stats = ((file_key(path, self._root), path.stat()) for path in self.files)
+        return digest_of([[key, stat.st_size, stat.st_mtime_ns] for key, stat in stats])
 
     def pieces(self, end_of_text: Sequence[str]) -> Iterator[Piece]:
         """Yields every document, in the order of the files' paths.
