@@ -18,20 +18,36 @@ _BATCH_BYTES = 16 * 2**20
 
 
 def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file, all columns.
+    """Yield the rows of a file, all columns; None stands for a date or time that Python's types do not hold.
 
     Raises:
-        UserError: it is no readable parquet file.
+        UserError: it is no readable parquet file, or a column has what cannot be read.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
+            first = 1
             for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
-                yield from batch.to_pylist()
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+                rows = f"rows {first:,} to {first + batch.num_rows - 1:,}"
+                columns = [
+                    _column(batch.column(place), f"{path}: column {name!r}, {rows}")
+                    for place, name in enumerate(batch.schema.names)
+                ]
+                for row in range(batch.num_rows):
+                    yield {name: values[row] for name, values in zip(batch.schema.names, columns, strict=True)}
+                first += batch.num_rows
+    except pa.ArrowException as error:
         raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+
+
+def _column(column: Any, where: str) -> list[Any]:
+    try:
+        return _python_values(column)
+    except (ValueError, OverflowError, LookupError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{where}: cannot be read ({reason}); correct the values, or leave the column out") from None
 
 
 def parquet_texts(path: Path, key: str, field: str) -> Iterator[Piece]:
@@ -130,10 +146,30 @@ def _values(column: Any) -> list[tuple[Any, int]]:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if kind in (pa.string(), pa.large_string(), pa.string_view()):
         return list(_decoded(column))
-    if pa.types.is_timestamp(kind):
+    return [(value, 0) for value in _python_values(column)]
+
+
+def _python_values(column: Any) -> list[Any]:
+    """Each value of a column; None for a date or time that Python's types do not hold, as one of the year 10000."""
+    import pyarrow as pa
+
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
         # Python's times have microseconds.
         column = column.cast(pa.timestamp("us", kind.tz), safe=False)
-    return [(value, 0) for value in column.to_pylist()]
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError, LookupError):  # the last is of an unknown time zone
+        if not pa.types.is_temporal(kind):
+            raise
+        return [_time_or_none(value) for value in column]
+
+
+def _time_or_none(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except (ValueError, OverflowError, LookupError):
+        return None
 
 
 def _decoded(column: Any) -> Iterator[tuple[str | None, int]]:

@@ -1,3 +1,4 @@
+import datetime
 import gzip
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from lit_llm.config import CorpusConfig, UserError
 from lit_llm.data.corpus.documents import Corpus
 from lit_llm.data.sources.encoding import read_text
+from lit_llm.data.sources.parquet import parquet_rows
 from lit_llm.data.sources.rows import iterate_rows
 from lit_llm.tokenizer import train_bpe
 
@@ -184,6 +186,20 @@ def test_parquet_with_invalid_utf8(tmp_path):
     pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
     source = corpus(tmp_path / "a.parquet", validation_fraction=0.0)
     assert texts(source) == ["ok", "a\ufffdb"] and source.counts.replaced_bytes == 1
+
+
+def test_parquet_with_a_date_beyond_the_year_9999(tmp_path):
+    late = [253402300800 * 10**6, 0]
+    columns = {"text": ["one", "two"], "date": pa.array(late, pa.timestamp("us"))}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    source = corpus(tmp_path / "a.parquet", validation_fraction=0.0)
+    assert [document.provenance.date for document in source.documents()] == [None, "1970-01-01T00:00:00"]
+    epoch = datetime.datetime(1970, 1, 1)
+    assert [row["date"] for row in parquet_rows(tmp_path / "a.parquet")] == [None, epoch]
+    columns["date"] = pa.array([[each] for each in late], pa.list_(pa.timestamp("us")))
+    pq.write_table(pa.table(columns), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b.parquet: column 'date', rows 1 to 2: cannot be read \(date value out of"):
+        list(parquet_rows(tmp_path / "b.parquet"))
 
 
 @pytest.mark.parametrize("skip", [0, 1, 17, 40, 50])

@@ -112,6 +112,9 @@ def test_ids_of_several_files_are_not_the_same(tmp_path):
     assert all(each.metadata == {"id": 7} for each in documents)
 
 
+EPOCH = "1970-01-01T00:00:00"
+
+
 def test_parquet_of_other_types(tmp_path):
     raw = pa.array([b"ok", b"a\xffb"], type=pa.binary())
     column = pa.Array.from_buffers(pa.string(), 2, raw.buffers())
@@ -124,13 +127,17 @@ def test_parquet_of_other_types(tmp_path):
             "tags": [["a"], ["b"]],
             "kind": pa.array(["news", "news"]).dictionary_encode(),
             "score": [float("nan"), 0.5],
+            # Of the year 10000, which Python has not, and a time zone that nobody has.
+            "late": pa.array([253402300800 * 10**6, 0], type=pa.timestamp("us")),
+            "later": pa.array([253402300800 * 1000, None], type=pa.timestamp("s")).dictionary_encode(),
+            "nowhere": pa.array([0, 0], type=pa.timestamp("s", "Nowhere/Foo")),
         }
     )
     pq.write_table(table, tmp_path / "a.parquet")
     documents, skipped = read_all(tmp_path)
     assert [(each.text, each.date, each.metadata) for each in documents] == [
         ("ok", "2024-05-06T07:08:09", {"kind": "news"}),
-        ("a\ufffdb", "2024-05-06T07:08:10", {"kind": "news", "score": 0.5, "replaced_bytes": 1}),
+        ("a\ufffdb", "2024-05-06T07:08:10", {"kind": "news", "score": 0.5, "late": EPOCH, "replaced_bytes": 1}),
     ]
     assert not skipped
     assert reasons(read_all(tmp_path, text_field="raw")[1]) == [
