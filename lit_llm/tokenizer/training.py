@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,6 +14,12 @@ from lit_llm.config.progress import progress
 from lit_llm.tokenizer.alphabet import fallback_token
 from lit_llm.tokenizer.bulk import require_unicode
 from lit_llm.tokenizer.tokenizer import SPECIAL_TOKENS, Tokenizer, byte_level
+
+_PART = 10_000
+"""Characters that are learned together of a word that is too long for one, as a genome is: the trainer takes time by
+more than the square of a word's length."""
+_UNBROKEN = re.compile(r"[^\W\d_]+|\d+|(?:[^\w\s]|_)+|\s+")
+"""What GPT-2's pattern does not split."""
 
 
 def train_bpe(
@@ -26,7 +33,8 @@ def train_bpe(
 
     The 256 bytes come first, then the merges in the order they were found, then the special tokens: as in GPT-2, a
     token's id is its rank, and the ids of text do not depend on how many special tokens there are. A pair must occur
-    twice to be merged. The same texts give the same tokenizer, on any number of cores.
+    twice to be merged. The same texts give the same tokenizer, on any number of cores. A word of 20,000 characters or
+    more is learned in parts.
 
     Args:
         texts: Read once; special-token strings in them are text like any other.
@@ -115,6 +123,16 @@ def _with_special_tokens(raw: tokenizers.Tokenizer, special_tokens: list[str]) -
     return Tokenizer(raw)
 
 
+def _parts(text: str) -> Iterator[str]:
+    """The text, cut within words so that none has 20,000 characters."""
+    begin = 0
+    for place in range(_PART, len(text), _PART):
+        if _UNBROKEN.fullmatch(text, place - _PART, place + 1):
+            yield text[begin:place]
+            begin = place
+    yield text[begin:]
+
+
 class _CountedTexts:
     """Texts that are counted, and shown as progress, while they are read.
 
@@ -136,7 +154,7 @@ class _CountedTexts:
                 size = len(text.encode())
                 self.bytes += size
                 advance(size)
-                yield text
+                yield from _parts(text)
         if self._show and self._then:
             print(self._then, file=sys.stderr)
 

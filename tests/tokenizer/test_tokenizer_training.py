@@ -204,3 +204,23 @@ class TestTrainTokenizer:
             with pytest.raises(UserError, match=r"training\.json is damaged .*; remove it, or train") as error:
                 TokenizerRecord.load(Path(config.output), other.digest)
             assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("letters", ["aqz", "123", "-+_", "\u00e9\u65e5\u0436", " \n\t"])
+def test_a_word_that_never_ends_is_learned_in_parts(letters: str) -> None:
+    """As a genome in one line, on which the trainer would take time by more than the square of its length."""
+    filler, left, right = letters
+    # Twice the same pair, where the word is cut in two.
+    text = filler * 9_999 + left + right + filler * 9_998 + left + right + filler * 4_000
+    pair = (left + right).encode()
+
+    def merged(text: str) -> list[bytes]:
+        with pytest.raises(UserError, match=r"supports only (\d+) tokens") as raised:
+            train_bpe([text], 300, False)
+        size = int(re.search(r"only (\d+)", str(raised.value))[1])
+        return [left + right for left, right in train_bpe([text], size, False).merges]
+
+    assert not any(pair in token for token in merged(text))
+    space = "x" if letters.isspace() else " "
+    apart = text[:5_000] + space + text[5_001:15_000] + space + text[15_001:]
+    assert any(pair in token for token in merged(apart))
