@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import platform
 import sysconfig
@@ -11,7 +12,9 @@ from itertools import takewhile
 from pathlib import Path
 
 from lit_llm.config import UserError
+from lit_llm.config.notices import tell_once
 from lit_llm.data.sources.remote import StoredFile
+from lit_llm.data.sources.source import Files
 
 COMPRESSED_SUFFIXES = frozenset({".gz", ".zst", ".bz2"})
 """The suffixes that say how a file is packed, and follow the one that says what is inside."""
@@ -24,7 +27,7 @@ _STDLIB_EXCLUDED = frozenset(
 
 
 def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
-    """The files of a path.
+    """The files of a path. Links to folders or to nothing are left out, and the first process says so on stderr.
 
     Args:
         path: A file, a folder, a glob, or "stdlib", the Python standard library.
@@ -40,21 +43,29 @@ def find_files(path: str, option: str) -> tuple[Path, list[Path], str]:
         is_file, is_folder = Path(path).is_file(), Path(path).is_dir()
     except OSError as error:
         raise UserError(f"{option} {path!r}: cannot be reached ({os.strerror(error.errno)})") from None
+    links: list[Path] = []
     if path == "stdlib":
         root = Path(sysconfig.get_paths()["stdlib"])
-        files = [file for file in _walk(root, _STDLIB_EXCLUDED) if file.suffix == ".py"]
+        files = [file for file in _walk(root, [], _STDLIB_EXCLUDED) if file.suffix == ".py"]
         description = f"the standard library of Python {platform.python_version()}"
     elif is_file:
         return Path(path).parent, [Path(path)], path
     elif is_folder:
         root, description = Path(path), f"{'corpus' if _is_corpus(Path(path)) else 'folder'} {path}"
-        files = list(_walk(root))
+        files = list(_walk(root, links))
     elif has_magic(path):
         root, description = glob_root(path), f"glob {path}"
         found = root.glob(str(Path(*Path(path).parts[len(root.parts) :])))
-        files = [file for file in found if file.is_file() and not _hidden(file.relative_to(root))]
+        shown = [entry for entry in found if not _hidden(entry.relative_to(root))]
+        files = [entry for entry in shown if entry.is_file()]
+        links = [entry for entry in shown if entry.is_symlink() and not entry.is_file()]
     else:
         raise UserError(f"{option} {path!r}: no such file, folder or glob (a Hugging Face data set is hf:NAME)")
+    if links and multiprocessing.parent_process() is None:
+        named = Files()
+        for key in sorted(file_key(link, root) for link in links):
+            named.add(key)
+        tell_once(f"{len(links):,} links that do not lead to a file were left out of {path}: {named}")
     if not files:
         raise UserError(f"{option} {path!r}: no file found there")
     files.sort(key=lambda file: file.relative_to(root).as_posix())
@@ -76,9 +87,9 @@ def file_key(file: Path, root: Path) -> str:
     return os.fsencode(file.relative_to(root).as_posix()).decode("utf-8", "backslashreplace")
 
 
-def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """The files below `folder`, without hidden ones, folders named in `excluded` and links to folders; and folders that
-    cannot be listed, as if they were files that cannot be read.
+def _walk(folder: Path, links: list[Path], excluded: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """The files below `folder`, without hidden ones and folders named in `excluded`; and folders that cannot be listed,
+    as if they were files that cannot be read. Links to folders or to nothing are added to `links` instead.
 
     Of a corpus that a recipe has made these are its documents, and not its reports, nor what steps have left.
 
@@ -95,11 +106,12 @@ def _walk(folder: Path, excluded: frozenset[str] = frozenset()) -> Iterator[Path
         yield folder
         return
     for entry, is_folder, is_file in entries:
-        if is_folder:
-            if entry.name not in excluded and not entry.is_symlink():
-                yield from _walk(entry, excluded)
-        elif is_file:
+        if is_file:
             yield entry
+        elif entry.is_symlink():
+            links.append(entry)
+        elif is_folder and entry.name not in excluded:
+            yield from _walk(entry, links, excluded)
 
 
 def _is_corpus(folder: Path) -> bool:

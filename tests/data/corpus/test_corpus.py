@@ -115,6 +115,21 @@ def test_glob(tmp_path):
     assert texts(corpus(tmp_path / "?.txt", validation_fraction=0.0)) == ["w.txt"]
 
 
+def test_links_that_do_not_lead_to_a_file_are_said(tmp_path, capsys):
+    folder = tmp_path / "links"
+    (folder / "sub").mkdir(parents=True)
+    (tmp_path / "a.txt").write_text("one")
+    for name, target in {"b.txt": tmp_path / "a.txt", "d": folder, "c.txt": "gone", "sub/e": "e", ".f": "gone"}.items():
+        (folder / name).symlink_to(target)
+    for path, names in ((folder, "3 links: c.txt, d, sub/e"), (folder / "*", "2 links: c.txt, d")):
+        assert texts(corpus(path, validation_fraction=0.0)) == ["one"]
+        number, _, listed = names.partition(" links: ")
+        line = f"{number} links that do not lead to a file were left out of {path}: {listed}\n"
+        assert capsys.readouterr().err == line
+    texts(corpus(folder, validation_fraction=0.0))
+    assert capsys.readouterr().err == ""
+
+
 EXCLUDED = ("test", "tests", "idle_test", "site-packages", "encodings", "pydoc_data")
 
 
