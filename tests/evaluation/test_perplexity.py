@@ -286,6 +286,33 @@ def test_sources_are_drawn_from_apart() -> None:
     assert 6.0 < low < 6.5 < high < 7.0
 
 
+@pytest.mark.parametrize(
+    ("values", "student"),
+    [
+        ([1.0] * 28 + [0.0] * 2, 2.228),
+        ([3.3] * 56 + [1.1] * 4, 2.228),  # 1.6% of the draws are of the first alone
+        ([2.9, 3.1, 3.4], 4.303),  # of three units every ninth draw is of one alone
+        # one pair that stands out: the draws without it have next to no error of their own
+        ([-1700.0, -0.5, -0.9, 0.2, 0.1, -1.1, -0.8, -0.2, -0.9, -1.4, -1.2, -0.7, -1.1], 2.228),
+    ],
+)
+def test_interval_where_draws_have_next_to_no_error_is_students(values: list[float], student: float) -> None:
+    units = np.array(values)
+    low, high = bootstrap_interval([(units, np.ones(len(units), dtype=int))], 0) or (0.0, 0.0)
+    reach = student * units.std(ddof=1) / math.sqrt(len(units))
+    assert [low, high] == pytest.approx([units.mean() - reach, units.mean() + reach])
+
+
+@pytest.mark.parametrize("documents", [2, 3, 4])
+def test_interval_of_a_few_documents_of_uneven_lengths_is_of_the_size_of_their_losses(documents: int) -> None:
+    draws = np.random.default_rng(1)
+    for seed in range(20):
+        tokens = draws.integers(50, 5000, documents)
+        losses = tokens * (3 + draws.normal(0, 0.4, documents))
+        low, high = bootstrap_interval([(losses, tokens)], seed) or (0.0, 0.0)
+        assert 0 < high - low < 40
+
+
 def test_paired_difference_is_narrower() -> None:
     draws = np.random.default_rng(2)
     tokens = draws.integers(5, 50, 80)
