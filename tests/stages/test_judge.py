@@ -240,6 +240,23 @@ def test_labels_of_people(tmp_path: Path, server: JudgeServer) -> None:
     path = write_rows(tmp_path / "three.jsonl", turned)
     three = judge(comparison(tmp_path, server, names="abc", labels=[path], overwrite=True)).report
     assert three["labels"]["share"]["value"] == 1.0
+    contrary = write_rows(tmp_path / "contrary.jsonl", [turned[0], {"id": "1", "a": "a", "b": "b", "label": "a"}])
+    with pytest.raises(UserError, match="row 2: the prompt '1' has another label before; keep one"):
+        judge(comparison(tmp_path, server, names="abc", labels=[contrary], overwrite=True))
+
+
+def test_labels_by_row_where_a_prompt_is_there_twice(tmp_path: Path, server: JudgeServer, capsys: Any) -> None:
+    # the judge says b b b tie a a a a of the prompts, of which the second row is the first once more
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in (PROMPTS[0], *PROMPTS)])
+    verdicts = {1: "b", 3: "b", 4: "b", 5: "tie", 6: "a", 9: "a"}
+    path = write_rows(tmp_path / "labels.jsonl", [{"id": str(row), "label": said} for row, said in verdicts.items()])
+    config = comparison(tmp_path, server, prompts=[prompts], labels=[path])
+    found = judge(config).report["labels"]
+    assert (found["compared"], found["share"]["value"]) == (6, 1.0)
+    assert "1 of 9 prompts are there twice, and taken once" in capsys.readouterr().err
+    write_rows(tmp_path / "labels.jsonl", [{"id": "2", "label": "b"}])
+    with pytest.raises(UserError, match=re.escape("no prompt has: 2; ") + ".*those of its first row"):
+        judge(replace(config, overwrite=True))
 
 
 @pytest.mark.parametrize(

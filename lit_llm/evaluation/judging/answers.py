@@ -25,7 +25,7 @@ class Asked:
     """A prompt of a comparison.
 
     Attributes:
-        id: its row's field id, or else its number from 1.
+        id: its row's field id, or else the row's number from 1 among all rows.
         messages: the conversation to be answered.
         number: its place among the prompts, from 0, which keys the draws of its answers.
     """
@@ -49,12 +49,12 @@ def read_asked(paths: Sequence[str], most: int | None, option: str) -> list[Aske
     found: dict[Any, Asked] = {}
     ids: dict[str, str] = {}
     rows = read_prompts(paths, option=option)
-    for row in rows:
+    for number, row in enumerate(rows, 1):  # rows, as labels count them: those that are there twice as well
         if most is not None and len(found) == most:
             break
         if (key := _key(row)) in found:
             continue
-        name = str(row.fields.get("id", len(found) + 1))
+        name = str(row.fields.get("id", number))
         if name in ids:
             raise UserError(
                 f"{row.place}: the id {name[:40]!r} is that of {ids[name]} as well; give each prompt its own"

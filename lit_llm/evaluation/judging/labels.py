@@ -9,7 +9,7 @@ from lit_llm.config import UserError
 from lit_llm.data.sources.rows import iterate_rows
 
 Label = tuple[str, str, str]
-"""Prompt and the names of two models."""
+"""Prompt and the names of two models, sorted: which side each is on means nothing."""
 
 _NAMED = 3
 
@@ -43,7 +43,8 @@ def read_labels(paths: Sequence[str], ids: Collection[str], names: Sequence[str]
         more = f" and {len(unknown) - _NAMED:,} more" if len(unknown) > _NAMED else ""
         told = ", ".join(name[:40] for name in unknown[:_NAMED])
         raise UserError(
-            f"labels has ids that no prompt has: {told}{more}; they are the rows' field id, or numbers from 1"
+            f"labels has ids that no prompt has: {told}{more}; they are the rows' field id, or their numbers from 1 (of "
+            "a prompt that is there twice, those of its first row)"
         )
     if paths and not found:
         raise UserError(f"labels {', '.join(paths)}: no row there")
@@ -67,4 +68,5 @@ def _label(row: Any, names: Sequence[str], place: str) -> tuple[Label, str]:
     better = meanings.get(said, letters.get(said.lower()))
     if better is None:
         raise UserError(f"{place}: the label is {said[:40]!r}; it must be a, b or tie")
-    return (str(row["id"]), one, other), better
+    first, second = sorted((one, other))
+    return (str(row["id"]), first, second), better
