@@ -26,6 +26,16 @@ def assert_reported(figures: dict[str, Any], *keys: str) -> None:
     assert {*keys, "versions", "processor", "threads"} <= figures.keys()
 
 
+def test_results_are_json() -> None:
+    """Each figure of the README has its line: a file of results that a shell wrote over is none."""
+    files = sorted((ROOT / "experiments" / "benchmarks" / "results").glob("*.json*"))
+    assert len(files) > 20
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        rows = [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else [json.loads(text)]
+        assert rows and all(isinstance(row, dict) and row for row in rows), path
+
+
 @pytest.mark.slow
 def test_data_loading() -> None:
     figures = last_line("data_loading")
