@@ -30,6 +30,8 @@ SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 CHAT_TEMPLATE = "chat_template.jinja"
 """File that transformers keeps the chat template in, instead of in tokenizer_config.json."""
 
+_WOULD_WIN = (CHAT_TEMPLATE, "special_tokens_map.json", "added_tokens.json")
+"""Files that transformers believes more than those that `save` writes; what was there before may have left them."""
 _APART = "\ue000"
 _LONG = 32_768  # characters
 
@@ -225,7 +227,8 @@ class Tokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, a folder that `AutoTokenizer.from_pretrained` loads.
 
-        Each file is replaced at once: a reader finds the old or the new one, never half of it.
+        Each file is replaced at once: a reader finds the old or the new one, never half of it. What another tokenizer
+        has left there and would win over them is deleted.
 
         Raises:
             UserError: the disk is full, or the folder cannot be written; then nothing is replaced.
@@ -244,7 +247,8 @@ class Tokenizer:
         except OSError as error:
             where = error.filename or folder
             raise UserError(f"cannot write {where}: {error.strerror}; what was there before is as it was") from error
-        (folder / CHAT_TEMPLATE).unlink(missing_ok=True)  # would win over the one in tokenizer_config.json
+        for name in _WOULD_WIN:
+            (folder / name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:

@@ -105,12 +105,15 @@ def test_a_model_folder_keeps_the_tokenizer(form: str, tmp_path: Path, transform
     model = random_decoder(architecture(form))
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "chat_template.jinja").write_text("an old one")
+    (tmp_path / "model" / "special_tokens_map.json").write_text('{"eos_token": "<old>"}')
+    (tmp_path / "model" / "added_tokens.json").write_text('{"<older>": 3}')
     save_model_folder(tmp_path / "model", model.config, model.state_dict(), tokenizer, form="huggingface")
     _, again = load_model_folder(tmp_path / "model")
     assert again.digest == tokenizer.digest
     assert again.chat_template == CHAT_TEMPLATE
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     before = transformers.AutoTokenizer.from_pretrained(original)
+    assert theirs.eos_token == before.eos_token and "<older>" not in theirs.get_vocab()
     for text in TEXTS:
         assert theirs(text)["input_ids"] == before(text)["input_ids"]
         assert theirs(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text, allow_special=True)
