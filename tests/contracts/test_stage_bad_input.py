@@ -194,7 +194,7 @@ def test_files_of_rows(stage: str, tmp_path: Path, ends: Callable[..., str]) -> 
     ends(given(written("empty.jsonl", "")), "empty.jsonl: no row there")
     ends(given(written("broken.jsonl", good + '{"prompt": ')), "broken.jsonl:4: broken JSON")
     ends(given(written("list.jsonl", good + "[1]\n")), "list.jsonl, row 4: the row is a list")
-    ends(given(written("object.json", "{}")), "object.json: not a list of rows")
+    ends(given(written("object.json", "{}")), "object.json: an object, not a list of rows")
     ends(given(written("other.jsonl", good + '{"question": "x"}\n')), "other.jsonl, row 4: ")
     ends(given(written("unknown.jsonl", '{"body": "x", "title": "y"}\n')), "unknown.jsonl, row 1: ")
     config = one_step(stage, tmp_path, data={"validation_paths": [str(tmp_path / "nothing.jsonl")]})

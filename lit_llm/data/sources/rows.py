@@ -80,13 +80,24 @@ def json_list_rows(path: Path) -> Iterator[tuple[int, Any, int]]:
     try:
         rows = parse_json(text)
     except json.JSONDecodeError as error:
+        if error.msg == "Extra data" and _is_json(text.lstrip().partition("\n")[0]):
+            raise UserError(f"{path}: it has a row per line, as .jsonl has; name it .jsonl") from None
         raise UserError(f"{path}:{error.lineno}: broken JSON ({error.msg}); repair the file") from None
     except ValueError as error:
         raise UserError(f"{path}{_unreadable_row(text)}: broken JSON ({error}); repair the file") from None
     if not isinstance(rows, list):
-        raise UserError(f"{path}: not a list of rows; name it .jsonl if it has a row per line, or leave it out")
+        what = "an object" if isinstance(rows, dict) else "a single value"
+        raise UserError(f"{path}: {what}, not a list of rows; write the rows as [{{...}}, {{...}}], or leave it out")
     for number, row in enumerate(rows, start=1):
         yield number, row, invalid if number == 1 else 0
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_json(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _unreadable_row(text: str) -> str:
