@@ -7,10 +7,9 @@ from typing import Literal
 
 from lit_llm.config.bounds import check_at_least
 from lit_llm.config.errors import UserError
+from lit_llm.config.serialization import check_types
 
 Form = Literal["pairs", "choices", "answers", "code", "instructions", "reasoning_gym", "own"]
-
-FORMS: tuple[Form, ...] = ("pairs", "choices", "answers", "code", "instructions", "reasoning_gym", "own")
 """What the rows of a task's files look like."""
 
 _VERIFIERS = {
@@ -99,17 +98,14 @@ class BatteryTask:
 
     def __post_init__(self) -> None:
         where = f"task {self.name}"
+        check_types(self, f"{where}: ")
         if not self.name or any(letter in self.name for letter in "/\\\n") or self.name.startswith("."):
             raise UserError(f"a task is named {self.name!r}; a name is not empty and has no slashes")
-        if self.form not in FORMS:
-            raise UserError(f"{where}: form is {self.form!r}; it must be one of {', '.join(FORMS)}")
         if self.form == "reasoning_gym":
             if not self.datasets or self.paths:
                 raise UserError(f"{where}: form reasoning_gym takes datasets, names of its data sets, and no paths")
         elif not self.paths or self.datasets:
             raise UserError(f"{where}: give paths, files of its questions; datasets are for form reasoning_gym alone")
-        if self.score not in ("letter", "choice"):
-            raise UserError(f"{where}: score is {self.score!r}; it must be letter or choice")
         try:
             check_at_least(self, 0, "shots", "temperature", "seed")
             check_at_least(self, 1, "samples", "size")

@@ -14,6 +14,7 @@ from lit_llm.config.errors import UserError
 T = TypeVar("T")
 
 _IN_WORDS = {int: "a whole number", float: "a finite number", bool: "true or false", str: "text", type(None): "null"}
+_LISTS = {int: "a list of whole numbers", float: "a list of finite numbers", str: "a list of texts"}
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def from_plain(kind: type[T], values: dict[str, Any]) -> T:
     """
     hints = _hints(kind)
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - names)
+    unknown = sorted(map(str, set(values) - names))
     if unknown:
         raise UserError(f"{kind.__name__} has no option {', '.join(unknown)}")
     config = kind(**{name: _convert(hints[name], value) for name, value in values.items()})
@@ -145,7 +146,7 @@ def _in_words(option: Any) -> str:
     if get_origin(option) is Literal:
         return " or ".join(map(str, get_args(option)))
     if get_origin(option) is list:
-        return "a list"
+        return _LISTS.get(get_args(option)[0], "a list")
     return _IN_WORDS.get(option, "a group of options")
 
 

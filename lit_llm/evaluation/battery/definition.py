@@ -13,7 +13,7 @@ import yaml
 
 from lit_llm.config import UserError
 from lit_llm.config.battery import BatteryTask
-from lit_llm.config.serialization import from_plain
+from lit_llm.config.serialization import from_plain, shown
 
 _PACKAGE = "package:"
 
@@ -96,13 +96,15 @@ def _tasks(name: str, text: str) -> list[BatteryTask]:
     entries = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"battery {name} has no tasks: a list under the key tasks, each with name, form and paths")
-    if content.keys() - {"tasks", "description"}:
-        raise UserError(f"battery {name} has {min(content.keys() - {'tasks'})!r}; known are tasks and description")
+    if unknown := [key for key in content if key not in ("tasks", "description")]:
+        raise UserError(f"battery {name} has {shown(unknown[0])}; known are tasks and description")
     return [_task(name, number, entry) for number, entry in enumerate(entries, 1)]
 
 
 def _task(name: str, number: int, entry: dict[str, Any]) -> BatteryTask:
-    called = f"battery {name}, task {entry.get('name', number)}"
+    own_name = entry.get("name", number)
+    is_plain = isinstance(own_name, str) and own_name.isprintable()
+    called = f"battery {name}, task {own_name if is_plain else shown(own_name)}"
     for needed in ("name", "form"):
         if needed not in entry:
             raise UserError(f"{called} has no {needed}; each task has name, form and paths")
@@ -110,17 +112,23 @@ def _task(name: str, number: int, entry: dict[str, Any]) -> BatteryTask:
         entry = {**entry, "paths": [entry["paths"]]}
     try:
         return from_plain(BatteryTask, entry)
-    except (UserError, TypeError, ValueError) as error:
-        message = str(error).replace("BatteryTask", "a task")
-        own = f"task {entry['name']}: "
-        raise UserError(f"{called}: {message.removeprefix(own)}") from error
+    except UserError as error:
+        message = str(error).removeprefix(f"task {own_name}: ").replace("BatteryTask", "a task")
+        raise UserError(f"{called}: {message}") from error
 
 
 def _locate(task: BatteryTask, folder: Path | None, battery: str, names: Sequence[str]) -> LocatedTask:
     if not task.paths:
         return LocatedTask(task, (), folder or Path())
     for pattern in task.paths:
-        found = _found(pattern, folder)
+        try:
+            found = _found(pattern, folder)
+        except (OSError, ValueError, NotImplementedError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"battery {battery}: task {task.name}: paths has {shown(pattern)}, which is neither a path nor a "
+                f"pattern ({why}); correct it"
+            ) from error
         if found:
             return LocatedTask(task, tuple(found), folder or Path())
     source = f"; it can be had from {task.source}" if task.source else ""

@@ -105,7 +105,7 @@ def test_options_that_do_not_fit_the_rows_are_refused(options: Any, message: str
     ("entry", "message"),
     [
         ({"form": "own", "paths": "a"}, "task 1 has no name"),
-        ({"name": "a", "form": "essay", "paths": "a"}, "form is 'essay'; it must be one of pairs, choices"),
+        ({"name": "a", "form": "essay", "paths": "a"}, "form is 'essay'; it must be pairs or choices"),
         ({"name": "a", "form": "own"}, "task a: give paths, files"),
         ({"name": "a", "form": "own", "paths": "a", "shot": 3}, "a task has no option shot"),
         ({"name": "a", "form": "own", "paths": "a", "samples": 4}, "samples 4 at temperature 0 would all be the same"),
@@ -117,10 +117,40 @@ def test_options_that_do_not_fit_the_rows_are_refused(options: Any, message: str
         ({"name": "a", "form": "pairs", "paths": "a", "shots": 1}, "form pairs takes no shots"),
         ({"name": "../a", "form": "pairs", "paths": "a"}, "is not empty and has no slashes"),
         ({"name": "a", "form": "own", "paths": "gone.jsonl", "source": "there"}, "needs gone.jsonl; .*had from there"),
+        ({"name": 2024, "form": "own", "paths": "a"}, "task 2024: name is 2024; it must be text"),
+        ({"name": ["a"], "form": "own", "paths": "a"}, r"task \['a'\]: name is \['a'\]; it must be text"),
+        ({"name": "a", "form": ["own"], "paths": "a"}, r"task a: form is \['own'\]; it must be pairs or"),
+        ({"name": "a", "form": "own", "paths": [3]}, r"task a: paths is \[3\]; it must be a list of texts"),
+        ({"name": "a", "form": "own", "paths": [["r"]]}, r"task a: paths is \[\['r'\]\]; it must be a list of texts"),
+        ({"name": "a", "form": "own", "paths": "**x/["}, r"task a: paths has '\*\*x/\[', which is neither a path nor"),
+        ({"name": "a", "form": "own", "paths": "x" * 300}, "which is neither a path nor a pattern .File name too long"),
+        ({"name": "a", "form": "own", "paths": "a", "group": 2024}, "task a: group is 2024; it must be text"),
+        ({"name": "a", "form": "own", "paths": "a", "shots": "3"}, "task a: shots is '3'; it must be a whole number"),
+        ({"name": "a", "form": "own", "paths": "a", "samples": 2.0}, "samples is 2.0; it must be a whole number"),
+        ({"name": "a", "form": "own", "paths": "a", "samples": True}, "samples is True; it must be a whole number"),
+        ({"name": "a", "form": "own", "paths": "a", "description": 5}, "description is 5; it must be text"),
+        ({"name": "a", "form": "own", "paths": "a", "prompt": 5}, "prompt is 5; it must be text"),
+        ({"name": "a", "form": "own", "paths": "a", "stop": "E"}, "stop is 'E'; it must be a list of texts or null"),
+        ({"name": "a", "form": "own", "paths": "a", "pass_at": 1}, "pass_at is 1; it must be a list of whole numbers"),
+        ({"name": "a", "form": "reasoning_gym", "datasets": "chess"}, "datasets is 'chess'; it must be a list of texts"),
+        ({"name": "a", "form": "own", "paths": "a", "chat": "false"}, "chat is 'false'; it must be true or false"),
     ],
 )
 def test_a_wrong_battery_is_refused(entry: dict[str, Any], message: str, tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(json.dumps({"tasks": [entry]}))
+    with pytest.raises(UserError, match=message):
+        open_batteries(str(tmp_path / "b.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tasks: [{name: a, form: own, paths: a, 3: 4, b: 5}]", "task a: a task has no option 3, b"),
+        ("{3: 4, description: d, tasks: [{name: a, form: own, paths: a}]}", "has 3; known are tasks and description"),
+    ],
+)
+def test_keys_that_are_no_text_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         open_batteries(str(tmp_path / "b.yaml"))
 
