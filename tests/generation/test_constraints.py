@@ -135,6 +135,65 @@ def test_masks_are_those_of_each_token_by_itself(tokenizer: Tokenizer) -> None:
         assert sorted(spellings.followed(automaton, state)) == alone != []
 
 
+INTEGER: dict[str, Any] = {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        ({**INTEGER, "minimum": 0}, "minimum is not followed"),
+        ({"type": "array", "items": {**INTEGER, "multipleOf": 2}}, "multipleOf is not followed"),
+        ({"type": "object", "properties": {"a": INTEGER}, "required": ["b"]}, '"b" in required is not in properties'),
+        ({"type": "object", "required": ["b"]}, "required beside type is not followed"),
+        ({"type": "object", "properties": {"a": INTEGER}, "minProperties": 1}, "minProperties is not followed"),
+        ({"properties": {'a"': INTEGER}}, r"the name .*writes with a backslash, is not followed"),
+        ({"properties": {"a": {}}}, "a schema without a type is not followed within another"),
+        ({"const": {"a\n": 1}}, "writes with a backslash"),
+        ({"enum": []}, "enum is not followed unless"),
+        ({"enum": ["a"], **INTEGER}, 'enum has "a", which is not of its type'),
+        ({"allOf": [INTEGER, INTEGER]}, "allOf is not followed unless it is a list of one schema"),
+        ({"oneOf": [INTEGER, {"type": "number"}]}, "oneOf is not followed; write anyOf"),
+        ({"anyOf": [INTEGER], "type": "string"}, "type beside anyOf is not followed"),
+        ({"prefixItems": [INTEGER], "minItems": 2}, "prefixItems of 1 are not followed"),
+        ({"properties": {"a": {"$ref": "#"}}}, "leads back to itself"),
+        ({"type": "string", "minLength": 1.5}, "minLength of 1.5 is not followed"),
+        ({"type": "string", "pattern": "a", "maxLength": 3}, "maxLength beside pattern"),
+        ({"type": "string", "pattern": "a.b"}, "matches quotation marks, backslashes or control characters"),
+        ({"type": "string", "format": "ipv4"}, "those that are: date, time"),
+    ],
+)
+def test_what_a_schema_asks_and_is_not_followed_is_refused(schema: dict[str, Any], reason: str) -> None:
+    pytest.importorskip("outlines_core")
+    with pytest.raises(UserError, match=reason):
+        compiled(json.dumps(schema), True)
+
+
+def test_what_a_schema_asks_is_followed() -> None:
+    pytest.importorskip("outlines_core")
+    deep = {
+        name: {"properties": {"n": {"$ref": f"#/$defs/{after}"}}, "required": ["n"]}
+        for name, after in ("ab", "bc", "cd", "de")
+    }
+    pair = {"type": "array", "prefixItems": [INTEGER, {"const": "k", "type": "string"}], "minItems": 2, "maxItems": 2}
+    for schema, fits, does_not in (
+        (
+            {"$ref": "#/$defs/a", "$defs": {**deep, "e": INTEGER}},
+            '{"n":' * 4 + "1" + "}" * 4,
+            '{"n":' * 3 + "{}" + "}" * 3,
+        ),
+        ({"properties": {"a": pair}, "additionalProperties": False, "title": "t"}, '{"a":[1,"k"]}', '{"a":[1]}'),
+        ({"type": ["string", "null"], "maxLength": 2, "default": None}, "null", '"abc"'),
+        ({"type": "string", "pattern": r"^\d[\w-]|b\$$"}, '"b$"', '"೭a"'),
+        ({"type": "string", "pattern": "a|b"}, '"a"', '"a'),
+        ({"type": "string", "format": "date"}, '"2024-02-09"', '"೭024-02-09"'),
+        ({"type": "string", "format": "date-time"}, '"2024-02-09T10:00:00.5Z"', '"2024-02-09T10:00:00\\x5Z"'),
+        ({"type": "string", "format": "email"}, '"a.b@c.de"', '""@"@c.de"'),
+        ({"type": "string", "format": "uri"}, '"https://a.de/b?c=d"', '"https://a.de/"c"'),
+    ):
+        automaton = compiled(json.dumps(schema), True)
+        assert (matches(automaton, fits), matches(automaton, does_not)) == (True, False), schema
+
+
 @pytest.mark.parametrize(
     ("text", "limits", "reason"),
     [
