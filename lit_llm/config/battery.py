@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lit_llm.config.bounds import check_at_least
+from lit_llm.config.bounds import check_at_least, given
 from lit_llm.config.errors import UserError
 from lit_llm.config.serialization import check_types
 
@@ -30,6 +30,8 @@ _STOPS = {
     "answers": ("Question:", "</s>", "<|im_end|>"),
     "code": ("\nclass", "\ndef", "\n#", "\nif", "\nprint"),
 }
+_OF_GENERATED = ("verifier", "pass_at", "majority", "stop", "max_new_tokens", "samples", "temperature", "top_p")
+_OF_FORM = {"choices": ("score",), "reasoning_gym": ("level", "size", "seed")}
 _MOST_TOKENS = {"code": 512, "instructions": 512, "reasoning_gym": 512}
 
 
@@ -80,7 +82,7 @@ class BatteryTask:
     temperature: float = 0.0
     """Of generated answers; above 0 where there are several."""
     top_p: float | None = None
-    """Of generated answers."""
+    """Of generated answers, where temperature is above 0."""
     pass_at: list[int] = field(default_factory=list)
     """k of each pass@k that is told besides accuracy, each at most samples."""
     majority: bool = False
@@ -111,13 +113,16 @@ class BatteryTask:
             check_at_least(self, 1, "samples", "size")
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
+        self._check_form(where)
         self._check_generation(where)
-        if self.shots_path and not self.shots:
-            raise UserError(f"{where}: shots_path is given, but shots is 0; say how many, or leave it out")
+        if not self.shots and (found := given(self, "shots_path", "separator")):
+            raise UserError(f"{where}: {found[0]} is given, but shots is 0; say how many, or leave it out")
         if self.shots and self.form in ("pairs", "code", "instructions", "reasoning_gym"):
             raise UserError(f"{where}: form {self.form} takes no shots; leave them out")
 
     def _check_generation(self, where: str) -> None:
+        if self.form in ("pairs", "choices"):
+            self.refuse_generation(f"form {self.form}")
         if self.samples > 1 and self.temperature == 0:
             raise UserError(
                 f"{where}: samples {self.samples} at temperature 0 would all be the same; raise temperature"
@@ -128,12 +133,26 @@ class BatteryTask:
             raise UserError(f"{where}: majority needs samples of at least 3")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UserError(f"{where}: max_new_tokens is {self.max_new_tokens}; it must be at least 1, or null")
-        if self.form in ("pairs", "choices"):
-            given = [n for n in ("verifier", "pass_at", "majority", "stop", "max_new_tokens") if getattr(self, n)]
-            if given or self.samples > 1:
-                name = (given or ["samples"])[0]
+        if self.top_p is not None and self.temperature == 0:
+            raise UserError(f"{where}: top_p has no effect at temperature 0; raise temperature, or leave top_p out")
+
+    def refuse_generation(self, what: str) -> None:
+        """Refuse options of generated answers.
+
+        Args:
+            what: has none.
+
+        Raises:
+            UserError: one is given.
+        """
+        if names := given(self, *_OF_GENERATED):
+            raise UserError(f"task {self.name}: {names[0]} is for generated answers, and {what} has none; leave it out")
+
+    def _check_form(self, where: str) -> None:
+        for form, names in _OF_FORM.items():
+            if self.form != form and (found := given(self, *names)):
                 raise UserError(
-                    f"{where}: {name} is for generated answers, and form {self.form} has none; leave it out"
+                    f"{where}: {found[0]} is for form {form} alone, and the form is {self.form}; leave it out"
                 )
 
     @property

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from lit_llm.config.errors import UserError
+
+
+def given(options: Any, *names: str) -> list[str]:
+    """Those of some fields of a dataclass that have another value than by default."""
+    kinds = {field.name: field for field in dataclasses.fields(options)}
+    found = []
+    for name in names:
+        kind = kinds[name]
+        default = kind.default if kind.default_factory is dataclasses.MISSING else kind.default_factory()
+        if getattr(options, name) != default:
+            found.append(name)
+    return found
 
 
 def check_at_least(options: object, least: float, *names: str) -> None:

@@ -87,6 +87,8 @@ def questions(
             raise UserError(
                 f"task {task.name}: some rows have choices and others have none; put them into tasks of their own"
             )
+        if is_choice(rows[0], task):
+            task.refuse_generation("a task whose rows have choices")
     found: list[Question] = []
     for part, members in groupby(sorted(rows, key=lambda row: row.part), key=lambda row: row.part):
         of_part = list(members)

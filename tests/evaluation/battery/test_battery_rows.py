@@ -102,6 +102,22 @@ def test_options_that_do_not_fit_the_rows_are_refused(options: Any, message: str
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"samples": 8, "temperature": 0.7},
+        {"temperature": 0.7},
+        {"verifier": "number"},
+        {"stop": ["x"]},
+        {"max_new_tokens": 5},
+    ],
+)
+def test_options_of_written_answers_are_refused_where_rows_have_choices(options: Any, tmp_path: Path) -> None:
+    name = next(iter(options))
+    with pytest.raises(UserError, match=f"task t: {name} is for generated answers, and a task whose rows have choices"):
+        asked(tmp_path, '{"prompt": "q", "choices": ["a", "b"], "answer": 1}', form="own", **options)
+
+
+@pytest.mark.parametrize(
     ("entry", "message"),
     [
         ({"form": "own", "paths": "a"}, "task 1 has no name"),
@@ -117,6 +133,26 @@ def test_options_that_do_not_fit_the_rows_are_refused(options: Any, message: str
         ({"name": "a", "form": "pairs", "paths": "a", "shots": 1}, "form pairs takes no shots"),
         ({"name": "../a", "form": "pairs", "paths": "a"}, "is not empty and has no slashes"),
         ({"name": "a", "form": "own", "paths": "gone.jsonl", "source": "there"}, "needs gone.jsonl; .*had from there"),
+        ({"name": "a", "form": "choices", "paths": "a", "temperature": 0.7}, "a: temperature is for generated answers"),
+        (
+            {"name": "a", "form": "pairs", "paths": "a", "stop": []},
+            "a: stop is for generated .*, and form pairs has none",
+        ),
+        ({"name": "a", "form": "choices", "paths": "a", "top_p": 0.5}, "a: top_p is for generated answers"),
+        (
+            {"name": "a", "form": "own", "paths": "a", "top_p": 0.5},
+            "task a: top_p has no effect at temperature 0; raise",
+        ),
+        (
+            {"name": "a", "form": "own", "paths": "a", "score": "choice"},
+            "a: score is for form choices alone, and form is own",
+        ),
+        ({"name": "a", "form": "own", "paths": "a", "level": 0}, "task a: level is for form reasoning_gym alone"),
+        (
+            {"name": "a", "form": "code", "paths": "a", "size": 4},
+            "size is for form reasoning_gym alone, and form is code",
+        ),
+        ({"name": "a", "form": "own", "paths": "a", "separator": ""}, "task a: separator is given, but shots is 0"),
         ({"name": 2024, "form": "own", "paths": "a"}, "task 2024: name is 2024; it must be text"),
         ({"name": ["a"], "form": "own", "paths": "a"}, r"task \['a'\]: name is \['a'\]; it must be text"),
         ({"name": "a", "form": ["own"], "paths": "a"}, r"task a: form is \['own'\]; it must be pairs or"),
@@ -132,7 +168,10 @@ def test_options_that_do_not_fit_the_rows_are_refused(options: Any, message: str
         ({"name": "a", "form": "own", "paths": "a", "prompt": 5}, "prompt is 5; it must be text"),
         ({"name": "a", "form": "own", "paths": "a", "stop": "E"}, "stop is 'E'; it must be a list of texts or null"),
         ({"name": "a", "form": "own", "paths": "a", "pass_at": 1}, "pass_at is 1; it must be a list of whole numbers"),
-        ({"name": "a", "form": "reasoning_gym", "datasets": "chess"}, "datasets is 'chess'; it must be a list of texts"),
+        (
+            {"name": "a", "form": "reasoning_gym", "datasets": "chess"},
+            "datasets is 'chess'; it must be a list of texts",
+        ),
         ({"name": "a", "form": "own", "paths": "a", "chat": "false"}, "chat is 'false'; it must be true or false"),
     ],
 )
