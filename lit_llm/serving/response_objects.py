@@ -11,7 +11,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from lit_llm.generation import Completion
 from lit_llm.serving.errors import ApiError
@@ -96,6 +96,20 @@ class ResponseRequest(Body):
     user: str = ""
     metadata: Annotated[dict[str, str], at_most("metadata", MOST_METADATA)] = Field(default_factory=dict)
     store: Literal[False] = False
+
+    @model_validator(mode="after")
+    def _can_be_repeated(self) -> ResponseRequest:
+        """Refuse what the answer, which repeats these, could not hold: it is written in UTF-8."""
+        form = [self.text.format.name, self.text.format.json_schema]
+        repeated = {"instructions": self.instructions, "text": form, "user": self.user, "metadata": self.metadata}
+        for name, value in repeated.items():
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise ApiError(f"{name} has half of a surrogate pair, which is no character", param=name) from None
+            except RecursionError:
+                raise ApiError(f"{name} is nested too deeply", param=name) from None
+        return self
 
     def as_chat(self) -> ChatRequest:
         """Return the same request in the older form, the instructions first.

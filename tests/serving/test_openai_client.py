@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -154,6 +155,12 @@ def test_responses_that_are_refused(client: openai.OpenAI, server: Server) -> No
     assert "content must be text" in refused(input=[{"role": "user", "content": [image]}])
     assert "there is no option max_tokens here" in refused(extra_body={"max_tokens": 3})
     assert "store is True" in refused(store=True)
+    schema = {"type": "json_schema", "name": "x", "schema": {"enum": ["\ud800"]}}
+    for option in ({"user": "\ud800"}, {"metadata": {"a": "\ud800"}}, {"text": {"format": schema}}):
+        body = json.dumps({"model": "tiny", "input": "b", **option}).encode()
+        answer = server.client.post("/v1/responses", content=body, headers={"content-type": "application/json"})
+        said = f"{next(iter(option))} has half of a surrogate pair, which is no character"
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, said)
     with held(server.loaded.model, fail=True) as release:
         stream = client.responses.create(model="tiny", input="b", stream=True)
         next(stream)
