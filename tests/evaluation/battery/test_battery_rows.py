@@ -145,12 +145,12 @@ def test_options_of_written_answers_are_refused_where_rows_have_choices(options:
         ),
         (
             {"name": "a", "form": "own", "paths": "a", "score": "choice"},
-            "a: score is for form choices alone, and form is own",
+            "a: score is for form choices alone, and the form is own",
         ),
         ({"name": "a", "form": "own", "paths": "a", "level": 0}, "task a: level is for form reasoning_gym alone"),
         (
             {"name": "a", "form": "code", "paths": "a", "size": 4},
-            "size is for form reasoning_gym alone, and form is code",
+            "size is for form reasoning_gym alone, and the form is code",
         ),
         ({"name": "a", "form": "own", "paths": "a", "separator": ""}, "task a: separator is given, but shots is 0"),
         ({"name": 2024, "form": "own", "paths": "a"}, "task 2024: name is 2024; it must be text"),
