@@ -11,6 +11,8 @@ import shlex
 
 import yaml
 
+from lit_llm.config import UserError
+
 # What nanoGPT, LitGPT, Lightning, transformers and TRL call it -> what it is called here: the first that a command has.
 NAMES_ELSEWHERE = {
     other: ours
@@ -90,6 +92,18 @@ NOTES = {
 """Remarks that are added to the answer for some of these names."""
 
 
+def require_utf8(words: list[str]) -> None:
+    """Refuse a command line with bytes that are not UTF-8: what is made of it, as records are, could not be written.
+
+    Raises:
+        UserError: names the first such word, with those bytes as \\xff.
+    """
+    for word in words:
+        shown = os.fsencode(word).decode("utf-8", "backslashreplace")
+        if word != shown:
+            raise UserError(f"{shown} is not UTF-8, and options are read as UTF-8; rename the file")
+
+
 def explain(message: str, keys: list[str], words: list[str]) -> str:
     """Turn a parser's complaint into one line that names the option that was probably meant.
 
@@ -99,8 +113,6 @@ def explain(message: str, keys: list[str], words: list[str]) -> str:
         words: the command line.
     """
     line = " ".join(message.split())
-    if "surrogates not allowed" in line:
-        return f"{_not_unicode(words)} is not UTF-8, and options are read as UTF-8; rename the file"
     if "codec can't decode" in line and _config_files(words):
         return f"{_config_files(words)}: not a YAML file of options (it is no text in UTF-8)"
     unknown = re.search(r"[Uu]nrecognized arguments: --([\w.\-]+)", line)
@@ -138,12 +150,6 @@ def _config_files(words: list[str]) -> str:
     files = [after for word, after in itertools.pairwise(words) if word == "--config"]
     files += [word.partition("=")[2] for word in words if word.startswith("--config=")]
     return ", ".join(files)
-
-
-def _not_unicode(words: list[str]) -> str:
-    """Return the first word of the command line with bytes that are not UTF-8, those as \\xff."""
-    shown = (os.fsencode(word).decode("utf-8", "backslashreplace") for word in words)
-    return next((after for word, after in zip(words, shown, strict=True) if word != after), "the command line")
 
 
 def _wrong_value(line: str, keys: list[str], words: list[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
-from lit_llm.cli.mistakes import explain
+from lit_llm.cli.mistakes import explain, require_utf8
 from lit_llm.cli.short_help import ShortHelp
 from lit_llm.config import (
     PRESETS,
@@ -79,9 +79,10 @@ def parse(
 
     Raises:
         UserError: an unknown key (with the nearest valid one), a wrong type, an impossible combination, or a
-            configuration file that is missing or broken.
+            configuration file that is missing or broken; or the words are not UTF-8.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    require_utf8(words)
     parser = _parser(kind, program)
     keys = option_keys(kind)
     try:

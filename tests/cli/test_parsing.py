@@ -90,6 +90,7 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str, kind: type = Pr
         (["--trainer", "x"], "trainer is x; it must be a group of options, or a YAML file of one\n"),
         (["--run_name.first", "a"], "no option run_name.first; the nearest is run_name"),
         (["--data.paths", "[a\udcff]"], "[a\\xff] is not UTF-8, and options are read as UTF-8; rename the file"),
+        (["--output_root", "caf\udce9"], "caf\\xe9 is not UTF-8, and options are read as UTF-8"),
         (["max_iters=5"], "max_iters=5 stands alone; options are written as --NAME VALUE"),
     ],
 )
