@@ -158,7 +158,8 @@ def test_responses_that_are_refused(client: openai.OpenAI, server: Server) -> No
     schema = {"type": "json_schema", "name": "x", "schema": {"enum": ["\ud800"]}}
     for option in ({"user": "\ud800"}, {"metadata": {"a": "\ud800"}}, {"text": {"format": schema}}):
         body = json.dumps({"model": "tiny", "input": "b", **option}).encode()
-        answer = server.client.post("/v1/responses", content=body, headers={"content-type": "application/json"})
+        headers = {"content-type": "application/json", "authorization": "Bearer sesame"}
+        answer = server.client.post("/v1/responses", content=body, headers=headers)
         said = f"{next(iter(option))} has half of a surrogate pair, which is no character"
         assert (answer.status_code, answer.json()["error"]["message"]) == (400, said)
     with held(server.loaded.model, fail=True) as release:
