@@ -171,7 +171,7 @@ class _Answering:
         if texts is None:
             return Response(status_code=CLIENT_IS_GONE)
         prompt_tokens = sum(len(text.prompt) for text in texts[:: body.n])
-        operations.take(record, prompt_tokens, texts)
+        operations.take(record, prompt_tokens, texts, use.served.context_length)
         answer = kind(use.served.name, use.served.tokenizer, prompt_tokens, body.include_usage, body.n)
         job = use.worker.submit(texts)
         followed = operations.follow(use.worker, job, record, prompt_tokens, body)
@@ -194,7 +194,7 @@ class _Answering:
         record, operations = request.state.record, self._operations
 
         def read(tokens: int) -> None:
-            operations.take(record, tokens, ())
+            operations.take(record, tokens, (), use.served.context_length)
             record.asks(False, tokens, 0, body.model_dump(include={"input"}) if operations.keeps_texts else None)
 
         found = await operations.in_time(record, _unless_gone(request, embeddings(body, use, read)))

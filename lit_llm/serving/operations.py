@@ -116,14 +116,22 @@ class Operations:
         except TimeoutError:
             raise self._late() from None
 
-    def take(self, record: Record, prompt_tokens: int, texts: Sequence[Text]) -> None:
+    def take(self, record: Record, prompt_tokens: int, texts: Sequence[Text], context_length: int) -> None:
         """Take the tokens that a request may come to from what its key has left; what it does not use is given back.
+
+        Args:
+            record: of the request.
+            prompt_tokens: tokens of all prompts, each counted once for all of its texts.
+            texts: to be written, each until its limit or the end of the context.
+            context_length: tokens that a prompt and its text have together, but for the last one, which is not read.
 
         Raises:
             ApiError: they are not there.
         """
         if record.account is not None:
-            tokens = prompt_tokens + sum(text.sampling.max_new_tokens for text in texts)
+            rooms = (context_length + 1 - len(text.prompt) for text in texts)
+            limits = (text.sampling.max_new_tokens for text in texts)
+            tokens = prompt_tokens + sum(map(min, limits, rooms))
             record.account.take_tokens(tokens)
             record.reserved = tokens
 

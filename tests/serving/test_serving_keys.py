@@ -27,6 +27,7 @@ KEYS = f"""
 ann: {{key: ann-key, requests_per_minute: 2}}
 bob: {{sha256: {hashlib.sha256(b"bob-key").hexdigest()}, tokens_per_minute: 50}}
 cid: {{key: cid-key}}
+dee: {{key: dee-key, tokens_per_minute: 170}}
 """
 
 
@@ -108,6 +109,14 @@ def test_tokens_of_a_minute_are_taken_before_and_given_back(server: Server, cloc
     wait_until(lambda: not server.process._operations.active)
     last = post(server, "bob", max_tokens=17)  # of the 19 one was used: 18 are left
     assert last.status_code == 200 and limits(last, "tokens")[1] == "0"
+
+
+def test_no_more_tokens_are_taken_than_the_context_holds(server: Server, clock: None) -> None:
+    """A limit beyond the context is no reason to refuse for ever what can come to less."""
+    done = post(server, "dee", max_tokens=10_000, prompt=[70, 71])
+    assert done.status_code == 200 and done.json()["usage"]["total_tokens"] == 161  # the context, and one
+    refused = post(server, "dee", max_tokens=10_000, n=2)
+    assert "may have 321 tokens; the key 'dee' has 170 a minute" in refused.json()["error"]["message"]
 
 
 def test_a_request_that_finds_no_place_costs_nothing(folder: Path, path: Path, clock: None) -> None:
