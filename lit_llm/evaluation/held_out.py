@@ -62,6 +62,9 @@ def answer_log_probs(model: Decoder, tokenizer: Tokenizer, path: str, batch_size
         tokenizer: its own; has chat tokens.
         path: a file, folder, glob or hf:NAME[:CONFIG[:SPLIT]].
         batch_size: conversations at once.
+
+    Raises:
+        UserError: there is nothing at the path that can be read, or no row is left of it.
     """
     config = ConversationDataConfig(
         paths=[path],
@@ -70,6 +73,7 @@ def answer_log_probs(model: Decoder, tokenizer: Tokenizer, path: str, batch_size
         batch_size=batch_size,
         packing=False,
         too_long="truncate",
+        max_dropped_share=1.0,  # what is left out is said
     )
     batches = _every_row(ConversationDataModule(config, tokenizer, seed=0), path)
     log_probs, tokens = zip(*_answer_log_probs(model, batches), strict=True)
@@ -137,6 +141,7 @@ def _pairs(
         sequence_length=longest or model.config.max_position_embeddings,
         batch_size=batch_size,
         too_long="truncate",
+        max_dropped_share=1.0,  # what is left out is said
     )
     return _every_row(PreferenceDataModule(config, tokenizer, seed=0), str(path), tell)
 

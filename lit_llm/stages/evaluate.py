@@ -5,7 +5,8 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -267,10 +268,20 @@ def _reference_log_probs(config: EvaluateConfig, loaded: LoadedModel) -> list[Te
     folder = find_model(str(config.reference))
     reference = load_reference(folder, loaded.model, loaded.tokenizer, device=loaded.device, dtype=dtype_of(config))
     longest = loaded.model.config.max_position_embeddings
-    return [
-        preference_log_probs(reference, loaded.tokenizer, path, config.batch_size, longest, tell=False)
-        for path in config.preferences
-    ]
+    with _told_of("preferences"):
+        return [
+            preference_log_probs(reference, loaded.tokenizer, path, config.batch_size, longest, tell=False)
+            for path in config.preferences
+        ]
+
+
+@contextmanager
+def _told_of(option: str) -> Iterator[None]:
+    """Let errors of rows name the option that gave their files."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("data.paths", option)) from error
 
 
 def _measure_rows(config: EvaluateConfig, loaded: LoadedModel, measured: _Measured) -> None:
@@ -281,16 +292,13 @@ def _measure_rows(config: EvaluateConfig, loaded: LoadedModel, measured: _Measur
     except UserError as error:
         reason = str(error).partition(";")[0]
         raise UserError(f"answers and preferences need a chat model, and {loaded.folder} is none: {reason}") from error
-    for name in ("answers", "preferences"):
-        for path in getattr(config, name):
-            try:
-                if name == "answers":
-                    log_probs, tokens = answer_log_probs(model, tokenizer, path, config.batch_size)
-                    measured.answers.append(Scores.of_rows(log_probs, tokens))
-                else:
-                    measured.preferences.append(of_pairs(model, tokenizer, path, config.batch_size))
-            except UserError as error:
-                raise UserError(str(error).replace("data.paths", name)) from error
+    with _told_of("answers"):
+        for path in config.answers:
+            log_probs, tokens = answer_log_probs(model, tokenizer, path, config.batch_size)
+            measured.answers.append(Scores.of_rows(log_probs, tokens))
+    with _told_of("preferences"):
+        for path in config.preferences:
+            measured.preferences.append(of_pairs(model, tokenizer, path, config.batch_size))
 
 
 def _facts(config: EvaluateConfig, loaded: LoadedModel, options: WindowOptions) -> dict[str, Any]:

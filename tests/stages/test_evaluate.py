@@ -229,6 +229,29 @@ def test_a_reward_model_ranks_held_out_pairs(tmp_path: Path, capsys: pytest.Capt
     assert "more.jsonl: 1 of 25 rows left out" in said and "more.jsonl: 1 of 25 rows truncated" in said
 
 
+def test_rows_that_cannot_be_read_are_left_out_however_many(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, reference = (save_chat_model(tmp_path / name, seed) for name, seed in (("policy", 1), ("reference", 2)))
+    equal = [pair(f"gh{letter}", "bb", "bb") for letter in "bcdfgjk"]
+    pairs = write_rows(tmp_path / "pairs.jsonl", [*some_pairs(13), *equal])
+    long = {"messages": [{"role": "user", "content": "b" * 80}, {"role": "assistant", "content": "c"}]}
+    talks = write_rows(tmp_path / "talks.jsonl", [long, long, *some_talks(2)])
+    options: dict[str, Any] = {"preferences": [pairs], "answers": [talks], "reference": str(reference)}
+    report = found(tmp_path / "out", folder, **options)
+    assert [row["pairs"] for row in report["preferences"]] == [13, 13] and report["losses"][0]["documents"] == 2
+    said = capsys.readouterr().err
+    assert "pairs.jsonl: 7 of 20 rows left out (35.0%): 7 whose two answers are the same" in said
+    assert "talks.jsonl: 2 of 4 rows left out" in said
+    write_rows(tmp_path / "pairs.jsonl", equal)
+    write_rows(tmp_path / "talks.jsonl", [long])
+    for given, message in (
+        (options, "preferences .*pairs.jsonl: all 7 rows are left out: 7 whose two answers are the same; give other"),
+        ({"answers": [talks]}, "answers .*talks.jsonl: all 1 rows are left out: .*; give other files"),
+    ):
+        with pytest.raises(UserError, match=message) as refused:
+            found(tmp_path / "none", folder, **given)
+        assert "data." not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -216,6 +216,12 @@ class RowsDataModule(ResumableDataModule):
             validation = self._encode_rows("data.validation_paths", config.validation_paths)
         else:
             train, validation = split_rows(train, config.validation_fraction)
+        if not (train or validation):
+            statistics = self._statistics["data.paths"]
+            raise UserError(
+                f"data.paths {', '.join(config.paths)}: all {statistics.rows:,} rows are left out: "
+                f"{statistics.reasons}; give other files"
+            )
         if not train:
             raise UserError(
                 f"data.paths {', '.join(config.paths)}: no training row is left ({len(validation)} are set aside for "
