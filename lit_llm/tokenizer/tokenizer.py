@@ -18,6 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from lit_llm.config import UserError
 from lit_llm.config.files import replace_files
+from lit_llm.config.notices import tell_once
 from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
@@ -40,7 +41,7 @@ class Tokenizer:
     """A byte-level BPE, SentencePiece BPE (Llama 2, Mistral, Gemma) or character tokenizer.
 
     Args:
-        tokenizer: What does the work. Its truncation and padding are switched off.
+        tokenizer: What does the work. Its truncation, padding and dropout are switched off.
         config: The content of a tokenizer_config.json, kept and written again by `save`; None makes one.
 
     Raises:
@@ -50,6 +51,9 @@ class Tokenizer:
     def __init__(self, tokenizer: tokenizers.Tokenizer, config: dict[str, Any] | None = None) -> None:
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        if dropout := getattr(tokenizer.model, "dropout", None):
+            tokenizer.model.dropout = None
+            tell_once(f"the tokenizer's dropout {dropout:g} is left out: a text has the same tokens each time")
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self._state: dict[str, Any] = json.loads(tokenizer.to_str())

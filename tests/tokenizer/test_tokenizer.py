@@ -173,6 +173,22 @@ def test_a_loaded_configuration_is_kept(bpe, tmp_path):
     assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
 
 
+def test_dropout_of_merges_is_left_out(bpe, tmp_path, capsys):
+    bpe.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    state = json.loads(path.read_text())
+    state["model"]["dropout"] = 0.5
+    path.write_text(json.dumps(state))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert capsys.readouterr().err == "the tokenizer's dropout 0.5 is left out: a text has the same tokens each time\n"
+    expected = bpe.encode(SAMPLE)
+    for allow_special in (False, True) * 5:
+        assert tokenizer.encode(SAMPLE, allow_special) == expected
+    assert tokenizer.encode_bulk([SAMPLE])[0].tolist() == expected and tokenizer.digest == bpe.digest
+    tokenizer.save(tmp_path)
+    assert json.loads(path.read_text())["model"]["dropout"] is None
+
+
 def test_digest_differs_for_different_tokenizers(bpe, character):
     others = [
         train_bpe([SAMPLE, "def f(x):\n    return x\n" * 9], 299, show_progress=False),
