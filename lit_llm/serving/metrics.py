@@ -63,9 +63,10 @@ class Metrics:
         """Count a request that is over."""
         self._requests.labels(record.model, record.route, str(record.status)).inc()
         self._request.labels(record.model, record.route).observe(record.seconds)
-        if not record.written:
+        if record.prompt_tokens:
+            self._read.labels(record.model).inc(record.prompt_tokens)
+        if not record.written:  # as of a request for vectors
             return
-        self._read.labels(record.model).inc(record.prompt_tokens)
         self._written.labels(record.model).inc(record.completion_tokens)
         if record.seconds_to_first_token is not None:
             self._first_token.labels(record.model).observe(record.seconds_to_first_token)

@@ -100,19 +100,21 @@ def line_of(record: Record) -> dict[str, Any]:
         "code": record.code,
         "seconds": round(record.seconds, 6),
     }
-    if record.written:
+    if record.prompt_tokens:
+        line |= {"model": record.model, "prompt_tokens": record.prompt_tokens}
+        if record.keeps_texts:
+            line["asked"] = record.asked
+    if record.written:  # a request for vectors writes nothing
         paces = [pace for written in record.written if (pace := written.seconds_per_token) is not None]
         line |= {
-            "model": record.model,
             "stream": record.stream,
-            "prompt_tokens": record.prompt_tokens,
             "completion_tokens": record.completion_tokens,
             "seconds_to_first_token": _rounded(record.seconds_to_first_token),
             "seconds_per_token": _rounded(sum(paces) / len(paces) if paces else None),
             "finish_reasons": [written.finish_reason for written in record.written],
         }
         if record.keeps_texts:
-            line |= {"asked": record.asked, "texts": ["".join(written.text) for written in record.written]}
+            line["texts"] = ["".join(written.text) for written in record.written]
     return {name: value for name, value in line.items() if value is not None}
 
 

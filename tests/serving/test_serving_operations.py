@@ -92,6 +92,10 @@ def test_numbers_are_those_of_the_requests(server: Server, log: Path) -> None:
     assert more("requests_total", route="/v1/completions", status="400") == 1
     assert more("requests_total", route="/v1/models/{name:path}", status="200") == 1
     assert more("requests_total", route="other", status="404") == 2
+    done.append(server.ask("vector", input=["bcd", "f"]))
+    wait_until(lambda: server.process._operations.active == set())
+    embedded = Numbers(server)("prompt_tokens_total", model="tiny") - after("prompt_tokens_total", model="tiny")
+    assert embedded == done.pop()["usage"]["prompt_tokens"] == 6
     read, written = (sum(body["usage"][f"{kind}_tokens"] for body in done) for kind in ("prompt", "completion"))
     assert (read, written) == (3 + done[1]["usage"]["prompt_tokens"] + 1, 18)
     assert more("prompt_tokens_total", model="tiny") == read
@@ -220,10 +224,13 @@ def test_texts_are_logged_where_that_is_asked_for(folder: Path, tmp_path: Path) 
     with serving(folder, request_log=str(path), log_texts=True) as server:
         done = server.ask("chat", messages=talk, n=2, max_tokens=5, seed=1)
         server.ask("text", prompt=["b", "c"], max_tokens=2)
-    chat, text = map(json.loads, path.read_text().splitlines())
+        usage = server.ask("vector", input=["b", "c"])["usage"]
+    chat, text, vector = map(json.loads, path.read_text().splitlines())
     assert chat["asked"] == {"messages": talk}
     assert chat["texts"] == [choice["message"]["content"] for choice in done["choices"]]
     assert text["asked"] == {"prompt": ["b", "c"]} and len(text["texts"]) == 2
+    told = {"asked": {"input": ["b", "c"]}, "model": "tiny", "prompt_tokens": usage["prompt_tokens"]}
+    assert told.items() <= vector.items() and "texts" not in vector and "completion_tokens" not in vector
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
