@@ -91,6 +91,12 @@ class Record:
         if self.keeps_texts:
             written.text.append(event.text)
 
+    def settle(self) -> None:
+        """Give back to its key what was taken for it and not used. A second call does nothing."""
+        if self.account is not None:
+            self.account.settle(self.reserved, self.prompt_tokens + self.completion_tokens)
+            self.reserved = 0
+
     @property
     def seconds(self) -> float:
         """How long it took, from its head to the end of its answer."""
@@ -135,6 +141,8 @@ class Observer:
                 record.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = record.id
+                if not record.stream:  # everything is written, and the headers say what is left after it
+                    record.settle()
                 if record.account is not None:
                     headers.update(record.account.headers())
             await send(message)
@@ -149,8 +157,7 @@ class Observer:
             record.status = record.status or CLIENT_IS_GONE
             record.route = _route(scope)
             self._active.discard(record)
-            if record.account is not None:
-                record.account.settle(record.reserved, record.prompt_tokens + record.completion_tokens)
+            record.settle()
             self._sink(record)
 
 
