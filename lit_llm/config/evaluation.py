@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from lit_llm.config.bounds import given
 from lit_llm.config.errors import UserError
 from lit_llm.config.generation import LoadConfig
 from lit_llm.config.sandbox import SandboxConfig
@@ -112,7 +113,8 @@ class EvaluateConfig(LoadConfig):
         if self.context is not None and self.stride is not None and self.stride > self.context:
             raise UserError(f"stride {self.stride} is more than context {self.context}, which would leave tokens out")
         self._refuse_without("texts or shards", "context", "stride", "max_documents", "max_tokens")
-        self._refuse_without("shards", "mask_documents")
+        self._refuse_without("texts", "text_field", "end_of_text")
+        self._refuse_without("shards", "split", "mask_documents", "verify")
         self._refuse_without("preferences", "reference")
         self._refuse_without("reference", "beta")
         if self.beta is not None and not 0 < self.beta < math.inf:
@@ -149,9 +151,8 @@ class EvaluateConfig(LoadConfig):
         """Refuse options that say how something is measured that is not asked for."""
         if any(getattr(self, each) for each in needed.split(" or ")):
             return
-        for name in names:
-            if getattr(self, name) not in (None, False):
-                raise UserError(f"{name} is given, but no {needed}, which alone it is for; give {needed}, or leave it")
+        if found := given(self, *names):
+            raise UserError(f"{found[0]} is given, but no {needed}, which alone it is for; give {needed}, or leave it")
 
     def check_reward_model(self, name: str) -> None:
         """Refuse what a model that gives scores cannot be asked.

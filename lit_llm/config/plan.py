@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lit_llm.config.bounds import given
 from lit_llm.config.errors import UserError
 from lit_llm.config.run import PretrainConfig
+
+_OF_TRAINING = (
+    *("num_gpus", "mfu", "price", "prices", "watts", "utilisation", "pue", "kwh_price", "kg_co2_per_kwh"),
+    *("what_if", "output", "scaling", "fit"),
+)
 
 
 @dataclass
@@ -78,13 +84,12 @@ class PlanConfig(PretrainConfig):
                 raise UserError(f"{name} is {getattr(self, name)}; it must be a list of numbers from 1 on")
         if not self.serve_texts:
             raise UserError("serve_texts is empty; give how many texts are written at once, as [1, 8]")
-        for name in ("num_gpus", "price", "prices", "watts", "kwh_price", "kg_co2_per_kwh", "output", "scaling"):
-            if self.serve is not None and getattr(self, name) is not None:
-                raise UserError(f"{name} is for the training of a recipe; serve says memory alone, so leave {name} out")
-        if self.serve is not None and (self.what_if or self.fit):
-            raise UserError("what_if and fit are for the training of a recipe; leave them out, or leave serve out")
-        if self.serve is None and (self.serve_lengths or self.serve_texts != [1, 8, 32, 128]):
-            raise UserError("serve_lengths and serve_texts are for serve; give serve, or leave them out")
+        if self.serve is not None and (found := given(self, *_OF_TRAINING)):
+            raise UserError(
+                f"{found[0]} is for the training of a recipe; serve says memory alone, so leave {found[0]} out"
+            )
+        if self.serve is None and (found := given(self, "serve_lengths", "serve_texts")):
+            raise UserError(f"{found[0]} is for serve; give serve, or leave {found[0]} out")
         if self.num_gpus is not None and self.num_gpus < 1:
             raise UserError(f"num_gpus is {self.num_gpus}; it must be at least 1, or null")
         if not 0.0 < self.mfu <= 1.0:

@@ -245,10 +245,13 @@ def test_serving(capsys: pytest.CaptureFixture[str], tmp_path: Path, tokenizer: 
     assert "serve_lengths has 64; the context of" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         planned(capsys, "--serve_texts", "[4]")
-    assert "serve_lengths and serve_texts are for serve" in capsys.readouterr().err
+    assert "serve_texts is for serve; give serve, or leave serve_texts out" in capsys.readouterr().err
     for words, message in (
         (["--prices", PRICES], "prices is for the training of a recipe; serve says memory alone, so leave prices out"),
-        (["--what_if", "[1]"], "what_if and fit are for the training of a recipe"),
+        (["--what_if", "[1]"], "what_if is for the training of a recipe"),
+        (["--mfu", "0.1", "--gpu", "H100"], "mfu is for the training of a recipe"),
+        (["--utilisation", "0.5"], "utilisation is for the training of a recipe"),
+        (["--pue", "1.5"], "pue is for the training of a recipe"),
     ):
         with pytest.raises(SystemExit):
             planned(capsys, "--serve", "recipe", *words)
