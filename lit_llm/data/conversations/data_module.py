@@ -212,16 +212,16 @@ class RowsDataModule(ResumableDataModule):
         if not config.paths:
             raise UserError("data.paths is empty; give it files (.json, .jsonl, .parquet), folders, globs or hf:NAME")
         train = self._encode_rows("data.paths", config.paths)
-        if config.validation_paths:
-            validation = self._encode_rows("data.validation_paths", config.validation_paths)
-        else:
-            train, validation = split_rows(train, config.validation_fraction)
-        if not (train or validation):
+        if not train:
             statistics = self._statistics["data.paths"]
             raise UserError(
                 f"data.paths {', '.join(config.paths)}: all {statistics.rows:,} rows are left out: "
                 f"{statistics.reasons}; give other files"
             )
+        if config.validation_paths:
+            validation = self._encode_rows("data.validation_paths", config.validation_paths)
+        else:
+            train, validation = split_rows(train, config.validation_fraction)
         if not train:
             raise UserError(
                 f"data.paths {', '.join(config.paths)}: no training row is left ({len(validation)} are set aside for "

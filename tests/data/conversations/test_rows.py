@@ -168,6 +168,8 @@ def test_splits(path: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
     assert few.prompts(9) == some.prompts(2)
     with pytest.raises(UserError, match=r"no training row is left \(40 are set aside for validation\)"):
         make(path, tokenizer, validation_fraction=1 - 1e-9).setup("fit")
+    with pytest.raises(UserError, match=r"data\.paths .*: all 40 rows are left out: 40 longer than data\.seq"):
+        make(path, tokenizer, validation_paths=[path], sequence_length=3, max_dropped_share=1.0).setup("fit")
     # A file for validation leaves all rows of the other for training.
     other = write_rows(tmp_path / "other.jsonl", [talk("question 3?", "x"), talk("else?", "y")])
     data = make(path, tokenizer, validation_fraction=0.4, validation_paths=[other])
