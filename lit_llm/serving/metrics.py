@@ -21,7 +21,7 @@ class Metrics:
     """The counters, gauges and histograms of one server. Its methods may be called from any thread.
 
     Args:
-        model: the label of what belongs to no request.
+        model: the first one; the label of what belongs to the whole server.
         info: labels of a gauge that is always 1: what is served.
         gauges: called for the values of the moment when they are asked for.
 
@@ -33,7 +33,7 @@ class Metrics:
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
         self._registry = CollectorRegistry()
-        self._model, self._began = model, time.monotonic()
+        self._began = time.monotonic()
         options = {"namespace": "lit_llm", "registry": self._registry}
 
         def histogram(name: str, help: str, labels: list[str], buckets: Iterable[float]) -> Any:
@@ -75,9 +75,9 @@ class Metrics:
             if written.seconds_per_token is not None:
                 self._token.labels(record.model).observe(written.seconds_per_token)
 
-    def observe_batch(self, size: int) -> None:
-        """Count a step of the engine."""
-        self._batch.labels(self._model).observe(size)
+    def observe_batch(self, model: str, size: int) -> None:
+        """Count a step of the engine of a model, which its adapters share."""
+        self._batch.labels(model).observe(size)
 
     def text(self) -> tuple[bytes, str]:
         """Return everything as a text, and its media type."""

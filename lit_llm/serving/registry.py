@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lit_llm.config import UserError
@@ -118,7 +119,7 @@ class Registry:
         self._first = groups[0].name
         self._load_worker, self._look = load, look
         self._most, self._most_bytes = most, most_bytes
-        self._on_step: Callable[[int], None] = lambda texts: None
+        self._on_step: Callable[[str, int], None] = lambda name, texts: None
         self._running: OrderedDict[str, Running] = OrderedDict({self._first: self._run(groups[0], worker)})
         self._coming: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[Running] = set()
@@ -180,11 +181,14 @@ class Registry:
         self._running.move_to_end(group)
         return Use(self._running[group], name, self._used)
 
-    def watch_steps(self, on_step: Callable[[int], None]) -> None:
-        """Have a function called with the number of texts of each step of every model, on its thread."""
+    def watch_steps(self, on_step: Callable[[str, int], None]) -> None:
+        """Have a function called with the name of a model and the number of texts of each of its steps, on its thread.
+
+        The name is that of the group: the texts of adapters are in the steps of their base.
+        """
         self._on_step = on_step
         for running in self.running:
-            running.worker.on_step = on_step
+            running.worker.on_step = partial(on_step, running.group.name)
 
     def stop_compiling(self) -> None:
         """Refuse requests with schemas that are not compiled yet, while others go on."""
@@ -285,7 +289,7 @@ class Registry:
             del self._coming[name]
 
     def _run(self, group: ModelGroup, worker: Worker) -> Running:
-        worker.on_step = self._on_step
+        worker.on_step = partial(self._on_step, group.name)
         return Running(group, worker)
 
     async def _start(self, group: ModelGroup) -> Worker:

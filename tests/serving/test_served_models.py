@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -107,6 +108,9 @@ def test_a_model_is_loaded_when_it_is_first_asked_for(server: Server, folders: d
         asked = [pool.submit(ask_for_ids, server, "other", [70] * 5, 9) for _ in range(3)]
     assert [request.result() for request in asked] == [alone(folders["other"], [70] * 5, 9)] * 3
     assert server.client.get("/v1/models/other").json()["loaded"]
+    pytest.importorskip("prometheus_client", reason="prometheus_client is not installed")
+    counts = re.findall(r'lit_llm_batch_size_sum\{model="(.*)"\} (.*)', server.client.get("/metrics").text)
+    assert float(dict(counts)["other"]) == 3 * 9  # each text of a step writes a token
 
 
 def made(config: ServeConfig, watch: Callable[[Decoder], None] = lambda model: None) -> tuple[ModelFolders, Registry]:
