@@ -105,14 +105,17 @@ def extract_choice(text: str, choices: list[str]) -> int | None:
     """The index of the choice that a text names, None where it names none, or several.
 
     In this order: the text is a letter, or begins with one that a point, a colon or a bracket follows; "the answer is
-    B" (the last one) or \\boxed{B}; the text of a single choice; a single letter in brackets.
+    B" (the last one) or \\boxed{B}, but not "B or C"; the text of a single choice; a single letter in brackets.
     """
-    letter = rf"([{_LETTERS[: len(choices)]}])"
+    any_letter = f"[{_LETTERS[: len(choices)]}]"
+    letter = f"({any_letter})"
     stripped = text.strip().strip("*_")
     if found := re.match(rf"\(?{letter}(?:$|[.:;)*\n](?!\W*(?:or|and)\b))", stripped):
         return _LETTERS.index(found[1])
-    claims = re.findall(rf"(?i:answer)\W+(?:(?i:is|would be|should be)\W+)?{letter}(?!\w|'\w){_ARTICLE}", stripped)
-    claims += re.findall(rf"\\boxed\{{\s*(?:\\text\{{)?\(?{letter}\b", stripped)
+    alone = rf"(?!\W*(?:(?:or|and)\b|[,/&])\W*{any_letter}(?!\w|'\w))"  # "B or C", "(B), (C)" and "B/C" name several
+    claim = rf"(?i:answer)\W+(?:(?i:is|would be|should be)\W+)?{letter}(?!\w|'\w){_ARTICLE}{alone}"
+    claims = re.findall(claim, stripped)
+    claims += re.findall(rf"\\boxed\{{\s*(?:\\text\{{)?\(?{letter}\b{alone}", stripped)
     if claims:
         return _LETTERS.index(claims[-1])
     low = " ".join(stripped.casefold().split())
