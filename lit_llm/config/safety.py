@@ -55,7 +55,7 @@ class SafetyConfig(LoadConfig):
     batch_size: int = 16
     """Texts read or written at once; results do not depend on it but for rounding."""
     card: bool = True
-    """Write a summary into the model card where the model lies in the folder of its run."""
+    """Write a summary into the model card where the model lies in the folder of its run, and the report goes there."""
     output: str | None = None
     """Folder for safety.md, safety.json and safety.html; null: the run folder, or else the model folder."""
     overwrite: bool = False

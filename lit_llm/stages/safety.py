@@ -106,7 +106,10 @@ def safety(config: SafetyConfig) -> Safety:
     replace_files({output / FILES[1]: markdown(report), output / FILES[2]: html(report)})
     card = None
     if config.card and run is not None:
-        card = write_summary(session.folder, report, config.quantize)
+        if output.resolve() == run.resolve():
+            card = write_summary(session.folder, report, config.quantize)
+        else:
+            print(f"the model card stays as it is, as it tells of a report in {run}", file=sys.stderr)
     return Safety(output, report, card)
 
 

@@ -221,6 +221,10 @@ def test_a_run_in_one_command(planted: Any, capsys: pytest.CaptureFixture[str], 
     with pytest.raises(SystemExit):
         run_command("safety", line)
     assert "safety.json is there already" in capsys.readouterr().err
+    # a report elsewhere leaves the card to the one of the run
+    elsewhere = safety(SafetyConfig(str(planted.run), checks=["bias"], output=str(planted.run / "elsewhere")))
+    assert elsewhere.card is None and (planted.run / "model" / "README.md").read_text() == card
+    assert f"the model card stays as it is, as it tells of a report in {planted.run}" in capsys.readouterr().err
     # the same numbers again, and one summary
     again = safety(SafetyConfig(str(planted.run), checks=["bias"], batch_size=3, overwrite=True))
     bias = again.report.findings["bias"].values["associations"]["age, and abilities"]
