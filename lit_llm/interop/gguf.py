@@ -32,7 +32,7 @@ def save_gguf(
     tokenizer: Tokenizer,
     kind: Kind,
     stop_ids: Sequence[int] = (),
-) -> None:
+) -> str:
     """Write one GGUF file, whole or not at all, converting one tensor at a time.
 
     Norms stay float32, and so do matrices that Q8_0 cannot hold because their rows are not a multiple of 32 long.
@@ -46,9 +46,12 @@ def save_gguf(
         stop_ids: tokens that end a text of this model besides the tokenizer's end of text and end of an assistant's
             turn; the format has room for three in all.
 
+    Returns:
+        How the matrices are stored: `kind`, and where some of them stay float32 how many.
+
     Raises:
-        UserError: llama.cpp has no such architecture, positions or tokenizer, the package gguf is not installed, or
-            the file cannot be written.
+        UserError: llama.cpp has no such architecture, positions or tokenizer, Q8_0 can hold no matrix of the model, the
+            package gguf is not installed, or the file cannot be written.
     """
     reason = why_not_gguf(config, tokenizer)
     if reason is not None:
@@ -59,6 +62,12 @@ def save_gguf(
         raise UserError("writing GGUF needs the package gguf: pip install gguf") from None
     tensors = _tensors(config, weights)
     types = {name: _type_of(tensor, kind) for name, tensor in tensors.items()}
+    matrices = [types[name] for name, tensor in tensors.items() if tensor.dim() > 1]
+    if kind not in matrices:
+        raise UserError(
+            f"{kind} holds rows of a multiple of 32 numbers, and no matrix of the model has such; give float16"
+        )
+    exact = 0 if kind == "F32" else matrices.count("F32")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
@@ -77,6 +86,7 @@ def save_gguf(
             writer.close()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
+    return f"{kind} but for {exact} of {len(matrices)} matrices, which stay F32" if exact else kind
 
 
 def why_not_gguf(config: ModelConfig, tokenizer: Tokenizer) -> str | None:

@@ -154,7 +154,7 @@ def _write_file(config: ExportConfig, file: Path, source: _Source) -> Exported:
         kind = _save_program(config, file, source)
     text = f"{kind}, {file.stat().st_size:,} bytes; {source.name}"
     if file != Path(config.output):  # a folder of its own, which may have a card
-        _write_card(config, file.parent, source.model, source.trained, kind if kind == "Q8_0" else None)
+        _write_card(config, file.parent, source.model, source.trained, kind if kind.startswith("Q8_0") else None)
     if config.format != "ollama":
         names = {"gguf": "GGUF file", "onnx": "ONNX file", "torch_export": "torch program"}
         return Exported(names[config.format], file, text)
@@ -162,7 +162,7 @@ def _write_file(config: ExportConfig, file: Path, source: _Source) -> Exported:
 
 
 def _save_gguf(config: ExportConfig, file: Path, source: _Source) -> str:
-    """Write a GGUF file, and a Modelfile for Ollama; returns the type of its matrices."""
+    """Write a GGUF file, and a Modelfile for Ollama; returns how its matrices are stored."""
     from lit_llm.interop.gguf import save_gguf
     from lit_llm.interop.ollama import modelfile
 
@@ -182,10 +182,10 @@ def _save_gguf(config: ExportConfig, file: Path, source: _Source) -> str:
             source.model.max_position_embeddings,
             license_name,
         )
-    save_gguf(file, source.model, source.weights, source.tokenizer, kind, ends)
+    held = save_gguf(file, source.model, source.weights, source.tokenizer, kind, ends)
     if text is not None:
         replace_file(file.with_name("Modelfile"), text)
-    return kind
+    return held
 
 
 def _save_program(config: ExportConfig, file: Path, source: _Source) -> str:

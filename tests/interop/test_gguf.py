@@ -237,10 +237,24 @@ def test_by_export(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureF
         f"GGUF file  {tmp_path / 'small.gguf'} (Q8_0, {eighth:,} bytes; {tmp_path / 'model'})",
     ]
     assert eighth < 0.35 * whole
+    _what_stays_exact_is_said(tmp_path, tokenizer, capsys)
     with pytest.raises(UserError, match="already holds a model"):
         export(ExportConfig(str(tmp_path / "model"), str(tmp_path / "out"), format="gguf"))
     with pytest.raises(UserError, match="q8_0 is for format gguf alone"):
         ExportConfig(dtype="q8_0")
+
+
+def _what_stays_exact_is_said(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, odd in (("odd", {}), ("odder", {"hidden_size": 40, "head_dim": 20})):
+        model = random_decoder(small(intermediate_size=176, **odd))
+        save_model_folder(tmp_path / name, model.config, model.state_dict(), tokenizer)
+    export(ExportConfig(str(tmp_path / "odd"), str(tmp_path / "q8"), format="gguf", dtype="q8_0"))
+    said = "Q8_0 but for 2 of 15 matrices, which stay F32"
+    assert f"({said}, " in capsys.readouterr().out
+    assert f"rounded to {said}" in (tmp_path / "q8" / "README.md").read_text()
+    with pytest.raises(UserError, match="no matrix of the model has such; give float16"):
+        export(ExportConfig(str(tmp_path / "odder"), str(tmp_path / "none"), format="gguf", dtype="q8_0"))
+    assert not (tmp_path / "none" / FILE).exists()
 
 
 @pytest.mark.slow
