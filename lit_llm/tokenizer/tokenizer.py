@@ -23,7 +23,7 @@ from lit_llm.tokenizer.alphabet import FALLBACK_TOKENS, byte_level_bytes
 from lit_llm.tokenizer.bulk import BytePairEncoder, CharacterEncoder, id_dtype, require_unicode
 from lit_llm.tokenizer.chat_template import CHATML_TEMPLATE
 from lit_llm.tokenizer.files import NAMED_TOKENS, panics_as_errors, parse_settings, parse_tokenizer, read_text
-from lit_llm.tokenizer.tokenizer_kinds import SPACE, Kind, kind_of, puts_space_first
+from lit_llm.tokenizer.tokenizer_kinds import SPACE, Kind, kind_of, puts_space_first, without_prefix_space
 
 SPECIAL_TOKENS = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 """End of a document, padding (never an end of text), and the start and end of a chat turn."""
@@ -141,13 +141,14 @@ class Tokenizer:
             return tokenizer.encode(text, add_special_tokens=False).ids
 
     def encode_further(self, text: str) -> list[int]:
-        """The ids of `text` where it goes on from other text: no space is put before it, as SentencePiece would.
+        """The ids of `text` where it goes on from other text: no space is put before it, as SentencePiece would, and
+        GPT-2's splitting with `add_prefix_space`.
 
         Raises:
             UserError: as `encode`.
         """
         if not puts_space_first(self._state):
-            return self.encode(text)
+            return (self._unprefixed or self).encode(text)
         # A character that is in no merge, so that its ids are the same whatever follows.
         before = self.encode(_APART)
         return self.encode(_APART + text)[len(before) :]
@@ -308,6 +309,11 @@ class Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         tokenizer.encode_special_tokens = False
         return tokenizer
+
+    @cached_property
+    def _unprefixed(self) -> Tokenizer | None:
+        state = without_prefix_space(self._state)
+        return None if state is None else Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)), self._config)
 
     @cached_property
     def _character_encoder(self) -> CharacterEncoder:

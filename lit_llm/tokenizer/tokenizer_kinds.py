@@ -44,6 +44,17 @@ def puts_space_first(state: dict[str, Any]) -> bool:
     return "Replace" in decoder and strip.get("content") == " " and strip.get("start", 0) > 0
 
 
+def without_prefix_space(state: dict[str, Any]) -> dict[str, Any] | None:
+    """The state without the space that GPT-2's splitting puts before a text (`add_prefix_space`); None without one."""
+    splitting = state["pre_tokenizer"] or {"type": "none"}
+    steps = splitting.get("pretokenizers") or [splitting]
+    # A later step would put a space before each part that the first one makes, wherever the text stands.
+    if steps[0]["type"] != "ByteLevel" or not steps[0].get("add_prefix_space"):
+        return None
+    steps = [{**steps[0], "add_prefix_space": False}, *steps[1:]]
+    return {**state, "pre_tokenizer": {"type": "Sequence", "pretokenizers": steps}}
+
+
 def puts_space_once(state: dict[str, Any]) -> bool:
     """Whether that space stands before the very first word only, and not before what follows a special token, too."""
     steps = state["pre_tokenizer"] or {"type": "none"}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -171,6 +172,18 @@ def test_a_loaded_configuration_is_kept(bpe, tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "{{ messages }}"}))
     Tokenizer.load(tmp_path).save(tmp_path / "again")
     assert json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())["chat_template"] == "{{ messages }}"
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_no_space_is_put_before_what_goes_on(bpe, steps):
+    state = json.loads(json.dumps(bpe.state))
+    splitting = {**state["pre_tokenizer"], "add_prefix_space": True}
+    digits = {"type": "Digits", "individual_digits": True}
+    state["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [splitting, digits][:steps]} if steps else splitting
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(state)))
+    for text in ("dog's bark", "'s bark", " dog", "the dog", "!", ""):
+        assert tokenizer.encode_further(text) == bpe.encode(text)
+    assert tokenizer.encode("dog's bark") == bpe.encode(" dog's bark") != bpe.encode("dog's bark")
 
 
 def test_dropout_of_merges_is_left_out(bpe, tmp_path, capsys):
