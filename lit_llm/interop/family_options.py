@@ -218,7 +218,8 @@ def write_gemma(config: ModelConfig) -> dict[str, Any]:
         "hidden_activation": their_activation(config.activation, GATED_ACTIVATIONS),
         "attention_dropout": 0.0,
         "attention_bias": config.qkv_bias,
-        "sliding_window": config.sliding_window,
+        # transformers makes the mask of a window whatever the layers are, and fails where there is none
+        "sliding_window": config.sliding_window or config.max_position_embeddings,
         "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
     }
 

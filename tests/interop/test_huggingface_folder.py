@@ -95,6 +95,19 @@ def test_sharded_by_us_and_read_by_transformers(tmp_path: Path, tokenizer: Token
     assert_same(model_of(folder), model.state_dict())
 
 
+@pytest.mark.parametrize("name", ["gemma2-2b", "gemma3-1b"])
+def test_gemma_without_a_window_is_read_by_transformers(name: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+    transformers = pytest.importorskip("transformers")
+    fields = {"sliding_window": None, "full_attention_every": None, "rope_theta_windowed": None}
+    model = random_decoder(tiny_model(name, max_position_embeddings=64, **fields)).eval()
+    save(tmp_path / "model", model, tokenizer)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    tokens = random_tokens(model.config, 2, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, model(tokens), rtol=1e-4, atol=1e-4)
+    assert read_model_config(tmp_path / "model") == model.config
+
+
 def test_sharded_by_transformers_and_read_by_us(tmp_path: Path, saved: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(saved)
