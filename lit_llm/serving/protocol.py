@@ -176,8 +176,10 @@ class Request(Body):
     def _fit_together(self) -> Request:
         if self.stream_options is not None and not self.stream:
             raise ApiError("stream_options needs stream to be true", param="stream_options")
-        if self.any_object and self.response_format.json_schema is not None:
-            raise ApiError("response_format of type json_object takes no json_schema", param="response_format")
+        form = self.response_format
+        if form is not None and form.type != "json_schema" and form.json_schema is not None:
+            message = f"response_format of type {form.type} takes no json_schema; give it the type json_schema"
+            raise ApiError(message, param="response_format")
         if self.schema_format and self.schema_format.json_schema is None:
             raise ApiError("response_format of type json_schema needs a json_schema", param="response_format")
         return self

@@ -115,13 +115,17 @@ class ResponseRequest(Body):
         """Return the same request in the older form, the instructions first.
 
         Raises:
-            ApiError: the form of the text is a schema, and there is none.
+            ApiError: the form of the text is a schema, and there is none, or is not, and there is one.
         """
         turns = [{"role": "system", "content": self.instructions}] if self.instructions is not None else []
         roles = {"developer": "system"}
         turns += [{"role": roles.get(item.role, item.role), "content": item.content} for item in self.input]
         options: dict[str, Any] = {"temperature": self.temperature, "top_p": self.top_p, "stream": self.stream}
         form = self.text.format
+        if form.type != "json_schema" and form.json_schema is not None:
+            raise ApiError(
+                f"text.format of type {form.type} takes no schema; give it the type json_schema", param="text"
+            )
         if form.type == "json_schema":
             if form.json_schema is None:
                 raise ApiError("text.format of type json_schema needs a schema", param="text")

@@ -155,6 +155,9 @@ def test_responses_that_are_refused(client: openai.OpenAI, server: Server) -> No
     assert "content must be text" in refused(input=[{"role": "user", "content": [image]}])
     assert "there is no option max_tokens here" in refused(extra_body={"max_tokens": 3})
     assert "store is True" in refused(store=True)
+    for kind in ("text", "json_object"):
+        form = {"type": kind, "schema": {"type": "null"}}
+        assert f"text.format of type {kind} takes no schema" in refused(text={"format": form})
     schema = {"type": "json_schema", "name": "x", "schema": {"enum": ["\ud800"]}}
     for option in ({"user": "\ud800"}, {"metadata": {"a": "\ud800"}}, {"text": {"format": schema}}):
         body = json.dumps({"model": "tiny", "input": "b", **option}).encode()

@@ -71,6 +71,7 @@ CHAT_ERRORS = [
     ({"logprobs": 3}, "logprobs", "logprobs is 3; it must be a valid boolean"),
     ({"response_format": {"type": "xml"}}, "response_format.type", "it must be 'text', 'json_object' or 'json_schema'"),
     ({"response_format": {"type": "json_object", "json_schema": {"schema": {}}}}, "response_format", "no json_schema"),
+    ({"response_format": {"type": "text", "json_schema": {"schema": {}}}}, "response_format", "type text takes no"),
     ({"response_format": {"type": "json_schema"}}, "response_format", "needs a json_schema"),
     ({"store": True}, "store", "store is True"),
     ({"tools": []}, "tools", "tools is not supported by this server"),
