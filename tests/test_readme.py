@@ -29,6 +29,7 @@ from lit_llm.config import (
     preset_run,
 )
 from lit_llm.config.files import write_json
+from lit_llm.config.presets import PRESETS
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.stages.reward import reward
 from lit_llm.stages.sft import sft
@@ -261,6 +262,13 @@ def test_a_command_of_readme(
     run_command(line.name, [*words, *small(line, config)])
     written = {path for path in tmp_path.rglob("*") if "experiments" not in path.parts} - before
     assert written or line.name in ("plan", "generate", "contamination", "inspect_data"), "it has left nothing"
+
+
+def test_every_preset_is_listed() -> None:
+    _, _, text = (ROOT / "experiments" / "README.md").read_text(encoding="utf-8").partition("**Presets**")
+    listed = re.split(r"[\s,]+", text.partition("(RoPE")[0])
+    listed += [f"modern{name}" for name in listed if name.startswith("-")]
+    assert not [name for name in PRESETS if name not in listed]
 
 
 def test_the_stand_ins_are_of_the_quickstarts_form() -> None:

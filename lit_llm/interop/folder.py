@@ -183,7 +183,7 @@ def read_quantization(folder: Path) -> str | None:
 
 
 def load_model_folder(
-    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    folder: Path | str, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Decoder, Tokenizer]:
     """Load the decoder, in evaluation mode, and the tokenizer of a model folder.
 
@@ -199,6 +199,7 @@ def load_model_folder(
         UserError: a file is missing or broken, weights are missing, left over or of another shape, or the model is of
             a kind that we do not compute, or is quantized and to be converted.
     """
+    folder = Path(folder)
     config = read_model_config(folder)
     with torch.device("meta"):
         model = Decoder(config)

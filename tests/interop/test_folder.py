@@ -97,7 +97,7 @@ def test_a_tied_head_is_not_stored(saved: Path, tmp_path: Path, tokenizer: Token
 def test_saving_again_replaces_the_weights(saved: Path, tokenizer: Tokenizer) -> None:
     other = random_decoder(tiny_model("llama-10m", hidden_size=48), seed=5)
     save(saved, other, tokenizer)
-    loaded, _ = load_model_folder(saved)
+    loaded, _ = load_model_folder(str(saved))
     assert loaded.config.hidden_size == 48
     assert torch.equal(loaded.embedding.weight, other.embedding.weight)
 
