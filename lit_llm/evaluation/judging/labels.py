@@ -43,8 +43,8 @@ def read_labels(paths: Sequence[str], ids: Collection[str], names: Sequence[str]
         more = f" and {len(unknown) - _NAMED:,} more" if len(unknown) > _NAMED else ""
         told = ", ".join(name[:40] for name in unknown[:_NAMED])
         raise UserError(
-            f"labels has ids that no prompt has: {told}{more}; they are the rows' field id, or their numbers from 1 (of "
-            "a prompt that is there twice, those of its first row)"
+            f"labels has ids that no prompt has: {told}{more}; they are the rows' field id, or their numbers from 1 "
+            "(of a prompt that is there twice, those of its first row)"
         )
     if paths and not found:
         raise UserError(f"labels {', '.join(paths)}: no row there")
