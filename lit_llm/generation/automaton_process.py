@@ -7,6 +7,7 @@ is wanted; on stdout it answers with a line of JSON, and after it the automaton'
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from array import array
@@ -191,6 +192,9 @@ class FollowedSchema:
         for name in {"minLength", "maxLength", "minItems", "maxItems"}.intersection(asked):
             if type(asked[name]) is not int or asked[name] < 0:
                 raise Refused(f"{name} of {json.dumps(asked[name])[:60]} is not followed; give a whole number from 0")
+        for what in ("Length", "Items"):
+            if asked.get(f"min{what}", 0) > asked.get(f"max{what}", math.inf):
+                raise Refused(f"min{what} is more than max{what}")
         if kind == "$ref":
             return self._followed(self._found(asked["$ref"], within), (*within, asked["$ref"]))
         if kind in ("enum", "const"):

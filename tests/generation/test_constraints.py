@@ -157,6 +157,7 @@ INTEGER: dict[str, Any] = {"type": "integer"}
         ({"prefixItems": [INTEGER], "minItems": 2}, "prefixItems of 1 are not followed"),
         ({"properties": {"a": {"$ref": "#"}}}, "leads back to itself"),
         ({"type": "string", "minLength": 1.5}, "minLength of 1.5 is not followed"),
+        ({"type": "array", "minItems": 3, "maxItems": 2}, "minItems is more than maxItems"),
         ({"type": "string", "pattern": "a", "maxLength": 3}, "maxLength beside pattern"),
         ({"type": "string", "pattern": "a.b"}, "matches quotation marks, backslashes or control characters"),
         ({"type": "string", "format": "ipv4"}, "those that are: date, time"),
