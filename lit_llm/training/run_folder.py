@@ -120,7 +120,10 @@ def _check_not_read(config: RunConfig) -> None:
     for name in _READ_FROM:
         value = options.get(name)
         for each in value if isinstance(value, list) else [value]:
-            if isinstance(each, str) and Path(each).resolve().is_relative_to(folder):
+            if not isinstance(each, str) or not Path(each).resolve().is_relative_to(folder):
+                continue
+            inside = Path(each).resolve().relative_to(folder).parts
+            if not inside or inside[0] in _FOLDERS:
                 raise UserError(
                     f"{name} {each} is in {config.folder}, which --overwrite true deletes; give another --run_name"
                 )

@@ -24,7 +24,7 @@ from lit_llm.training.checkpoint_files import (
     step_of,
     write_manifest,
 )
-from lit_llm.training.run_folder import checkpoint_to_resume, run_folder
+from lit_llm.training.run_folder import checkpoint_to_resume, forget_replaced, run_folder
 
 
 def test_names() -> None:
@@ -186,7 +186,10 @@ def test_ranks_that_start_together_agree(make_run: MakeRun, monkeypatch: pytest.
         with pytest.raises(UserError, match="every checkpoint"):
             checkpoint_to_resume(make_run("run", ckpt_path="last"))
         with run_folder(make_run("run", overwrite=True)):
-            assert (config.folder / ".lock").exists()
+            assert (config.folder / ".lock").exists() and not (config.folder / "config.yaml").exists()
+        assert (config.folder / "config.yaml").exists()  # as nothing was begun in its place
+        with run_folder(make_run("run", overwrite=True)):
+            forget_replaced(config.folder)
     assert not (config.folder / "config.yaml").exists()
     assert checkpoint_to_resume(make_run("run", ckpt_path="last_or_begin")) is None
     assert list(config.folder.iterdir()) == []
