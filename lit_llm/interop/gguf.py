@@ -62,12 +62,7 @@ def save_gguf(
         raise UserError("writing GGUF needs the package gguf: pip install gguf") from None
     tensors = _tensors(config, weights)
     types = {name: _type_of(tensor, kind) for name, tensor in tensors.items()}
-    matrices = [types[name] for name, tensor in tensors.items() if tensor.dim() > 1]
-    if kind not in matrices:
-        raise UserError(
-            f"{kind} holds rows of a multiple of 32 numbers, and no matrix of the model has such; give float16"
-        )
-    exact = 0 if kind == "F32" else matrices.count("F32")
+    held = _how_held([types[name] for name, tensor in tensors.items() if tensor.dim() > 1], kind)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
@@ -86,7 +81,7 @@ def save_gguf(
             writer.close()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error}") from error
-    return f"{kind} but for {exact} of {len(matrices)} matrices, which stay F32" if exact else kind
+    return held
 
 
 def why_not_gguf(config: ModelConfig, tokenizer: Tokenizer) -> str | None:
@@ -202,6 +197,20 @@ def _type_of(tensor: Tensor, kind: Kind) -> Kind:
     if tensor.dim() == 1 or (kind == "Q8_0" and tensor.size(-1) % 32):
         return "F32"
     return kind
+
+
+def _how_held(matrices: Sequence[Kind], kind: Kind) -> str:
+    """Say how matrices of these types are stored where `kind` was asked for.
+
+    Raises:
+        UserError: none of them is.
+    """
+    if kind not in matrices:
+        raise UserError(
+            f"{kind} holds rows of a multiple of 32 numbers, and no matrix of the model has such; give float16"
+        )
+    exact = 0 if kind == "F32" else matrices.count("F32")
+    return f"{kind} but for {exact} of {len(matrices)} matrices, which stay F32" if exact else kind
 
 
 def _stored_shape(tensor: Tensor, kind: Kind) -> tuple[tuple[int, ...], int]:

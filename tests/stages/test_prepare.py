@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,19 +126,12 @@ def test_documents_of_one_text_file_are_counted_and_an_interruption_changes_noth
     source = CorpusConfig(str(path), split=split, validation_fraction=0.2)
     monkeypatch.setattr("lit_llm.stages.prepare.Corpus", partial(Corpus, piece_bytes=1000))
     monkeypatch.setattr("lit_llm.data.corpus.preparation._BATCH_CHARACTERS", 500)
-    original = Corpus.documents
-
-    def interrupted(self: Corpus, skip: int = 0) -> Iterator[Document]:
-        for number, document in enumerate(original(self, skip)):
-            if number == 200:
-                raise Interruption
-            yield document
 
     def config(name: str) -> PrepareConfig:
         return PrepareConfig(source, str(tokenizer), str(tmp_path / name), shard_tokens=5000)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Corpus, "documents", interrupted)
+        patch.setattr(Corpus, "documents", interrupted_at(200))
         with pytest.raises(Interruption):
             prepare_data(config("parts"))
     prepare_data(config("parts"))
@@ -184,6 +177,19 @@ class Interruption(Exception):
     """Stands for whatever ends a run from outside."""
 
 
+def interrupted_at(end: int) -> Callable[[Corpus, int], Iterator[Document]]:
+    """`Corpus.documents` that is interrupted after so many documents."""
+    original = Corpus.documents
+
+    def documents(self: Corpus, skip: int = 0) -> Iterator[Document]:
+        for number, document in enumerate(original(self, skip)):
+            if number == end:
+                raise Interruption
+            yield document
+
+    return documents
+
+
 @pytest.mark.parametrize("after", [0, 1, 150, 399])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
@@ -193,12 +199,6 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     original = Corpus.documents
     read = []
 
-    def interrupted(self: Corpus, skip: int = 0) -> Iterator[Document]:
-        for number, document in enumerate(original(self, skip)):
-            if number == after:
-                raise Interruption
-            yield document
-
     def counted(self: Corpus, skip: int = 0) -> Iterator[Document]:
         for document in original(self, skip):
             read.append(document)
@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
 
     monkeypatch.setattr("lit_llm.data.corpus.preparation._BATCH_CHARACTERS", 500)
     with monkeypatch.context() as patch:
-        patch.setattr(Corpus, "documents", interrupted)
+        patch.setattr(Corpus, "documents", interrupted_at(after))
         with pytest.raises(Interruption):
             prepare_data(config)
     assert (tmp_path / "parts" / "progress.json").exists()
@@ -292,17 +292,9 @@ def test_a_run_begun_with_other_files_is_not_gone_on_with(
             (folder / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith("gz") else data)
 
     write()
-    original = Corpus.documents
-
-    def interrupted(self: Corpus, skip: int = 0) -> Iterator[Document]:
-        for number, document in enumerate(original(self, skip)):
-            if number == 200:
-                raise Interruption
-            yield document
-
     monkeypatch.setattr("lit_llm.data.corpus.preparation._BATCH_CHARACTERS", 500)
     with monkeypatch.context() as patch:
-        patch.setattr(Corpus, "documents", interrupted)
+        patch.setattr(Corpus, "documents", interrupted_at(200))
         with pytest.raises(Interruption):
             prepare_data(options(folder, tokenizer, out, shard_tokens=1000))
     before = (folder / name).stat()
@@ -453,18 +445,10 @@ def test_what_lets_held_out_text_into_the_tokenizer_is_told(
 def test_a_damaged_progress_file_and_a_lost_shard(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Corpus.documents
-
-    def interrupted(self: Corpus, skip: int = 0) -> Iterator[Document]:
-        for number, document in enumerate(original(self, skip)):
-            if number == 300:
-                raise Interruption
-            yield document
-
     config = options(corpus, tokenizer, tmp_path, shard_tokens=1000)
     monkeypatch.setattr("lit_llm.data.corpus.preparation._BATCH_CHARACTERS", 500)
     with monkeypatch.context() as patch:
-        patch.setattr(Corpus, "documents", interrupted)
+        patch.setattr(Corpus, "documents", interrupted_at(300))
         with pytest.raises(Interruption):
             prepare_data(config)
     (tmp_path / "train" / "shard_00001.npy").unlink()
