@@ -152,4 +152,8 @@ def _shard(model: Decoder, config: TrainerConfig, mesh: DeviceMesh) -> None:
             offload_policy=offload,
             reshard_after_forward=config.reshard_after_forward,
         )
+    # a score's three digits in bfloat16 would let pairs tie: `token_scores` computes it in the weight's own type
+    for head in (model.head if model.config.output == "score" else None, model.value_head):
+        if head is not None:
+            fully_shard(head, mesh=mesh, offload_policy=offload)
     fully_shard(model, mesh=mesh, mp_policy=precision, offload_policy=offload)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_llm.config import SFTConfig
@@ -72,7 +73,9 @@ class SFTModule(PretrainingModule):
         """
         if not module.training or self._lengths is None:
             return embedded
-        largest = self.config.neftune_alpha * (self._lengths * embedded.size(2)).rsqrt()  # [b, t]
+        # ranks that share a row lengthen it to a multiple of them
+        lengths = F.pad(self._lengths, (0, embedded.size(1) - self._lengths.size(1)), value=1)
+        largest = self.config.neftune_alpha * (lengths * embedded.size(2)).rsqrt()  # [b, t]
         return embedded + torch.empty_like(embedded).uniform_(-1.0, 1.0) * largest.unsqueeze(2).to(embedded.dtype)
 
 

@@ -98,7 +98,7 @@ class EndOfRun(L.Callback):
         else:
             self.waited += 1
         if self._out_of_patience():
-            self.policy.ending = trainer.should_stop = True
+            pl_module.is_last_step = self.policy.ending = trainer.should_stop = True
             if trainer.global_step < trainer.max_steps:
                 self.reason = self._why_stopped()
 

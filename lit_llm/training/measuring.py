@@ -36,8 +36,17 @@ class MeasureEvery(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure at the end of a step at which that is due."""
         step = trainer.global_step
-        if step == self._step or (step % self.every and step != trainer.max_steps):
-            return
+        ends = step == trainer.max_steps or pl_module.is_last_step
+        if step != self._step and (ends or step % self.every == 0):
+            self._measure(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Measure what a validation has ended; an interrupted run goes on and is not measured."""
+        if pl_module.is_last_step and trainer.global_step != self._step:
+            self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: L.Trainer, pl_module: Any) -> None:
+        step = trainer.global_step
         self._step = step
         began, state = time.perf_counter(), random_state()
         try:

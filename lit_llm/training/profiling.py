@@ -72,6 +72,20 @@ class StepProfiler(L.Callback):
             self._write(self._profile, trainer.global_rank)
             self._profile = None
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write what there is of a run that has ended before its last step."""
+        if self._profile is None:
+            return
+        self._profile.stop()
+        self._traced -= self._left
+        if self._traced > 0:
+            self._write(self._profile, trainer.global_rank)
+        else:
+            self._stop_memory_history()
+            if trainer.global_rank == 0:
+                print("no profile: the run ended before a step was traced", file=sys.stderr)
+        self._profile = None
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Stop recording; the trace of a failed run is dropped."""
         if self._profile is not None:

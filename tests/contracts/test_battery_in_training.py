@@ -54,6 +54,20 @@ def test_a_battery_in_training_changes_nothing_and_is_resumed(make_run: MakeRun,
     assert shown["battery/pairs"][-1][1] == pytest.approx(report["battery"]["models"][0]["tasks"][0]["accuracy"])
 
 
+@pytest.mark.parametrize(
+    ("trainer", "last"),
+    [({"max_time": 1e-9}, 1), ({"early_stopping_patience": 1, "val_every_n_steps": 2}, 4)],
+)
+def test_a_battery_is_asked_where_a_run_ends_early(
+    trainer: dict[str, Any], last: int, make_run: MakeRun, battery: Path
+) -> None:
+    asked = asked_in_training(battery, battery_tasks="pairs", battery_limit=2) | {"evaluate_every_n_steps": 50}
+    # nothing is learned, so no validation is better
+    config = make_run(optimizer={"learning_rate": 1e-12}, trainer={**asked, "max_steps": 99, **trainer})
+    pretrain(config)
+    assert [step for step, _ in all_curves(config)["battery/pairs"]] == [last]
+
+
 def test_a_battery_in_other_stages(battery: Path, tmp_path: Path) -> None:
     config = make_stage(
         "sft", tmp_path, trainer=asked_in_training(battery, battery_tasks="pairs", battery_limit=2, max_steps=2)

@@ -129,11 +129,18 @@ def test_a_head_of_one_row_is_trained_by_adamw_with_decay(optimizer: str) -> Non
 def ranks_score_alike(config: ModelConfig, tensor_parallel: int, expected: dict[str, Tensor]) -> None:
     """One step over two ranks, in one of them; the head has fewer rows than there are ranks."""
     mesh = mesh_of(2 // tensor_parallel, tensor_parallel)
-    with torch.device("meta"):
-        model = Decoder(config, seed=3)
-    arrange(model, TrainerConfig(strategy="fsdp", precision="32-true", tensor_parallel_size=tensor_parallel), mesh)
-    model.to_empty(device="cpu")
-    initialize_weights(model, config, 3)
+
+    def sharded(precision: str) -> Decoder:
+        with torch.device("meta"):
+            model = Decoder(config, seed=3)
+        arrange(model, TrainerConfig(strategy="fsdp", precision=precision, tensor_parallel_size=tensor_parallel), mesh)
+        model.to_empty(device="cpu")
+        initialize_weights(model, config, 3)
+        return model
+
+    scores = sharded("bf16-mixed")(random_tokens(config, 4, 12))
+    assert not torch.equal(scores, scores.bfloat16().float())  # they keep their digits
+    model = sharded("32-true")
     steps = build_optimizer(model, OptimizerConfig(learning_rate=3e-3))
     scores_at_ends(model, random_tokens(config, 4, 12)).sum().backward()
     steps.step()

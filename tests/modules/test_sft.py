@@ -131,6 +131,8 @@ def test_neftune_noise_is_uniform_and_only_in_training(tmp_path: Path, policy: P
     assert float(noise.std()) == pytest.approx(bound / math.sqrt(3), rel=0.05)  # of a uniform distribution
     assert abs(float(noise.mean())) < 0.05 * bound
     assert not torch.equal(noise[0], noise[1])
+    longer = module._add_noise(module, None, torch.zeros(4, 42, 32))  # as ranks that share a row have it
+    assert float(longer[:, :40].abs().max()) <= bound * (1 + 1e-5)
     module.eval()
     assert torch.equal(module.model.embedding(tokens), F.embedding(tokens, module.model.embedding.weight))
 

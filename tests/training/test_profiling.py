@@ -82,6 +82,18 @@ def test_a_run_too_short_to_warm_up_is_traced_all_the_same(
     assert not [warning for warning in recwarn if "profil" in str(warning.message).lower()]
 
 
+@pytest.mark.parametrize(("patience_steps", "said"), [(1, "no profile: the run ended before"), (3, "profile of 3 steps")])
+def test_a_run_that_ends_early_leaves_what_was_traced(
+    patience_steps: int, said: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = {"early_stopping_patience": 1, "val_every_n_steps": patience_steps, "max_steps": 99, "profile_steps": 50}
+    config = make_run(trainer=ends, model={"num_layers": 1}, optimizer={"learning_rate": 1e-12})
+    pretrain(config)  # ends at the second validation
+    assert said in capsys.readouterr().err
+    assert not torch.autograd._profiler_enabled()
+    assert (config.folder / "profile").exists() == (patience_steps == 3)
+
+
 def test_a_resumed_run_is_traced_where_it_goes_on(make_run: MakeRun) -> None:
     pretrain(short(make_run, "run", max_steps=2))
     config = short(make_run, "run", max_steps=8, profile_steps=1)
