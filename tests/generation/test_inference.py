@@ -104,8 +104,10 @@ def test_a_form_is_compiled_once_on_a_machine(tmp_path: Path, monkeypatch: pytes
     assert not kept(one)
     assert kept(other)
     (library,) = tmp_path.glob("lit_llm/*")
-    library.write_bytes(library.read_bytes()[:5000])
-    assert not kept(random_decoder(one_layer(), seed=3))  # cut off
+    whole = library.read_bytes()
+    library.write_bytes(whole[:5000])  # cut off, so it is made again
+    monkeypatch.setattr(ahead_of_time, "_build", lambda path, *arguments: path.write_bytes(whole))
+    assert not kept(random_decoder(one_layer(), seed=3))
     assert list(tmp_path.glob("lit_llm/*")) == [library] and library.suffix == ".pt2"
 
 

@@ -190,8 +190,8 @@ def test_every_form_of_the_weights(form: str) -> None:
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compiled_texts_are_those_without_it() -> None:
     """Rows that are being read run along with those that write, which costs a ring its oldest token."""
-    fields = {"num_key_value_heads": 2, "sliding_window": 5, "full_attention_every": 2}
-    model = random_decoder(tiny_model("mistral-7b", num_layers=2, max_position_embeddings=64, **fields))
+    fields = {"num_key_value_heads": 2, "sliding_window": 5}
+    model = random_decoder(tiny_model("mistral-7b", num_layers=1, max_position_embeddings=64, **fields))
     texts = [prompt(30)[: 12 + 3 * n] + prompt(3 + n, seed=n) for n in range(6)]
     prefixes = room_for(model, 12)
     engine = Engine(model, 4, prefill_chunk=4, compile=True, prefix_cache=prefixes)
