@@ -205,7 +205,7 @@ def battery_curves(config: RunConfig, asked: Sequence[AskedTask], tokenizer: Tok
     """The callback that asks the tasks of `open_training_battery` during training, if there are any.
 
     Raises:
-        UserError: the tokenizer has no form for conversations.
+        UserError: the tokenizer has no form for conversations, or a choice does not fit the model's context.
     """
     options = config.trainer
     if not asked or options.evaluate_every_n_steps is None:
@@ -213,6 +213,9 @@ def battery_curves(config: RunConfig, asked: Sequence[AskedTask], tokenizer: Tok
     reader = QuestionReader(tokenizer)
     if any(reader.is_chat(each.task) for each in asked):
         _ = reader.chat_format
+    for each in asked:  # what a measurement would refuse after hours is refused now
+        for question in each.questions if each.questions[0].choices else ():
+            reader.choices(question, each.task).check_fits(config.model.max_position_embeddings)
     stop_tokens = [] if tokenizer.eot_id is None else [tokenizer.eot_id]
 
     def measure(model: Decoder) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,12 @@ def test_a_battery_with_an_error_is_refused_before_anything_is_built(make_run: M
         with pytest.raises(UserError, match=message):
             pretrain(config)
         assert not config.folder.exists()
+    row = {"prompt": "a", "choices": ["b" * 300, "c"], "answer": 0}
+    battery.with_name("chosen.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(
+        UserError, match=r"chosen.jsonl, line 1: a choice of \d+ tokens is longer than the model's context"
+    ):
+        pretrain(make_run(trainer=asked_in_training(battery)))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,21 @@ class Encoded:
     choices: Sequence[list[int]]
     where: str = "a question"
 
+    def check_fits(self, limit: int) -> None:
+        """Check that the model can read each choice.
+
+        Args:
+            limit: tokens of its context.
+
+        Raises:
+            UserError: a choice is longer than that.
+        """
+        longest = max(map(len, self.choices))
+        if longest > limit:
+            raise UserError(
+                f"{self.where}: a choice of {longest:,} tokens is longer than the model's context of {limit:,} tokens"
+            )
+
 
 @dataclass
 class _Unit:
@@ -149,12 +164,7 @@ class ChoiceScorer:
         """Cut texts that are too long, and find the stem of the others."""
         limit = self.model.config.max_position_embeddings
         texts = [[*question.context, *choice] for choice in question.choices]
-        longest = max(map(len, question.choices))
-        if longest > limit:
-            raise UserError(
-                f"{question.where}: a choice of {longest:,} tokens is longer than the model's context of {limit:,} "
-                "tokens"
-            )
+        question.check_fits(limit)
         whole = [index for index, text in enumerate(texts) if len(text) <= limit + 1]
         # each of those that are cut begins elsewhere
         groups = ([whole] if whole else []) + [[index] for index in range(len(texts)) if index not in whole]
