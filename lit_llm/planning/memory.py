@@ -157,6 +157,7 @@ def rehearsed(
         # sharded gradients are not kept whole between micro-batches
         accumulated=placement.accumulation > 1 and placement.kind == "replicas",
         documents=config.data.mask_documents,
+        masks_attention=config.trainer.attention_kernel == "mask",
         loss_chunk_tokens=config.loss_chunk(device),
         z_loss=config.z_loss,
         tensor_parallel=placement.tensor_parallel,

@@ -46,6 +46,8 @@ class Step:
     """Whether the gradients of an earlier micro-batch are there from the start."""
     documents: bool = False
     """Whether attention is masked to documents."""
+    masks_attention: bool = False
+    """Whether a mask over all pairs of tokens does what a kernel would leave out; see `trainer.attention_kernel`."""
     loss_chunk_tokens: int | None = 512
     """See `linear_cross_entropy`."""
     z_loss: float = 0.0
@@ -147,6 +149,7 @@ class _Stage:
             self.model = Decoder(config)
         if step.arithmetic == "bfloat16":
             self.model.to(torch.bfloat16)
+        self.model.masks_attention = step.masks_attention
         if step.context_parallel > 1:
             self.model.text_ranks = ContextRanks(PretendedGroup(step.context_parallel))
         if step.tensor_parallel > 1:

@@ -45,6 +45,18 @@ def test_one_device_holds_weights_gradients_and_two_moments(precision: Any, widt
     assert memory.total == sum(vars(memory).values())
 
 
+def test_attention_by_a_mask_keeps_the_scores_of_all_pairs() -> None:
+    def kept(kernel: Any, cap: float | None = 20.0) -> int:
+        config = recipe(trainer={"attention_kernel": kernel})
+        capped = replace(config, model=replace(config.model, attention_softcap=cap))
+        return device_memory(capped, ONE, "none").activations
+
+    scores = 4 * ONE.rows * recipe().model.num_heads * 32 * 32
+    first_seen = 32 * 8  # what the kernel has instead of a mask, for all blocks
+    assert kept("mask") - kept("auto") == 4 * 2 * scores - first_seen  # capped and as weights, in four blocks
+    assert kept("mask", cap=None) == kept("auto", cap=None)
+
+
 def test_muon_keeps_one_number_for_each_hidden_weight() -> None:
     adamw, muon = (device_memory(recipe(optimizer={"name": name}), ONE, "none") for name in ("adamw", "muon"))
     hidden = 4 * (4 * 64 * 64 + 3 * 64 * 160)  # square projections and the gated feed-forward of four blocks
