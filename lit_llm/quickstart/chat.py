@@ -22,7 +22,7 @@ from lit_llm.config import (
 )
 from lit_llm.config.files import replace_file
 from lit_llm.quickstart.chat_report import Measurement, measured, write_chat_report
-from lit_llm.quickstart.chat_rows import MOST_TOKENS, ChatFiles, write_chat_rows
+from lit_llm.quickstart.chat_rows import ChatFiles, most_tokens, write_chat_rows
 from lit_llm.quickstart.later_stages import affordable_steps, quick_trainer, saved_run, time_steps
 from lit_llm.stages.dpo import dpo
 from lit_llm.stages.fetch_model import fetch_model
@@ -132,7 +132,7 @@ def sft_run(config: QuickstartChatConfig, steps: int) -> SFTConfig:
         data=ConversationDataConfig(
             paths=[str(files.conversations("train"))],
             validation_paths=[str(files.conversations("validation"))],
-            sequence_length=MOST_TOKENS,
+            sequence_length=most_tokens(config),
             batch_size=SFT_BATCH,
             too_long="truncate",
         ),
@@ -152,7 +152,7 @@ def dpo_run(config: QuickstartChatConfig, steps: int) -> DPOConfig:
         data=PreferenceDataConfig(
             paths=[str(files.preferences("train"))],
             validation_paths=[str(files.preferences("validation"))],
-            sequence_length=MOST_TOKENS,
+            sequence_length=most_tokens(config),
             batch_size=DPO_BATCH,
             too_long="truncate",
         ),

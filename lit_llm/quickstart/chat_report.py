@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lit_llm.config import QuickstartChatConfig, SamplingConfig
 from lit_llm.config.files import replace_file, write_json
-from lit_llm.quickstart.chat_rows import MOST_TOKENS, ChatFiles, held_out_prompts
+from lit_llm.quickstart.chat_rows import ChatFiles, held_out_prompts, most_tokens
 
 SHOWN = 4
 """Number of held-out prompts that are answered."""
@@ -84,9 +84,11 @@ def _measure(config: QuickstartChatConfig, folder: Path) -> Measurement:
     chosen, rejected = preference_log_probs(model, tokenizer, files.preferences("validation")).T
     chat = ChatFormat(tokenizer)
     prompts = [chat.render_prompt(prompt) for prompt in held_out_prompts(files.conversations("validation"), SHOWN)]
-    room = model.config.max_position_embeddings - SAMPLING.max_new_tokens
-    kept = [ids[-room:] for ids in prompts] if room > 0 else prompts
-    written = complete(model, kept, SAMPLING, tokenizer=tokenizer, stop_tokens=chat.stop_ids)
+    context = model.config.max_position_embeddings
+    room = max(context - SAMPLING.max_new_tokens, context // 2)
+    written = complete(
+        model, [ids[-room:] for ids in prompts], SAMPLING, tokenizer=tokenizer, stop_tokens=chat.stop_ids
+    )
     return Measurement(loss, (chosen - rejected).tolist(), [answer.text for answer in written])
 
 
@@ -144,7 +146,7 @@ def _facts(config: QuickstartChatConfig, minutes: float) -> list[str]:
     source = config.instructions or "functions of the Python standard library, asked for by their docstrings"
     lines.append(f"conversations: {source}")
     source = config.preferences or "the same functions, preferred to spoiled ones"
-    lines.append(f"preferences: {source}; conversations of more than {MOST_TOKENS} tokens are cut off")
+    lines.append(f"preferences: {source}; conversations of more than {most_tokens(config)} tokens are cut off")
     for stage in ("sft", "dpo"):
         path = config.folder / stage / "config.yaml"
         if path.exists():

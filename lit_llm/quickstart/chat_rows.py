@@ -10,13 +10,16 @@ from typing import Any
 
 from lit_llm.config import CorpusConfig, QuickstartChatConfig, UserError
 from lit_llm.data.conversations.forms import Row, RowPlace, prompt_of
+from lit_llm.data.conversations.reading import prompt_to_answer
 from lit_llm.data.sources.rows import iterate_rows
+from lit_llm.interop import read_model_config
 from lit_llm.quickstart.functions import write_rows
+from lit_llm.stages.loading import find_model
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat, Message
 
 MOST_TOKENS = 256
-"""Most tokens of a conversation made of a function; longer ones of the user's own are cut off."""
+"""Most tokens of a conversation, where the model reads as many."""
 MOST_ANSWER_TOKENS = 128
 HELD_OUT = 32
 """Most conversations, and most pairs, that the models are measured on."""
@@ -40,6 +43,11 @@ class ChatFiles:
     def preferences(self, split: str) -> Path:
         """Name the file of preferences of a split."""
         return self.folder / "rows" / f"preferences_{split}.jsonl"
+
+
+def most_tokens(config: QuickstartChatConfig) -> int:
+    """Give the most tokens of a conversation made of a function; longer ones of the user's own are cut off."""
+    return min(MOST_TOKENS, read_model_config(find_model(config.start)).max_position_embeddings)
 
 
 def write_chat_rows(config: QuickstartChatConfig, tokenizer: Tokenizer) -> None:
@@ -85,7 +93,7 @@ def _rows_of_functions(
     from lit_llm.quickstart.functions import conversation_row, corrupt, functions_of, preference_row
 
     corpus = Corpus(CorpusConfig(path="stdlib", split="hash"))
-    functions = functions_of(corpus, tokenizer, MOST_TOKENS, MOST_ANSWER_TOKENS)
+    functions = functions_of(corpus, tokenizer, most_tokens(config), MOST_ANSWER_TOKENS)
     conversations = {split: [conversation_row(each) for each in found] for split, found in functions.items()}
     preferences = {
         split: [
@@ -106,7 +114,7 @@ def _split_rows(path: str, option: str) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {"train": [], "validation": []}
     for file, number, value in iterate_rows(path, option):
         row = Row(RowPlace(file, number), value)
-        prompt = prompt_of(row)
+        prompt = prompt_to_answer(row)
         asked = json.dumps(value, sort_keys=True) if prompt is None else str([message.content for message in prompt])
         held_out = hashlib.sha256(asked.encode()).digest()[0] % _HELD_OUT_SHARE == 0
         rows["validation" if held_out else "train"].append(value)

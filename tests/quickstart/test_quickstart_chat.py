@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from chat_rows import save_policy, some_pairs, some_talks, write_rows
+from chat_rows import save_policy, some_pairs, some_talks, talk, write_rows
 from conftest import ROOT
 from stage_runs import chat_tokenizer
 
@@ -19,14 +19,18 @@ from lit_llm.quickstart.chat import quickstart_chat
 from lit_llm.quickstart.chat_rows import ChatFiles, write_chat_rows
 from lit_llm.tokenizer import Tokenizer
 
+LONG = 87
+"""Letters of a question that is held out."""
+
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("chat")
-    save_policy(folder / "model", chat_tokenizer(), max_position_embeddings=256)
+    save_policy(folder / "model", chat_tokenizer(), max_position_embeddings=64)
+    longest = talk("b" * LONG, "c")  # among the first that are held out
     return {
         "model": str(folder / "model"),
-        "instructions": write_rows(folder / "talks.jsonl", some_talks(120)),
+        "instructions": write_rows(folder / "talks.jsonl", [longest, *some_talks(120)]),
         "preferences": write_rows(folder / "pairs.jsonl", some_pairs(120)),
         "output_root": str(folder),
     }
@@ -37,6 +41,7 @@ def arguments(options: dict[str, str], *more: str) -> list[str]:
 
 
 def test_before_and_after_and_going_on(options: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The model reads less than the usual length, and not even all of one question."""
     run_command("quickstart_chat", arguments(options))
     printed = capsys.readouterr().out
     folder = Path(options["output_root"]) / "quickstart_chat"
@@ -44,7 +49,8 @@ def test_before_and_after_and_going_on(options: dict[str, str], capsys: pytest.C
     held_out, learned = (
         {json.dumps(row) for row in rows(files.conversations(each))} for each in ("validation", "train")
     )
-    assert held_out and learned and not held_out & learned and len(held_out | learned) <= 120
+    assert held_out and learned and not held_out & learned and len(held_out | learned) <= 121
+    assert "b" * LONG in files.conversations("validation").read_text()
     found = {
         stage: json.loads((folder / "measured" / f"{stage}.json").read_text()) for stage in ("before", "sft", "dpo")
     }
@@ -66,6 +72,7 @@ def test_before_and_after_and_going_on(options: dict[str, str], capsys: pytest.C
             assert int(row[7]) <= int(row[6]) == round(100 * rose / len(margins)) <= int(row[8])
         earlier = margins
     assert "sft: 2 steps of 8 samples, LoRA of rank 16" in report and report.count("the user:") == 4
+    assert "conversations of more than 64 tokens are cut off" in report
     assert "<table>" in (folder / "report.html").read_text()
     assert f"experiments/serve.py --model {folder / 'dpo'}" in printed
     model, _ = load_model_folder(folder / "dpo" / "model")
@@ -119,6 +126,28 @@ def test_what_cannot_be_begun(options: dict[str, str], tmp_path: Path) -> None:
     assert (tmp_path / "taken" / "thesis.txt").exists()
 
 
+def whole(question: str, chosen: str, rejected: str) -> dict[str, object]:
+    """A preference that gives its prompt in both conversations."""
+    return {"chosen": talk(question, chosen)["messages"], "rejected": talk(question, rejected)["messages"]}
+
+
+def test_prompts_of_whole_conversations_are_held_out_of_both_files(options: dict[str, str], tmp_path: Path) -> None:
+    asked = [f"question {n}" for n in range(40)]
+    pairs = [whole(question, f"good {n}", f"bad {n}") for question in asked for n in range(5)]
+    files = {
+        "instructions": write_rows(tmp_path / "a.jsonl", [talk(question, "good") for question in asked]),
+        "preferences": write_rows(tmp_path / "b.jsonl", pairs),
+    }
+    config = QuickstartChatConfig(model=options["model"], output_root=str(tmp_path), **files)
+    write_chat_rows(config, Tokenizer.load(options["model"]))
+    found = ChatFiles(config.folder)
+    learned = [json.dumps(row) for row in rows(found.preferences("train")) + rows(found.conversations("train"))]
+    held_out = {row["chosen"][0]["content"] for row in rows(found.preferences("validation"))}  # type: ignore[index]
+    assert held_out == {row["messages"][0]["content"] for row in rows(found.conversations("validation"))}  # type: ignore[index]
+    assert held_out and not [row for row in learned if any(f'"{question}"' in row for question in held_out)]
+    assert len(learned) == 6 * (40 - len(held_out))
+
+
 def test_a_prompt_is_held_out_of_both_files(options: dict[str, str], tmp_path: Path) -> None:
     talks = [{"instruction": f"question {n}", "input": "", "output": "yes"} for n in range(200)]
     pairs = [{"instruction": row["instruction"], "input": "", "chosen": "yes", "rejected": "no"} for row in talks]
@@ -137,9 +166,7 @@ def test_a_prompt_is_held_out_of_both_files(options: dict[str, str], tmp_path: P
         assert asked == preferred and 5 < len(asked) <= most
 
 
-def test_functions_of_the_standard_library(
-    options: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_functions_of_the_standard_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import lit_llm.data.corpus.documents as documents
     from lit_llm.config import CorpusConfig
 
@@ -154,8 +181,9 @@ def test_functions_of_the_standard_library(
         "Corpus",
         lambda corpus: whole(CorpusConfig(path=str(tmp_path / "source"), split="hash", validation_fraction=0.2)),
     )
-    config = QuickstartChatConfig(model=options["model"], output_root=str(tmp_path))
-    write_chat_rows(config, Tokenizer.load(options["model"]))
+    model = save_policy(tmp_path / "model", chat_tokenizer(), max_position_embeddings=256)
+    config = QuickstartChatConfig(model=str(model), output_root=str(tmp_path))
+    write_chat_rows(config, chat_tokenizer())
     found = ChatFiles(config.folder)
     for split in ("train", "validation"):
         talks, pairs = rows(found.conversations(split)), rows(found.preferences(split))

@@ -30,6 +30,7 @@ __all__ = [
     "RowPlace",
     "RowStatistics",
     "Rows",
+    "prompt_to_answer",
     "read_conversations",
     "read_preferences",
     "read_prompts",
@@ -180,7 +181,7 @@ def read_prompts(paths: Sequence[str], *, option: str = "data.paths") -> Rows[Pr
     """
 
     def parse(row: Row) -> Prompt:
-        messages = _split_answers(row)[0] if row.has("chosen", "rejected") else prompt_of(row)
+        messages = prompt_to_answer(row)
         if messages is None:
             raise row.error(
                 f"no prompt (its fields: {', '.join(map(str, row.fields)) or 'none'})",
@@ -190,6 +191,15 @@ def read_prompts(paths: Sequence[str], *, option: str = "data.paths") -> Rows[Pr
         return Prompt(messages, row.fields, row.place)
 
     return _read(paths, option, parse, lambda prompt: prompt.messages)
+
+
+def prompt_to_answer(row: Row) -> Messages | None:
+    """What a row of any form asks, without the answers that it may have; None where it has no field for that.
+
+    Raises:
+        UserError: a field is not as it should be.
+    """
+    return _split_answers(row)[0] if row.has("chosen", "rejected") else prompt_of(row)
 
 
 def _read(
