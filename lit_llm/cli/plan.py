@@ -146,17 +146,15 @@ def _hardware(config: PlanConfig) -> Hardware:
         hardware = this_machine(torch.float32 if config.trainer.precision == "32-true" else torch.bfloat16)
         if hardware.kind == "accelerator" and config.num_gpus is None and config.trainer.devices == "auto":
             config.num_gpus = hardware.devices * config.trainer.num_nodes
-        if hardware.kind == "cpu":  # its processes share the memory and the cores
-            share = config.gpus
-            hardware = hardware._replace(
-                gpu=hardware.gpu._replace(
-                    memory_gib=hardware.gpu.memory_gib / share, peak_flops=hardware.gpu.peak_flops / share
-                )
-            )
-    if config.gpu_memory_gib is not None:
-        hardware = hardware._replace(gpu=hardware.gpu._replace(memory_gib=config.gpu_memory_gib))
-    if config.watts is not None:
-        hardware = hardware._replace(gpu=hardware.gpu._replace(tdp_watts=config.watts))
+    # the processes of a run share a machine's memory, cores and power; a server is one process
+    share = 1 if hardware.kind == "accelerator" or config.serve is not None else config.gpus // config.trainer.num_nodes
+    hardware = hardware._replace(
+        gpu=hardware.gpu._replace(
+            memory_gib=config.gpu_memory_gib or hardware.gpu.memory_gib / share,
+            peak_flops=hardware.gpu.peak_flops / share,
+            tdp_watts=hardware.gpu.tdp_watts if config.watts is None else config.watts / share,
+        )
+    )
     if hardware.gpu.tdp_watts is None and (config.kwh_price is not None or config.kg_co2_per_kwh is not None):
         raise UserError(f"the power of {hardware.name} is not known; give --watts")
     if config.what_if and hardware.kind == "cpu":
@@ -370,7 +368,8 @@ def _print_cost(console: Console, config: PlanConfig, hardware: Hardware, recomp
         table.add_row(*row, *cost_row(cost, on_gpus))
     console.print(table)
     if costs[0].kwh is not None:
-        console.print(energy_line(config, hardware.gpu.tdp_watts or 0.0), soft_wrap=True, highlight=False)
+        watts = config.watts or hardware.gpu.tdp_watts or 0.0  # as given, though a CPU's processes share them
+        console.print(energy_line(config, watts), soft_wrap=True, highlight=False)
     for note in _notes(config, hardware):
         console.print(f"note: {note}", soft_wrap=True, highlight=False)
 

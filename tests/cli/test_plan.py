@@ -212,6 +212,21 @@ def test_energy_and_what_if(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
     assert svg.read_text().startswith("<svg") and svg.read_text().count("<title>") == 6  # each picture and its curve
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_the_processes_of_a_cpu_share_one_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its power does not depend on their number; other machines have memory and power of their own."""
+    words = [*TOY.split(), "--trainer.max_steps", "10000000000000", "--watts", "100", "--kwh_price", "1"]
+    for processes, machines in ((1, 1), (2, 1), (2, 2)):
+        spread = ["--trainer.devices", str(processes), "--trainer.num_nodes", str(machines)]
+        text = planned(capsys, *words, *spread)
+        assert f", {memory_gib() / processes:.1f} GiB of memory" in text and "energy: 100 W at 80%" in text
+        run = next(row for row in rows_of(text) if row[0] == "as the recipe has it")
+        hours, kwh, price = (float(cell.split()[0].replace(",", "")) for cell in run[4:7])
+        assert kwh == price == pytest.approx(hours * machines * 0.1 * 0.8 * 1.2, rel=1e-3)
+    served = planned(capsys, *TOY.split(), "--serve", "recipe", *spread)
+    assert f", {memory_gib():.1f} GiB of memory" in served
+
+
 def test_prices_by_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--gpu", "A100-SXM4-40GB", "--prices", PRICES, "--trainer.max_steps", "10000000000000"]
     text = planned(capsys, *TOY.split(), *arguments)
