@@ -14,7 +14,7 @@ from lit_llm.stages.defaults import keep_earlier_choices
 from lit_llm.training.ends import AlreadyEnded
 from lit_llm.training.replay import recorded_run, replay_step
 from lit_llm.training.run import RunResult, fit
-from lit_llm.training.run_folder import is_finished, is_first_process, run_folder
+from lit_llm.training.run_folder import is_finished, is_first_process, put_back_replaced, run_folder
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -50,6 +50,7 @@ def run_stage(
         record, config = recorded_run(config)
         replay_step(record, config, *build(config))
         return None
+    put_back_replaced(config)
     keep_earlier_choices(config)
     asked = open_training_battery(config)
     module, data, tokenizer = build(config)

@@ -8,8 +8,10 @@ and the strategy takes rank 0's path on every rank when it loads.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,8 +29,13 @@ _FOLDERS = (
     *("model", "adapter", "replay", "profile", "flight_recorder"),
 )
 _FILES = ("metrics.jsonl", "samples.jsonl", "report.html", "report.md")
-# where an earlier run lies until the one that takes its place has begun
-_REPLACED = ".replaced"
+KEPT_CONFIG = re.compile(r"config\.(\d+)\.yaml")
+"""Names of the configurations that a run had before it went on with another one."""
+# where an earlier run lies until the one that takes its place has begun, and the file that says that all of it is there
+_REPLACED, _IS_WHOLE = ".replaced", ".whole"
+# beginning of the folder's name from which it is deleted
+_DELETED = ".deleted-"
+_INSTEAD = "give another --run_name"
 # options that may name a folder of another run
 _READ_FROM = ("init_from", "reference_model", "critic_from", "rewards", "lora.adapter", "data.paths")
 
@@ -49,18 +56,34 @@ def run_folder(config: RunConfig) -> Iterator[None]:
     if config.ckpt_path == "last" and not saved_checkpoints(config.folder / "checkpoints"):
         raise _nothing_to_resume(config)
     config.folder.mkdir(parents=True, exist_ok=True)
-    with locked(config.folder, "give another --run_name"):
-        _put_back(config.folder)  # what a killed start has left
-        _clear(config)
+    with locked(config.folder, _INSTEAD):
+        for leftover in config.folder.glob(f"{_DELETED}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        _put_back(config.folder)
         try:
+            _clear(config)
             yield
         finally:
             _put_back(config.folder)
 
 
+def put_back_replaced(config: RunConfig) -> None:
+    """Put back what a start with `overwrite` has set aside that was killed before it trained.
+
+    To be called before anything is read of an earlier run.
+
+    Raises:
+        UserError: another process is at work in the folder, or a part of the run cannot be moved.
+    """
+    if is_first_process() and (config.folder / _REPLACED).is_dir():
+        with locked(config.folder, _INSTEAD):
+            _put_back(config.folder)
+
+
 def forget_replaced(folder: Path) -> None:
-    """Delete the run in whose place another has begun."""
-    shutil.rmtree(folder / _REPLACED, ignore_errors=True)
+    """Delete the run in whose place another has begun; from here on nothing puts it back."""
+    if (folder / _REPLACED).is_dir():
+        _delete(folder, [folder / _REPLACED])
 
 
 def _put_back(folder: Path) -> None:
@@ -68,9 +91,11 @@ def _put_back(folder: Path) -> None:
     replaced = folder / _REPLACED
     if not replaced.is_dir():
         return
-    _delete(folder)
+    if (replaced / _IS_WHOLE).exists():  # else what is in the folder is the rest of that run
+        _delete(folder, _left_in(folder))
+        (replaced / _IS_WHOLE).unlink()
     for path in replaced.iterdir():
-        path.rename(folder / path.name)
+        _move(path, folder)
     replaced.rmdir()
 
 
@@ -81,10 +106,11 @@ def _clear(config: RunConfig) -> None:
         _check_not_read(config)
         (folder / _REPLACED).mkdir()
         for path in _left_in(folder):
-            path.rename(folder / _REPLACED / path.name)
+            _move(path, folder / _REPLACED)
+        (folder / _REPLACED / _IS_WHOLE).touch()
     elif (folder / "config.yaml").exists() and not _goes_on_here(config):
         if not _has_results(folder):
-            _delete(folder)
+            _delete(folder, _left_in(folder))
             print(f"{folder} holds a run that ended before its first checkpoint; it begins again", file=sys.stderr)
             return
         steps = list(saved_checkpoints(folder / "checkpoints"))
@@ -130,17 +156,33 @@ def _check_not_read(config: RunConfig) -> None:
 
 
 def _left_in(folder: Path) -> list[Path]:
-    """List all that a run leaves in its folder."""
-    named = (folder / name for name in (*_FOLDERS, *_FILES))
-    return [*folder.glob("config*.yaml"), *(path for path in named if path.exists())]
+    """List all that a run leaves in its folder, and nothing that its user may have put there."""
+    named = (folder / name for name in ("config.yaml", *_FOLDERS, *_FILES))
+    kept = (path for path in folder.glob("config.*.yaml") if KEPT_CONFIG.fullmatch(path.name))
+    return [*kept, *(path for path in named if path.exists())]
 
 
-def _delete(folder: Path) -> None:
-    for path in _left_in(folder):
-        if path.is_dir():
+def _delete(folder: Path, paths: list[Path]) -> None:
+    """Delete what is in a run folder. It is out of the way at once, even where some of it cannot be deleted."""
+    away = Path(tempfile.mkdtemp(prefix=_DELETED, dir=folder))
+    for path in paths:
+        try:
+            path.rename(away / path.name)
+        except OSError:  # as for another file system that is mounted there
             shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink()
+    shutil.rmtree(away, ignore_errors=True)
+    for path in (away, *paths):
+        if path.exists():
+            print(f"warning: cannot delete {path}, which is left of the run before", file=sys.stderr)
+
+
+def _move(path: Path, folder: Path) -> None:
+    try:
+        path.rename(folder / path.name)
+    except OSError as error:
+        raise UserError(
+            f"cannot move {path} into {folder} ({error.strerror}); make it yours to move, or give another --run_name"
+        ) from error
 
 
 def _nothing_to_resume(config: RunConfig) -> UserError:

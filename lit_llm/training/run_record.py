@@ -20,7 +20,7 @@ from lit_llm.config import CONFIG_KEY, RunConfig, ScheduleConfig, UserError, fla
 from lit_llm.config.files import replace_file
 from lit_llm.optimization import build_optimizer, learning_rate_factor
 from lit_llm.training.checkpoint_files import saved_checkpoints, step_of
-from lit_llm.training.run_folder import forget_replaced
+from lit_llm.training.run_folder import KEPT_CONFIG, forget_replaced
 
 # Options that say how this process starts, with the values that config.yaml gives them.
 _OF_ONE_START = {"ckpt_path": None, "overwrite": False, "replay": None, "resume_changed": False}
@@ -52,7 +52,6 @@ _NOT_LEARNED_GROUPS = ("samples.", "trainer.", "data.remote.")
 _PATH_OF_CORPUS = re.compile(r"data\.mix\.corpora\..+\.path")
 _LEARNED_OF_TRAINER = frozenset({"trainer.precision", "trainer.gradient_clip_val"})
 _HELD = re.compile(r"# (?:holds|held) from step (\d+)(?: to step (\d+))?")
-_KEPT = re.compile(r"config\.(\d+)\.yaml")
 _ASIDE = ".abandoned"
 
 
@@ -279,7 +278,7 @@ def _read_record(path: Path) -> tuple[int, str]:
 
 def _kept_configs(folder: Path) -> dict[int, Path]:
     """List the files config.N.yaml of a run folder by their number N, the newest first."""
-    found = {int(match[1]): path for path in folder.iterdir() if (match := _KEPT.fullmatch(path.name))}
+    found = {int(match[1]): path for path in folder.iterdir() if (match := KEPT_CONFIG.fullmatch(path.name))}
     return dict(sorted(found.items(), reverse=True))
 
 

@@ -25,6 +25,7 @@ from lit_llm.config import ExportConfig
 from lit_llm.stages.export import export
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.checkpoint import saved_checkpoints
+from lit_llm.training.run_folder import run_folder
 
 # run folders
 
@@ -82,6 +83,8 @@ def test_overwrite_replaces_the_run_and_nothing_else(make_run: MakeRun) -> None:
     first = make_run(trainer={"max_steps": 6})
     pretrain(first)
     (first.folder / "notes.txt").write_text("mine")
+    (first.folder / "config_mine.yaml").write_text("trainer:\n  max_steps: 3\n")
+    (first.folder / "config.1.yaml").write_text("# held from step 0 to step 2\n")
     (first.folder / "plots").mkdir()
     (first.folder / "plots" / "a.png").write_bytes(b"picture")
     before = contents(first.folder)
@@ -94,10 +97,70 @@ def test_overwrite_replaces_the_run_and_nothing_else(make_run: MakeRun) -> None:
     pretrain(second)
     assert (first.folder / "notes.txt").read_text() == "mine"
     assert (first.folder / "plots" / "a.png").read_bytes() == b"picture"
+    assert [path.name for path in sorted(first.folder.glob("config*"))] == ["config.yaml", "config_mine.yaml"]
     assert list(saved_checkpoints(second.folder / "checkpoints")) == [3]
     saved = yaml.safe_load((second.folder / "config.yaml").read_text())
     assert saved["trainer"]["max_steps"] == 3 and saved["overwrite"] is False
     assert not (first.folder / ".replaced").exists()
+
+
+def test_what_cannot_be_deleted_of_an_earlier_run_does_not_cost_the_new_one(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Like a file that TensorBoard has open on NFS."""
+    config, unlink = make_run(trainer={"max_steps": 2}), os.unlink
+    pretrain(config)
+    (config.folder / "tensorboard" / ".nfs0001").touch()
+
+    def in_use(path: Any, **options: Any) -> None:
+        if Path(path).name == ".nfs0001":
+            raise PermissionError
+        unlink(path, **options)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", in_use)
+        pretrain(make_run(trainer={"max_steps": 3}, overwrite=True))
+    (left,) = config.folder.glob(".deleted-*")
+    assert f"warning: cannot delete {left}, which is left of the run before\n" in capsys.readouterr().err
+    assert list(checkpoints(config)) == [2, 3] and (config.folder / "report.md").exists()
+    before = contents(config.folder)
+    refused(lambda: pretrain(make_run()), "already holds a finished run at step 3")
+    assert contents(config.folder).items() < before.items() and not left.exists()  # a later start has deleted it
+
+
+def test_an_overwrite_that_stops_halfway_leaves_the_run_as_it_was(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, rename = make_run(trainer={"max_steps": 2}), Path.rename
+    pretrain(config)
+    before = contents(config.folder)
+
+    def of_another_user(path: Path, target: Path) -> Any:
+        if path == config.folder / "tensorboard":
+            raise PermissionError(13, "Permission denied", str(path))
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", of_another_user)
+        said = f"cannot move {config.folder / 'tensorboard'} into {config.folder / '.replaced'} (Permission denied)"
+        refused(lambda: pretrain(make_run(overwrite=True)), said, "another --run_name")
+    assert contents(config.folder) == before
+    # killed while it sets the run aside, or puts it back
+    replaced = config.folder / ".replaced"
+    replaced.mkdir()
+    for name in ("model", "config.yaml", "report.md"):
+        (config.folder / name).rename(replaced / name)
+    refused(lambda: pretrain(make_run()), "already holds a finished run at step 2")
+    assert contents(config.folder) == before
+    # killed before its first step
+    killed = make_run("killed", trainer={"max_steps": 3}, ckpt_path="last", resume_changed=True)
+    with run_folder(make_run(overwrite=True)):
+        (config.folder / "config.yaml").write_text("of the run that has not begun")
+        shutil.copytree(config.folder, killed.folder, ignore=shutil.ignore_patterns(".lock"))
+    assert contents(config.folder) == before
+    pretrain(killed)
+    assert list(checkpoints(killed)) == [2, 3] and not (killed.folder / ".replaced").exists()
 
 
 def test_last_without_a_checkpoint(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
