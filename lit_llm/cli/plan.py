@@ -58,8 +58,8 @@ def _plan(config: PlanConfig) -> None:
     limit = hardware.gpu.memory_gib * (1 - config.headroom) * GIB
     options = every_option(config, placements, limit, hardware.kind, enough=0.0 if config.fit else ENOUGH)
     chosen = cheapest(options)
-    # a file or a pipe has no width of its own
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    # a file or a pipe has no width of its own; brackets and colons in the names of runs and files stand for themselves
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
     memory = f"{hardware.gpu.memory_gib:.1f} GiB of memory"
     console.print(
         f"planned for {config.gpus} x {hardware.name}, {memory}"

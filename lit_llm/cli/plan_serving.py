@@ -43,7 +43,7 @@ def plan_serving(
         raise UserError(f"serve_lengths has {max(lengths)}; the context of {name} is {context} tokens")
     hardware = hardware_of(config)
     memory = hardware.gpu.memory_gib * GIB * (1 - config.headroom)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False)
     console.print(
         f"serving {name} on {hardware.name}, {hardware.gpu.memory_gib:.1f} GiB of memory, {config.headroom:.0%} kept "
         f"free; cache in {str(dtype).removeprefix('torch.')}",

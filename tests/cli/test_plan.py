@@ -77,6 +77,15 @@ def test_the_largest_micro_batch_is_shown(capsys: pytest.CaptureFixture[str]) ->
     assert all((most[row[1]] >= 2) == (row[-3] == "yes") for row in memory)  # the recipe has two
 
 
+@pytest.mark.parametrize("name", ["sweep[lr=3e-4]", "x[/y]", "a:smile:"])
+def test_a_name_is_shown_as_it_is(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    picture = tmp_path / name / "if.svg"
+    words = [*SMALL.split(), "--run_name", name]
+    text = planned(capsys, *words, "--what_if", "[1]", "--output", str(picture))
+    assert f"model of {name}\n" in re.sub(" +\n", "\n", text) and f"picture  {picture}\n" in text
+    assert f"serving {name} on NVIDIA H100" in planned(capsys, *words, "--serve", "recipe")
+
+
 def test_what_fits_only_sharded(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [*SMALL.split(), "--num_gpus", "8", "--model.num_layers", "8", "--headroom", "0", "--gpu_memory_gib"]
     sharded = planned(capsys, *arguments, "0.006")
