@@ -89,11 +89,13 @@ def test_lines_of_steps(tmp_path: Path) -> None:
     lines = StepLines(path, 0, "the metrics")
     lines.write(1, {"loss": 2.0})
     lines.write(1, {"rate": 0.5, "loss": 3.25})
-    lines.write(2, {"loss": math.nan, "text": "é\n"})
-    assert path.read_text().splitlines() == [
+    lines.write(2, {"loss": math.nan, "text": "é\n\u2028\u2029\x85"})
+    assert path.read_text().split("\n") == [
         '{"step": 1, "loss": 3.25, "rate": 0.5}',
-        '{"step": 2, "loss": null, "text": "é\\n"}',
+        '{"step": 2, "loss": null, "text": "é\\n\u2028\u2029\x85"}',
+        "",
     ]
+    assert read_step_lines(path)[1]["text"] == "é\n\u2028\u2029\x85"
     # the newest line becomes a longer one, and then a shorter one
     lines.write(2, {"loss": 1.0 / 3, "text": ""})
     assert read_step_lines(path)[1:] == [{"step": 2, "loss": 1.0 / 3, "text": ""}]
