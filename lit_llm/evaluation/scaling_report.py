@@ -125,8 +125,10 @@ def _isoflop_text(fit: ScalingFit) -> str:
         n, d = isoflop.parameters, isoflop.tokens
         of_n = interval_text(isoflop.exponent_interval(isoflop.parameter_draws), ".2f")
         of_d = interval_text(isoflop.exponent_interval(isoflop.token_draws), ".2f")
-        text += f"\n\nBest N = {n.at_one:.3g} C^{n.exponent:.3f}{f' ({of_n})' if of_n else ''}, "
-        text += f"best D = {d.at_one:.3g} C^{d.exponent:.3f}{f' ({of_d})' if of_d else ''}."
+        text += f"\n\nBest N = {n.at_middle:.3g} (C / {budget_name(n.middle)})^{n.exponent:.3f}"
+        text += f"{f' ({of_n})' if of_n else ''}, "
+        text += f"best D = {d.at_middle:.3g} (C / {budget_name(d.middle)})^{d.exponent:.3f}"
+        text += f"{f' ({of_d})' if of_d else ''}."
     return text
 
 

@@ -18,7 +18,7 @@ from lit_llm.planning.scaling_isoflop import IsoFlopFit, Parabola, PowerLaw, fit
 from lit_llm.planning.scaling_law import EXPONENTS, LawFit, ScalingLaw, fit_law, unidentified
 
 SCALING_FILE = "scaling.json"
-FORMAT = 1
+FORMAT = 2
 FAR = 10.0
 """A prediction for more than so many times the largest budget of the grid is called an extrapolation."""
 

@@ -14,6 +14,8 @@ import numpy as np
 
 from lit_llm.planning.scaling_law import DRAWS
 
+_LARGEST_POWER = 700.0  # of e, in a float
+
 
 @dataclass(frozen=True)
 class Parabola:
@@ -46,14 +48,18 @@ class Parabola:
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """value = at_one * budget^exponent."""
+    """value = at_middle * (budget / middle)^exponent."""
 
-    at_one: float
+    middle: float
+    """A budget amid those of the fit: at a budget of 1 the value of a steep law is beyond what a float holds."""
+    at_middle: float
+    """The value there."""
     exponent: float
 
     def at(self, budget: float) -> float:
-        """The value for a budget."""
-        return self.at_one * budget**self.exponent
+        """The value for a budget, as far as a float holds it."""
+        power = math.log(self.at_middle) + self.exponent * math.log(budget / self.middle)
+        return math.exp(np.clip(power, -_LARGEST_POWER, _LARGEST_POWER))
 
 
 @dataclass(frozen=True)
@@ -180,5 +186,5 @@ def _power_laws(parabolas: Sequence[Parabola]) -> tuple[PowerLaw, PowerLaw]:
     laws = []
     for values in ([each.parameters for each in parabolas], [each.tokens for each in parabolas]):
         exponent, level = np.polyfit(budgets - budgets.mean(), np.log(values), 1)
-        laws.append(PowerLaw(math.exp(level - exponent * budgets.mean()), float(exponent)))
+        laws.append(PowerLaw(math.exp(budgets.mean()), math.exp(level), float(exponent)))
     return laws[0], laws[1]

@@ -113,6 +113,24 @@ def test_parabolas_find_the_best_size_without_a_law() -> None:
     assert ends is not None and ends[0] < PUBLISHED.size_exponent < ends[1]
 
 
+def test_losses_that_scatter_as_much_as_they_curve_are_fitted() -> None:
+    """In some draws a parabola is all but flat, and its power law beyond what a float holds at a budget of 1."""
+    chance, rows = np.random.default_rng(0), []
+    for budget in (1e12, 3e12, 1e13):
+        for share in (0.25, 0.5, 1, 2, 4):
+            n = math.sqrt(budget / 120) * share
+            rows.append((budget, n, budget / 6 / n, 3 + 0.02 * (math.log(share) ** 2 + chance.standard_normal())))
+    fit = fit_isoflop(*map(list, zip(*rows, strict=True)))
+    assert fit.parameters is not None and fit.parameters.middle == pytest.approx(3e37 ** (1 / 3))
+    lowest = [parabola.parameters for parabola in fit.parabolas]
+    assert fit.parameters.at(fit.parameters.middle) == pytest.approx(math.prod(lowest) ** (1 / 3))
+    draws = [*fit.parameter_draws, *fit.token_draws]
+    assert max(math.log(law.at_middle) - law.exponent * math.log(law.middle) for law in draws) > 710  # of a float's e
+    assert all(0 < law.at(budget) < math.inf for law in draws for budget in (1.0, 1e30))
+    ends = fit.exponent_interval(fit.parameter_draws)
+    assert ends is not None and ends[0] < 0.5 < ends[1]
+
+
 def test_a_lowest_point_outside_the_models_is_none() -> None:
     budgets, n, d, _ = grid()
     small = [i for i in range(len(n)) if i % 5 < 3]  # up to the best one, and nothing above it
