@@ -46,7 +46,8 @@ class PostTrainingConfig(RunConfig):
     loss_chunk_tokens: int | Literal["auto"] | None = "auto"
     """Tokens whose logits exist at a time in the loss; auto: 512 on the CPU and 2048 on a GPU; null: all at once."""
     sample_prompts: int = 3
-    """Prompts of the validation rows that are answered at each validation, besides samples.prompts."""
+    """Prompts of the validation rows that are answered at each validation, besides samples.prompts. Those that leave no
+    room for an answer are cut at their left."""
     samples: SampleConfig = field(default_factory=_samples)
     """Texts written along the way; prompts are turns of a user."""
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))

@@ -141,8 +141,10 @@ def _samples(config: RunConfig, tokenizer: Tokenizer, prompts: SamplePrompts | N
     """What writes the samples of a run, and puts them down after those of the steps before."""
     if prompts is None:
         prompts = SamplePrompts.of_texts(config.samples.prompts, tokenizer)
+    context, sampling = config.model.max_position_embeddings, config.samples.sampling
+    prompts = prompts.fitted(context, sampling, given=len(config.samples.prompts))
     lines = StepLines(config.folder / "samples.jsonl", first_step, "the samples")
-    return TextSamples(prompts, config.samples.sampling, tokenizer, lines)
+    return TextSamples(prompts, sampling, tokenizer, lines)
 
 
 def _begin(config: RunConfig, data: ResumableDataModule) -> str | None:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 
-from lit_llm.config import SamplingConfig
+from lit_llm.config import SamplingConfig, UserError
 from lit_llm.distributed.gathering import gathered_once
 from lit_llm.distributed.tensors import is_sharded
 from lit_llm.generation import complete
+from lit_llm.generation.request import fitted_prompt
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.tokenizer.chat import ChatFormat, Message
 from lit_llm.training.step_lines import StepLines
@@ -40,6 +41,29 @@ class SamplePrompts:
         chat = ChatFormat(tokenizer)
         shown = ["".join(f"{turn.role}: {turn.content}\n" for turn in turns) + "assistant: " for turns in conversations]
         return cls(shown, [chat.render_prompt(turns) for turns in conversations], chat.stop_ids)
+
+    def fitted(self, context: int, sampling: SamplingConfig, given: int) -> SamplePrompts:
+        """Cut the prompts of rows at their left where they leave too little room for a text.
+
+        Args:
+            context: positions of the model.
+            sampling: how tokens are chosen.
+            given: how many of the first prompts are `samples.prompts`, which are not cut unless `sampling` says so.
+
+        Raises:
+            UserError: one of those fills the context.
+        """
+        try:
+            ids = [fitted_prompt(prompt, sampling, context) for prompt in self.ids[:given]]
+        except UserError as error:
+            raise UserError(f"samples.prompts: {error}") from error
+        room = max(1, context - min(sampling.max_new_tokens, context // 2))
+        ids += [prompt[-room:] for prompt in self.ids[given:]]
+        texts = [
+            text if len(prompt) == len(read) else f"(its last {len(read)} tokens are read) {text}"
+            for text, prompt, read in zip(self.texts, self.ids, ids, strict=True)
+        ]
+        return SamplePrompts(texts, ids, self.stop_ids)
 
 
 class TextSamples(L.Callback):

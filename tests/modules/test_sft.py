@@ -195,6 +195,25 @@ def test_rows_that_do_not_fit_are_counted(tmp_path: Path, policy: Path, capsys: 
     assert "data.paths: 2 of 40 rows truncated (5.0%)" in data.statistics_lines()
 
 
+def test_prompts_too_long_for_the_context(tmp_path: Path, policy: Path) -> None:
+    """Those of rows are cut for their samples; one that a user gives is refused before a step is made."""
+    rows = [talk(letter * 80, "f") for letter in "bcdghjklmn"]
+    data: dict[str, Any] = {"too_long": "truncate", "supervise": "all", "validation_rows": 2}
+    trainer = {"max_steps": 2, "val_every_n_steps": 1}
+    config = make_sft(tmp_path, policy, rows, data=data, sample_prompts=2, trainer=trainer)
+    config.samples.sampling.max_new_tokens = 16
+    result = sft(config)
+    # of the context of 64, 16 are for the answer
+    assert result.samples and all(text.startswith("(its last 48 tokens are read) user: ") for text in result.samples)
+    given = make_sft(tmp_path, policy, rows, run_name="given", data=data, sample_prompts=0, trainer=trainer)
+    given.samples.prompts.append("b" * 80)
+    with pytest.raises(UserError, match=r"samples\.prompts: a prompt of 88 tokens leaves no room in the context of 64"):
+        sft(given)
+    assert not (given.folder / "metrics.jsonl").exists()
+    given.samples.sampling.truncate_prompt = True
+    assert sft(given).samples[0].startswith("(its last 60 tokens are read) user: b")
+
+
 def test_samples_and_the_example(tmp_path: Path, policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = make_sft(tmp_path, policy, some_talks(40), sample_prompts=2, trainer={"max_steps": 2})
     config.samples.prompts.append("bcd")

@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import pytest
 from conftest import MakeRun
 from run_files import assert_equal_weights
 
-from lit_llm.config import SampleConfig, SamplingConfig
+from lit_llm.config import SampleConfig, SamplingConfig, UserError
 from lit_llm.interop import load_model_folder
 from lit_llm.stages.pretrain import pretrain
+from lit_llm.training.samples import SamplePrompts
 
 
 def test_sampling_does_not_disturb_training(make_run: MakeRun) -> None:
@@ -43,6 +45,16 @@ def test_a_context_shorter_than_the_sample_shortens_it(make_run: MakeRun) -> Non
     result = pretrain(config)
     _, tokenizer = load_model_folder(result.model_folder)
     assert 1 <= len(tokenizer.encode(result.samples[0])) <= 32
+
+
+def test_long_prompts_are_cut_or_refused() -> None:
+    prompts = SamplePrompts(["given", "row", "short"], [list(range(8)), list(range(20)), [5]], (0,))
+    for new, kept in ((3, 7), (500, 5), (1, 9)):
+        fitted = prompts.fitted(10, SamplingConfig(max_new_tokens=new), given=1)
+        assert fitted.ids == [list(range(8)), list(range(20 - kept, 20)), [5]]
+        assert fitted.texts == ["given", f"(its last {kept} tokens are read) row", "short"]
+    with pytest.raises(UserError, match=r"samples\.prompts: a prompt of 8 tokens leaves no room in the context of 8 "):
+        prompts.fitted(8, SamplingConfig(), given=1)
 
 
 class Modes(L.Callback):
