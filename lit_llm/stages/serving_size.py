@@ -25,15 +25,14 @@ def held_as(
     Raises:
         UserError: a file is missing or broken.
     """
-    import torch
-
-    from lit_llm.interop import iterate_weights, read_quantization
-    from lit_llm.interop.json_files import read_object
+    from lit_llm.interop import iterate_weights, read_quantization, reading
     from lit_llm.interop.peft import base_of
 
     stored = None if base_of(folder) is not None else read_quantization(folder)
     if stored is not None:
-        return getattr(torch, str(read_object(folder / "config.json")["dtype"])), stored
+        weights = reading.iterate_weights(folder, config, None, quantization=stored)
+        # which is never quantized; config.json need not say the type
+        return next(tensor.dtype for name, tensor in weights if name == "embedding.weight"), stored
     if dtype is None:
         dtype = next(iter(iterate_weights(folder, config)))[1].dtype
     return dtype, None if quantize == "none" else quantize

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -98,4 +99,7 @@ def test_a_stored_quantization_is_found(tmp_path: Path) -> None:
     model = random_decoder(tiny_model(vocab_size=tokenizer.vocab_size)).to(torch.bfloat16)
     quantize(model, "int4")
     save_model_folder(tmp_path / "q", model.config, model.state_dict(), tokenizer, quantization="int4")
+    assert held_as(tmp_path / "q", model.config, None, "none") == (torch.bfloat16, "int4")
+    path = tmp_path / "q" / "config.json"
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "dtype"}))
     assert held_as(tmp_path / "q", model.config, None, "none") == (torch.bfloat16, "int4")
