@@ -176,8 +176,9 @@ def _resolve_model(config: PlanConfig) -> None:
     """
     if config.init_from is not None:
         from lit_llm.interop import read_model_config
+        from lit_llm.stages.loading import find_model
 
-        config.model = read_model_config(Path(config.init_from))
+        config.model = read_model_config(find_model(config.init_from))
     config.fit_length()
     config.set_steps_of_tokens(float(config.data.length))
     if config.model.vocab_size is not None:

@@ -140,7 +140,7 @@ def test_vocabulary_and_shape_from_files(
     sizes = {"vocab_size": 300, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "max_position_embeddings": 48}
     for name, value in sizes.items():
         setattr(config, name, value)
-    save_model_folder(tmp_path, config, Decoder(config).state_dict(), tokenizer)
+    save_model_folder(tmp_path / "model", config, Decoder(config).state_dict(), tokenizer)  # as a run keeps it
     text = planned(capsys, "--init_from", str(tmp_path), "--trainer.max_tokens", "40000")
     assert rows_of(text)[0][:2] == ["embedding", "9,600"]
     assert "in windows of 48 tokens" in text  # all that the model reads
