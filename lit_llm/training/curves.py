@@ -251,13 +251,13 @@ class CurvesTable(CSVLogger):
     def experiment(self) -> Any:
         """Lightning's writer of rows, made when it is first asked for."""
         if self._experiment is None:
-            earlier = self.path.read_text(encoding="utf-8") if self.path.exists() else None
+            columns, rows = _read_table(self.path) if self.path.exists() else ([], [])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of the rows that are put back here
                 writer = super().experiment
-            if earlier is not None:
-                replace_file(self.path, earlier)
-                writer.metrics_keys = list(csv.DictReader(io.StringIO(earlier)).fieldnames or [])
+            if columns:
+                _write_table(self.path, columns, rows)
+                writer.metrics_keys = columns
         return self._experiment
 
     @rank_zero_only
@@ -284,13 +284,10 @@ class CurvesTable(CSVLogger):
     def _take_back(self) -> None:
         if self._first_step is None or not self.path.exists():
             return
-        rows = list(csv.DictReader(io.StringIO(self.path.read_text(encoding="utf-8"))))
+        _, rows = _read_table(self.path)
         kept = [row for row in rows if 0 < int(row["step"]) <= self._first_step]
-        text = io.StringIO()
-        table = csv.DictWriter(text, self.experiment.metrics_keys)
-        table.writeheader()
-        table.writerows(kept)
-        replace_file(self.path, text.getvalue())
+        if columns := self.experiment.metrics_keys:
+            _write_table(self.path, columns, kept)
 
     def _try(self, write: Callable[[], Any]) -> None:
         if self._has_failed:
@@ -303,3 +300,19 @@ class CurvesTable(CSVLogger):
                 f"warning: cannot write the curves in {self.path}: {error.strerror}; the run goes on without them",
                 file=sys.stderr,
             )
+
+
+def _read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Read the columns and rows of a table; rows that are not whole, as a full disk leaves one, are passed over."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    rows = [row for row in table if None not in row and None not in row.values() and row.get("step", "").isdecimal()]
+    return list(table.fieldnames or []), rows
+
+
+def _write_table(path: Path, columns: list[str], rows: list[dict[str, str]]) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns)
+    table.writeheader()
+    table.writerows(rows)
+    replace_file(path, text.getvalue())

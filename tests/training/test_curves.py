@@ -116,6 +116,28 @@ def test_lines_of_steps(tmp_path: Path) -> None:
     assert read_step_lines(tmp_path / "none.jsonl") == []
 
 
+@pytest.mark.parametrize("cut", ["3,1", ",,\n", "3,1\n", "3,1,3,1.5,7\n", "3,1,3,1"])
+def test_a_table_whose_last_row_is_cut_goes_on(cut: str, tmp_path: Path) -> None:
+    path = tmp_path / "csv" / "metrics.csv"
+    path.parent.mkdir()
+    path.write_text("loss,rate,step\n2.5,0.5,1\n1.5,,2\n" + cut)
+    for first_step, kept in ((None, "2.5,0.5,1 1.5,,2"), (1, "2.5,0.5,1")):
+        logger = CurvesTable(tmp_path, first_step)
+        logger.log_metrics({"loss": 1.25}, 3)
+        logger.finalize("success")
+        assert path.read_text().split("\n", 1)[1].split() == [*kept.split(), "1.25,,3"]
+
+
+def test_a_table_without_a_whole_line_begins_again(tmp_path: Path) -> None:
+    path = tmp_path / "csv" / "metrics.csv"
+    path.parent.mkdir()
+    path.write_text("loss,ra")
+    logger = CurvesTable(tmp_path, 2)
+    logger.log_metrics({"loss": 1.25}, 3)
+    logger.finalize("success")
+    assert path.read_text().split() == ["loss,step", "1.25,3"]
+
+
 class Crash(L.Callback):
     """A run dies at its n-th micro-batch."""
 
