@@ -21,7 +21,9 @@ def ends_with_its_reader() -> Iterator[None]:
     try:
         try:
             yield
-        except SystemExit:
+        except SystemExit as ended:
+            if isinstance(ended.__context__, BrokenPipeError):  # from rich, which has stdout go nowhere then
+                raise SystemExit(_STATUS) from None
             sys.stdout.flush()  # here, as at the end Python would complain
             raise
         sys.stdout.flush()

@@ -11,16 +11,23 @@ import pytest
 from lit_llm.cli.closed_output import ends_with_its_reader
 
 _CONSOLE = "from lit_llm.cli.commands import console; console()"
+_RICH = """
+from rich.console import Console
+from lit_llm.cli.closed_output import ends_with_its_reader
+with ends_with_its_reader():
+    Console().print("a table")
+"""
 
 
+@pytest.mark.parametrize("code", [_CONSOLE, _RICH], ids=["print", "rich"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_help_that_nobody_reads_ends_quietly(unbuffered: str) -> None:
+def test_output_that_nobody_reads_ends_quietly(unbuffered: str, code: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _CONSOLE, "--help"], stdout=writer, stderr=subprocess.PIPE, env=environment
+            [sys.executable, "-c", code, "--help"], stdout=writer, stderr=subprocess.PIPE, env=environment
         )
     finally:
         os.close(writer)
