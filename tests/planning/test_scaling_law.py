@@ -115,7 +115,7 @@ def test_parabolas_find_the_best_size_without_a_law() -> None:
 
 def test_losses_that_scatter_as_much_as_they_curve_are_fitted() -> None:
     """In some draws a parabola is all but flat, and its power law beyond what a float holds at a budget of 1."""
-    chance, rows = np.random.default_rng(0), []
+    chance, rows = np.random.default_rng(55), []
     for budget in (1e12, 3e12, 1e13):
         for share in (0.25, 0.5, 1, 2, 4):
             n = math.sqrt(budget / 120) * share
