@@ -15,7 +15,7 @@ def price_of(gpu: str, table: str) -> float:
 
     Args:
         gpu: its full name, as `find_gpu` gives it.
-        table: YAML or JSON file of prices by the names of GPUs.
+        table: YAML or JSON file of prices by the names of GPUs, also of some that `find_gpu` does not know.
 
     Raises:
         UserError: the file cannot be read or has no such table, or the GPU is not in it.
@@ -38,5 +38,15 @@ def _read(path: Path) -> dict[str, float]:
     for name, price in values.items():
         if not isinstance(price, int | float) or isinstance(price, bool) or not 0 < price < float("inf"):
             raise UserError(f"prices: {path} has {name}: {price}; it must be {form}")
-        prices[find_gpu(str(name))[0]] = float(price)
+        gpu = _full_name(str(name))
+        if gpu in prices:
+            raise UserError(f"prices: {path} has {gpu} twice, the second time as {name}; leave one of the two")
+        prices[gpu] = float(price)
     return prices
+
+
+def _full_name(name: str) -> str:
+    try:
+        return find_gpu(name)[0]
+    except UserError:  # other GPUs may have prices, too
+        return name

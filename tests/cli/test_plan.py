@@ -194,7 +194,7 @@ def test_one_line_for_what_is_wrong(arguments: list[str], complaint: str, capsys
 
 def test_energy_and_what_if(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     prices = tmp_path / "prices.yaml"
-    prices.write_text("H100: 2.5\nT4: 0.4\n")
+    prices.write_text("H100: 2.5\nT4: 0.4\nMI300X: 3\n")  # the last is not in the table of GPUs
     power = ["--utilisation", "0.5", "--pue", "1.5", "--kwh_price", "0.3", "--kg_co2_per_kwh", "0.4"]
     page = tmp_path / "out" / "what_if.html"
     numbers = ["--what_if", "[1, 2, 4, 3, 16]", "--output", str(page)]
@@ -243,6 +243,15 @@ def test_prices_by_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     gpu_hours, cost, kwh = (float(cell.replace(",", "")) for cell in run[5:8])
     assert cost == pytest.approx(gpu_hours * 1.844, rel=0.01)
     assert kwh == pytest.approx(gpu_hours * 0.4 * 0.8 * 1.2, rel=0.01)
+
+
+def test_a_gpu_has_one_price(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    prices = tmp_path / "prices.yaml"
+    prices.write_text("H100: 2.5\nNVIDIA H100: 2\n")
+    with pytest.raises(SystemExit):
+        planned(capsys, *SMALL.split(), "--prices", str(prices))
+    message = f"prices: {prices} has NVIDIA H100 twice, the second time as NVIDIA H100; leave one of the two"
+    assert message in capsys.readouterr().err
 
 
 def test_serving(capsys: pytest.CaptureFixture[str], tmp_path: Path, tokenizer: Tokenizer) -> None:
