@@ -10,6 +10,7 @@ import difflib
 import importlib
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,10 +97,10 @@ class Command:
         given = list(arguments)
         if self.words is not None:
             first = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
-            given = [*([f"--{self.words}", json.dumps(first)] if first else []), *given[len(first) :]]
+            given = [*([f"--{self.words}", _as_list(first)] if first else []), *given[len(first) :]]
         if self.rest is not None and "--" in given:
             end = given.index("--")
-            given[end:] = [f"--{self.rest}={json.dumps(given[end + 1 :])}"]
+            given[end:] = [f"--{self.rest}={_as_list(given[end + 1 :])}"]
         return given
 
     def run(self, config: Any) -> None:
@@ -110,6 +111,12 @@ class Command:
         result = function(config)
         if self.show is not None:
             self.show(config, result)
+
+
+def _as_list(words: list[str]) -> str:
+    """Write words as a list that YAML reads: it knows no pairs of surrogates, and not all characters as they are."""
+    text = json.dumps(words, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 _RUN = ("run_name", "ckpt_path", "overwrite")

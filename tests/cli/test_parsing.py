@@ -158,6 +158,15 @@ def test_names_and_lists_of_every_command(
     assert message in text
 
 
+@pytest.mark.parametrize("name", ["\U0001f60a", "caf\xe9", "a\x85\u2028b", "3e-4", "'\"#: "])
+def test_words_without_an_option_are_read_as_they_are(name: str) -> None:
+    compare, find_rate = COMMANDS["compare"], COMMANDS["find_rate"]
+    assert parse(compare.config, compare.as_options([name, "runs/b"])).runs == [name, "runs/b"]
+    assert parse(find_rate.config, find_rate.as_options(["--", "--run_name", name])).options == ["--run_name", name]
+    with pytest.raises(UserError, match=r'caf\\xe9", "b"] is not UTF-8'):
+        parse(compare.config, compare.as_options(["caf\udce9", "b"]))
+
+
 def test_what_others_call_it_leads_to_options_that_there_are() -> None:
     every = {key for kind in SCRIPTS.values() for key in option_keys(kind)}
     for name, ours in NAMES_ELSEWHERE.items():
