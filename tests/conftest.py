@@ -86,12 +86,19 @@ def no_process_group_is_left() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def plugins_of_lightning_are_looked_up_once() -> Iterator[None]:
-    """Each Trainer reads what every package of the environment offers, which no test changes."""
+def what_no_test_changes_is_looked_up_once() -> Iterator[None]:
+    """Each Trainer reads what every package of the environment offers, and each command line the docstrings of all
+    options."""
+    import jsonargparse._optionals as optionals
     import lightning.fabric.utilities.registry as registry
 
+    read = cache(lambda component, params: own(component, params))
+    own = optionals.parse_docstring
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "entry_points", cache(registry.entry_points))
+        patch.setattr(
+            optionals, "parse_docstring", lambda component, params=False, logger=None: read(component, params)
+        )
         yield
 
 
