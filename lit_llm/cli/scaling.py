@@ -67,7 +67,7 @@ def _plan(grid: Grid, config: ScalingConfig) -> list[str]:
     header = ["operations", "model", "parameters", "without embeddings", "tokens", "D / N", "steps", "passes", "time"]
     rows = []
     for point in grid.points:
-        member, n = point.member, point.member.count(config.parameters)
+        member, n = point.member, point.member.count(grid.family.counted)
         rows.append(
             [
                 budget_name(point.budget),

@@ -15,7 +15,7 @@ class ScalingConfig:
 
     The recipe's shape is scaled in width and depth with heads of one width; each run of the grid has a schedule of its
     own length, the recipe's batch, and the rate of its size. Finished runs are kept: the same command goes on, another
-    budget or size adds to the grid, and a folder alone is fitted and drawn again.
+    budget or size adds to the grid, what is left out is as in the folder, and a folder alone is fitted and drawn again.
 
     For example: scaling.py --minutes 20 --hours 24 -- --model.preset modern-1m --data.paths '[checkpoints/my/shards]'
     """
@@ -33,17 +33,20 @@ class ScalingConfig:
     """How long the grid may take on this machine: its speed is measured, and three budgets are chosen that differ by
     three each."""
     sizes: list[float] | None = None
-    """Parameters of the models of each budget, of which the nearest of the family is taken; null: `points` sizes
-    around the one with tokens_per_parameter."""
-    points: int = 5
-    """Models of each budget, where sizes is null."""
-    tokens_per_parameter: float = 20.0
-    """Where the sizes of a budget are centred, where sizes is null; 20 is Chinchilla's."""
-    parameters: Literal["total", "non_embedding"] = "total"
-    """What N counts: every weight, tied ones once, or all but embeddings and head. Small models are largely embedding,
-    and only with all of them do they lie on one line with larger ones (Pearce and Song 2024)."""
-    seeds: list[int] = field(default_factory=lambda: [1337])
-    """Each point of the grid is trained with each; several show how much of a difference is chance."""
+    """Parameters of the models of each budget, of which the nearest of the family is taken; null: those of the folder,
+    or, where it has none or points or tokens_per_parameter is given, `points` sizes around the one with
+    tokens_per_parameter."""
+    points: int | None = None
+    """Models of each budget, where there are no sizes; null: as in the folder, or 5."""
+    tokens_per_parameter: float | None = None
+    """Where the sizes of a budget are centred, where there are none; null: as in the folder, or 20, Chinchilla's."""
+    parameters: Literal["total", "non_embedding"] | None = None
+    """What N counts: every weight, tied ones once (total), or all but embeddings and head. Small models are largely
+    embedding, and only with all of them do they lie on one line with larger ones (Pearce and Song 2024). null: as in
+    the folder, or total."""
+    seeds: list[int] | None = None
+    """Each point of the grid is trained with each; several show how much of a difference is chance. null: those of the
+    folder, or [1337]."""
     num_workers: int = 1
     """Runs at a time: on a CPU each has its share of the threads; with CUDA each has a GPU of its own, at most as many
     as there are."""

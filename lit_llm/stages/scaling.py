@@ -29,6 +29,15 @@ from lit_llm.training.checkpoint import Interrupted, Preempted
 from lit_llm.training.run_record import differences
 
 GRID_FILE = "grid.yaml"
+_CHOICES = {
+    "minutes": None,
+    "sizes": None,
+    "points": 5,
+    "tokens_per_parameter": 20.0,
+    "parameters": "total",
+    "seeds": [1337],
+}
+"""Options that a later start takes from the folder where they are null, and what they are in a new one."""
 VALIDATION_TOKENS = 2**16
 """Tokens that a run of the grid is validated on, the same for all, where data.validation_windows does not say it. The
 standard error of their mean is some 0.01 nats, most of which all runs have in common."""
@@ -57,6 +66,8 @@ class Grid:
     """How often the data is read by so many samples."""
     validation_tokens: int
     """That each run is validated on."""
+    choices: dict[str, Any]
+    """What is in force of the options that a later start takes from the folder; budgets stand for themselves."""
     speed: Speed | None = None
     """Of this machine, where it was measured."""
     lines: list[str] = field(default_factory=list)
@@ -95,9 +106,9 @@ def scaling(
         return grid, None
     grid.folder.mkdir(parents=True, exist_ok=True)
     with locked(grid.folder, "give another --output"):
-        _save(grid, config)
+        _save(grid)
         _train(grid, config, tell)
-        fit = fit_points(read_points(grid.folder), to_plain(grid.run), config.parameters)
+        fit = fit_points(read_points(grid.folder), to_plain(grid.run), grid.family.counted)
         fit.lines[:0] = grid.lines
         replace_file(grid.folder / SCALING_FILE, json.dumps(fit.as_plain(), indent=1) + "\n")
     return grid, fit
@@ -137,35 +148,50 @@ def lay_out(config: ScalingConfig, run: PretrainConfig | None) -> Grid:
         _compare(folder, saved, asked, digests)
     read = data.evaluation_dataset("validation", 0, 1)
     windows = min(asked.data.validation_windows or 1, len(read))
-    family = Family(asked.model, asked.data.length, config.parameters)
-    grid = Grid(folder, asked, family, [], [], digests, data.passes, windows * asked.data.length)
+    choices = _choices(config, saved or {})
+    family = Family(asked.model, asked.data.length, choices["parameters"])
+    grid = Grid(folder, asked, family, [], [], digests, data.passes, windows * asked.data.length, choices)
     _choose_points(grid, config, saved)
     return grid
 
 
+def _choices(config: ScalingConfig, saved: dict[str, Any]) -> dict[str, Any]:
+    """What is given, else what the folder has, else what a new grid has."""
+    choices = {}
+    for name, default in _CHOICES.items():
+        values = getattr(config, name), saved.get(name), default
+        choices[name] = next((value for value in values if value is not None), None)
+    if config.points is not None or config.tokens_per_parameter is not None:
+        choices["sizes"] = config.sizes
+    if config.budgets is not None:  # which are of no time
+        choices["minutes"] = None
+    return choices
+
+
 def _choose_points(grid: Grid, config: ScalingConfig, saved: dict[str, Any] | None) -> None:
     """Put budgets, points and what is to be said of them into the grid."""
-    sizes, own = config.sizes, grid.run
+    own, choices = grid.run, grid.choices
 
-    def points_of(budgets: Sequence[float]) -> list[GridPoint]:
-        return grid_points(grid.family, own, budgets, sizes, config.points, config.tokens_per_parameter, config.seeds)[
-            0
-        ]
+    def laid_out(budgets: Sequence[float]) -> tuple[list[GridPoint], list[str]]:
+        chosen = (choices[name] for name in ("sizes", "points", "tokens_per_parameter", "seeds"))
+        return grid_points(grid.family, own, budgets, *chosen)
 
     if config.budgets is not None:
         grid.budgets = sorted(config.budgets)
-    elif saved is not None and config.minutes in (None, saved["minutes"]):
+    elif saved is not None and config.minutes in (None, saved.get("minutes")):
         grid.budgets = saved["budgets"]
-        sizes = sizes or saved["sizes"]
     elif config.minutes is not None:
         grid.budgets, grid.speed = budgets_of_time(
-            60 * config.minutes, grid.family, own, points_of, grid.validation_tokens, config.num_workers
+            60 * config.minutes,
+            grid.family,
+            own,
+            lambda budgets: laid_out(budgets)[0],
+            grid.validation_tokens,
+            config.num_workers,
         )
     else:
         raise UserError("say how large the grid is: --minutes 20, or --budgets '[1e12,3e12,1e13]'")
-    grid.points, left_out = grid_points(
-        grid.family, own, grid.budgets, sizes, config.points, config.tokens_per_parameter, config.seeds
-    )
+    grid.points, left_out = laid_out(grid.budgets)
     grid.lines += left_out
     if not grid.points:
         raise UserError(f"no run of the grid is left; {left_out[0]}")
@@ -182,6 +208,7 @@ def _saved(path: Path) -> dict[str, Any] | None:
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(saved["recipe"], dict) and isinstance(saved["budgets"], list):
+            from_plain(ScalingConfig, {name: saved[name] for name in _CHOICES if name in saved})  # checks them
             return saved
     except FileNotFoundError:
         return None
@@ -215,15 +242,9 @@ def _compare(folder: Path, saved: dict[str, Any], run: PretrainConfig, digests: 
         )
 
 
-def _save(grid: Grid, config: ScalingConfig) -> None:
+def _save(grid: Grid) -> None:
     """Write down what the grid is, for the next start."""
-    values = {
-        "recipe": to_plain(grid.run),
-        "digests": grid.digests,
-        "budgets": grid.budgets,
-        "minutes": config.minutes,
-        "sizes": config.sizes,
-    }
+    values = {"recipe": to_plain(grid.run), "digests": grid.digests, "budgets": grid.budgets, **grid.choices}
     replace_file(grid.folder / GRID_FILE, yaml.safe_dump(values, sort_keys=False))
 
 

@@ -22,7 +22,7 @@ from lit_llm.evaluation.scaling_report import NOTHING_FITTED
 from lit_llm.planning.scaling_fit import ScalingFit, fit_points, read_fit
 from lit_llm.planning.scaling_law import ScalingLaw
 from lit_llm.stages.pretrain import pretrain
-from lit_llm.stages.scaling import lay_out, scaling, task_of
+from lit_llm.stages.scaling import _save, lay_out, scaling, task_of
 from lit_llm.stages.scaling_workers import Task, train
 from lit_llm.training.checkpoint import Interrupted
 from lit_llm.training.interrupt import GracefulStop
@@ -104,6 +104,42 @@ def _others_are_refused(recipe: PretrainConfig, folder: Path) -> None:
     with pytest.raises(UserError, match=r"grid.yaml is damaged"):
         lay_out(config, None)
     (folder / "grid.yaml").write_text(yaml.safe_dump(saved))
+
+
+def test_a_later_start_has_the_options_of_the_folder(recipe: PretrainConfig, tmp_path: Path) -> None:
+    """However many starts lie between, and whatever they have asked for."""
+    folder = tmp_path / "grid"
+    alone = ScalingConfig(output=str(folder))
+
+    def points(config: ScalingConfig, run: PretrainConfig | None = None) -> list[tuple[float, int, int]]:
+        grid = lay_out(config, run)
+        folder.mkdir(exist_ok=True)
+        _save(grid)
+        return [(point.budget, point.member.index, point.seed) for point in grid.points]
+
+    first = points(
+        replace(alone, budgets=[2e8, 4e8], sizes=SIZES[:2], seeds=[3, 4], parameters="non_embedding"), recipe
+    )
+    assert len(first) == 8 and {seed for *_, seed in first} == {3, 4}
+    assert points(alone) == points(alone) == first
+    assert lay_out(alone, None).family.counted == "non_embedding"
+    # another budget has the same models, and points or tokens_per_parameter take the place of sizes
+    wider = points(replace(alone, budgets=[8e8]))
+    assert wider == [(8e8, index, seed) for _, index, seed in first[:4]]
+    around = points(replace(alone, points=3, tokens_per_parameter=2.0, seeds=[3]))
+    assert len(around) == 3 and around != points(replace(alone, tokens_per_parameter=4.0))
+    assert points(alone) == points(replace(alone, points=3))
+    # budgets of a time are not measured again for the same time, unless others have been given since
+    saved = yaml.safe_load((folder / "grid.yaml").read_text())
+    (folder / "grid.yaml").write_text(yaml.safe_dump({**saved, "minutes": 1e-3}))
+    points(alone)
+    assert lay_out(replace(alone, minutes=1e-3), recipe).budgets == [8e8]
+    points(replace(alone, budgets=[2e8]))
+    with pytest.raises(UserError, match="minutes are too short for a grid"):
+        lay_out(replace(alone, minutes=1e-3), recipe)
+    (folder / "grid.yaml").write_text(yaml.safe_dump({**saved, "points": 2}))
+    with pytest.raises(UserError, match=r"grid.yaml is damaged"):
+        lay_out(alone, None)
 
 
 def _the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
