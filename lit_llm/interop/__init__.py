@@ -1,6 +1,7 @@
 """This room reads and writes model folders: our own, those of Hugging Face transformers, adapters and GGUF files."""
 
 from lit_llm.interop.folder import (
+    delete_model,
     describe_model,
     iterate_weights,
     load_model_folder,
@@ -26,6 +27,7 @@ from lit_llm.interop.peft import load_adapter, load_tokenizer, read_adapter, sav
 __all__ = [
     "GenerationSettings",
     "decoder_from_transformers",
+    "delete_model",
     "describe_model",
     "ends_of",
     "export_limits",

@@ -36,9 +36,10 @@ from lit_llm.interop.gguf_reading.weights import GgufWeights
 from lit_llm.interop.json_files import read_object
 from lit_llm.interop.options import USUAL
 from lit_llm.interop.peft import adapted_config, base_of, load_tokenizer, merged_weights
+from lit_llm.interop.peft_files import delete_adapter
 from lit_llm.interop.reading import MODEL_TYPE
 from lit_llm.interop.remote_code import delete_remote_code, remote_code_values, write_remote_code
-from lit_llm.interop.writing import MAX_SHARD_BYTES, outputs_of, write_weights
+from lit_llm.interop.writing import MAX_SHARD_BYTES, delete_weights, outputs_of, write_weights
 from lit_llm.model import Decoder
 from lit_llm.model.quantization import KINDS, quantize
 from lit_llm.tokenizer import Tokenizer
@@ -59,7 +60,7 @@ def save_model_folder(
     settings: GenerationSettings | None = None,
     quantization: str | None = None,
 ) -> str:
-    """Write a model folder, each file whole or not at all.
+    """Write a model folder, each file whole or not at all; an adapter that was in it is deleted.
 
     A head that is tied to the embedding is not written, as the configuration says that the two are one.
 
@@ -102,9 +103,25 @@ def save_model_folder(
         write_json(folder / GENERATION_CONFIG, settings.generation)
         write_remote_code(folder) if needs_code else delete_remote_code(folder)
         tokenizer.save(folder)
+        delete_adapter(folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write the model folder {folder}: {error}") from error
     return values["model_type"]
+
+
+def delete_model(folder: Path) -> None:
+    """Delete the model of a folder that has become an adapter's; the tokenizer stays.
+
+    Raises:
+        UserError: a file cannot be deleted.
+    """
+    try:
+        for name in ("config.json", GENERATION_CONFIG):
+            (folder / name).unlink(missing_ok=True)
+        delete_weights(folder)
+        delete_remote_code(folder)
+    except OSError as error:
+        raise UserError(f"cannot delete the model that {folder} held: {error}") from error
 
 
 def _padded(settings: GenerationSettings, config: ModelConfig, tokenizer: Tokenizer) -> GenerationSettings:
@@ -135,6 +152,7 @@ def describe_model(
         write_json(folder / "config.json", values)
         write_json(folder / GENERATION_CONFIG, settings.generation)
         tokenizer.save(folder)
+        delete_adapter(folder)
     except OSError as error:
         raise UserError(f"cannot write the folder {folder}: {error}") from error
 

@@ -44,6 +44,16 @@ def read_values(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not an adapter folder: {CONFIG} cannot be read ({error.strerror})") from error
 
 
+def delete_adapter(folder: Path) -> None:
+    """Delete the adapter of a folder that has become a model's: transformers would add it to that model.
+
+    Raises:
+        OSError: a file cannot be deleted.
+    """
+    for name in (CONFIG, WEIGHTS):
+        (folder / name).unlink(missing_ok=True)
+
+
 def check_values(path: Path, values: dict[str, Any]) -> None:
     """Refuse options that would change the result and are not computed here.
 

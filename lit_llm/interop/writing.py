@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,11 +107,19 @@ def write_weights(
         weight_map = {output.name: name for name, shard in zip(names, shards, strict=True) for output in shard}
         total = sum(output.bytes(dtype) for output in outputs)
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))})
+    delete_weights(folder, names if len(shards) == 1 else [*names, INDEX])
+
+
+def delete_weights(folder: Path, kept: Collection[str] = ()) -> None:
+    """Delete what `write_weights` writes, but for the files named in `kept`.
+
+    Raises:
+        OSError: a file cannot be deleted.
+    """
     for path in folder.iterdir():
-        if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", path.name) and path.name not in names:
+        is_of_weights = path.name == INDEX or re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", path.name)
+        if is_of_weights and path.name not in kept:
             path.unlink()
-    if len(shards) == 1:
-        (folder / INDEX).unlink(missing_ok=True)
 
 
 def _shard_name(number: int, total: int) -> str:

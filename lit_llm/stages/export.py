@@ -16,6 +16,7 @@ from lit_llm.evaluation.model_card import CARD, ModelCard, license_of, stage_of_
 from lit_llm.evaluation.safety.report import carry_summary
 from lit_llm.interop import (
     GenerationSettings,
+    delete_model,
     describe_model,
     ends_of,
     generation_settings,
@@ -217,8 +218,11 @@ def _write_adapter(config: ExportConfig, output: Path, trained: TrainedModel) ->
     if not trained.lora.active:
         raise UserError(f"{trained.name} has no adapter: the run trained all weights; leave lora at merged")
     tokenizer = _tokenizer(trained.run, config.tokenizer)
-    (output / "config.json").unlink(missing_ok=True)  # with it the folder would be a model's
-    save_adapter(output, trained.model, trained.lora, trained.weights, str(trained.base_folder()), tokenizer)
+    base = trained.base_folder()
+    if output.resolve() == base:
+        raise UserError(f"{output} is the model that the adapter is for; give --output another folder")
+    save_adapter(output, trained.model, trained.lora, trained.weights, str(base), tokenizer)
+    delete_model(output)  # with it the folder would be a model's
     _write_card(config, output, trained.model, trained, None)
     return Exported("adapter folder", output, trained.name)
 

@@ -111,6 +111,43 @@ def test_as_an_adapter(tmp_path: Path, base: Decoder, capsys: pytest.CaptureFixt
     assert largest_difference(logits(load_model_folder(tmp_path / "merged")[0]), logits(model)) < 1e-5
 
 
+def test_a_folder_holds_a_model_or_an_adapter(tmp_path: Path, base: Decoder) -> None:
+    """transformers would put an adapter beside config.json on top of the model."""
+    config = LoraConfig(rank=3)
+    model = train(base, config)
+    path, out = save_checkpoint(tmp_path, model, config), tmp_path / "out"
+
+    def files() -> set[str]:
+        return {each.name for each in out.iterdir() if "token" not in each.name and each.suffix != ".jinja"}
+
+    parts: dict[str, Any] = {"format": "lit_llm", "max_shard_size": "60KB"}
+    export(ExportConfig(str(path), str(out), **parts))
+    assert {"config.json", "generation_config.json", "model.safetensors.index.json"} < files()
+    assert len(list(out.glob("model-*.safetensors"))) > 1 and list(out.glob("*.py"))
+    export(ExportConfig(str(path), str(out), lora="adapter", overwrite=True))
+    assert files() == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    for source in (path, out):  # the adapter is merged where it lies, too
+        export(ExportConfig(str(path), str(out), lora="adapter", overwrite=True))
+        export(ExportConfig(str(source), str(out), overwrite=True))
+        assert files() == {"README.md", "config.json", "generation_config.json", "model.safetensors"}
+        assert "adapter" not in (out / "README.md").read_text()
+        assert largest_difference(logits(load_model_folder(out)[0]), logits(model)) < 1e-5
+
+
+def test_an_adapter_that_cannot_be_written_costs_no_model(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    base = random_decoder(tiny_model("gpt2"), std=0.1)
+    config = LoraConfig(rank=3)
+    for folder in ("base", "out"):
+        save_model_folder(tmp_path / folder, base.config, base.state_dict(), tokenizer)
+    path = save_checkpoint(tmp_path, train(base, config), config)
+    with pytest.raises(UserError, match="an adapter of gpt2 is of fused layers"):
+        export(ExportConfig(str(path), str(tmp_path / "out"), lora="adapter", overwrite=True))
+    assert torch.equal(logits(load_model_folder(tmp_path / "out")[0]), logits(base))
+    with pytest.raises(UserError, match=r"base is the model that the adapter is for; give --output another folder"):
+        export(ExportConfig(str(path), str(tmp_path / "base"), lora="adapter", overwrite=True))
+    assert torch.equal(logits(load_model_folder(tmp_path / "base")[0]), logits(base))
+
+
 def test_a_reward_model_and_a_policy_with_a_critic(tmp_path: Path, base: Decoder) -> None:
     config = LoraConfig(rank=3)
     scorer = train(base, config, base.config.as_score())
