@@ -59,6 +59,12 @@ class CheckpointPolicy(Checkpoint):
         self._boundary: StepBoundary | None = None
         self._going_back_to: StepBoundary | None = None
 
+    @property
+    def best(self) -> Path | None:
+        """The checkpoint with the lowest `val/loss`; None where none was saved after a validation, or it is gone."""
+        path = None if self.best_step is None else self.folder / checkpoint_name(self.best_step)
+        return path if path is not None and path.exists() else None
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock, and clear away what killed runs left."""
         self._last_time = time.monotonic()

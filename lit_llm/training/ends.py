@@ -12,7 +12,7 @@ import lightning as L
 from lit_llm.config import RunConfig, UserError
 from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.training.checkpoint import CheckpointPolicy
-from lit_llm.training.checkpoint_files import checkpoint_name
+from lit_llm.training.checkpoint_files import step_of
 from lit_llm.training.run_folder import is_written
 
 
@@ -106,10 +106,10 @@ class EndOfRun(L.Callback):
         """Say why the run ends."""
         if self.reason is not None and trainer.is_global_zero:
             print(f"ended at step {trainer.global_step} of {trainer.max_steps}: {self.reason}", file=sys.stderr)
-            best = self.policy.best_step
-            if self._out_of_patience() and best is not None and best < trainer.global_step:
-                where = self.policy.folder / checkpoint_name(best)
-                print(f"the best is kept as {where}, which experiments/export.py --checkpoint takes", file=sys.stderr)
+            # without keep_best_checkpoint it goes as soon as the last checkpoint is on the disk
+            best = self.policy.best if self.config.trainer.keep_best_checkpoint else None
+            if self._out_of_patience() and best is not None and step_of(best) != trainer.global_step:
+                print(f"the best is kept as {best}, which experiments/export.py --checkpoint takes", file=sys.stderr)
 
     def _out_of_patience(self) -> bool:
         patience = self.config.trainer.early_stopping_patience

@@ -55,7 +55,7 @@ class RunFacts:
     device: str = ""
     """What it ran on, in words."""
     best_step: int | None = None
-    """Step of the checkpoint with the lowest val/loss; None where none was saved after a validation."""
+    """Step of the checkpoint with the lowest val/loss; None where none was saved after a validation, or it is gone."""
     best_loss: float | None = None
     """Its val/loss."""
     data: list[DataFacts] = field(default_factory=list)
@@ -73,7 +73,8 @@ def run_facts(trainer: L.Trainer, data: Any, seconds: float) -> RunFacts:
         seconds: how long it took.
     """
     policy = trainer.checkpoint_callback
-    best = (policy.best_step, policy.best_loss) if isinstance(policy, CheckpointPolicy) else (None, None)
+    has_best = isinstance(policy, CheckpointPolicy) and policy.best is not None
+    best = (policy.best_step, policy.best_loss) if has_best else (None, None)
     device = device_in_words(trainer.strategy.root_device)
     if trainer.world_size > 1:
         device = f"{trainer.world_size} ranks, each on {device}"

@@ -223,6 +223,18 @@ def test_early_stopping_waits_for_its_patience_and_resumes_exactly(
     assert pretrain(patient(make_run, "straight", patience=3, ckpt_path="last")).steps == result.steps + 1
 
 
+def test_a_best_checkpoint_that_is_not_kept_is_not_named(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    often = {"save_every_n_steps": 1, "keep_last_checkpoints": 1}
+    for keep, name in ((True, "kept"), (False, "gone")):
+        config = patient(make_run, name, 1, trainer={**often, "keep_best_checkpoint": keep})
+        result = pretrain(config)
+        assert result.ended_early is not None
+        assert len(checkpoints(config)) == (2 if keep else 1)
+        assert ("the best is kept as" in capsys.readouterr().err) is keep
+        assert ("| best checkpoint |" in (config.folder / "report.md").read_text()) is keep
+        assert result.facts.best_step == (result.steps - 1 if keep else None)
+
+
 def test_a_validation_that_another_end_has_added_does_not_count(make_run: MakeRun) -> None:
     trainer = {"val_every_n_steps": 2, "max_steps": 3}
     keep = Keep()
