@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import TYPE_CHECKING
 
 from lit_llm.config import ChatConfig, UserError
-from lit_llm.evaluation.tables import with_pictures
+from lit_llm.config.notices import with_pictures
 from lit_llm.stages.loading import is_only_pretrained, load
 from lit_llm.stages.quantization import QualityText
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
 from lit_llm.config.generation import DEFAULT_TEXTS_AT_ONCE
 from lit_llm.config.json_text import parse_json
+from lit_llm.config.notices import with_pictures
 from lit_llm.config.progress import progress
 from lit_llm.data.sources.encoding import read_text
 from lit_llm.stages.loading import load, tell_begin_token
@@ -132,11 +133,11 @@ def _stream(writer: _Writer, texts: list[_Text]) -> int:
     while engine.busy:
         for event in engine.step():
             if not begun:
-                sys.stdout.write(texts[place].prompt)
-            sys.stdout.write(event.text)
+                _write(texts[place].prompt)
+            _write(event.text)
             begun = event.finish_reason is None
             if not begun:
-                sys.stdout.write("\n\n")
+                _write("\n\n")
                 place += 1
             sys.stdout.flush()
             tokens += event.token is not None
@@ -159,10 +160,15 @@ def _write_in_batches(writer: _Writer, texts: list[_Text]) -> int:
                 done[event.request - 1].add(event)  # requests are numbered from 1
                 advance(event.finish_reason is not None)
             while shown < len(done) and done[shown].finish_reason is not None:
-                print(_shown(writer, texts[shown], done[shown]))
+                _write(_shown(writer, texts[shown], done[shown]) + "\n")
                 shown += 1
     _raise_first([completion.error for completion in done if completion.error is not None], len(texts))
     return sum(len(completion.ids) for completion in done)
+
+
+def _write(text: str) -> None:
+    """Show a text; what is no terminal gets it unchanged."""
+    sys.stdout.write(with_pictures(text) if sys.stdout.isatty() else text)
 
 
 def _raise_first(errors: list[Exception], texts: int) -> None:
@@ -227,7 +233,8 @@ def _write_by_search(writer: _Writer, texts: list[_Text]) -> int:
                 prefill_chunk=config.prefill_chunk,
             )
             ids, guessed, kept = done.ids, guessed + done.guessed, kept + done.kept
-        print(f"{text.prompt}{_continuation(writer.tokenizer, ids)}\n", flush=True)
+        _write(f"{text.prompt}{_continuation(writer.tokenizer, ids)}\n\n")
+        sys.stdout.flush()
         tokens += len(ids)
     if guessed:
         print(f"{kept} of {guessed} guesses of the draft model were kept", file=sys.stderr)

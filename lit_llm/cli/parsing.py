@@ -22,6 +22,7 @@ from lit_llm.config import (
     preset_fields,
     preset_training,
 )
+from lit_llm.config.notices import with_pictures
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ def main(
 
 
 def _fail(message: str, status: int) -> None:
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + with_pictures(" ".join(message.split())), file=sys.stderr)
     raise SystemExit(status)
 
 

@@ -25,7 +25,7 @@ from lit_llm.config import (
     TokenizerEvaluationConfig,
     TokenizerTrainingConfig,
 )
-from lit_llm.config.notices import is_first_process
+from lit_llm.config.notices import is_first_process, with_pictures
 
 if TYPE_CHECKING:
     from lit_llm.data.corpus.manifest import Manifest
@@ -143,7 +143,7 @@ def show_contamination(config: ContaminationConfig, result: Contamination) -> No
         if each.looked_for < each.rows:
             print(f"    too short to be looked for: {each.rows - each.looked_for:,}")
         for row in each.found_rows[: config.examples]:
-            print(f"    row {row.row}: {row.found} of {row.runs} runs, in {', '.join(row.documents)}")
+            print(f"    row {row.row}: {row.found} of {row.runs} runs, in {with_pictures(', '.join(row.documents))}")
         if len(each.found_rows) > config.examples:
             print(f"    and {len(each.found_rows) - config.examples:,} more")
     if config.output is not None:

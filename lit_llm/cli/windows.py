@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lit_llm.config.notices import with_pictures
+
 if TYPE_CHECKING:
     from lit_llm.config import InspectConfig
     from lit_llm.data.corpus.provenance import DocumentPart
@@ -22,12 +24,12 @@ def show_windows(config: InspectConfig, found: Inspection) -> None:
         print(f"\n{number}{window.name}\n  {window.place}")
         parts = window.documents()
         for part in parts:
-            print(f"  {_about(part)}")
-            text = window.text(part, found.tokenizer)
+            print(f"  {with_pictures(_about(part))}")
+            text = with_pictures(window.text(part, found.tokenizer))
             if not is_list:
                 print("\n".join(f"    | {line}" for line in _cut(text, config.characters).split("\n")))
         if is_list:
-            text = window.text(parts[0], found.tokenizer)
+            text = with_pictures(window.text(parts[0], found.tokenizer))
             print(f"    | {' '.join(text.split())[:_BEGINNING]}")
     if is_list:
         print("\n--row N shows the text of a row")

@@ -1,10 +1,18 @@
-"""One-line notices on stderr about what was read."""
+"""One-line notices on stderr about what was read, and what of a stranger's text a terminal may be shown."""
 
 from __future__ import annotations
 
 import os
 import sys
 from functools import lru_cache
+
+_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_PICTURES |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
+
+
+def with_pictures(text: str) -> str:
+    """Put pictures in place of control characters: a terminal or a page may take them for an order."""
+    return text.translate(_PICTURES)
 
 
 def is_first_process() -> bool:
@@ -19,4 +27,4 @@ def is_first_process() -> bool:
 def tell_once(line: str) -> None:
     """Print a line on stderr, on rank 0 alone, and only the first time that this process says it."""
     if is_first_process():
-        print(" ".join(line.split()), file=sys.stderr)
+        print(with_pictures(" ".join(line.split())), file=sys.stderr)

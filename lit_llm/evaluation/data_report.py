@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.files import replace_files
+from lit_llm.config.notices import with_pictures
 from lit_llm.data.corpus.recipes.tallies import skipped_place
 from lit_llm.evaluation import pages
 from lit_llm.evaluation.bars import bar_plot
-from lit_llm.evaluation.tables import markdown_table, with_pictures
+from lit_llm.evaluation.tables import markdown_table
 
 CARD, PAGE = "data_card.md", "data_report.html"
 _MOST_BARS = 15

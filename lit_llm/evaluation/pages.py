@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from html import escape
 
-from lit_llm.evaluation.tables import with_pictures
+from lit_llm.config.notices import with_pictures
 
 _STYLE = """
   :root { color-scheme: light dark;

@@ -12,9 +12,10 @@ import torch
 
 from lit_llm.config import RunConfig
 from lit_llm.config.files import replace_file
+from lit_llm.config.notices import with_pictures
 from lit_llm.evaluation import pages
 from lit_llm.evaluation.charts import MAIN_CHARTS, curve_names, main_charts, more_charts
-from lit_llm.evaluation.tables import markdown_table, with_pictures
+from lit_llm.evaluation.tables import markdown_table
 from lit_llm.planning import count_parameters
 from lit_llm.training.curves import METRICS_FILE
 from lit_llm.training.loggers import stage_of

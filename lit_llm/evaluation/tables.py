@@ -1,16 +1,8 @@
-"""Tables in Markdown, and text that any program can show."""
+"""Tables in Markdown."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
-_PICTURES |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
-
-
-def with_pictures(text: str) -> str:
-    """Put pictures in place of control characters: a model may write what a terminal or a page takes for an order."""
-    return text.translate(_PICTURES)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, aligned: bool = False) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lit_llm.config import QuickstartChatConfig, SamplingConfig
 from lit_llm.config.files import replace_file, write_json
+from lit_llm.config.notices import with_pictures
 from lit_llm.quickstart.chat_rows import ChatFiles, held_out_prompts, most_tokens
 
 SHOWN = 4
@@ -118,7 +119,7 @@ def write_chat_report(config: QuickstartChatConfig, found: dict[str, Measurement
         "How it was made": "\n".join(f"- {line}" for line in _facts(config, minutes)),
         "Answers": _answers(config, found),
     }
-    console.print(sections["Answers"], markup=False, highlight=False)
+    console.print(with_pictures(sections["Answers"]), markup=False, highlight=False)
     title = f"{Path(config.start).name}, before and after"
     text = "\n\n".join([f"# {title}", *(part for name, body in sections.items() for part in (f"## {name}", body))])
     replace_file(config.folder / "report.md", text + "\n")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lit_llm.config import STAGES, QuickstartConfig
 from lit_llm.config.files import replace_file
+from lit_llm.config.notices import with_pictures
 from lit_llm.quickstart.later_stages import SAMPLING, Files, device, dpo_run, read_rows, stage_folder
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def show(config: QuickstartConfig, results: list[StageResult]) -> None:
         texts += [(result.stage, result.answers[number]) for result in results if result.answers]
         for name, text in texts:
             console.rule(name)
-            console.print(text, markup=False, highlight=False)
+            console.print(with_pictures(text), markup=False, highlight=False)
             parts += [f"{name}:", "\n".join("    " + line for line in text.splitlines())]
     console.rule()
     _add_to_report(config.folder / "report.md", "\n\n".join(parts))

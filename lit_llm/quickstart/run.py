@@ -28,6 +28,7 @@ from lit_llm.config import (
     preset,
 )
 from lit_llm.config.files import replace_file
+from lit_llm.config.notices import with_pictures
 from lit_llm.data.sources.files import find_files
 from lit_llm.quickstart.comparison import compare, show, stage_is_finished
 from lit_llm.quickstart.later_stages import (
@@ -249,7 +250,7 @@ def _compare(run: PretrainConfig, result: RunResult) -> None:
     console.print(table)
     for text in result.samples:
         console.rule("sample")
-        console.print(text, markup=False, highlight=False)
+        console.print(with_pictures(text), markup=False, highlight=False)
     console.rule()
     write_report(run, result, [("Against baselines", markdown_table(header, rows))])
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from lit_llm.config import ModelConfig, PostTrainingConfig, UserError, to_plain
+from lit_llm.config.notices import with_pictures
 from lit_llm.data.conversations.data_module import RowsDataModule
 from lit_llm.interop import load_tokenizer, read_model_config, starting_adapter
 from lit_llm.modules import LanguageModule
@@ -83,7 +84,7 @@ def open_model(
             "or start from a model that has them"
         )
     model.vocab_size = max(model.vocab_size or 0, tokenizer.vocab_size)
-    model.dropout = config.dropout
+    model.dropout, model.attention_dropout = config.dropout, None
     model = shape(model)
     _check_model_options(config, model)
     config.model = model
@@ -101,7 +102,7 @@ def _check_model_options(config: PostTrainingConfig, model: ModelConfig) -> None
     given, default, wanted = to_plain(config.model), to_plain(ModelConfig()), to_plain(model)
     for name, value in given.items():
         if value != default[name] and value != wanted[name]:
-            instead = "give dropout instead" if name == "dropout" else "leave it out"
+            instead = "give dropout instead" if name in ("dropout", "attention_dropout") else "leave it out"
             raise UserError(f"model.{name} has no effect: the model is that of init_from; {instead}")
 
 
@@ -121,7 +122,7 @@ def show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:
     """
     console = Console(stderr=True, highlight=False)
     for line in data.statistics_lines():
-        console.print(line, markup=False)
+        console.print(with_pictures(line), markup=False)
     for name, ids, supervised in data.example():
         colour = "red" if name == "rejected" else "green"
         heading = f"an example, {name}" if name else "an example"
@@ -131,7 +132,7 @@ def show_data(data: RowsDataModule, tokenizer: Tokenizer) -> None:
         begin = 0
         for end in range(1, len(ids) + 1):
             if end == len(ids) or supervised[end] != supervised[begin]:
-                part = tokenizer.decode(ids[begin:end])
+                part = with_pictures(tokenizer.decode(ids[begin:end]))
                 if supervised[begin] and not console.color_system:
                     part = f">>{part}<<"
                 text.append(part, style=colour if supervised[begin] else "dim")

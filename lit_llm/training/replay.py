@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from lit_llm.config import DataConfig, PretrainConfig, RunConfig, UserError, flatten, from_plain, to_plain
+from lit_llm.config.notices import with_pictures
 from lit_llm.data.loading.data_module import ResumableDataModule
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint_files import checkpoint_name, saved_checkpoints, step_of
@@ -338,8 +339,8 @@ def print_report(report: ReplayReport) -> None:
     for name, norm in report.part_norms.items():
         table.add_row(name, f"{norm:.4g}", style=None if math.isfinite(norm) else "bold red")
     console.print(table)
-    console.print(f"worst sample: {report.samples[0].index}, {report.place}", style="bold")
-    console.print(report.excerpt)
+    console.print(with_pictures(f"worst sample: {report.samples[0].index}, {report.place}"), style="bold")
+    console.print(with_pictures(report.excerpt))
 
 
 def _weights_note(report: ReplayReport) -> str:

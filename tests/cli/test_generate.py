@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from random_decoder import random_decoder
 from lit_llm.cli import main, parse
 from lit_llm.cli.generate import _Writer, generate, read_prompts
 from lit_llm.config import GenerateConfig, SamplingConfig, UserError, sample_seed
+from lit_llm.config.notices import with_pictures
 from lit_llm.generation import complete
 from lit_llm.interop import load_model_folder, save_model_folder
 from lit_llm.tokenizer import Tokenizer, joined_with_next, train_character
@@ -56,6 +59,25 @@ def test_texts_are_the_same_streamed_and_in_batches(folder: Path, capsys: pytest
     for batch in (1, 2, 20):
         assert said(capsys, folder, prompts=prompts, num_samples=3, stream=False, batch_size=batch) == whole
     assert said(capsys, folder / "model", prompts=prompts, num_samples=3, prefill_chunk=2) == whole
+
+
+def test_a_terminal_is_given_no_orders(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is no terminal gets the text as it is."""
+    prompts = ["a\x1b[2Jb"]
+    for options in (
+        {},
+        {"stream": False},
+        {"log_probs": 0},
+        {"sampling": replace(SHORT, temperature=0.0), "num_beams": 2},
+    ):
+        plain = said(capsys, folder, prompts=prompts, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.stdout, "isatty", lambda: True)
+            shown = said(capsys, folder, prompts=prompts, **options)
+        assert shown == with_pictures(plain)
+        assert "\x1b" not in shown and ("\u241b[2J" in shown) == ("\x1b[2J" in plain) == ("log_probs" not in options)
 
 
 @pytest.mark.parametrize("form", ["gpt2", "qwen", "llama3", "llama2"])

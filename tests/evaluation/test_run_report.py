@@ -11,11 +11,12 @@ import pytest
 from stage_runs import make_stage, run_stage
 
 from lit_llm.config import PretrainConfig, SampleConfig, SamplingConfig
+from lit_llm.config.notices import with_pictures
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.evaluation import pages
 from lit_llm.evaluation.pages import from_markdown, page
 from lit_llm.evaluation.run_report import duration, write_report
-from lit_llm.evaluation.tables import markdown_table, with_pictures
+from lit_llm.evaluation.tables import markdown_table
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.run import RunResult
 from lit_llm.training.step_lines import read_step_lines

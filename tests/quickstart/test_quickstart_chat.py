@@ -85,8 +85,12 @@ def test_before_and_after_and_going_on(options: dict[str, str], capsys: pytest.C
     shutil.rmtree(folder / "dpo" / "model")
     (folder / "measured" / "dpo.json").unlink()
     (folder / "report.md").unlink()
+    measured = folder / "measured" / "sft.json"
+    measured.write_text(json.dumps({**found["sft"], "answers": ["\x1b[2Jcleared"] * 4}))
     run_command("quickstart_chat", arguments(options, "--ckpt_path", "last"))
-    assert "goes on with the 2 steps that it was begun with" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "goes on with the 2 steps that it was begun with" in printed
+    assert "\u241b[2Jcleared" in printed and "\x1b" not in printed
     assert (folder / "sft" / "model" / "model.safetensors").stat().st_mtime_ns == before
     again = json.loads((folder / "measured" / "dpo.json").read_text())
     assert again == found["dpo"] and (folder / "report.md").exists()

@@ -87,6 +87,16 @@ def test_more_documents_than_are_named(quiz: Path, tmp_path: Path) -> None:
     assert found.documents == 9 and found.found_rows == [FoundRow(1, 13, 8, ["n0", "n1", "n2"])]
 
 
+def test_names_of_documents_are_no_orders_to_the_terminal(
+    quiz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "named.jsonl"
+    path.write_text(json.dumps({"text": QUIZ[0]["question"], "name": "\x1b[2Jn"}))
+    run_command("contamination", [str(quiz), "--corpus.path", str(path), "--corpus.id_field", "name"])
+    printed = capsys.readouterr().out
+    assert "8 of 13 runs, in \u241b[2Jn\n" in printed and "\x1b" not in printed
+
+
 def test_the_command_says_it_and_writes_it(
     quiz: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

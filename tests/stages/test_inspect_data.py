@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import pytest
 from conftest import MakeRun
 
 from lit_llm.cli.commands import run_command
-from lit_llm.config import InspectConfig, UserError
+from lit_llm.config import CorpusConfig, InspectConfig, PrepareConfig, UserError
 from lit_llm.stages.inspect_data import inspect_data
+from lit_llm.stages.prepare import prepare_data
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.tokenizer import Tokenizer
 
@@ -91,6 +93,18 @@ def test_what_is_printed(shards: Path, make_run: MakeRun, capsys: pytest.Capture
     assert [line.partition(",")[0] for line in printed.splitlines() if line.startswith("row ")] == [
         f"row {row}" for row in range(4)
     ]
+
+
+def test_no_order_to_the_terminal_comes_from_a_document(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"text": "a\x1b[2Jb"}) + "\n")
+    corpus = CorpusConfig(path=str(tmp_path / "rows.jsonl"), validation_fraction=0.0)
+    prepare_data(PrepareConfig(corpus, tokenizer=str(shards / "tokenizer"), output=str(tmp_path / "shards")))
+    capsys.readouterr()
+    run_command("inspect_data", ["--data", str(tmp_path / "shards"), "--window", "0"])
+    printed = capsys.readouterr().out
+    assert "    | a\u241b[2Jb\n" in printed and "\x1b" not in printed
 
 
 def test_what_is_refused(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,3 +73,20 @@ def test_an_example_is_shown_with_what_is_learned_in_colour(
     for heading, answer, _ in shown:
         assert f"{heading.partition(';')[0]}; what is learned is between >> and <<" in plain or not answer
         assert f"{PROMPT}>>{answer}<<\n" in plain or not answer
+
+
+def test_no_order_to_the_terminal_comes_from_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    row = {"question": "a\x1b[2Jb", "answer": "\x1b]0;owned\x07c\x9b", "note\x1b[8m": "d"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    options = ConversationDataConfig(paths=[str(tmp_path / "rows.jsonl")], validation_fraction=0.0, sequence_length=200)
+    tokenizer: Tokenizer = train_character(["abc"], show_progress=False)
+    data = ConversationDataModule(options, tokenizer, 0)
+    data.setup("fit")
+    capsys.readouterr()
+    show_data(data, tokenizer)
+    printed = capsys.readouterr().err
+    assert "a\u241b[2Jb" in printed and ">>\u241b]0;owned\u2407c\ufffd<|im_end|><<" in printed
+    assert "note\u241b[8m (1)" in printed and not set("\x1b\x07\x9b") & set(printed)

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from run_files import all_curves, checkpoints
 from lit_llm.cli import main
 from lit_llm.config import PretrainConfig, UserError, to_plain
 from lit_llm.stages.pretrain import build_pretraining, pretrain
-from lit_llm.training.replay import ReplayReport, part_of, recorded_run, replay_step
+from lit_llm.training.replay import ReplayReport, part_of, print_report, recorded_run, replay_step
 from lit_llm.training.step_record import StepRecord
 
 # any step above the mean of those before is written down
@@ -150,6 +151,8 @@ def test_the_sample_and_the_layer_at_fault_are_named(make_run: MakeRun, capsys: 
     assert report.excerpt == build_pretraining(config)[2].decode(dataset[poison.sample]["tokens"].tolist())[:400]
     assert report.place.startswith(next(each.file for each in report.record.samples if each.index == poison.sample))
     assert report.excerpt.splitlines()[0] in out
+    print_report(replace(report, excerpt="a\x1b[2Jb"))
+    assert "a\u241b[2Jb" in capsys.readouterr().out
 
 
 def test_the_document_is_counted(make_run: MakeRun) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from lit_llm.config import EndpointConfig, UserError
 from lit_llm.config.json_text import parse_json
-from lit_llm.evaluation.tables import with_pictures
+from lit_llm.config.notices import with_pictures
 
 T = TypeVar("T")
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.files import replace_files, write_json
+from lit_llm.config.notices import with_pictures
 from lit_llm.evaluation import pages
 from lit_llm.evaluation.dots import dot_plot
-from lit_llm.evaluation.tables import markdown_table, with_pictures
+from lit_llm.evaluation.tables import markdown_table
 
 NUMBERS, TEXT, PAGE = "judge.json", "judge.md", "judge.html"
 FILES = (NUMBERS, TEXT, PAGE)

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_llm.config.files import replace_file
+from lit_llm.config.notices import with_pictures
 from lit_llm.evaluation import pages
 from lit_llm.evaluation.model_card import CARD, UNMEASURED
 from lit_llm.evaluation.safety.finding import Finding
-from lit_llm.evaluation.tables import markdown_table, with_pictures
+from lit_llm.evaluation.tables import markdown_table
 
 FILES = ("safety.json", "safety.md", "safety.html")
 _BEGIN, _END = "<!-- safety: begin -->", "<!-- safety: end -->"
