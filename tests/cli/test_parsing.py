@@ -365,12 +365,12 @@ def test_every_dataclass_is_an_option_of_some_script() -> None:
 
 def test_an_expected_error_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: PretrainConfig) -> None:
-        raise UserError("the disk\n  is full")
+        raise UserError("the disk\n  is \x1b[2Jfull")
 
     with pytest.raises(SystemExit) as stopped:
         main(PretrainConfig, run, [])
     assert stopped.value.code == 1
-    assert capsys.readouterr() == ("", "error: the disk is full\n")
+    assert capsys.readouterr() == ("", "error: the disk is \u241b[2Jfull\n")
 
 
 def test_an_operating_system_error_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
