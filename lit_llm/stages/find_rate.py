@@ -132,8 +132,10 @@ def find_rate(
         raise UserError(f"a rate can be found for pretrain, sft, reward and dpo, not for {run.stage}")
     build = _BUILD[type(run)]
     with tempfile.TemporaryDirectory(prefix="find_rate_") as folder:
-        first = shortened(run, folder, steps)
-        build(first)  # fills in what the run leaves open
+        whole = copy.deepcopy(run)
+        whole.trainer = whole.trainer.on_one_device()
+        build(whole)  # fills in what the run leaves open, and how long it is
+        first = shortened(whole, folder, steps)
         default = first.optimizer.learning_rate
         assert default is not None
         tried = sorted({float(f"{factor * default:.1e}") for factor in FACTORS} if rates is None else set(rates))

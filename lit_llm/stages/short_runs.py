@@ -22,13 +22,16 @@ VALIDATION_ROWS = 64
 
 
 def shortened(run: RunConfig, folder: str, steps: int) -> Any:
-    """The run, made short: on one device, without samples, and validated once on a few rows."""
+    """The run, made short: on one device, without samples, and validated once on a few rows.
+
+    Args:
+        run: whose trainer.max_steps and warm-up are known, as once it has been built; both are squeezed.
+        folder: that it is to land in.
+        steps: that are left of it.
+    """
     small = copy.deepcopy(run)
-    length = small.trainer.max_steps
-    if isinstance(small, PretrainConfig):
-        length = small.steps_of_tokens(float(small.data.length))
     if small.schedule.warmup_steps is not None:
-        squeezed = min(steps, math.ceil(small.schedule.warmup_steps * steps / length))
+        squeezed = min(steps, math.ceil(small.schedule.warmup_steps * steps / small.trainer.max_steps))
         small.schedule = replace(small.schedule, warmup_steps=squeezed)
     small.trainer = replace(
         small.trainer.on_one_device(),

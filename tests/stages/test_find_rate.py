@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MakeRun
@@ -14,6 +16,7 @@ from lit_llm.cli import run_command
 from lit_llm.config import UserError, default_learning_rate
 from lit_llm.stages.find_rate import RateSweep, RateTrial, find_rate, verdict
 from lit_llm.stages.pretrain import pretrain
+from lit_llm.stages.sft import sft
 
 
 def test_trials_start_alike_and_leave_nothing(make_run: MakeRun, tmp_path: Path) -> None:
@@ -52,6 +55,33 @@ def test_rates_are_around_the_default_of_the_stage(tmp_path: Path) -> None:
     assert all(trial.losses[0] == pytest.approx(math.log(2)) for trial in sweep.trials)
     last = sweep.trials[-1]
     assert last.validation_loss is None and last.score == last.losses[-1]  # a quarter of four
+
+
+@pytest.mark.parametrize(
+    ("stage", "groups", "warmup"),
+    [
+        # windows as long as the model reads; the run itself would choose a warm-up of 8 of 400 steps
+        ("pretrain", {"data": {"sequence_length": None}, "trainer": {"max_steps": 400}}, 1),
+        ("pretrain", {"trainer": {"max_steps": 400}, "schedule": {"warmup_steps": 200}}, 2),
+        # 60 rows are packed into 32, so that 2 epochs are 8 steps; trainer.max_steps has no say
+        ("sft", {"epochs": 2.0, "data": {"validation_fraction": 0.0}, "schedule": {"warmup_steps": 6}}, 3),
+    ],
+)
+def test_the_warm_up_is_the_share_that_it_is_of_the_run(
+    stage: str, groups: dict[str, Any], warmup: int, make_run: MakeRun, tmp_path: Path
+) -> None:
+    groups = {"schedule": {"warmup_steps": None}, **groups}
+    run = make_run(**groups) if stage == "pretrain" else make_stage(stage, tmp_path, **groups)
+    asked = copy.deepcopy(run)
+    (trial,) = find_rate(run, [1e-2], steps=4).trials
+    assert run == asked
+    groups.pop("epochs", None)
+    groups["schedule"] = {"warmup_steps": warmup}
+    groups["trainer"] = {"max_steps": 4, "val_every_n_steps": None, "save_every_n_steps": None, "log_every_n_steps": 1}
+    groups["optimizer"] = {"learning_rate": 1e-2}
+    short = make_run(**groups) if stage == "pretrain" else make_stage(stage, tmp_path, **groups)
+    result = pretrain(short) if stage == "pretrain" else sft(short)
+    assert result is not None and trial.losses[-1] == result.metrics["train/loss"]
 
 
 def test_muon_moves_along(make_run: MakeRun) -> None:
