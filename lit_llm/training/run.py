@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint import CheckpointPolicy
 from lit_llm.training.checkpoint_files import step_of
 from lit_llm.training.checkpoint_io import AtomicCheckpointIO
-from lit_llm.training.curves import MetricsFile
+from lit_llm.training.curves import METRICS_FILE, MetricsFile
 from lit_llm.training.ends import EndOfRun, check_patience
 from lit_llm.training.failures import readable_failures, set_distributed_defaults
 from lit_llm.training.guards import StepGuard
@@ -38,7 +39,7 @@ from lit_llm.training.run_facts import RunFacts, run_facts
 from lit_llm.training.run_folder import SameStart, checkpoint_to_resume
 from lit_llm.training.run_record import RunRecord
 from lit_llm.training.samples import SamplePrompts, TextSamples
-from lit_llm.training.step_lines import StepLines
+from lit_llm.training.step_lines import StepLines, newest_values
 from lit_llm.training.strategies import (
     build_strategy,
     cluster_environment,
@@ -117,20 +118,21 @@ def fit(
         )
         try:
             with readable_failures(config):
-                metrics = _train_and_test(trainer, module, data, resume_from)
+                values = _train_and_test(trainer, module, data, resume_from)
         finally:
             close_loggers(loggers)
     weights = whole_weights(trainer, module)  # every rank takes part
     if trainer.is_global_zero:
         _write_model(config, module, weights, tokenizer, settings)
+    metrics = _earlier_values(config.folder, trainer.global_step) | values
     seconds = next(logger.seconds for logger in loggers if isinstance(logger, MetricsFile))
     return RunResult(
         folder=config.folder,
         model_folder=config.folder / "model",
         metrics=metrics,
-        samples=samples.texts,
+        samples=samples.texts or newest_values(samples.lines.path, trainer.global_step).get("samples", []),
         tokens=speed.tokens,
-        tokens_per_second=speed.tokens_per_second,
+        tokens_per_second=speed.tokens_per_second or metrics.get("throughput/tokens_per_second", 0.0),
         steps=trainer.global_step,
         ended_early=end.reason,
         facts=run_facts(trainer, data, seconds),
@@ -214,7 +216,7 @@ def _write_model(
 def _train_and_test(
     trainer: L.Trainer, module: L.LightningModule, data: ResumableDataModule, resume_from: str | None
 ) -> dict[str, float]:
-    """Run the Trainer; returns the last value of each curve."""
+    """Run the Trainer; returns the last value of each curve that had one in this start of the run."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=resume_from)
         metrics = dict(trainer.callback_metrics)
@@ -226,6 +228,12 @@ def _train_and_test(
             raise KeyboardInterrupt from stopped
         raise
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _earlier_values(folder: Path, step: int) -> dict[str, float]:
+    """Read the last value of each curve up to a step, as a start that finds its last step saved computes none anew."""
+    found = newest_values(folder / METRICS_FILE, step)
+    return {name: math.nan if value is None else float(value) for name, value in found.items() if "/" in name}
 
 
 def build_trainer(

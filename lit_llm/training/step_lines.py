@@ -121,6 +121,11 @@ def read_step_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def newest_values(path: Path, step: int) -> dict[str, Any]:
+    """Read the newest value of each name in a file that `StepLines` has written, up to the line of `step`."""
+    return {name: value for line in read_step_lines(path) if line["step"] <= step for name, value in line.items()}
+
+
 def _encoded(line: dict[str, Any]) -> str:
     return json.dumps(line, ensure_ascii=False) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import yaml
 from conftest import MakeRun
 
-from lit_llm.config import CorpusConfig, PrepareConfig, UserError, to_plain
+from lit_llm.config import CorpusConfig, PrepareConfig, SampleConfig, SamplingConfig, UserError, to_plain
 from lit_llm.data.corpus.shards import ShardedTokens
 from lit_llm.interop import load_model_folder
 from lit_llm.stages.prepare import prepare_data
@@ -52,3 +53,25 @@ def test_a_refused_resume_leaves_config_yaml_alone(make_run: MakeRun) -> None:
     with pytest.raises(UserError, match="num_layers 2"):
         pretrain(other)
     assert (config.folder / "config.yaml").read_text() == before
+
+
+def test_a_run_that_was_killed_before_its_report_gets_the_one_it_would_have_had(make_run: MakeRun) -> None:
+    samples = SampleConfig(["def "], SamplingConfig(max_new_tokens=4))
+    config = replace(make_run(trainer={"max_steps": 2, "loggers": []}), samples=samples)
+    whole = pretrain(config)
+    values = {name: pytest.approx(value, rel=1e-6, nan_ok=True) for name, value in whole.metrics.items()}
+    report = (config.folder / "report.md").read_text()
+    for path in (config.folder / "report.md", config.folder / "report.html", config.folder / "model" / "README.md"):
+        path.unlink()
+    with (config.folder / "metrics.jsonl").open("a") as file:  # of steps after the checkpoint
+        file.write('{"step": 3, "train/loss": 0.0}\n')
+    result = pretrain(replace(config, ckpt_path="last"))
+    assert result.metrics == values and {"train/loss", "val/loss"} < values.keys()
+    assert result.tokens_per_second == pytest.approx(whole.tokens_per_second, rel=1e-6) and result.tokens == 256
+    assert result.samples == whole.samples != []
+    again = (config.folder / "report.md").read_text()
+    for line in ("| speed |", "| training |"):
+        line = next(each for each in report.splitlines() if each.startswith(line))
+        assert line in again and " 0 tokens/s" not in line
+    assert "\n| val/loss |" in again and "\n## Samples\n" in again
+    assert "name: val/loss" in (config.folder / "model" / "README.md").read_text()
