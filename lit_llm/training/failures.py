@@ -30,9 +30,14 @@ def readable_failures(config: RunConfig) -> Iterator[None]:
 
     Raises:
         UserError: instead of the error of torch; anything else passes.
+        KeyboardInterrupt: for Ctrl-C, which Lightning turns into an exit status of 1.
     """
     try:
         yield
+    except SystemExit as stopped:
+        if isinstance(stopped.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stopped
+        raise
     except (RuntimeError, MemoryError) as error:
         line = _explain(error, config)
         if line is None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import MakeRun
 from stage_runs import make_stage
 
 from lit_llm.cli import run_command
-from lit_llm.config import UserError, default_learning_rate
-from lit_llm.stages.find_rate import RateSweep, RateTrial, find_rate, verdict
+from lit_llm.config import UserError, default_learning_rate, to_plain
+from lit_llm.stages.find_rate import RateSweep, RateTrial, _Losses, find_rate, verdict
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.stages.sft import sft
 
@@ -134,6 +137,25 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     with pytest.raises(SystemExit):
         run_command("find_rate", [*words, "--init_frm", "x"])
     assert "there is no option init_frm; the nearest is init_from" in capsys.readouterr().err
+
+
+def test_ctrl_c_ends_a_trial_as_it_ends_other_commands(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(to_plain(make_run())))
+
+    def interrupted(self: _Losses, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(_Losses, "on_train_batch_end", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run_command("find_rate", ["--run", str(tmp_path / "run.yaml"), "--output", str(tmp_path / "rates.html")])
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning has no more of it
+    assert stopped.value.code == 130 and not (tmp_path / "rates.html").exists()
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted"
 
 
 def test_an_option_of_the_run_before_the_two_dashes_is_told_where_it_stands(capsys: pytest.CaptureFixture) -> None:
