@@ -132,8 +132,9 @@ def _make(
     def group(group_kind: type, key: str, **defaults: Any) -> Any:
         return from_plain(group_kind, {**defaults, **groups.pop(key, {})})
 
+    share = 0.0 if groups.get("data", {}).get("validation_paths") else 0.2
     config: dict[str, Any] = {
-        "data": group(data_kind, "data", paths=[path], sequence_length=48, batch_size=8, validation_fraction=0.2),
+        "data": group(data_kind, "data", paths=[path], sequence_length=48, batch_size=8, validation_fraction=share),
         "optimizer": group(OptimizerConfig, "optimizer", learning_rate=3e-3, weight_decay=0.0),
         "schedule": group(ScheduleConfig, "schedule", warmup_steps=0),
         "trainer": group(

@@ -18,7 +18,8 @@ class RowsConfig(BatchConfig):
     validation_paths: list[str] = field(default_factory=list)
     """The same for validation; empty: a part of the training rows, see validation_fraction."""
     validation_fraction: float = 0.05
-    """Share of the rows that is set aside for validation, by a hash of the prompt: equal prompts stay together."""
+    """Share of the rows that is set aside for validation, by a hash of the prompt: equal prompts stay together. Not
+    with validation_paths."""
     validation_rows: int | None = None
     """Read only the first so many validation rows; null reads all."""
     too_long: Literal["drop", "truncate"] = "drop"
@@ -32,6 +33,12 @@ class RowsConfig(BatchConfig):
         super().__post_init__()
         if not 0.0 <= self.validation_fraction < 1.0:
             raise UserError(f"data.validation_fraction is {self.validation_fraction}; it must be from 0 to below 1")
+        # the default may have been given, too, and 0 is what happens
+        if self.validation_paths and self.validation_fraction not in (0.0, RowsConfig.validation_fraction):
+            raise UserError(
+                "data.validation_fraction has no effect with data.validation_paths, which bring the validation rows; "
+                "leave one of the two out"
+            )
         if not 0.0 <= self.max_dropped_share <= 1.0:
             raise UserError(f"data.max_dropped_share is {self.max_dropped_share}; it must be from 0 to 1")
         if self.validation_rows is not None and self.validation_rows < 1:

@@ -284,6 +284,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"lora": {**LORA, "dora": True}, "trainer": {"strategy": "fsdp", "precision": "bf16-mixed"}},
         "lora.dora with trainer.strategy fsdp",
     ),
+    *(
+        (stage, {"data": {"validation_paths": ["x"], "validation_fraction": 0.5}}, "with data.validation_paths")
+        for stage in STAGES
+    ),
     *((stage, {"model": {"hidden_size": 48}}, "model.hidden_size has no effect") for stage in STAGES),
     *((stage, {"model": {"dropout": 0.5}}, "model.dropout has no effect") for stage in STAGES),
     ("sft", {"model": {"output": "score", "tie_word_embeddings": False}}, "model.tie_word_embeddings has no effect"),

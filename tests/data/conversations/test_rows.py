@@ -172,7 +172,7 @@ def test_splits(path: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
         make(path, tokenizer, validation_paths=[path], sequence_length=3, max_dropped_share=1.0).setup("fit")
     # A file for validation leaves all rows of the other for training.
     other = write_rows(tmp_path / "other.jsonl", [talk("question 3?", "x"), talk("else?", "y")])
-    data = make(path, tokenizer, validation_fraction=0.4, validation_paths=[other])
+    data = make(path, tokenizer, validation_paths=[other])
     assert (data.num_rows, len(data.items("validation"))) == (40, 2)
     assert data.statistics_lines()[-1] == "prompts of validation rows that are trained on, too: 1"
 
