@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lit_llm.config import PostTrainingConfig, PretrainConfig, RewardConfig, RunConfig, UserError
+from lit_llm.config import PostTrainingConfig, PPOConfig, PretrainConfig, RewardConfig, RunConfig, UserError
 from lit_llm.training.strategies import data_parallel_processes, is_on_gpu, number_of_processes
 
 _NO_MEMORY = re.compile(
@@ -68,11 +68,7 @@ def reason_of_lost_ranks(error: Exception) -> str | None:
 def advice_on_memory(config: RunConfig) -> str:
     """Say what to change so that the run needs less memory: what costs least first, without what is done already."""
     trainer, data = config.trainer, config.data
-    micro_batch = data.micro_batch_size or data.batch_size // data_parallel_processes(trainer)
-    knobs = []
-    if micro_batch > 1:
-        smaller = max(size for size in range(1, micro_batch) if micro_batch % size == 0)
-        knobs.append(f"data.micro_batch_size to {smaller} (from {micro_batch}; the batch and the result stay the same)")
+    knobs = list(_smaller_parts(config))
     if trainer.activation_checkpointing != "full":
         knobs.append("trainer.activation_checkpointing to full")
     if isinstance(config, PretrainConfig | PostTrainingConfig) and not isinstance(config, RewardConfig):
@@ -89,6 +85,24 @@ def advice_on_memory(config: RunConfig) -> str:
         knobs.append(f"data.sequence_length below {data.length}")
     first, *rest = knobs or ["the model smaller"]
     return f"set {first}" + (f"; if that is not enough, {', '.join(rest)}" if rest else "")
+
+
+def _smaller_parts(config: RunConfig) -> Iterator[str]:
+    """Name the options that say how much of a batch is worked on at once, where they can be lower."""
+    at_once = config.data.batch_size // data_parallel_processes(config.trainer)
+    if isinstance(config, PPOConfig):
+        answers = at_once * config.group_size
+        update = answers // config.minibatches
+        sizes = {
+            "update_micro_batch_size": min(update, config.update_micro_batch_size or update),
+            "rollout_batch_size": min(answers, config.rollout_batch_size),
+        }
+    else:
+        sizes = {"data.micro_batch_size": config.data.micro_batch_size or at_once}
+    for name, size in sizes.items():
+        if size > 1:
+            smaller = max(each for each in range(1, size) if size % each == 0)
+            yield f"{name} to {smaller} (from {size}; the batch and the result stay the same)"
 
 
 def _advice_on_lost_ranks(reason: str, config: RunConfig) -> str:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 import torch.distributed as dist
 from conftest import MakeRun
 
-from lit_llm.config import UserError
+from lit_llm.config import PPOConfig, PromptDataConfig, UserError
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.training.failures import (
     advice_on_memory,
@@ -94,6 +95,20 @@ def test_advice_names_what_is_not_done_yet_and_the_cheapest_first(make_run: Make
     config.data.micro_batch_size = None
     config.data.batch_size = 30
     assert advice_on_memory(config).startswith("set data.micro_batch_size to 5 (from 15;")
+
+
+def test_advice_for_reinforcement_learning_names_its_own_options() -> None:
+    data = PromptDataConfig(batch_size=12, sequence_length=512)
+    config = PPOConfig(init_from="x", rewards=["r"], data=data, group_size=3, minibatches=2)
+    same = "the batch and the result stay the same"
+    first, *rest = advice_on_memory(config).split("; if that is not enough, ")
+    assert first == f"set update_micro_batch_size to 9 (from 18; {same})"
+    assert rest[0].startswith(f"rollout_batch_size to 18 (from 36; {same}), trainer.activation_checkpointing to full, ")
+    config = replace(config, update_micro_batch_size=9, rollout_batch_size=10)  # which is taken
+    first, *rest = advice_on_memory(config).split("; if that is not enough, ")
+    assert first == f"set update_micro_batch_size to 3 (from 9; {same})"
+    assert rest[0].startswith(f"rollout_batch_size to 5 (from 10; {same}), ")
+    assert "batch_size" not in advice_on_memory(replace(config, update_micro_batch_size=1, rollout_batch_size=1))
 
 
 def test_another_error_stays_what_it_is(make_run: MakeRun) -> None:
