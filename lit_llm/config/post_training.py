@@ -40,7 +40,7 @@ class PostTrainingConfig(RunConfig):
     epochs: float | None = None
     """Passes over the training rows; sets trainer.max_steps. Null: trainer.max_steps as it is given."""
     dropout: float = 0.0
-    """Dropout of the model while it is trained."""
+    """Dropout of the model while it is trained, whatever init_from was trained with; attention weights have it, too."""
     lora: LoraConfig = field(default_factory=LoraConfig)
     """Train low-rank additions instead of all weights."""
     loss_chunk_tokens: int | Literal["auto"] | None = "auto"
@@ -361,6 +361,11 @@ class PPOConfig(PostTrainingConfig):
         """Refuse options that the algorithm would ignore."""
         if self.kl_horizon != 10000 and self.kl_target is None:
             raise UserError("kl_horizon has no effect without kl_target")
+        if self.kl_target is not None and self.kl_coefficient == 0.0:
+            raise UserError(
+                "kl_target has no effect on kl_coefficient 0, which is adapted by factors; give kl_coefficient a start "
+                "above 0, or leave kl_target out"
+            )
         if self.learns_values_by == "head" and self.critic_from is not None:
             raise UserError("critic_from has no effect where learns_values_by is head; use critic")
         if self.algorithm == "ppo":

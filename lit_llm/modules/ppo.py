@@ -109,7 +109,7 @@ class PPOModule(LanguageModule):
     def _new_critic(self) -> Decoder:
         model = read_model_config(self._critic_folder).as_score()
         model.vocab_size = max(model.vocab_size or 0, self.config.model.vocab_size or 0)
-        model.dropout = self.config.dropout
+        model.dropout, model.attention_dropout = self.config.dropout, None
         critic = self.new_decoder(model, self.lora)
         if not self.sharded:
             self._load_critic(critic)

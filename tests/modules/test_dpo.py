@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, get_args
 
@@ -136,6 +137,20 @@ def test_the_names_in_tensorboard(tmp_path: Path, policy: Path) -> None:
 def test_equal_rewards_are_half_accurate(tmp_path: Path, policy: Path) -> None:
     module, data = ready(make(tmp_path, policy, reference="live"))
     assert metrics_of(module, batch_of(data, "validation"))[1]["rewards/accuracies"] == 0.5
+
+
+def test_the_dropout_is_the_run_s_own(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """A policy that was trained with dropout of attention weights is its reference at the first step."""
+    policy = save_policy(tmp_path / "dropped", tokenizer, attention_dropout=0.3)
+    module, data = ready(make(tmp_path, policy, reference="live"))
+    module.model.train()
+    pairs = len(data.items("train"))
+    assert loss_of(module, data, "train") == pytest.approx(pairs * math.log(2), abs=1e-6 * pairs)
+    assert build_dpo(make(tmp_path, policy, dropout=0.1))[0].config.model.dropout_of_attention == 0.1
+    config = make(tmp_path, policy)
+    config.model.attention_dropout = 0.2
+    with pytest.raises(UserError, match=r"model\.attention_dropout has no effect: .*; give dropout instead"):
+        build_dpo(config)
 
 
 def test_the_cross_entropy_of_chosen_answers_is_added(tmp_path: Path, policy: Path) -> None:

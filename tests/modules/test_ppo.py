@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from lit_llm.config import NonFiniteStep, PPOConfig, SamplingConfig, UserError, 
 from lit_llm.generation import Engine
 from lit_llm.interop import load_model_folder, read_model_config
 from lit_llm.modules.policy_updates import update_loss
+from lit_llm.modules.ppo import PPOModule
 from lit_llm.modules.rollout import Answer, Experience, write_answers
 from lit_llm.objectives import IGNORE_INDEX
 from lit_llm.stages.ppo import build_ppo, ppo
@@ -166,6 +168,19 @@ def test_the_critic_learns_and_stays_out_of_the_model_folder(make: MakePPO) -> N
     assert 0 < float((critic - policy).abs().max()) < 0.3  # it began as the policy's trunk
 
 
+def test_the_dropout_is_the_run_s_own(make: MakePPO) -> None:
+    """Of the policy and of the critic, whatever the folder that they begin with was trained with."""
+    config = make(dropout=0.1)
+    file = Path(str(config.init_from)) / "config.json"
+    fields = json.loads(file.read_text())
+    fields["lit_llm"]["attention_dropout"] = 0.3
+    file.write_text(json.dumps(fields))
+    assert read_model_config(file.parent).dropout_of_attention == 0.3
+    module = build_ppo(config)[0]
+    assert isinstance(module, PPOModule) and module.critic is not None
+    assert [model.config.dropout_of_attention for model in (module.model, module.critic)] == [0.1, 0.1]
+
+
 def test_the_value_head_stays_out_of_the_model_folder(make: MakePPO) -> None:
     config = make(learns_values_by="head", trainer={"max_steps": 2})
     ppo(config)
@@ -260,6 +275,7 @@ def test_numbers_that_are_not_finite_after_the_first_update_leave_no_checkpoint(
         ({"algorithm": "grpo", "group_size": 2, "kl_estimator": "k1"}, "use k3"),
         ({"algorithm": "grpo"}, "group_size 1 must be at least 2"),
         ({"rewards": []}, "rewards is empty"),
+        ({"kl_coefficient": 0.0, "kl_target": 0.5}, "kl_target has no effect on kl_coefficient 0"),
     ],
 )
 def test_what_cannot_be_done_is_refused(options: dict[str, Any], message: str, make: MakePPO) -> None:
