@@ -28,6 +28,8 @@ def find_rate(config: FindRateConfig) -> None:
 
     sweep = sweep_rates(run, config.rates, config.steps, tell)
     header, *rows = table_of(sweep)
-    write_page(sweep, Path(config.output))
+    # what was trained for is said before anything is written, which may fail
     print(markdown_table(header, rows, aligned=True))
-    print(f"{verdict(sweep)}\npicture  {config.output}")
+    print(verdict(sweep), flush=True)
+    write_page(sweep, Path(config.output))
+    print(f"picture  {config.output}")

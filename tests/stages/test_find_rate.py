@@ -134,6 +134,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert page.count("<svg") == 2 and "0.001" in page and "suggested: --optimizer.learning_rate 0.01" in page
     assert "http-equiv" not in page and "src=" not in page
     assert set(tmp_path.rglob("*")) - before == {tmp_path / "out", tmp_path / "out" / "rates.html"}
+    # a page that cannot be written does not take the numbers along
+    (tmp_path / "taken.html").mkdir()
+    with pytest.raises(SystemExit):
+        run_command("find_rate", [*words[:-2], "taken.html", "--", *stage])
+    printed = capsys.readouterr()
+    assert "suggested: --optimizer.learning_rate 0.01" in printed.out and "picture" not in printed.out
+    assert re.search("error: .*taken.html", printed.err.splitlines()[-1])
     with pytest.raises(SystemExit):
         run_command("find_rate", [*words, "--init_frm", "x"])
     assert "there is no option init_frm; the nearest is init_from" in capsys.readouterr().err
