@@ -59,6 +59,8 @@ class Point:
     """The same by bytes of text; None where the tokenizer does not say them."""
     seconds: float
     """How long it took, validation included."""
+    threads: int | None = None
+    """Threads of the processor that it had; None on a GPU."""
 
     def count(self, counted: Counted) -> int:
         """N."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from lit_llm.config import PretrainConfig, ScalingConfig, flatten, from_plain, to_plain
@@ -46,7 +48,7 @@ def advise_hours(fit: ScalingFit, config: ScalingConfig, passes_of: Any = None) 
     assert config.hours is not None
     seconds = 3600 * config.hours
     if config.gpu is None:
-        machine = "the machine of the grid, at the speed of its runs"
+        machine = f"the machine of the grid, at the speed of its runs{_share_of_threads(fit)}"
 
         def flops_of(member: Member) -> float:
             return seconds * fit.speed(member)
@@ -88,6 +90,15 @@ def advise_hours(fit: ScalingFit, config: ScalingConfig, passes_of: Any = None) 
     lines.append(f"    lit-llm pretrain --config {shlex.quote(str(path))}")
     lines.append("\n".join(f"    {option}" for option in options))
     return HoursAdvice(best, "\n\n".join(lines), options)
+
+
+def _share_of_threads(fit: ScalingFit) -> str:
+    """What is to be said where several runs of the grid have shared the processor."""
+    fewest = min((point.threads for point in fit.points if point.threads is not None), default=math.inf)
+    threads = torch.get_num_threads()
+    if fewest >= threads:
+        return ""
+    return f" (some had {fewest} of {threads} threads, and a run with all of them is faster)"
 
 
 def _rows(fit: ScalingFit, best: Advice, flops_of: Any) -> list[list[str]]:

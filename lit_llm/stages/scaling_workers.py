@@ -66,9 +66,12 @@ def train(task: Task) -> dict[str, Any]:
     Raises:
         UserError: see `train_all`.
     """
+    import torch
+
     from lit_llm.stages.pretrain import pretrain
     from lit_llm.training.curves import METRICS_FILE
     from lit_llm.training.step_lines import read_step_lines
+    from lit_llm.training.strategies import is_on_gpu
 
     run = task.run
     task.log.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,10 @@ def train(task: Task) -> dict[str, Any]:
             "loss": last["val/loss"],
             "bits_per_byte": last.get("val/bits_per_byte"),
             "seconds": lines[-1]["seconds"],
+            "threads": None if is_on_gpu(run.trainer) else torch.get_num_threads(),
         }
+        if found["loss"] is None:  # as metrics.jsonl has it
+            found = {"loss": None, "why": "its loss on the validation split is not finite"}
     point = {**task.facts, **found}
     write_json(task.file, point)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # which only resume it

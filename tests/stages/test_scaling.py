@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import pytest
+import torch
 import yaml
 from conftest import MakeRun
 
@@ -23,6 +24,7 @@ from lit_llm.planning.scaling_fit import ScalingFit, fit_points, read_fit
 from lit_llm.planning.scaling_law import ScalingLaw
 from lit_llm.stages.pretrain import pretrain
 from lit_llm.stages.scaling import _save, lay_out, scaling, task_of
+from lit_llm.stages.scaling_advice import advise_hours
 from lit_llm.stages.scaling_workers import Task, train
 from lit_llm.training.checkpoint import Interrupted
 from lit_llm.training.interrupt import GracefulStop
@@ -187,6 +189,7 @@ def test_a_run_that_was_stopped_goes_on(recipe: PretrainConfig, tmp_path: Path) 
     found = train(stopped)
     assert found["loss"] == train(whole)["loss"] and json.loads(stopped.file.read_text()) == found
     assert "resumed at step 20" in stopped.log.read_text()
+    assert found["threads"] == torch.get_num_threads()
 
 
 def test_a_run_that_diverges_is_left_out(
@@ -197,6 +200,20 @@ def test_a_run_that_diverges_is_left_out(
     with pytest.raises(UserError, match="holds no finished run"):
         scaling(config, wild)
     assert "is left out: " in capsys.readouterr().err
+
+
+def test_a_run_whose_last_step_is_one_too_many_is_left_out(recipe: PretrainConfig, tmp_path: Path) -> None:
+    """The steps are finite, and the weights after the last of them are not of use."""
+    wild = replace(
+        recipe,
+        optimizer=replace(recipe.optimizer, learning_rate=1e12),
+        schedule=replace(recipe.schedule, warmup_steps=0),
+    )
+    (task,) = tasks_of(ScalingConfig(output=str(tmp_path / "grid"), budgets=BUDGETS[:1], sizes=SIZES[:1]), wild)
+    one_step = replace(task, run=replace(task.run, trainer=replace(task.run.trainer, max_steps=1)))
+    found = train(one_step)
+    assert (found["loss"], found["why"]) == (None, "its loss on the validation split is not finite")
+    assert json.loads(task.file.read_text()) == found
 
 
 @pytest.mark.parametrize(
@@ -267,11 +284,29 @@ def test_the_advice_is_the_law_s_best_for_the_time(recipe: PretrainConfig, tmp_p
     }
     assert advice.member.index == min(losses, key=losses.__getitem__)
     assert advice.loss == pytest.approx(losses[advice.member.index], rel=1e-3)
+    _a_share_of_the_threads_is_said(fit, config)
     assert fit.extrapolation(1.9e9) is None
     assert "12" in str(fit.extrapolation(2.4e9)) and "10 times" not in str(fit.extrapolation(2.4e9))
     _nothing_is_made_of_a_grid_that_shows_nothing(fit, config, tmp_path)
     one = fit_points([point for point in fit.points if point.budget == 2e8], fit.recipe, "total")
     assert one.law is None and one.lines[0].startswith("no law: ")
+
+
+def _a_share_of_the_threads_is_said(fit: ScalingFit, config: ScalingConfig) -> None:
+    """The runs of several at a time are slower than one that has the processor to itself."""
+    threads = torch.get_num_threads()
+    hours = replace(config, hours=4 / 3600)
+    for had, said in (
+        (None, "runs, 4e+08"),
+        (1, "runs (some had 1 of 2 threads, and a run with all"),
+        (2, "runs, 4e+08"),
+    ):
+        torch.set_num_threads(2)
+        try:
+            advice = advise_hours(replace(fit, points=[replace(point, threads=had) for point in fit.points]), hours)
+        finally:
+            torch.set_num_threads(threads)
+        assert advice is not None and f"the machine of the grid, at the speed of its {said}" in advice.text
 
 
 def _nothing_is_made_of_a_grid_that_shows_nothing(fit: ScalingFit, config: ScalingConfig, folder: Path) -> None:
