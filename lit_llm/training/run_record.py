@@ -18,6 +18,7 @@ import yaml
 
 from lit_llm.config import CONFIG_KEY, RunConfig, ScheduleConfig, UserError, flatten, from_plain, to_plain
 from lit_llm.config.files import replace_file
+from lit_llm.config.yaml_text import write_yaml
 from lit_llm.optimization import build_optimizer, learning_rate_factor
 from lit_llm.training.checkpoint_files import saved_checkpoints, step_of
 from lit_llm.training.run_folder import KEPT_CONFIG, forget_replaced
@@ -303,4 +304,4 @@ def _has_steps(folder: Path, first: int) -> bool:
 
 def _yaml_of(plain: dict[str, Any]) -> str:
     """Write a configuration as YAML that repeats the run, whatever options its first process was started with."""
-    return yaml.safe_dump({**plain, **_OF_ONE_START}, sort_keys=False, allow_unicode=True)
+    return write_yaml({**plain, **_OF_ONE_START})

@@ -13,12 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_llm.config import UserError, to_plain
 from lit_llm.config.files import replace_file, write_json
 from lit_llm.config.lock import locked
 from lit_llm.config.recipe import RecipeConfig
+from lit_llm.config.yaml_text import write_yaml
 from lit_llm.data.cleaning.registry import is_corpus_step
 from lit_llm.data.corpus.recipes.chain import Link, check_steps, document_step, forget_steps
 from lit_llm.data.corpus.recipes.cluster import ClusterWorkers
@@ -134,7 +133,7 @@ def _make(config: RecipeConfig, workspace: Workspace, sources: list[OpenSource],
     report = {"command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "recipe": recipe}
     report |= _report(workspace, sources, runner, contents)
     publish(workspace)
-    replace_file(workspace.output / "recipe.yaml", yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    replace_file(workspace.output / "recipe.yaml", write_yaml(recipe))
     write_json(workspace.report, report)
     if config.keep == "stages":
         runner.forget(stages[-1].links)
