@@ -12,6 +12,7 @@ import shlex
 import yaml
 
 from lit_llm.config import UserError
+from lit_llm.config.yaml_text import DoubtfulYaml, read_yaml
 
 # What nanoGPT, LitGPT, Lightning, transformers and TRL call it -> what it is called here: the first that a command has.
 NAMES_ELSEWHERE = {
@@ -135,7 +136,8 @@ def explain(message: str, keys: list[str], words: list[str]) -> str:
         meant = ""
         if not_group[1] == "model":
             meant = "; a model to start from is init_from, a known architecture model.preset"
-        return f"{not_group[1]} is {not_group[2]}; it must be a group of options, or a YAML file of one{meant}"
+        must = f"a group of options, or a YAML file of one{meant}{_doubt(not_group[2])}"
+        return f"{not_group[1]} is {not_group[2]}; it must be {must}"
     if "Parser key" in line:
         return _wrong_value(line, keys, words)
     about_file = re.search(r"(?:Unexpected config: ?|Problems parsing config: )(.*)", line)
@@ -178,7 +180,19 @@ def _wrong_value(line: str, keys: list[str], words: list[str]) -> str:
         as_list = f", as '[{', '.join(f'{{path: {_list_item(each)}}}' for each in written)}]'"
     elif "a list" in kinds and not written[0].startswith(("[", "{")):
         as_list = f", as '[{', '.join(map(_list_item, written))}]'"
-    return f"{key} is {' '.join(written) if as_list else given.group(1)}; it must be {' or '.join(kinds)}{as_list}"
+    must = f"{' or '.join(kinds)}{as_list or _doubt(written[0])}"
+    return f"{key} is {' '.join(written) if as_list else given.group(1)}; it must be {must}"
+
+
+def _doubt(text: str) -> str:
+    """Say why an option's list or group was not read as one, where YAML allows more than is."""
+    try:
+        read_yaml(text)
+    except DoubtfulYaml as error:
+        return f" ({error})"
+    except yaml.YAMLError:
+        pass
+    return ""
 
 
 def _written(key: str, words: list[str]) -> list[str]:

@@ -9,7 +9,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+import yaml
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_dumper, set_loader, set_parsing_settings
 
 from lit_llm.cli.mistakes import explain, require_utf8
 from lit_llm.cli.short_help import ShortHelp
@@ -23,8 +24,10 @@ from lit_llm.config import (
     preset_training,
 )
 from lit_llm.config.notices import with_pictures
+from lit_llm.config.yaml_text import check_yaml, write_yaml
 
 T = TypeVar("T")
+_unchecked = get_loader("yaml")
 
 
 def main(
@@ -122,6 +125,8 @@ def _check_groups(kind: type[Any], values: Namespace, prefix: str = "") -> None:
 
 def _parser(kind: type[Any], program: str | None) -> ArgumentParser:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("yaml", _load, (yaml.YAMLError,))
+    set_dumper("yaml", write_yaml)
     description = (kind.__doc__ or "").strip().partition("\n")[0]
     # an abbreviation would be taken for whatever option happens to begin like it
     parser = ArgumentParser(prog=program, description=description, exit_on_error=False, allow_abbrev=False)
@@ -134,6 +139,14 @@ def _parser(kind: type[Any], program: str | None) -> ArgumentParser:
         help_text += f"other options override it: {', '.join(PRESETS)}."
         parser.groups["model"].add_argument("--model.preset", type=str, default=None, help=help_text)
     return parser
+
+
+def _load(text: str) -> Any:
+    """Read what a file or an option says, and check it as `check_yaml` does."""
+    values = _unchecked(text)
+    if isinstance(values, dict | list):
+        check_yaml(text)
+    return values
 
 
 def _only_shows(word: str) -> bool:

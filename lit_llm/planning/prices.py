@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from lit_llm.config import UserError
+from lit_llm.config.yaml_text import read_yaml
 from lit_llm.planning.gpus import find_gpu
 
 
@@ -28,7 +29,7 @@ def price_of(gpu: str, table: str) -> float:
 
 def _read(path: Path) -> dict[str, float]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"prices: {path} cannot be read: {error}") from error
     form = "a file of names and prices above 0, as 'H100: 2.5'"

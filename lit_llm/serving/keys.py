@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from lit_llm.config import UserError
+from lit_llm.config.yaml_text import DoubtfulYaml, read_yaml
 from lit_llm.serving.errors import ApiError
 
 _LOG = logging.getLogger(__name__)
@@ -213,7 +214,9 @@ def read_keys(path: Path) -> list[Key]:
         UserError: it cannot be read, or is not such a file.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except DoubtfulYaml as error:
+        raise UserError(f"keys_file: {path}, {error}") from None
     except yaml.YAMLError as error:  # what it says of the error quotes the file, which may hold secrets
         place = getattr(error, "problem_mark", None)
         line = "" if place is None else f", line {place.line + 1}"

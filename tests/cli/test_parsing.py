@@ -91,6 +91,8 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str, kind: type = Pr
         (["--run_name.first", "a"], "no option run_name.first; the nearest is run_name"),
         (["--data.paths", "[a\udcff]"], "[a\\xff] is not UTF-8, and options are read as UTF-8; rename the file"),
         (["--output_root", "caf\udce9"], "caf\\xe9 is not UTF-8, and options are read as UTF-8"),
+        (["--trainer", "{max_steps: 1, max_steps: 2}"], "(line 1: max_steps stands there a second time, after line"),
+        (["--samples.prompts", "[1:30, b]"], "it must be a list (line 1: numbers with colons count in sixties"),
         (["max_iters=5"], "max_iters=5 stands alone; options are written as --NAME VALUE"),
     ],
 )
@@ -192,6 +194,9 @@ def test_what_others_call_it_leads_to_options_that_there_are() -> None:
         ("trainer: {max_steps: [1,\n", "recipe.yaml: not a YAML file of options"),
         ("", "recipe.yaml: not a YAML file of options (it is empty)"),
         ("42\n", "recipe.yaml: not a YAML file of options (42)"),
+        ("trainer: {max_steps: 7}\nseed: 1\ntrainer: {max_time: 3}\n", "(line 3: trainer stands there a second time, "),
+        ("model:\n  num_layers: 2\n  num_layers: 3\n", "line 3: num_layers stands there a second time, after line 2; "),
+        ("trainer: {max_time: 30:00}\n", "(line 1: numbers with colons count in sixties, 1:30 as 90; put a time in "),
     ],
 )
 def test_a_wrong_file_is_one_line_and_status_2(
@@ -245,7 +250,8 @@ def test_a_preset_brings_its_optimizer_unless_it_is_given(tmp_path: Path) -> Non
 
 
 def test_print_config_parses_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--model.preset", "llama3.2-1b", "--trainer.max_steps", "3000", "--data.paths", "[a, b]"]
+    arguments = ["--model.preset", "llama3.2-1b", "--trainer.max_steps", "3000", "--data.paths", "[a, '1e5']"]
+    arguments += ["--run_name", "3e-4"]
     with pytest.raises(SystemExit) as stopped:
         parse(PretrainConfig, [*arguments, "--print_config"])
     assert stopped.value.code in (0, None)
@@ -257,7 +263,7 @@ def test_print_config_parses_back(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize("architecture", ["modern-1m", "llama3.2-1b"])
 def test_the_config_of_a_run_repeats_it(architecture: str, make_run: MakeRun) -> None:
     """A run's config.yaml, given back as --config, is the run: what it resolved (the vocabulary) included."""
-    run = make_run("saved", architecture, model={"vocab_size": None}, trainer={"max_steps": 2})
+    run = make_run("1e5", architecture, model={"vocab_size": None}, trainer={"max_steps": 2})
     pretrain(run)
     again = parse(PretrainConfig, ["--config", str(run.folder / "config.yaml")])
     assert again == run and again.model.vocab_size == 400

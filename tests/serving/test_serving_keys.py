@@ -230,6 +230,7 @@ def test_no_more_than_a_minute_is_saved(clock: None) -> None:
         ("ann: {key: k, tokens_per_minute: 1.5}", "tokens_per_minute: 1.5"),
         ("ann: {key: k}\nbob: {key: k}", "the same key for ann and bob"),
         ("ann: {key: sesame\n  x", "line 2 is not YAML"),
+        ("ann: {key: a}\nann: {key: b}\n", "keys.yaml, line 2: ann stands there a second time, after line 1"),
     ],
 )
 def test_files_that_are_wrong_are_named(tmp_path: Path, content: str, message: str) -> None:

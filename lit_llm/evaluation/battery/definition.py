@@ -14,6 +14,7 @@ import yaml
 from lit_llm.config import UserError
 from lit_llm.config.battery import BatteryTask
 from lit_llm.config.serialization import from_plain, shown
+from lit_llm.config.yaml_text import read_yaml
 
 _PACKAGE = "package:"
 
@@ -90,7 +91,7 @@ def _read(name: str) -> tuple[list[BatteryTask], Path | None]:
 
 def _tasks(name: str, text: str) -> list[BatteryTask]:
     try:
-        content: Any = yaml.safe_load(text)
+        content: Any = read_yaml(text)
     except (yaml.YAMLError, RecursionError) as error:
         raise UserError(f"battery {name} is no YAML ({' '.join(str(error).split())[:200]})") from error
     entries = content.get("tasks") if isinstance(content, dict) else None

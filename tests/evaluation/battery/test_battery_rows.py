@@ -185,6 +185,7 @@ def test_a_wrong_battery_is_refused(entry: dict[str, Any], message: str, tmp_pat
     ("text", "message"),
     [
         ("tasks: [{name: a, form: own, paths: a, 3: 4, b: 5}]", "task a: a task has no option 3, b"),
+        ("tasks: []\ndescription: d\ntasks: [{name: a, form: own, paths: a}]", "tasks stands there a second time"),
         ("{3: 4, description: d, tasks: [{name: a, form: own, paths: a}]}", "has 3; known are tasks and description"),
     ],
 )
