@@ -22,7 +22,7 @@ class TokenizerEvaluationConfig:
     language_field: str = "language"
     """Field of a row that holds the language of its text, where it has one."""
     max_bytes: int | None = None
-    """Read at most this many bytes of each corpus, in whole documents; null reads all."""
+    """Read at most this many bytes of each corpus, the last document cut after a whole character; null reads all."""
     output: str | None = None
     """JSON file for the numbers; null: they are only printed."""
 

@@ -67,7 +67,7 @@ def evaluate_tokenizer(config: TokenizerEvaluationConfig) -> TokenizerEvaluation
     folders = list(dict.fromkeys([config.tokenizer, *config.against]))
     tokenizers = {folder: load_any(folder) for folder in folders}
     scores: dict[str, dict[Group, TokenizerScores]] = {folder: {} for folder in folders}
-    for path in config.texts:
+    for path in dict.fromkeys(config.texts):
         for group, texts in _batches(path, config):
             for folder, tokenizer in tokenizers.items():
                 try:
@@ -102,24 +102,34 @@ def load_any(folder: str) -> Tokenizer:
 
 
 def _batches(path: str, config: TokenizerEvaluationConfig) -> Iterator[tuple[Group, list[str]]]:
-    """Some texts of one language at a time, until `max_bytes` of the corpus have been read."""
+    """Some texts of one language at a time, until `max_bytes` of the corpus have been read; the last one is cut."""
     left = config.max_bytes
     with progress(f"reading {path}", config.max_bytes, unit="bytes") as advance:
         documents = _documents(path, config)
         while some := list(islice(documents, _AT_ONCE)):
             by_language: dict[str | None, list[str]] = {}
             for language, text in some:
-                size = len(text.encode(errors="surrogatepass"))
-                if left is not None:
-                    if left <= 0:
-                        break
-                    left -= size
-                advance(size)
-                by_language.setdefault(language, []).append(text)
+                encoded = text.encode(errors="surrogatepass")
+                if left is not None and len(encoded) >= left:
+                    encoded, left = _begin(encoded, left), 0
+                elif left is not None:
+                    left -= len(encoded)
+                advance(len(encoded))
+                if encoded:
+                    by_language.setdefault(language, []).append(encoded.decode(errors="surrogatepass"))
+                if left == 0:
+                    break
             for language, texts in by_language.items():
                 yield (path, language), texts
-            if left is not None and left <= 0:
+            if left == 0:
                 return
+
+
+def _begin(encoded: bytes, size: int) -> bytes:
+    """The first bytes of a text in UTF-8, at most `size` of them and whole characters alone."""
+    while size < len(encoded) and encoded[size] & 0xC0 == 0x80:  # amid a character
+        size -= 1
+    return encoded[:size]
 
 
 def _documents(path: str, config: TokenizerEvaluationConfig) -> Iterator[tuple[str | None, str]]:

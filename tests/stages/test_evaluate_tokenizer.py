@@ -129,7 +129,21 @@ def test_what_cannot_be_measured_says_why(documents: Path, trained: Path, tmp_pa
         TokenizerEvaluationConfig(max_bytes=0)
 
 
-def test_max_bytes_ends_after_a_document(documents: Path, trained: Path) -> None:
-    result = evaluate_tokenizer(TokenizerEvaluationConfig(str(trained), texts=[str(documents)], max_bytes=30))
-    whole = result.scores[str(trained)][str(documents), None]
-    assert (whole.documents, whole.bytes) == (2, len(f"{ENGLISH[0]} 0 0{ENGLISH[1]} 0 0"))
+@pytest.mark.parametrize(
+    ("most", "documents_read", "bytes_read"),
+    [
+        (30, 2, 30),
+        (len(f"{ENGLISH[0]} 0 0"), 1, len(f"{ENGLISH[0]} 0 0")),  # up to the end of a document
+        (81, 3, 80),  # the 81st byte is the first half of a letter of the third
+        (10**6, 240, None),
+    ],
+)
+def test_max_bytes_cuts_the_last_document(
+    most: int, documents_read: int, bytes_read: int | None, documents: Path, trained: Path
+) -> None:
+    corpus, folder = str(documents), str(trained)
+    result = evaluate_tokenizer(TokenizerEvaluationConfig(folder, texts=[corpus], max_bytes=most))
+    read = result.scores[folder][corpus, None]
+    whole = evaluate_tokenizer(TokenizerEvaluationConfig(folder, texts=[corpus, corpus])).scores[folder][corpus, None]
+    assert whole.documents == 240  # a corpus that is given twice is read once
+    assert (read.documents, read.bytes) == (documents_read, bytes_read or whole.bytes)
