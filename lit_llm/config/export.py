@@ -42,9 +42,10 @@ class ExportConfig:
     lora: Literal["merged", "adapter"] = "merged"
     """A run with lora: a model whose weights have the additions in them, or the additions alone as PEFT reads them."""
     max_shard_size: str = "5GB"
-    """A larger model is written as several files of this size at most, such as 500MB or 2GiB."""
+    """A larger model folder has its weights in several files of this size at most, such as 500MB or 2GiB."""
     license: str | None = None
-    """License that the model card names, as apache-2.0; null: that of the model folder it is made from, if any."""
+    """License that the model card, or the GGUF file, names, as apache-2.0; null: that of the model folder it is made
+    from, if any."""
     push_to_hub: str | None = None
     """Upload what was written to the Hugging Face Hub, as USER/NAME (needs a token: hf auth login, or HF_TOKEN)."""
     private: bool = False
@@ -53,6 +54,7 @@ class ExportConfig:
     def __post_init__(self) -> None:
         if self.max_shard_bytes < 1:
             raise UserError(f"max_shard_size is {self.max_shard_size!r}; give a size such as 5GB or 500MB")
+        self._check_single_file()
         if self.dtype == "q8_0" and self.format not in ("gguf", "ollama"):
             raise UserError(f"dtype q8_0 is for format gguf alone, or ollama, not {self.format}")
         if self.dtype == "bfloat16" and self.format == "onnx":
@@ -74,10 +76,21 @@ class ExportConfig:
         if self.lora not in ("merged", "adapter"):
             raise UserError(f"lora is {self.lora!r}; it must be merged or adapter")
         if self.lora == "adapter":
-            given = {"format": self.format, "dtype": self.dtype, "quantize": self.quantize}
-            for name, default in {"format": "auto", "dtype": "auto", "quantize": "none"}.items():
-                if given[name] != default:
-                    raise UserError(f"{name} {given[name]} has no effect on an adapter; leave it out, or lora merged")
+            for name in ("format", "dtype", "quantize", "max_shard_size"):
+                given = getattr(self, name)
+                if given != getattr(ExportConfig, name):
+                    raise UserError(f"{name} {given} has no effect on an adapter; leave it out, or lora merged")
+
+    def _check_single_file(self) -> None:
+        """Refuse options that one file which holds the whole model would ignore."""
+        if self.file is None:
+            return
+        if self.max_shard_size != ExportConfig.max_shard_size:
+            raise UserError(f"max_shard_size has no effect on format {self.format}, which is one file; leave it out")
+        if self.license is not None and self.file.suffix != ".gguf" and self.file == Path(self.output):
+            raise UserError(
+                f"license has no effect: {self.output} cannot name one; give output a folder, whose model card does"
+            )
 
     @property
     def file(self) -> Path | None:

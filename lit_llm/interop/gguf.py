@@ -32,6 +32,7 @@ def save_gguf(
     tokenizer: Tokenizer,
     kind: Kind,
     stop_ids: Sequence[int] = (),
+    license_name: str | None = None,
 ) -> str:
     """Write one GGUF file, whole or not at all, converting one tensor at a time.
 
@@ -45,6 +46,7 @@ def save_gguf(
         kind: how matrices are stored.
         stop_ids: tokens that end a text of this model besides the tokenizer's end of text and end of an assistant's
             turn; the format has room for three in all.
+        license_name: of the model, as "apache-2.0"; None: the file names none.
 
     Returns:
         How the matrices are stored: `kind`, and where some of them stay float32 how many.
@@ -67,7 +69,7 @@ def save_gguf(
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as partial:
             writer = gguf.GGUFWriter(partial, "llama")
-            _describe_model(writer, config, kind)
+            _describe_model(writer, config, kind, license_name)
             _describe_tokenizer(writer, config, tokenizer, stop_ids)
             for name, tensor in tensors.items():
                 shape, size = _stored_shape(tensor, types[name])
@@ -130,11 +132,13 @@ def _tensors(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Te
     return tensors
 
 
-def _describe_model(writer: GGUFWriter, config: ModelConfig, kind: Kind) -> None:
+def _describe_model(writer: GGUFWriter, config: ModelConfig, kind: Kind, license_name: str | None) -> None:
     from gguf import GGML_QUANT_VERSION, LlamaFileType, RopeScalingType
 
     types = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
     writer.add_name("lit_llm")
+    if license_name is not None:
+        writer.add_license(license_name)
     writer.add_file_type(LlamaFileType[types[kind]])
     writer.add_quantization_version(GGML_QUANT_VERSION)
     writer.add_vocab_size(config.vocab_size or 0)

@@ -172,9 +172,9 @@ def _save_gguf(config: ExportConfig, file: Path, source: _Source) -> str:
     kind = kinds.get(stored if config.dtype == "auto" else config.dtype, "F32")
     found = source.settings.generation.get("eos_token_id") or []
     ends = found if isinstance(found, list) else [found]
+    license_name = _license(config, source.trained)
     text = None
     if config.format == "ollama":  # refused, if it is, before the work
-        license_name = config.license or license_of(Path(config.checkpoint))
         text = modelfile(
             file.name,
             source.tokenizer,
@@ -183,7 +183,7 @@ def _save_gguf(config: ExportConfig, file: Path, source: _Source) -> str:
             source.model.max_position_embeddings,
             license_name,
         )
-    held = save_gguf(file, source.model, source.weights, source.tokenizer, kind, ends)
+    held = save_gguf(file, source.model, source.weights, source.tokenizer, kind, ends, license_name)
     if text is not None:
         replace_file(file.with_name("Modelfile"), text)
     return held
@@ -249,10 +249,16 @@ def _write_card(
         )
     card.start, card.quantization = start, quantization
     measured = Path(config.checkpoint) if trained is None else _finished_model(trained)
-    card.license = config.license or (None if start is None else license_of(Path(start)))
+    card.license = _license(config, trained)
     write_card(card, folder)
     if measured is not None:
         carry_summary(measured, folder, quantization)
+
+
+def _license(config: ExportConfig, trained: TrainedModel | None) -> str | None:
+    """The license that is given, or else that of the model which this one was made from."""
+    start = config.checkpoint if trained is None else trained.run.get("init_from")
+    return config.license or (None if start is None else license_of(Path(start)))
 
 
 def _finished_model(trained: TrainedModel) -> Path | None:

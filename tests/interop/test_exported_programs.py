@@ -123,6 +123,11 @@ def test_what_is_refused(tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pyte
         ({"format": "torch_export", "quantize": "int8"}, "quantize int8 is in our own form alone"),
         ({"format": "ollama", "quantize": "int4"}, "quantize int4 is in our own form alone"),
         ({"format": "onnx", "lora": "adapter"}, "format onnx has no effect on an adapter"),
+        ({"format": "onnx", "license": "mit", "output": "a.onnx"}, r"license has no effect: a\.onnx cannot name one"),
+        *(
+            ({"format": name, "max_shard_size": "1KB"}, f"max_shard_size has no effect on format {name}")
+            for name in ("gguf", "ollama", "onnx", "torch_export")
+        ),
     ):
         with pytest.raises(UserError, match=message):
             ExportConfig(**options)  # type: ignore[arg-type]

@@ -201,6 +201,6 @@ def test_what_is_refused(tmp_path: Path, base: Decoder) -> None:
         path = save_checkpoint(tmp_path, model, config, init_from=place)
         with pytest.raises(UserError, match=r"not the model that it started from, which is not at .*; put that model"):
             export(ExportConfig(str(path), output))
-    for options in ({"format": "gguf"}, {"dtype": "bfloat16"}, {"quantize": "int8"}):
+    for options in ({"format": "gguf"}, {"dtype": "bfloat16"}, {"quantize": "int8"}, {"max_shard_size": "1KB"}):
         with pytest.raises(UserError, match="has no effect on an adapter"):
             ExportConfig(lora="adapter", **options)

@@ -133,3 +133,15 @@ def test_the_license_of_a_file(file: Path) -> None:
     assert gguf_license(file) is None
     assert gguf_license(file.with_name("none.gguf")) is None
     assert gguf_license(write_gguf(file.with_name("a.gguf"), "llama", {"general.license": "mit"}, {})) == "mit"
+
+
+def test_a_file_is_under_the_license_that_is_given_or_else_that_of_its_model(file: Path) -> None:
+    given, again, of_run = (file.with_name(name) for name in ("given.gguf", "again.gguf", "of_run.gguf"))
+    export(ExportConfig(str(file.with_name("folder")), str(given), format="gguf", license="apache-2.0"))
+    export(ExportConfig(str(given), str(again), format="gguf"))
+    assert gguf_license(given) == gguf_license(again) == "apache-2.0"
+    trainer = {"max_steps": 1, "val_every_n_steps": None}
+    run = make_stage("sft", file.parent, init_from=str(given), trainer=trainer)
+    run_stage(run)
+    export(ExportConfig(str(run.folder), str(of_run), format="gguf"))
+    assert gguf_license(of_run) == "apache-2.0"
