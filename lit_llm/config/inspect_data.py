@@ -23,7 +23,8 @@ class InspectConfig:
     run: str | None = None
     """Folder of a pretraining run; give `step`, too."""
     step: int | None = None
-    """Optimizer step of `run`, from 1, as in its curves; the windows are those that it was computed on."""
+    """Optimizer step of `run`, from 1, as in its curves; the windows are those that it was computed on, or would be
+    where the run has not come so far, which is then said."""
     row: int | None = None
     """Show only this row of the step's batch, from 0, with its text; null lists all rows."""
     characters: int | None = 600

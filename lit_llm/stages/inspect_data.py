@@ -14,7 +14,9 @@ from lit_llm.data.pretraining.shard_folder import require_shards
 from lit_llm.tokenizer import Tokenizer
 from lit_llm.training.checkpoint_files import saved_checkpoints
 from lit_llm.training.checkpoint_io import read_checkpoint
+from lit_llm.training.curves import METRICS_FILE
 from lit_llm.training.run_record import recorded_configurations
+from lit_llm.training.step_lines import read_step_lines
 
 
 @dataclass
@@ -65,7 +67,17 @@ def _of_run(config: InspectConfig, folder: Path) -> Inspection:
         rows = range(config.row, config.row + 1)
     windows = windows_of_samples(data, range(first + rows.start, first + rows.stop))
     tokenizer = load_tokenizer(data.config.folders[0], data.config.remote)
-    return Inspection(f"{folder}, step {step:,}: {size} rows of {data.config.length:,} tokens", windows, tokenizer)
+    title = f"{folder}, step {step:,}{_ahead(folder, step)}: {size} rows of {data.config.length:,} tokens"
+    return Inspection(title, windows, tokenizer)
+
+
+def _ahead(folder: Path, step: int) -> str:
+    """What is to be said of a step that a run has not done, such as the one that it failed at."""
+    lines = read_step_lines(folder / METRICS_FILE)
+    last = max([0, *saved_checkpoints(folder / "checkpoints"), *(line["step"] for line in lines[-1:])])
+    if step <= last:
+        return ""
+    return f" (its curves and checkpoints end at step {last:,}; this is what it would be computed on)"
 
 
 def data_at_step(folder: Path, step: int) -> tuple[TokenDataModule, int]:

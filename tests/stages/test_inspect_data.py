@@ -95,6 +95,26 @@ def test_what_is_printed(shards: Path, make_run: MakeRun, capsys: pytest.Capture
     ]
 
 
+def test_a_step_that_a_run_has_not_done_is_told_from_one_that_it_has(make_run: MakeRun) -> None:
+    class Crash(L.Callback):
+        def on_train_batch_start(self, trainer: L.Trainer, *more: Any) -> None:
+            if trainer.global_step == 3:
+                raise OSError
+
+    trainer = {"val_every_n_steps": None, "save_every_n_steps": 3, "log_every_n_steps": 2}
+    config = make_run(trainer={"max_steps": 900, **trainer})
+    with pytest.raises(OSError):
+        pretrain(config, [Crash()])
+    folder = str(config.folder)
+    # the curves reach step 2, and the checkpoints step 3
+    ahead = " (its curves and checkpoints end at step 3; this is what it would be computed on)"
+    for step, said in ((2, ""), (3, ""), (4, ahead), (900, ahead)):
+        title = inspect_data(InspectConfig(run=folder, step=step)).title
+        assert title == f"{folder}, step {step}{said}: 4 rows of 32 tokens"
+    (config.folder / "metrics.jsonl").write_text('{"step": 4}\n')
+    assert "its curves" not in inspect_data(InspectConfig(run=folder, step=4)).title
+
+
 def test_no_order_to_the_terminal_comes_from_a_document(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
