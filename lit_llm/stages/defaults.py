@@ -14,6 +14,7 @@ from lit_llm.config import RunConfig
 from lit_llm.config.notices import is_first_process
 from lit_llm.model.arithmetic import multiplies_bfloat16
 from lit_llm.planning import count_parameters
+from lit_llm.training.checkpoint_files import saved_checkpoints
 from lit_llm.training.strategies import is_on_gpu
 
 _OPEN = (
@@ -47,7 +48,8 @@ def tell(lines: Iterable[str | None]) -> None:
 def keep_earlier_choices(config: RunConfig) -> None:
     """Where a run goes on, take what is open from its config.yaml: a longer run keeps the rates that it began with.
 
-    A file that cannot be read is left alone; the checkpoint's own configuration is compared later in any case.
+    A file that cannot be read is left alone; the checkpoint's own configuration is compared later in any case. One of a
+    start that left no checkpoint is of no consequence: the next start begins anew, maybe with another model.
 
     Raises:
         UserError: the file holds a value that the option cannot have.
@@ -57,6 +59,8 @@ def keep_earlier_choices(config: RunConfig) -> None:
     folder = config.folder
     if config.ckpt_path not in ("last", "last_or_begin"):
         folder = Path(config.ckpt_path).absolute().parent.parent
+    elif not saved_checkpoints(folder / "checkpoints"):
+        return
     try:
         saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):

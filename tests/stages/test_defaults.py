@@ -115,7 +115,7 @@ def test_the_precision_suits_the_processor_and_stays_when_the_run_moves_to_anoth
 @pytest.mark.parametrize("content", ["", "42", "{", "optimizer: 3", "schedule: {warmup_steps: many}", None])
 def test_a_record_that_says_nothing_leaves_the_choice_open(content: str | None, make_run: MakeRun) -> None:
     config = make_run(**NOTHING_GIVEN, ckpt_path="last")
-    config.folder.mkdir()
+    (config.folder / "checkpoints" / "step_00000002.ckpt").mkdir(parents=True)
     if content is not None:
         (config.folder / "config.yaml").write_text(content)
     keep_earlier_choices(config)
@@ -136,6 +136,20 @@ def test_the_record_is_found_by_the_path_of_a_checkpoint(make_run: MakeRun, tmp_
     record.write_text("schedule: {warmup_steps: -1}")
     with pytest.raises(UserError, match=r"schedule.warmup_steps is -1"):
         keep_earlier_choices(make_run(**NOTHING_GIVEN, ckpt_path=checkpoint))
+
+
+@pytest.mark.parametrize("ckpt_path", ["last", "last_or_begin"])
+def test_a_start_that_left_no_checkpoint_chooses_for_no_other(ckpt_path: str, make_run: MakeRun) -> None:
+    """What it chose was for its own model and length, of which nothing is gone on with."""
+    config = make_run(**NOTHING_GIVEN, ckpt_path=ckpt_path)
+    record = "data: {sequence_length: 16}\noptimizer: {learning_rate: 0.5}\nschedule: {warmup_steps: 3}\n"
+    (config.folder / "checkpoints").mkdir(parents=True)
+    (config.folder / "config.yaml").write_text(record)
+    keep_earlier_choices(config)
+    assert (config.optimizer.learning_rate, config.schedule.warmup_steps, config.data.sequence_length) == (None,) * 3
+    (config.folder / "checkpoints" / "step_00000002.ckpt").mkdir()
+    keep_earlier_choices(config)
+    assert (config.optimizer.learning_rate, config.schedule.warmup_steps, config.data.sequence_length) == (0.5, 3, 16)
 
 
 def test_a_long_context_is_not_filled(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
