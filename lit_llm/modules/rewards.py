@@ -6,6 +6,7 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,17 @@ def is_function(source: str) -> bool:
 
 
 def reward_names(sources: Sequence[str]) -> list[str]:
-    """Name the rewards for the curves: after the function, the folder, or the run whose model folder it is."""
+    """Name the rewards for the curves: after the function, the folder, or the run whose model folder it is.
+
+    No two have the same name: a number is put behind one that is taken.
+    """
     names: list[str] = []
     for source in sources:
         path = Path(source)
         folder = path.parent.name if path.name == "model" else path.name
         name = source.rpartition(":")[2] if is_function(source) else folder
-        names.append(name if name not in names else f"{name}_{len(names) + 1}")
+        numbered = (f"{name}_{number}" for number in count(len(names) + 1))
+        names.append(next(each for each in chain([name], numbered) if each not in names))
     return names
 
 
@@ -149,7 +154,7 @@ class RewardFunction:
         try:
             found: Any = importlib.import_module(module)
         except Exception as error:  # whatever a module does when it is imported
-            hint = f"; write {module.removesuffix('.py').replace('/', '.')}:{name}" if module.endswith(".py") else ""
+            hint = _as_module(Path(module), name) if module.endswith(".py") else ""
             raise UserError(f"rewards: cannot import {module} for {source}: {_in_a_line(error)}{hint}") from error
         function = getattr(found, name, None)
         if not callable(function):
@@ -232,6 +237,14 @@ def model_scores(model: Decoder, tokens: Tensor, lengths: Tensor) -> Tensor:
 
     with torch.no_grad():
         return model(tokens, head=read)
+
+
+def _as_module(file: Path, name: str) -> str:
+    """Say how a function in a file is to be written."""
+    file = file.resolve()
+    if not file.is_relative_to(Path.cwd()):
+        return f"; put {file.name} into the working directory and write {file.stem}:{name}"
+    return f"; write {'.'.join(file.relative_to(Path.cwd()).with_suffix('').parts)}:{name}"
 
 
 def _in_a_line(error: BaseException) -> str:

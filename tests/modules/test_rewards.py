@@ -74,6 +74,20 @@ def test_a_module_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mo
 def test_names(tmp_path: Path) -> None:
     sources = ["my.rewards:brevity", str(tmp_path / "judge" / "model"), "other:brevity", str(tmp_path / "critic")]
     assert reward_names(sources) == ["brevity", "judge", "brevity_3", "critic"]
+    assert reward_names(["a:f_3", "b:f", "c:f"]) == ["f_3", "f", "f_4"]
+
+
+def test_a_file_is_answered_with_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source, hint in (
+        ("./rew.py:f", "; write rew:f"),
+        ("some/rew.py:f", "; write some.rew:f"),
+        (f"{tmp_path}/some/rew.py:f", "; write some.rew:f"),
+        ("../rew.py:f", "; put rew.py into the working directory and write rew:f"),
+    ):
+        with pytest.raises(UserError) as caught:
+            RewardFunction(source)
+        assert str(caught.value).endswith(hint)
 
 
 def test_a_folder_gives_the_score_at_the_last_token(tmp_path: Path, tokenizer: Tokenizer) -> None:
