@@ -17,7 +17,8 @@ Where the anchors are from:
 - LoRA: about ten times the rate of all weights (LoRA Without Regret); 2e-4 at 7B is QLoRA's (Dettmers et al. 2023).
 - Muon: 0.02 for the hidden matrices and 4e-3 for the rest in pretraining (Jordan et al. 2024, and nanochat's head),
   and the same ratio of five in the later stages.
-- warm-up: 2% of a pretraining run (Pythia has 1%, PaLM 4%), and 10% of a later stage (SmolLM2, Zephyr).
+- warm-up: 2% of a pretraining run (Pythia has 1%, PaLM 4%), and 10% of a later stage (SmolLM2, Zephyr); PPO
+  has none unless its schedule.warmup_steps is null.
 """
 
 from __future__ import annotations
