@@ -216,12 +216,22 @@ class Conversation:
         return "\n".join(f"{name} {json.dumps(getattr(self.sampling, name), ensure_ascii=False)}" for name in names)
 
     def _save(self, value: str) -> Reply:
-        """Append a row to a file of JSON lines."""
+        """Append a row to a file of JSON lines.
+
+        Raises:
+            UserError: there is no conversation, `sft` would leave it out, or the file cannot be written.
+        """
         path = Path(value)
         if not self.turns:
             raise UserError("there is nothing to save yet")
         if path.suffix != ".jsonl":
             raise UserError(f"/save writes a row of a .jsonl file, and {value or 'no file'} was given; name one")
+        answers = self.turns[1::2]
+        if empty := next((number for number, each in enumerate(answers, start=1) if not each.content.strip()), None):
+            raise UserError(
+                f"answer {empty} is empty, and sft.py leaves a conversation with such an answer out; /retry writes the "
+                "last answer anew, /undo takes it back"
+            )
         first = [] if self.system is None else [Message("system", self.system)]
         row = {"messages": [{"role": each.role, "content": each.content} for each in (*first, *self.turns)]}
         try:

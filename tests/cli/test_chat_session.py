@@ -324,6 +324,14 @@ def test_saved_conversations_are_rows_to_learn_from(loaded: LoadedModel, tmp_pat
         [system, *conversation.turns[:2]],
         [system, *conversation.turns],
     ]
+    kept, written = path.read_text(), conversation.turns
+    conversation.turns = [*written[:3], Message("assistant", " \n")]
+    with pytest.raises(UserError, match=r"answer 2 is empty, and sft\.py leaves .* out; /retry"):
+        conversation.handle(f"/save {path}")
+    assert path.read_text() == kept
+    conversation.handle("/undo")
+    conversation.handle(f"/save {path}")
+    assert len(read_conversations([str(path)])) == 3
     for given, message in {
         "/save": "no file was given",
         f"/save {tmp_path / 'x.txt'}": "x.txt was given; name one",
