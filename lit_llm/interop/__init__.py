@@ -22,7 +22,14 @@ from lit_llm.interop.generation_settings import (
 from lit_llm.interop.gguf_reading.container import gguf_license, is_gguf
 from lit_llm.interop.in_memory import decoder_from_transformers
 from lit_llm.interop.limits import export_limits
-from lit_llm.interop.peft import load_adapter, load_tokenizer, read_adapter, save_adapter, starting_adapter
+from lit_llm.interop.peft import (
+    load_adapter,
+    load_tokenizer,
+    model_files,
+    read_adapter,
+    save_adapter,
+    starting_adapter,
+)
 
 __all__ = [
     "GenerationSettings",
@@ -39,6 +46,7 @@ __all__ = [
     "load_model_folder",
     "load_tokenizer",
     "load_weights",
+    "model_files",
     "read_adapter",
     "read_generation_config",
     "read_model_config",

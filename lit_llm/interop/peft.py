@@ -71,11 +71,13 @@ def save_adapter(
         tokenizer: written into the folder, too, where it is given.
 
     Raises:
-        UserError: transformers fuses the layers that the additions are to; the model has more tokens than its base; or
-            a file cannot be written.
+        UserError: transformers fuses the layers that the additions are to; the model has more tokens than its base; the
+            base is an adapter folder itself; or a file cannot be written.
     """
     family = _family(model_config, MERGE, in_our_form=_is_in_our_form(Path(base_model)))
     _check_vocabulary(Path(base_model), model_config)
+    if base_of(Path(base_model)) is not None:  # PEFT does not merge that adapter before it adds this one
+        raise UserError(f"{base_model}, which the additions are to, is an adapter folder itself; {MERGE}")
     scores = model_config.output == "score"
     tensors = {_stored_name(name, family): tensor for name, tensor in weights.items() if is_adapter(name)}
     if scores:
@@ -179,6 +181,20 @@ def base_of(folder: Path) -> Path | None:
         seen.append(last.resolve())
         last = _named_base(last)
     return base
+
+
+def model_files(folder: Path) -> list[Path]:
+    """List the files that say what a model computes, of a model folder or a GGUF file.
+
+    Those of an adapter folder are followed by those of its base.
+
+    Raises:
+        UserError: the base is no folder on this machine.
+    """
+    if is_gguf(folder):
+        return [folder]
+    base, weights = base_of(folder), sorted(folder.glob("*.safetensors"))
+    return [*weights, folder / "config.json"] if base is None else [*weights, folder / CONFIG, *model_files(base)]
 
 
 def _named_base(folder: Path) -> Path:

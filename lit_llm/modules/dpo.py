@@ -17,7 +17,7 @@ from lit_llm.config.files import whole_file
 from lit_llm.config.progress import track
 from lit_llm.data.conversations.preferences import PreferenceDataModule
 from lit_llm.distributed.ranks import data_parallel_rank
-from lit_llm.interop import is_gguf, read_model_config
+from lit_llm.interop import model_files, read_model_config
 from lit_llm.model import Decoder, TokenLogProbs, token_log_probs
 from lit_llm.model.lora import adapters_off, rounded_base
 from lit_llm.modules.base import LanguageModule
@@ -233,9 +233,7 @@ class DPOModule(LanguageModule):
     def _digest(self, split: str) -> str:
         """Hash everything that the reference's log-probabilities depend on, as hexadecimal text."""
         digest = blake2b(digest_size=16)
-        folder = self._reference_folder
-        files = [folder] if is_gguf(folder) else [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
-        for path in files:
+        for path in model_files(self._reference_folder):
             with path.open("rb") as file:
                 while block := file.read(2**22):
                     digest.update(block)

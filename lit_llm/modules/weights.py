@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_llm.config import ModelConfig
 from lit_llm.distributed.tensors import shard_like
-from lit_llm.interop import is_gguf, iterate_weights, read_model_config
+from lit_llm.interop import iterate_weights, model_files, read_model_config
 from lit_llm.model import Decoder
 
 _PARTS, _PART_BYTES = 64, 2**14
@@ -45,10 +45,16 @@ def _grow(weight: Tensor, decoder: Decoder, name: str, source: ModelConfig) -> T
 def digest_of_parts(folder: Path) -> str:
     """Hash the weights of a model folder or of a GGUF file by parts of each file, as hexadecimal text.
 
-    A megabyte of each file at the most is read, which tells trained weights from other ones.
+    A megabyte of each file at the most is read, which tells trained weights from other ones. Of an adapter
+    folder its options are hashed, too, as they say how much of the additions is added, and so is its base.
+
+    Raises:
+        UserError: the base of an adapter folder is not on this machine.
     """
     digest = blake2b(digest_size=16)
-    for path in [folder] if is_gguf(folder) else sorted(folder.glob("*.safetensors")):
+    for path in model_files(folder):
+        if path.name == "config.json":  # the run has one of its own
+            continue
         size = path.stat().st_size
         digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:

@@ -84,6 +84,24 @@ def test_lora_trains_the_additions_alone_and_leaves_them_apart(stage: str, tmp_p
     refused(lambda: export(ExportConfig(str(newest), str(tmp_path / "out"))), "was trained over other weights than")
 
 
+def test_lora_over_an_adapter_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the run leaves needs the adapter and the base below that; PEFT would read it otherwise."""
+    first = quiet("sft", tmp_path, "first", lora={"rank": 2})
+    run_stage(first)
+    second = quiet("sft", tmp_path, "second", lora={"rank": 2}, init_from=first.folder / "adapter")
+    run_stage(second)
+    assert not (second.folder / "adapter").exists()
+    told = f"no adapter folder: {first.folder / 'adapter'}, which the additions are to, is an adapter folder itself"
+    assert told in capsys.readouterr().err
+    export(ExportConfig(str(second.folder), str(tmp_path / "out")))
+    merged, exported = (load_file(each / "model.safetensors") for each in (second.folder / "model", tmp_path / "out"))
+    assert merged.keys() == exported.keys() and all(torch.equal(merged[name], exported[name]) for name in merged)
+    start = load_file(tmp_path / "policy" / "model.safetensors")
+    save_file({name: 1.1 * weight for name, weight in start.items()}, tmp_path / "policy" / "model.safetensors")
+    again = ExportConfig(str(second.folder), str(tmp_path / "out"), overwrite=True)
+    refused(lambda: export(again), "was trained over other weights than")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_rows_that_are_too_long(stage: str, tmp_path: Path) -> None:
     options = {"sequence_length": 20, "max_dropped_share": 1.0}

@@ -293,6 +293,14 @@ def test_fused_layers_have_no_adapter(tmp_path: Path) -> None:
     assert not (tmp_path / "adapter").exists()
 
 
+def test_an_adapter_is_saved_over_no_other(tmp_path: Path, folder: Path, base: Decoder) -> None:
+    """PEFT, given the second, would not compute the sum of both."""
+    model = adapted(random_decoder(base.config), lora())
+    with pytest.raises(UserError, match=rf"{folder}, which the additions are to, is an adapter folder itself; merge"):
+        save_adapter(tmp_path / "next", base.config, lora(), model.state_dict(), str(folder))
+    assert not (tmp_path / "next").exists()
+
+
 @pytest.mark.usefixtures("remote_code_cache")
 @pytest.mark.parametrize("architecture", ["modern-1m", "gpt2"])
 @pytest.mark.parametrize("scores", [False, True])

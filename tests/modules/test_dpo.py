@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any, get_args
@@ -284,6 +285,24 @@ def test_the_table_is_found_again_and_made_anew_when_something_changes(
         module, _ = ready(make(tmp_path, policy, change.pop("rows", None), **change))
         assert len(tables(base)) == 2 * number, change
         assert (module._table["train"] > -1000).all() and not (module._table["train"] == -7.0).any()
+
+
+def test_the_table_of_an_adapter_folder_is_of_its_base_too(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    base = save_policy(tmp_path / "base", tokenizer)
+    run = make(tmp_path, base, run_name="first", reference="live", lora={"rank": 2}, trainer={"max_steps": 2})
+    dpo(run)
+    adapter = run.folder / "adapter"
+    for number in range(1, 4):
+        module, data = ready(make(tmp_path, adapter))
+        assert len(tables(run)) == 2 * number
+        log_probs, _, _ = by_hand(adapter, data, "train")
+        torch.testing.assert_close(module._table["train"].double(), log_probs, atol=1e-5, rtol=1e-6)
+        if number == 1:
+            options = json.loads((adapter / "adapter_config.json").read_text())
+            (adapter / "adapter_config.json").write_text(json.dumps({**options, "lora_alpha": 99.0}))
+        else:
+            weights = load_file(base / "model.safetensors")
+            save_file({name: 1.1 * weight for name, weight in weights.items()}, base / "model.safetensors")
 
 
 @pytest.mark.parametrize("damage", ["cut", "rows"])
