@@ -181,6 +181,8 @@ def _wrong_value(line: str, keys: list[str], words: list[str]) -> str:
     elif "a list" in kinds and not written[0].startswith(("[", "{")):
         as_list = f", as '[{', '.join(map(_list_item, written))}]'"
     must = f"{' or '.join(kinds)}{as_list or _doubt(written[0])}"
+    if given.group(1) == "False" and kinds[0].startswith("off or "):
+        must += " (YAML takes off for false: put it in quotes)"
     return f"{key} is {' '.join(written) if as_list else given.group(1)}; it must be {must}"
 
 

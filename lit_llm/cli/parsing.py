@@ -24,6 +24,7 @@ from lit_llm.config import (
     preset_training,
 )
 from lit_llm.config.notices import with_pictures
+from lit_llm.config.serialization import check_values
 from lit_llm.config.yaml_text import check_yaml, write_yaml
 
 T = TypeVar("T")
@@ -116,11 +117,30 @@ def _preset_defaults(kind: type[Any], name: str) -> dict[str, Any]:
 
 
 def _check_groups(kind: type[Any], values: Namespace, prefix: str = "") -> None:
-    for name, inside in get_type_hints(kind).items():
-        if dataclasses.is_dataclass(inside):
-            if not isinstance(values[name], Namespace):
-                raise UserError(f"{prefix}{name} is {values[name]}; it must be a group of options")
-            _check_groups(inside, values[name], f"{prefix}{name}.")  # type: ignore[arg-type]
+    """Refuse a group that is none, and null where an option needs a value: the parser takes null for any option."""
+    hints = get_type_hints(kind)
+    for name in (field.name for field in dataclasses.fields(kind)):
+        value, options = values[name], _alternatives(hints[name])
+        if dataclasses.is_dataclass(hints[name]) and not isinstance(value, Namespace):
+            raise UserError(f"{prefix}{name} is {value}; it must be a group of options")
+        if value is None:
+            check_values(kind, {name: value}, prefix)
+        for option in options:
+            inside = get_args(option)[-1] if get_origin(option) in (list, dict) else option
+            if dataclasses.is_dataclass(inside):
+                for place, each in _groups(value):
+                    _check_groups(inside, each, f"{prefix}{name}{place}.")  # type: ignore[arg-type]
+
+
+def _groups(value: Any) -> list[tuple[str, Namespace]]:
+    """The groups that an option's value is or has, each with how its place in it is written."""
+    if isinstance(value, Namespace):
+        return [("", value)]
+    if isinstance(value, list):
+        entries = [(f"[{number}]", each) for number, each in enumerate(value)]
+    else:
+        entries = [(f".{key}", each) for key, each in value.items()] if isinstance(value, dict) else []
+    return [(place, each) for place, each in entries if isinstance(each, Namespace)]
 
 
 def _parser(kind: type[Any], program: str | None) -> ArgumentParser:

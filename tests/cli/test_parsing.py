@@ -117,6 +117,13 @@ def test_a_source_that_is_no_group_of_options_is_answered_with_one(
     )
 
 
+def test_null_inside_the_entries_of_a_list_is_answered_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    message = "error: sources[1].path is None; it must be text\n"
+    assert failure(capsys, "--sources", "[{path: a}, {path: null}]", kind=RecipeConfig) == (2, message)
+    corpora = "{a: {path: x}, b: {path: y, max_epochs: null, weight: null}}"
+    assert parse(PretrainConfig, ["--data.mix.corpora", corpora]).data.mix.corpora["b"].weight is None
+
+
 @pytest.mark.parametrize(("kind", "key"), [(PrepareConfig, "corpus.hf_split"), (EvaluateConfig, "hf_split")])
 def test_an_option_for_the_split_of_a_hub_data_set_is_answered_with_its_place_in_the_path(
     kind: type, key: str, capsys: pytest.CaptureFixture[str]
@@ -196,6 +203,16 @@ def test_what_others_call_it_leads_to_options_that_there_are() -> None:
         ("42\n", "recipe.yaml: not a YAML file of options (42)"),
         ("trainer: {max_steps: 7}\nseed: 1\ntrainer: {max_time: 3}\n", "(line 3: trainer stands there a second time, "),
         ("model:\n  num_layers: 2\n  num_layers: 3\n", "line 3: num_layers stands there a second time, after line 2; "),
+        (
+            "trainer: {spike_action: off}\n",
+            "off or log or skip (YAML takes off for false: put it in quotes)",
+        ),
+        ("trainer: {max_steps: null}\n", "error: trainer.max_steps is None; it must be a whole number\n"),
+        ("trainer:\n  devices:\n", "error: trainer.devices is None; it must be a whole number or auto\n"),
+        ("trainer: {loggers: null}\n", "error: trainer.loggers is None; it must be a list\n"),
+        ("trainer:\n  precision:\n", "error: trainer.precision is None; it must be 32-true or bf16-mixed or bf16-true"),
+        ("samples:\n  prompts:\n", "error: samples.prompts is None; it must be a list of texts\n"),
+        ("z_loss: null\n", "error: z_loss is None; it must be a finite number\n"),
         ("trainer: {max_time: 30:00}\n", "(line 1: numbers with colons count in sixties, 1:30 as 90; put a time in "),
     ],
 )
