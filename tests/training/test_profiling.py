@@ -82,7 +82,9 @@ def test_a_run_too_short_to_warm_up_is_traced_all_the_same(
     assert not [warning for warning in recwarn if "profil" in str(warning.message).lower()]
 
 
-@pytest.mark.parametrize(("patience_steps", "said"), [(1, "no profile: the run ended before"), (3, "profile of 3 steps")])
+@pytest.mark.parametrize(
+    ("patience_steps", "said"), [(1, "no profile: the run ended before"), (3, "profile of 3 steps")]
+)
 def test_a_run_that_ends_early_leaves_what_was_traced(
     patience_steps: int, said: str, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
