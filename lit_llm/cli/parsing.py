@@ -23,7 +23,7 @@ from lit_llm.config import (
     preset_fields,
     preset_training,
 )
-from lit_llm.config.notices import with_pictures
+from lit_llm.config.notices import check_ranks, with_pictures
 from lit_llm.config.serialization import check_values
 from lit_llm.config.yaml_text import check_yaml, write_yaml
 
@@ -51,6 +51,7 @@ def main(
         short_help: what --help shows; None: all that --help-all shows.
     """
     try:
+        check_ranks()
         config = parse(kind, arguments, program, short_help)
     except UserError as error:
         _fail(str(error), 2)

@@ -396,6 +396,15 @@ def test_an_expected_error_is_one_line_and_status_1(capsys: pytest.CaptureFixtur
     assert capsys.readouterr() == ("", "error: the disk is \u241b[2Jfull\n")
 
 
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
+def test_a_rank_that_is_no_number_is_named(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "")
+    message = f"error: the environment has {name}=''; a launcher puts a whole number there: unset {name}\n"
+    assert failure(capsys) == (2, message)
+
+
 def test_an_operating_system_error_names_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(PretrainConfig, lambda config: print((tmp_path / "gone").read_text()), [])
