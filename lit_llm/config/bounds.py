@@ -32,6 +32,16 @@ def check_at_least(options: object, least: float, *names: str) -> None:
             raise UserError(f"{name} is {value}; it must be at least {least:g}")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that random streams do not take.
+
+    Raises:
+        UserError: it has more than 64 bits.
+    """
+    if not -(2**63) <= seed < 2**63:
+        raise UserError(f"seed is {seed}; it must be from -2^63 to 2^63 - 1")
+
+
 def check_shares(options: object, *names: str) -> None:
     """Refuse a field, or a number in a list, outside of 0 to 1; null passes.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
+from lit_llm.config.bounds import check_seed
 from lit_llm.config.errors import UserError
 
 BeginToken = Literal["auto", "always", "never"]
@@ -60,8 +61,7 @@ class SamplingConfig:
             raise UserError("stop_strings has an empty text, which would end every text before it begins")
         if self.context_full not in ("shift", "stop"):
             raise UserError(f"context_full is {self.context_full!r}; it must be shift or stop")
-        if not -(2**63) <= self.seed < 2**63:
-            raise UserError(f"seed is {self.seed}; it must be from -2^63 to 2^63 - 1")
+        check_seed(self.seed)
 
     def _check_numbers(self) -> None:
         """Refuse numbers outside their range; NaN is outside every range."""

@@ -93,6 +93,8 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: str, kind: type = Pr
         (["--output_root", "caf\udce9"], "caf\\xe9 is not UTF-8, and options are read as UTF-8"),
         (["--trainer", "{max_steps: 1, max_steps: 2}"], "(line 1: max_steps stands there a second time, after line"),
         (["--samples.prompts", "[1:30, b]"], "it must be a list (line 1: numbers with colons count in sixties"),
+        (["--output_root", "~nobody-here/runs"], "~nobody-here/runs: there is no such user, whose home folder that"),
+        (["--seed", str(2**70)], "seed is 1180591620717411303424; it must be from -2^63 to 2^63 - 1"),
         (["max_iters=5"], "max_iters=5 stands alone; options are written as --NAME VALUE"),
     ],
 )
