@@ -12,6 +12,20 @@ from typing import Any
 from lit_llm.config.errors import UserError
 
 
+def from_home(path: str) -> str:
+    """A path whose ~ stands for the home folder, which a shell leaves as it is in a file and after a =.
+
+    Raises:
+        UserError: it is the home of a user that is not there.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise UserError(f"{path}: there is no such user, whose home folder that would be; write ./{path}") from None
+
+
 def partial_of(target: Path) -> Path:
     """Where `target` is written before it is whole."""
     return target.with_name(f".{target.name}.partial")

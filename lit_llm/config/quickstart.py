@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lit_llm.config.errors import UserError
+from lit_llm.config.files import from_home
 
 STAGES = ("pretrain", "sft", "reward", "dpo")
 """The stages of the quickstart, in order."""
@@ -40,6 +41,7 @@ class QuickstartConfig:
     """Delete what earlier runs left of these stages, and of those that build on them, and start again."""
 
     def __post_init__(self) -> None:
+        self.output_root = from_home(self.output_root)
         if self.minutes <= 0:
             raise UserError(f"minutes is {self.minutes}; it must be above 0")
         if self.vocab_size < 260:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lit_llm.config.errors import UserError
 from lit_llm.config.fetch_model import FetchModelConfig
+from lit_llm.config.files import from_home
 
 
 @dataclass
@@ -35,6 +36,7 @@ class QuickstartChatConfig:
     """Delete what an earlier run left, and start again."""
 
     def __post_init__(self) -> None:
+        self.output_root = from_home(self.output_root)
         if not self.minutes > 0:
             raise UserError(f"minutes is {self.minutes}; it must be above 0")
         if self.ckpt_path not in (None, "last", "last_or_begin"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from lit_llm.config.cleaning import DOCUMENT_STEPS
 from lit_llm.config.duplicates import CORPUS_STEPS
 from lit_llm.config.errors import UserError
+from lit_llm.config.files import from_home
 from lit_llm.config.serialization import check_values, from_plain
 
 STEPS: dict[str, type[Any]] = {**DOCUMENT_STEPS, **CORPUS_STEPS}
@@ -46,8 +46,7 @@ class SourceConfig:
     """A longer document is left out, counted and named."""
 
     def __post_init__(self) -> None:
-        if self.path.startswith("~"):  # no shell expands it inside a list
-            self.path = str(Path(self.path).expanduser())
+        self.path = from_home(self.path)
         if self.max_document_bytes < 1:
             raise UserError(f"max_document_bytes is {self.max_document_bytes}; it must be at least 1")
         if self.document_separator == "none":

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from lit_llm.config.bounds import check_seed
 from lit_llm.config.data import BatchConfig, DataConfig
 from lit_llm.config.errors import UserError
+from lit_llm.config.files import from_home
 from lit_llm.config.generation import SamplingConfig
 from lit_llm.config.model import ModelConfig
 from lit_llm.config.optimizer import OptimizerConfig, ScheduleConfig
@@ -70,8 +72,10 @@ class RunConfig:
     """Texts written along the way."""
 
     def __post_init__(self) -> None:
+        self.output_root = from_home(self.output_root)
         if not self.run_name or Path(self.run_name).is_absolute() or ".." in Path(self.run_name).parts:
             raise UserError(f"run_name is {self.run_name!r}; it must name a folder inside output_root")
+        check_seed(self.seed)
         if self.ckpt_path is not None and self.overwrite:
             raise UserError("ckpt_path resumes a run and overwrite deletes it; give one of the two")
         if self.resume_changed and (self.ckpt_path is None or self.replay is not None):

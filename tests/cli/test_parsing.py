@@ -242,6 +242,17 @@ def test_later_words_win(tmp_path: Path) -> None:
     assert config.trainer.max_steps == 500
 
 
+@pytest.mark.parametrize("name", ["pretrain", "sft", "quickstart", "quickstart_chat"])
+def test_the_home_folder_is_meant_where_no_shell_has_said_so(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("output_root: ~/runs\nrun_name: a\n")
+    init_from = ["--init_from", "model"] if name == "sft" else []
+    assert parse(SCRIPTS[name], ["--config", str(recipe), *init_from]).folder == tmp_path / "runs" / "a"
+
+
 def test_a_preset_inside_a_file(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {preset: llama3.2-1b, num_layers: 2}\n")
