@@ -217,16 +217,11 @@ def _train_and_test(
     trainer: L.Trainer, module: L.LightningModule, data: ResumableDataModule, resume_from: str | None
 ) -> dict[str, float]:
     """Run the Trainer; returns the last value of each curve that had one in this start of the run."""
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume_from)
-        metrics = dict(trainer.callback_metrics)
-        if data.has_split("test"):
-            trainer.test(module, datamodule=data, verbose=False)
-            metrics.update(trainer.callback_metrics)
-    except SystemExit as stopped:
-        if isinstance(stopped.__context__, KeyboardInterrupt):  # which Lightning turns into an exit status of 1
-            raise KeyboardInterrupt from stopped
-        raise
+    trainer.fit(module, datamodule=data, ckpt_path=resume_from)
+    metrics = dict(trainer.callback_metrics)
+    if data.has_split("test"):
+        trainer.test(module, datamodule=data, verbose=False)
+        metrics.update(trainer.callback_metrics)
     return {name: float(value) for name, value in metrics.items()}
 
 
