@@ -18,13 +18,15 @@ from lit_llm.config import (
     PRESETS,
     ModelConfig,
     PretrainConfig,
+    RunConfig,
     UserError,
     check_finite,
     preset_fields,
     preset_training,
 )
-from lit_llm.config.notices import check_ranks, with_pictures
+from lit_llm.config.notices import check_ranks, tell_once, with_pictures
 from lit_llm.config.serialization import check_values
+from lit_llm.config.without_effect import without_effect
 from lit_llm.config.yaml_text import check_yaml, write_yaml
 
 T = TypeVar("T")
@@ -39,6 +41,8 @@ def main(
     short_help: ShortHelp | None = None,
 ) -> None:
     """Read a configuration of `kind` from YAML and the command line and call `run` with it.
+
+    Options of a run that others leave without effect are named on stderr.
 
     What a user can put right ends as one line on stderr and exit status 1 (2 for the command line itself, 75 for a
     run that was preempted); Ctrl-C ends with status 130. Anything else is a bug, and shows its traceback.
@@ -55,6 +59,8 @@ def main(
         config = parse(kind, arguments, program, short_help)
     except UserError as error:
         _fail(str(error), 2)
+    for line in without_effect(config) if isinstance(config, RunConfig) else ():
+        tell_once(f"note: {line}")
     try:
         run(config)
     except UserError as error:

@@ -33,7 +33,9 @@ from lit_llm.config import (
     preset_run,
     to_plain,
 )
+from lit_llm.config.notices import tell_once
 from lit_llm.config.recipe import RecipeConfig
+from lit_llm.config.without_effect import without_effect
 from lit_llm.stages.pretrain import pretrain
 
 SCRIPTS = {name: command.config for name, command in COMMANDS.items()}
@@ -423,6 +425,39 @@ def test_an_operating_system_error_names_the_file(tmp_path: Path, capsys: pytest
         main(PretrainConfig, lambda config: print((tmp_path / "gone").read_text()), [])
     assert stopped.value.code == 1
     assert capsys.readouterr().err == f"error: {tmp_path / 'gone'}: No such file or directory\n"
+
+
+IDLE = {
+    "optimizer.muon_momentum 0.9 has no effect with optimizer.name adamw": "optimizer.name muon",
+    "schedule.decay_fraction 0.5 has no effect with schedule.name constant": "schedule.name wsd",
+    "schedule.min_ratio 0.2 has no effect with schedule.name constant": "schedule.name linear",
+    "trainer.spike_sigmas 5.0 has no effect with trainer.spike_action off": "trainer.spike_action skip",
+    "data.prefetch_factor 2 has no effect with data.num_workers 0": "data.num_workers 1",
+}
+
+
+@pytest.mark.parametrize("kind", [PretrainConfig, SFTConfig])
+@pytest.mark.parametrize("line", IDLE)
+def test_an_option_that_another_leaves_without_effect_is_named(
+    line: str, kind: type, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_once.cache_clear()  # another test may have had it said
+    idle, beside = (words.split() for words in line.split(" has no effect with "))
+    idle, beside = [f"--{idle[0]}", idle[1]], [f"--{beside[0]}", beside[1]]
+    name, value = IDLE[line].split()
+    main(kind, lambda config: None, [*idle, *beside])
+    assert capsys.readouterr() == ("", f"note: {line}\n")
+    main(kind, lambda config: None, [*idle, *beside, f"--{name}", value])
+    main(kind, lambda config: None, beside)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_nothing_in_a_recipe_is_without_effect() -> None:
+    recipes = [path for path in (ROOT / "experiments" / "configs").glob("*/*.yaml") if path.parent.name in SCRIPTS]
+    assert len(recipes) > 10
+    for path in recipes:
+        assert without_effect(parse(SCRIPTS[path.parent.name], ["--config", str(path)])) == [], path
+    assert all(without_effect(preset_run(name)) == [] for name in lit_llm.config.PRESETS)
 
 
 def test_an_interrupt_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
