@@ -246,7 +246,8 @@ def test_scripts_print_one_line_and_exit_with_1(
     shard = copied / "train" / "shard_00000.npy"
     shard.write_bytes(shard.read_bytes()[:-2])
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(to_plain(make_run(data={"paths": [str(copied)]}))))
+    run = make_run(data={"paths": [str(copied)]}, optimizer={"name": "muon"})
+    recipe.write_text(yaml.safe_dump(to_plain(run)))
     missing = str(tmp_path / "missing")
     cases: list[tuple[type, Callable[[Any], Any], list[str], str]] = [
         (PretrainConfig, pretrain, ["--config", str(recipe)], str(shard)),
