@@ -251,7 +251,7 @@ def _seeded(seed: int) -> Iterator[None]:
     """Seed the global random streams, from which some tasks draw as they are loaded, and restore them afterwards."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)  # it takes no more bits
     try:
         yield
     finally:

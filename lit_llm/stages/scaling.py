@@ -20,6 +20,7 @@ from lit_llm.config import PretrainConfig, ScalingConfig, UserError, from_plain,
 from lit_llm.config.files import replace_file
 from lit_llm.config.lock import locked
 from lit_llm.config.progress import in_words
+from lit_llm.config.yaml_text import write_yaml
 from lit_llm.planning.scaling_family import Family, GridPoint, grid_points, run_of
 from lit_llm.planning.scaling_fit import SCALING_FILE, Point, ScalingFit, fit_points
 from lit_llm.stages.pretrain import build_pretraining
@@ -245,7 +246,7 @@ def _compare(folder: Path, saved: dict[str, Any], run: PretrainConfig, digests: 
 def _save(grid: Grid) -> None:
     """Write down what the grid is, for the next start."""
     values = {"recipe": to_plain(grid.run), "digests": grid.digests, "budgets": grid.budgets, **grid.choices}
-    replace_file(grid.folder / GRID_FILE, yaml.safe_dump(values, sort_keys=False))
+    replace_file(grid.folder / GRID_FILE, write_yaml(values))
 
 
 def _train(grid: Grid, config: ScalingConfig, tell: Callable[[str], None]) -> None:

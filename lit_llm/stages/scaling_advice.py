@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-
 from lit_llm.config import PretrainConfig, ScalingConfig, flatten, from_plain, to_plain
 from lit_llm.config.files import replace_file
+from lit_llm.config.yaml_text import write_yaml
 from lit_llm.evaluation.scaling_report import advice_table, interval_text
 from lit_llm.planning import find_gpu
 from lit_llm.planning.scaling_family import GridPoint, Member, run_of
@@ -66,7 +65,7 @@ def advise_hours(fit: ScalingFit, config: ScalingConfig, passes_of: Any = None) 
     run = _run(fit, best)
     options = _options(fit, run)
     path = Path(config.output) / ADVICE_FILE
-    replace_file(path, yaml.safe_dump(to_plain(run), sort_keys=False))
+    replace_file(path, write_yaml(to_plain(run)))
     model = best.member.model
     hours = f"{config.hours:g} hour{'s' * (config.hours != 1)}"
     shape = f"width {model.hidden_size}, {model.num_layers} layers, {model.num_heads} heads"
