@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from lit_llm.config import PretrainConfig, ScalingConfig, flatten, from_plain, to_plain
 from lit_llm.config.files import replace_file
 from lit_llm.config.yaml_text import write_yaml
