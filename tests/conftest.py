@@ -54,8 +54,9 @@ SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """The whole suite is spread over the cores; files and tests that are named run in this process."""
-    return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else None
+    """The whole suite is spread over the cores, with one process more, as many tests wait for others; files and tests
+    that are named run in this process."""
+    return 0 if config.args_source is pytest.Config.ArgsSource.ARGS else (os.cpu_count() or 1) + 1
 
 
 @pytest.hookimpl(wrapper=True)

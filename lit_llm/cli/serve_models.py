@@ -58,7 +58,9 @@ def sources(config: ServeConfig) -> list[Source]:
     for name, path in config.adapters.items():
         if name in folders:
             raise UserError(f"a model and an adapter are called {name}: {folders[name]} and {path}; rename one")
-        _base(name, Path(path), found).adapters[name] = Path(path)
+        of_run = Path(path) / "adapter"
+        folder = of_run if (of_run / "adapter_config.json").is_file() else Path(path)
+        _base(name, folder, found).adapters[name] = folder
     return found
 
 

@@ -74,8 +74,9 @@ class ServeConfig(LoadConfig):
     """More models by the name that requests call them by, as '{small: checkpoints/sft, other: a.gguf}'. Each is read
     when it is first asked for; `model` is always there."""
     adapters: dict[str, str] = field(default_factory=dict)
-    """LoRA adapter folders (ours or PEFT's) by the name that requests call them by, as '{polite: checkpoints/polite}'.
-    Each shares the weights of the model that it was trained on, which is one of those served."""
+    """LoRA adapter folders (ours or PEFT's), or runs with one, by the name that requests call them by, as
+    '{polite: checkpoints/polite}'. Each shares the weights of the model that it was trained on, which is one of those
+    served."""
     max_models: int = 1
     """Models of `models` in memory at once, besides `model`; the one not asked for the longest makes room, unless it is
     in use: then the request is refused with status 503."""

@@ -26,8 +26,9 @@ DATA_HEADER = ("split", "where", "how much", "digest")
 """Names of the columns in the table of the data."""
 MIX_HEADER = ("corpus", "samples", "share of the samples", "read")
 """Names of the columns in the table of a mix."""
-_MOST_ROWS = 12
-"""At most so many steps are in the table of curves in report.md, and so many validations show their samples."""
+_FEW_ROWS, _MOST_ROWS = 5, 12
+"""Most steps in the table of curves in report.md, and most validations that show their samples; with fewer validations
+than the first number the table has other steps as well."""
 
 
 def write_report(config: RunConfig, result: RunResult, sections: Sequence[tuple[str, str]] = ()) -> None:
@@ -188,13 +189,14 @@ def _markdown(contents: _Contents) -> str:
 
 
 def _curves_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Make a table of the main curves at some steps: those of validations, or any if there was no validation."""
+    """Make a table of the main curves at some steps: those of validations, or any if there are few of these."""
     known = curve_names(lines)
     names = [name for chart in MAIN_CHARTS for name in chart.found(known)]
     if not names:
         return ""
     validations = [line for line in lines if any(name.startswith("val/") for name in line)]
-    rows = _spread(validations or lines)
+    steps = list({line["step"]: line for line in lines}.values())
+    rows = _spread(validations if len(validations) >= _FEW_ROWS else steps)
     newest: dict[int, dict[str, Any]] = {}
     values: dict[str, Any] = {}
     for line in lines:  # a training curve has its last value before the validation

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 
 from lit_llm.config import PretrainConfig, UserError
+from lit_llm.config.progress import track
 from lit_llm.planning.scaling_family import Family, GridPoint, Member, run_of
 from lit_llm.stages.pretrain import build_pretraining
 from lit_llm.stages.short_runs import shortened, train_short
@@ -77,12 +79,18 @@ def measure(family: Family, run: PretrainConfig, indices: Sequence[int], number:
     threads = torch.get_num_threads()
     torch.set_num_threads(max(1, threads // number))
     try:
-        timed = [(family.member(index), *_time(family, run, family.member(index))) for index in sorted(set(indices))]
+        members = [family.member(index) for index in sorted(set(indices))]
+        print(f"measuring how fast this machine trains {_sizes(members)}", file=sys.stderr)
+        timed = [(member, *_time(family, run, member)) for member in track(members, "measuring", unit="models")]
     finally:
         torch.set_num_threads(threads)
     per_token, overheads = [each[1] for each in timed], [each[2] for each in timed]
     # the first trial imports and compiles for all of them
     return Speed([each[0].flops_per_token for each in timed], per_token, min(overheads))
+
+
+def _sizes(members: Sequence[Member]) -> str:
+    return " and ".join(f"{member.total:,}" for member in members) + " parameters, a few steps of each"
 
 
 def _time(family: Family, run: PretrainConfig, member: Member) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
@@ -32,10 +33,12 @@ class GracefulStop(L.Callback):
     def __init__(self, policy: CheckpointPolicy) -> None:
         self.policy = policy
         self._received: int | None = None
+        self._tells = False
         self._previous: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Handle the signals from now on, if this is the main thread: Python allows it nowhere else."""
+        self._tells = trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
@@ -43,6 +46,8 @@ class GracefulStop(L.Callback):
         if self._received is not None:
             raise KeyboardInterrupt
         self._received = number
+        if self._tells:  # not by way of sys.stderr, which the signal may have interrupted
+            os.write(2, b"\nstopping after this step; another signal stops at once\n")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

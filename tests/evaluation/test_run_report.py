@@ -66,6 +66,7 @@ def test_contents(trained: tuple[PretrainConfig, RunResult]) -> None:
         assert f"{row}{manifest.documents:,} documents | {manifest.digest} |" in report
     steps = re.findall(r"^\| (\d+) \| ([\d.]+) \| ([\d.]+) \|", report, re.MULTILINE)
     assert steps == [(str(n), f"{lines[n]['train/loss']:.4g}", f"{lines[n]['val/loss']:.4g}") for n in (2, 4)]
+    assert re.findall(r"^\| (\d+) \|", report, re.MULTILINE) == [str(n) for n in lines]  # two validations are few
     earlier = read_step_lines(config.folder / "samples.jsonl")[0]
     assert report.index("## Earlier samples\n\n### Step 2\n") < report.index("## Configuration")
     assert earlier["step"] == 2 and f"    {earlier['samples'][0].splitlines()[0]}\n" in report

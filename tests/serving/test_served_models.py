@@ -44,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = save_tiny(folder)
     return {
         "tiny": base,
-        "polite": save_adapter_of(base, folder / "polite", 1),
+        "polite": save_adapter_of(base, folder / "run" / "adapter", 1),
         "terse": save_adapter_of(base, folder / "terse", 2, rank=2, dora=True, targets=["q_proj", "down_proj"]),
         "other": save_tiny(folder, name="other", seed=5),
     }
@@ -52,7 +52,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def server(folders: dict[str, Path]) -> Iterator[Server]:
-    adapters = {name: str(folders[name]) for name in ("polite", "terse")}
+    adapters = {"polite": str(folders["polite"].parent), "terse": str(folders["terse"])}  # a run's, and a folder
     with serving(folders["tiny"], adapters=adapters, models={"other": str(folders["other"])}, max_batch=12) as server:
         yield server
 

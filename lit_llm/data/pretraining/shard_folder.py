@@ -45,7 +45,10 @@ def require_shards(path: str) -> None:
         )
     if folder.is_file():
         raise UserError(f"data.paths {path!r} is one shard; give the folder above its split, {folder.parent.parent}")
-    raise UserError(f"there are no shards at {path}; run {prepare} --output {word}")
+    raise UserError(
+        f"there are no shards at {path}; run {prepare} --output {word} with your tokenizer, or, "
+        "for a recipe's shards, the commands at its top"
+    )
 
 
 def _is_text(path: Path) -> bool:
