@@ -22,7 +22,9 @@ SCRIPTS = Path(sys.executable).parent
         ["ruff", "check", "."],
         ["ruff", "format", "--check", "."],
         # the rooms that setup.cfg names; without a cache, which another version of a package would spoil
-        ["mypy", "--cache-dir", os.devnull, "--python-executable", sys.executable],
+        pytest.param(
+            ["mypy", "--cache-dir", os.devnull, "--python-executable", sys.executable], marks=pytest.mark.slow
+        ),
     ],
     ids=lambda command: " ".join(command[:2]),
 )
