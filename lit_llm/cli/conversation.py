@@ -268,6 +268,7 @@ COMMANDS = {
     "/set": Command("NAME VALUE", "change how answers are drawn; without VALUE, show it", Conversation._set),
     "/save": Command("FILE.jsonl", "add the conversation to a file that sft.py reads", Conversation._save),
     "/quit": Command("", "end the conversation", Conversation._quit),
+    "/exit": Command("", "the same", Conversation._quit),
 }
 
 

@@ -253,7 +253,7 @@ def test_commands_change_the_conversation(loaded: LoadedModel) -> None:
     conversation.handle("/system")
     assert conversation.system is None and say(conversation, "bc") == plain
     assert say(conversation, "//bc") and conversation.turns[-2] == user("/bc")
-    assert conversation.handle("/quit").ends and not conversation.handle("/help").ends
+    assert all(conversation.handle(word).ends for word in ("/quit", "/exit")) and not conversation.handle("/help").ends
     before = conversation.turns
     for line, message in {"/rset": "no command /rset; /help lists them", "/undo 2": "/undo takes nothing"}.items():
         with pytest.raises(UserError, match=message):
