@@ -115,16 +115,15 @@ class Unicode:
     def __call__(self, document: SourceDocument) -> str | None:
         """Changes the text; why the document is dropped, or None."""
         text = document.text
-        for _ in range(
-            _MOST_ROUNDS if self._needs_edits(text) else 0
-        ):  # what one edit takes away can make work for one before it
+        for _ in range(_MOST_ROUNDS):  # what one edit takes away can make work for one before it
             before = text
-            for name, edit in self._edits:
+            for name, edit in self._edits if self._needs_edits(text) else ():
                 text, number = edit(text)
                 self.counts[name] += number
+            text = self._fewer_blanks(text)
             if text == before:
                 break
-        document.text = text = self._fewer_blanks(text)
+        document.text = text
         self.counts = +self.counts
         most = self._options.max_replacement_characters
         if most is not None and share(text.count("\ufffd"), len(text)) > most:

@@ -108,6 +108,7 @@ _PARTS = [
 @given(st.lists(st.sampled_from(_PARTS), max_size=30).map("".join) | st.text(max_size=60), st.booleans())
 @example("Ã\u200b©", True)
 @example("\x1b[\x1b[31m31m", True)
+@example("€é\xa0", True)
 def test_a_second_time_changes_nothing(text: str, everything: bool) -> None:
     options = {} if everything else {"normalization": "NFKC", "control_characters": False, "max_blank_lines": 0}
     once = cleaned(text, **options)
