@@ -189,14 +189,16 @@ def _markdown(contents: _Contents) -> str:
 
 
 def _curves_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Make a table of the main curves at some steps: those of validations, or any if there are few of these."""
+    """Make a table of the main curves at some steps: those of validations, and others if there are few of these."""
     known = curve_names(lines)
     names = [name for chart in MAIN_CHARTS for name in chart.found(known)]
     if not names:
         return ""
     validations = [line for line in lines if any(name.startswith("val/") for name in line)]
-    steps = list({line["step"]: line for line in lines}.values())
-    rows = _spread(validations if len(validations) >= _FEW_ROWS else steps)
+    shown = _spread(validations)
+    if len(shown) < _FEW_ROWS:
+        shown = [*shown, *_spread(lines)]
+    rows = sorted({line["step"] for line in shown})
     newest: dict[int, dict[str, Any]] = {}
     values: dict[str, Any] = {}
     for line in lines:  # a training curve has its last value before the validation
@@ -204,7 +206,7 @@ def _curves_table(lines: Sequence[Mapping[str, Any]]) -> str:
         newest[line["step"]] = values
     return markdown_table(
         ["step", *names],
-        [[f"{line['step']:,}", *(_number(newest[line["step"]].get(name)) for name in names)] for line in rows],
+        [[f"{step:,}", *(_number(newest[step].get(name)) for name in names)] for step in rows],
     )
 
 

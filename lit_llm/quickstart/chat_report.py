@@ -13,7 +13,7 @@ from lit_llm.quickstart.chat_rows import ChatFiles, held_out_prompts, most_token
 
 SHOWN = 4
 """Number of held-out prompts that are answered."""
-SAMPLING = SamplingConfig(max_new_tokens=96, temperature=0.0)
+SAMPLING = SamplingConfig(max_new_tokens=96, temperature=0.0, truncate_prompt=True)
 HEADER = ("model", "loss of held-out answers", "preferred answer likelier", "pairs", "it became likelier")
 NAMES = {"before": "as it came", "sft": "after LoRA on conversations", "dpo": "after DPO on preferences"}
 """What the report calls each measurement, in order."""
@@ -85,11 +85,7 @@ def _measure(config: QuickstartChatConfig, folder: Path) -> Measurement:
     chosen, rejected = preference_log_probs(model, tokenizer, files.preferences("validation")).T
     chat = ChatFormat(tokenizer)
     prompts = [chat.render_prompt(prompt) for prompt in held_out_prompts(files.conversations("validation"), SHOWN)]
-    context = model.config.max_position_embeddings
-    room = max(context - SAMPLING.max_new_tokens, context // 2)
-    written = complete(
-        model, [ids[-room:] for ids in prompts], SAMPLING, tokenizer=tokenizer, stop_tokens=chat.stop_ids
-    )
+    written = complete(model, prompts, SAMPLING, tokenizer=tokenizer, stop_tokens=chat.stop_ids)
     return Measurement(loss, (chosen - rejected).tolist(), [answer.text for answer in written])
 
 

@@ -125,7 +125,6 @@ def fit(
     if trainer.is_global_zero:
         _write_model(config, module, weights, tokenizer, settings)
     metrics = _earlier_values(config.folder, trainer.global_step) | values
-    seconds = next(logger.seconds for logger in loggers if isinstance(logger, MetricsFile))
     return RunResult(
         folder=config.folder,
         model_folder=config.folder / "model",
@@ -135,7 +134,7 @@ def fit(
         tokens_per_second=speed.tokens_per_second or metrics.get("throughput/tokens_per_second", 0.0),
         steps=trainer.global_step,
         ended_early=end.reason,
-        facts=run_facts(trainer, data, seconds),
+        facts=run_facts(trainer, data, next(each.seconds for each in loggers if isinstance(each, MetricsFile))),
     )
 
 

@@ -43,7 +43,7 @@ class SamplePrompts:
         return cls(shown, [chat.render_prompt(turns) for turns in conversations], chat.stop_ids)
 
     def fitted(self, context: int, sampling: SamplingConfig, given: int) -> SamplePrompts:
-        """Cut the prompts of rows at their left where they leave too little room for a text.
+        """Cut the prompts of rows at their left where they leave no room for a text.
 
         Args:
             context: positions of the model.
@@ -57,8 +57,8 @@ class SamplePrompts:
             ids = [fitted_prompt(prompt, sampling, context) for prompt in self.ids[:given]]
         except UserError as error:
             raise UserError(f"samples.prompts: {error}") from error
-        room = max(1, context - min(sampling.max_new_tokens, context // 2))
-        ids += [prompt[-room:] for prompt in self.ids[given:]]
+        cut = replace(sampling, truncate_prompt=True)
+        ids += [fitted_prompt(prompt, cut, context) for prompt in self.ids[given:]]
         texts = [
             text if len(prompt) == len(read) else f"(its last {len(read)} tokens are read) {text}"
             for text, prompt, read in zip(self.texts, self.ids, ids, strict=True)

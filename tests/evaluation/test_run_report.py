@@ -13,7 +13,7 @@ from stage_runs import make_stage, run_stage
 from lit_llm.config import PretrainConfig, SampleConfig, SamplingConfig
 from lit_llm.config.notices import with_pictures
 from lit_llm.data.corpus.shards import ShardedTokens
-from lit_llm.evaluation import pages
+from lit_llm.evaluation import pages, run_report
 from lit_llm.evaluation.pages import from_markdown, page
 from lit_llm.evaluation.run_report import duration, write_report
 from lit_llm.evaluation.tables import markdown_table
@@ -114,6 +114,16 @@ def test_the_page_holds_everything_and_loads_nothing(trained: tuple[PretrainConf
     # the report is the last thing that a run writes
     times = [(config.folder / name).stat().st_mtime_ns for name in ("report.html", "report.md")]
     assert times == sorted(times)
+
+
+def test_few_validations_keep_their_values_among_other_steps() -> None:
+    lines = [
+        {"step": n, "train/loss": 9 - n / 100} | ({"val/loss": 5.5} if n in (38, 90) else {}) for n in range(1, 101)
+    ]
+    rows = [row.split(" | ") for row in run_report._curves_table(lines).splitlines()[2:]]
+    steps = [int(row[0].strip("| ")) for row in rows]
+    assert len(steps) == 14 and steps == sorted(steps) and {1, 38, 90, 100} <= set(steps)
+    assert [step for step, row in zip(steps, rows, strict=True) if "5.5" in row[2]] == [38, 90]
 
 
 @pytest.mark.parametrize(
